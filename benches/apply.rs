@@ -1,8 +1,8 @@
-//! Applying a tar from memory to a directory, with and without the tar-split file beside it.
+//! Applies a tar from memory to a directory, with and without the tar-split file.
 //!
-//! A directory is fresh in each iteration and removed outside of the time. Everything lies in /dev/shm, so the figures
-//! are those of the processor and the kernel's file layer; an ext4 that is cleared and filled again would be measured
-//! for how it avoids inodes that were freed a moment ago.
+//! Each iteration uses a new directory, which is removed outside of the measured time. Everything is in
+//! /dev/shm, so the figures show the processor and the kernel's file layer. On an ext4 that is cleared and
+//! filled again, the result would depend on how it avoids inodes that were just freed.
 
 use std::hint::black_box;
 use std::io;
@@ -25,14 +25,14 @@ use larder_sys::{Dir, process};
 use larder_testing::layer::LayerBuilder;
 use tempfile::TempDir;
 
-/// Bytes of a chunk off the wire.
+/// Size of a network chunk, in bytes.
 const CHUNK: usize = 64 << 10;
 
-/// Room without end: what the cap costs is measured by the pipeline.
+/// Unlimited space: the pipeline benchmark measures the cost of the cap.
 #[derive(Debug)]
-struct Endless;
+struct Unlimited;
 
-impl Space for Endless {
+impl Space for Unlimited {
     fn reserve(&self, _: u64) -> Result<(), Shortage> {
         Ok(())
     }
@@ -49,7 +49,7 @@ impl ChunkSource for Chunks {
     }
 }
 
-/// A tar and what extraction is to find it to be.
+/// A tar and the result that extraction must give.
 struct Sample {
     tar: Bytes,
     expected: Expected,
@@ -64,7 +64,7 @@ impl From<LayerBuilder> for Sample {
     }
 }
 
-/// Bytes that differ from file to file and do not repeat within one.
+/// Returns bytes that differ between files and do not repeat within one.
 fn content(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let words = std::iter::repeat_with(|| {
@@ -76,7 +76,7 @@ fn content(seed: u64, length: usize) -> Vec<u8> {
     words.flatten().take(length).collect()
 }
 
-/// Files of 1 KiB, a hundred to a directory.
+/// Creates a layer of files of 1 KiB, a hundred per directory.
 fn many_small(count: u64) -> Sample {
     let mut layer = LayerBuilder::new();
     for n in 0..count {
@@ -94,7 +94,7 @@ fn few_large(count: u64, size: usize) -> Sample {
         .into()
 }
 
-/// Chains of forty directories, none of them a member for itself but the file at the end.
+/// Creates chains of forty directories. Only the file at the end is a member.
 fn deep(count: u64) -> Sample {
     let below = "/directory".repeat(40);
     (0..count)
@@ -102,7 +102,7 @@ fn deep(count: u64) -> Sample {
         .into()
 }
 
-/// One file with `count` hard links, and as many symbolic ones.
+/// Creates one file with `count` hard links and as many symbolic links.
 fn links(count: u64) -> Sample {
     let first = LayerBuilder::new().dir("bin/").file("bin/busybox", content(1, 1 << 20));
     (0..count)
@@ -121,13 +121,13 @@ fn fresh() -> TempDir {
 }
 
 fn apply(sample: &Sample, root: &Path, tar_split: bool) {
-    let dir = Dir::open(root).expect("made a moment ago");
-    let replaced = dir.open_dir(b"replaced").expect("made a moment ago");
+    let dir = Dir::open(root).expect("it was just created");
+    let replaced = dir.open_dir(b"replaced").expect("it was just created");
     let written = AtomicU64::new(0);
     let target = overlay::apply::Target {
-        diff: dir.open_dir(b"diff").expect("made a moment ago"),
+        diff: dir.open_dir(b"diff").expect("it was just created"),
         replaced: &replaced,
-        space: &Endless,
+        space: &Unlimited,
         rights: Rights { ids: process::ids(), trusted: true, rootless: false },
         cores: &Cores::of_process(),
         written: &written,
@@ -163,7 +163,7 @@ fn benches(criterion: &mut Criterion) {
         group.sample_size(15).measurement_time(Duration::from_secs(6)).warm_up_time(Duration::from_secs(1));
         for (form, tar_split) in [("plain", false), ("tar-split", true)] {
             group.bench_function(form, |bencher| {
-                // The directory is returned, so that removing it is outside of the time.
+                // The directory is returned, so that it is removed outside of the measured time.
                 let run = |root: TempDir| {
                     apply(sample, root.path(), tar_split);
                     root

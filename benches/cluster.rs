@@ -1,17 +1,19 @@
-//! A large cluster: what the controller and the agents of nodes cost its API server, and their memory.
+//! A large cluster: the requests to its API server and the memory of the controller and the node agents.
 //!
-//! `cargo bench --features testing --bench cluster [CACHES [NODES]]`: 5000 image caches of 100 tenants and 1000 nodes by default.
+//! `cargo bench --features testing --bench cluster [CACHES [NODES]]`. The default is 5000 image caches of 100
+//! tenants, and 1000 nodes.
 //!
-//! `LARDER` names another program to measure, for a comparison.
+//! Set `LARDER` to measure another program, for a comparison.
 //!
-//! The API server is the one of `larder_testing`, without controllers, kubelets and storage: it answers and counts requests, and
-//! its own speed is not that of a real one. The controller is the real `larder serve`, one agent is the real `larder node`; the
-//! other agents are the same code in this process. Objects are as a build of three images with 15 layers each leaves them.
+//! The API server is the one of `larder_fake_kubernetes`, without controllers, kubelets and storage. It
+//! serves and counts requests; its speed is not that of a real server. The controller is the real
+//! `larder serve`, and one agent is the real `larder node`. The other agents run the same code in this
+//! process. The objects are those after a build of three images with 15 layers each.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a measurement ends at the first thing that is wrong, and prints"
+    reason = "a measurement stops at the first error and prints its results"
 )]
 
 use std::collections::BTreeMap;
@@ -36,10 +38,10 @@ const LARDER: &str = "system:serviceaccount:larder:larder";
 const AGENT: &str = "system:serviceaccount:larder-nodes:larder-node";
 const SNAPSHOTS: &str = "snapshot.storage.k8s.io";
 const TIME: &str = "2026-01-01T00:00:00Z";
-/// How long the steady state is watched.
-const STEADY: Duration = Duration::from_secs(60);
-/// How long anything may take before the measurement is given up.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// Duration of the steady-state measurement.
+const STEADY_DURATION: Duration = Duration::from_secs(60);
+/// Time after which a step of the measurement fails.
+const STEP_TIMEOUT: Duration = Duration::from_secs(600);
 
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse().ok());
@@ -52,7 +54,7 @@ fn main() {
         let bookmark = Duration::from_secs(60);
         Cluster::without_components(Timing { bookmark, ..Timing::default() })
     };
-    let bytes = furnish(&cluster, caches, nodes);
+    let bytes = create_objects(&cluster, caches, nodes);
     println!("{caches} image caches of {TENANTS} tenants, {} KiB each as JSON; {nodes} nodes", bytes / 1024);
 
     let start = Instant::now();
@@ -75,7 +77,7 @@ fn main() {
     let start = Instant::now();
     let stop = CancellationToken::new();
     let ready = runtime.block_on(agents(&cluster, nodes, &stop));
-    wait("every agent has looked at everything", || {
+    wait("every agent is ready", || {
         ready.iter().all(|ready| ready.load(std::sync::atomic::Ordering::Acquire))
     });
     wait("every node has a claim", || claims(&cluster, 1) == nodes);
@@ -83,11 +85,11 @@ fn main() {
     report(&format!("{nodes} agents, start"), &cluster, AGENT, seen, None);
     println!("{nodes} agents in one process: {} MiB", resident_mib(std::process::id()) - before);
     let seen = cluster.seen().len();
-    std::thread::sleep(STEADY);
-    report(&format!("{nodes} agents, steady"), &cluster, AGENT, seen, Some(STEADY));
-    println!("controller beside them: {} MiB", controller.resident_mib());
+    std::thread::sleep(STEADY_DURATION);
+    report(&format!("{nodes} agents, steady"), &cluster, AGENT, seen, Some(STEADY_DURATION));
+    println!("controller, with all agents: {} MiB", controller.resident_mib());
 
-    // One image cache of each tenant is refreshed: each node wants the new volume of one of them.
+    // Refreshes one image cache of each tenant: each node needs the new volume of one of them.
     let seen = cluster.seen().len();
     let start = Instant::now();
     for tenant in 0..TENANTS {
@@ -103,8 +105,8 @@ fn main() {
     stop.cancel();
 }
 
-/// Returns the size of an ImageCache as JSON, bytes.
-fn furnish(cluster: &Cluster, caches: usize, nodes: usize) -> usize {
+/// Creates all objects. Returns the size of an ImageCache as JSON, in bytes.
+fn create_objects(cluster: &Cluster, caches: usize, nodes: usize) -> usize {
     cluster.install(&serde_json::to_value(larder::kubernetes::crd::definition()).unwrap());
     cluster.install_storage("Delete");
     let namespaces = ["larder", "larder-nodes", "larder-volumes"].map(str::to_owned);
@@ -128,7 +130,7 @@ fn furnish(cluster: &Cluster, caches: usize, nodes: usize) -> usize {
         let (name, of) = (node(at), at % TENANTS);
         cluster.install(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}));
         for pod in 0..20 {
-            // One of twenty pods wants an image cache.
+            // One of twenty pods requests an image cache.
             let annotations =
                 if pod == 0 { json!({"larder.dev/image-cache": format!("cache-{of}")}) } else { json!({}) };
             cluster.install(&json!({
@@ -207,7 +209,7 @@ fn image_cache(at: usize, generation: usize) -> Value {
     })
 }
 
-/// The snapshot of a volume and its two copies, ready.
+/// Creates the snapshot of a volume and its two copies, all ready.
 fn offer(cluster: &Cluster, at: usize, generation: usize) {
     let name = snapshot_name(at, generation);
     let labels = json!({
@@ -255,13 +257,13 @@ fn offer(cluster: &Cluster, at: usize, generation: usize) {
     }
 }
 
-/// The end of a refresh: the next volume is served, and offered.
+/// Simulates the end of a refresh: the next volume is offered and served.
 fn refresh(cluster: &Cluster, at: usize) {
     offer(cluster, at, 2);
     cluster.restore("larder.dev", "imagecaches", image_cache(at, 2));
 }
 
-/// A process under measurement, and its log. Killed when it is dropped.
+/// A process under measurement and its log. Dropping it kills the process.
 struct Process(Child, PathBuf);
 
 impl Process {
@@ -363,11 +365,11 @@ fn agent_process(cluster: &Cluster, dir: &Path) -> Process {
     Process::start(&mut command, &dir.join("agent.log"))
 }
 
-/// Attaches nothing: no kubelet mounts anything here.
+/// An attacher that does nothing, because no kubelet mounts anything here.
 #[derive(Debug)]
-struct Nothing;
+struct NoopAttacher;
 
-impl Attacher for Nothing {
+impl Attacher for NoopAttacher {
     fn attach(&self, _: &Path, _: &str, _: &Digest) -> Result<(), AttachFault> {
         Ok(())
     }
@@ -391,7 +393,7 @@ async fn agents(
     for at in 0..nodes {
         let client = Client::try_from(cluster.config(Some(&token))).unwrap();
         let settings = Settings { config: settings(at, None), node: node(at) };
-        let mut agent = Agent::new(client, settings, Arc::new(Nothing), Metrics::new());
+        let mut agent = Agent::new(client, settings, Arc::new(NoopAttacher), Metrics::new());
         ready.push(agent.readiness());
         let stop = stop.clone();
         tokio::spawn(async move { agent.run(&stop).await });
@@ -399,7 +401,7 @@ async fn agents(
     ready
 }
 
-/// How many claims there are for volumes of this generation.
+/// Returns the number of claims for volumes of this generation.
 fn claims(cluster: &Cluster, generation: usize) -> usize {
     let all = cluster.peek_all("", "persistentvolumeclaims", "larder-volumes");
     let wanted = generation.to_string();
@@ -410,19 +412,19 @@ fn claims(cluster: &Cluster, generation: usize) -> usize {
 fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(start.elapsed() < STEP_TIMEOUT, "{what}: not within {STEP_TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 fn steady(who: &str, cluster: &Cluster, user: &str, process: &Process) {
     let seen = cluster.seen().len();
-    std::thread::sleep(STEADY);
-    report(&format!("{who}, steady"), cluster, user, seen, Some(STEADY));
+    std::thread::sleep(STEADY_DURATION);
+    report(&format!("{who}, steady"), cluster, user, seen, Some(STEADY_DURATION));
     println!("{who}: {} MiB of memory", process.resident_mib());
 }
 
-/// Prints the requests of a user since the one with the number `since`.
+/// Prints the requests of a user after the first `since` requests.
 fn report(what: &str, cluster: &Cluster, user: &str, since: usize, during: Option<Duration>) {
     let mut counts: BTreeMap<(String, &str), usize> = BTreeMap::new();
     let seen: Vec<Seen> = cluster.seen().split_off(since);

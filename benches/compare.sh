@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# larder beside podman, containerd, and skopeo with umoci: images of five shapes from a registry on loopback, each to a synced
-# file system.
+# Compares larder with podman, containerd, and skopeo with umoci. They unpack images of five shapes from a
+# registry on loopback, each to a synced file system.
 #
-#   py      this machine's /usr/lib/*-linux-gnu, /usr/share, /usr/include and Python, a layer each
-#   pyzstd  the same, compressed by zstd
-#   ml      a few huge files, libraries of this machine or random bytes, in two layers
-#   node    100,000 small files in one layer, and a small one
+#   py      this machine's /usr/lib/*-linux-gnu, /usr/share, /usr/include and Python, one layer each
+#   pyzstd  the same, compressed with zstd
+#   ml      a few huge files (libraries of this machine, or random bytes) in two layers
+#   node    100,000 small files in one layer, and a small layer
 #   many    40 layers of 300 small files, and one of 6,000
 #
-# Every run gets a new ext4 of its own (a sparse file, loop-mounted): one that is cleared and filled again would be measured
-# for how it avoids inodes that were freed a moment ago. The tools take turns; registry and tool share the processors. Prints a
-# table of medians for each image. Needs root.
-# Usage: compare.sh [IMAGE...]; RUNS (3), TOOLS, LARDER and TMPDIR are taken from the environment. BASE names another larder,
-# which the tools larder_base and larder_erofs_base run.
+# Every run gets its own new ext4 (a sparse file, loop-mounted). On one that is cleared and filled again, the
+# result would depend on how it avoids inodes that were just freed. The tools take turns; registry and tool
+# share the processors. Prints a table of medians for each image. Needs root.
+# Usage: compare.sh [IMAGE...]; RUNS (3), TOOLS, LARDER and TMPDIR are taken from the environment. BASE names
+# another larder program, which the tools larder_base and larder_erofs_base run.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -22,11 +22,11 @@ runs=${RUNS:-3}
 read -ra tools <<<"${TOOLS:-larder larder_erofs podman_pull containerd_pull skopeo_umoci}"
 
 if ((EUID != 0)); then
-    echo "compare: run it as root: it mounts file systems, and layers keep owners" >&2
+    echo "compare: must run as root, because it mounts file systems and layers keep owners" >&2
     exit 77
 fi
 if [[ ${1:-} != --in-namespace ]]; then
-    # A mount namespace of its own: whatever is mounted below is gone with the last process in it.
+    # Use a new mount namespace: all mounts disappear with its last process.
     exec unshare --mount --propagation private "$0" --in-namespace "$@"
 fi
 shift
@@ -73,7 +73,7 @@ make() { # image
         done
         ;;
     *)
-        echo "compare: no image $1: py, pyzstd, ml, node or many" >&2
+        echo "compare: unknown image $1; use py, pyzstd, ml, node or many" >&2
         exit 64
         ;;
     esac
@@ -84,7 +84,7 @@ for shape; do
 done
 push_images
 
-# What each tool runs, on the file system at $1, with the image $2. The table's names are these.
+# Commands of the tools, for the file system at $1 and the image $2. The table uses these names.
 larder() { "$larder" build --volume "$1/cache" --size 14GiB "$2"; }
 larder_erofs() { "$larder" build --layer-format erofs --volume "$1/cache" --size 14GiB "$2"; }
 larder_base() { "$base" build --volume "$1/cache" --size 14GiB "$2"; }
@@ -111,7 +111,7 @@ skopeo_umoci() {
 export -f larder larder_erofs larder_base larder_erofs_base podman_pull containerd_pull skopeo_umoci
 export larder base
 
-# Appends wall seconds, cpu seconds and peak KiB of the largest process.
+# Appends wall seconds, cpu seconds and the peak KiB of the largest process.
 measure() { # tool, image
     mkdir "$dir/fs"
     truncate --size 16G "$dir/disk"
@@ -123,7 +123,7 @@ measure() { # tool, image
         cat "$dir/log" >&2
         exit 70
     fi
-    # podman and containerd leave what they mounted.
+    # podman and containerd leave their mounts behind.
     umount --recursive "$dir/fs"
     rm -r "$dir/fs" "$dir/disk"
     sync
@@ -133,7 +133,7 @@ printf '%d cores, %s\n' "$(nproc)" "$(uname --kernel-release)"
 for shape; do
     for ((run = 0; run < runs; run++)); do
         for tool in "${tools[@]}"; do
-            # umoci knows no zstd.
+            # umoci does not support zstd.
             [[ $tool == skopeo_umoci && $shape == pyzstd ]] || measure "$tool" "$shape"
         done
     done

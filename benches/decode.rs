@@ -1,6 +1,7 @@
-//! Inflating and hashing a layer: the decoders that could be used, bare, and ours as it stands.
+//! Decompressing and hashing a layer: the candidate decoders alone, and our decoder.
 //!
-//! The layers are made of this machine's own files: `/usr/lib` (programs and libraries) and `/usr/share` (text).
+//! The layers consist of this machine's own files: `/usr/lib` (programs and libraries) and `/usr/share`
+//! (text).
 
 use std::hint::black_box;
 use std::io::{self, BufRead, Read, Write};
@@ -20,16 +21,16 @@ use larder_testing::image;
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZFlush, MZStatus};
 
-/// Bytes of a chunk off the wire.
+/// Size of a network chunk, in bytes.
 const CHUNK: usize = 64 << 10;
 
-/// Bytes inflated at a time, as our decoder does it.
+/// Size of the output buffer, in bytes, as in our decoder.
 const BUFFER: usize = 256 << 10;
 
-/// Bytes in front of the deflate stream: a gzip header without a name.
+/// Size of the header before the deflate stream, in bytes: a gzip header without a name.
 const GZIP_HEADER: usize = 10;
 
-/// A layer in every form.
+/// A layer in all compression forms.
 struct Sample {
     tar: Bytes,
     gzip: Bytes,
@@ -37,7 +38,7 @@ struct Sample {
 }
 
 impl Sample {
-    /// A layer of the files below `path`, as a builder of images would compress it.
+    /// Creates a layer of the files below `path`, compressed as an image builder does it.
     fn of(path: &str, limit: u64) -> io::Result<Self> {
         let layer = image::from_files(&[Path::new(path)], limit)?.remove(0);
         let mut tar = Vec::new();
@@ -49,7 +50,7 @@ impl Sample {
     }
 }
 
-/// A blob as it comes from a registry, without copying.
+/// A blob as it arrives from a registry, without copying.
 struct Chunks(Bytes);
 
 impl ChunkSource for Chunks {
@@ -59,11 +60,11 @@ impl ChunkSource for Chunks {
     }
 }
 
-fn ours(blob: &Bytes) -> Decoder<Chunks> {
+fn layer_decoder(blob: &Bytes) -> Decoder<Chunks> {
     Decoder::new(Chunks(blob.clone()), Algorithm::Sha256, Ratio::default())
 }
 
-/// Reads everything, to the digests.
+/// Reads the whole layer and checks its digests. Returns its size.
 fn drain(mut decoder: Decoder<Chunks>) -> u64 {
     loop {
         let length = decoder.fill_buf().expect("the sample is whole").len();
@@ -101,7 +102,7 @@ fn miniz(mut blob: &[u8], buffer: &mut [u8]) -> u64 {
 }
 
 fn zstd(blob: &[u8], buffer: &mut [u8]) -> u64 {
-    let mut decoder = zstd::Decoder::with_buffer(blob).expect("zstd gives a context");
+    let mut decoder = zstd::Decoder::with_buffer(blob).expect("a zstd context can be created");
     let mut size = 0;
     loop {
         match decoder.read(buffer).expect("the sample is whole") {
@@ -118,7 +119,7 @@ fn sha256(tar: &[u8]) -> Hasher {
     hasher
 }
 
-/// What the numbers are worth depends on every decoder having given the whole tar.
+/// Measures one decoder, after checking that it returns the whole tar.
 fn case(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, size: usize, mut run: impl FnMut() -> u64) {
     assert_eq!(run(), size as u64, "{name}");
     group.bench_function(name, |bencher| bencher.iter(&mut run));
@@ -139,13 +140,14 @@ fn decode(criterion: &mut Criterion) {
             flate2(Decompress::new_gzip(15), &sample.gzip, &mut buffer)
         });
         case(&mut group, "zstd", size, || zstd(&sample.zstd, &mut buffer));
-        // On x86-64, and built with `isal`, the second is ISA-L and the first is what takes its place elsewhere.
-        case(&mut group, "decoder/gzip, portable", size, || drain(ours(&sample.gzip).portable()));
+        // On x86-64 with the feature `isal`, `decoder/gzip` uses ISA-L. The portable decoder is the one for
+        // other machines.
+        case(&mut group, "decoder/gzip, portable", size, || drain(layer_decoder(&sample.gzip).portable()));
         for (form, blob) in [("gzip", &sample.gzip), ("zstd", &sample.zstd), ("tar", &sample.tar)] {
-            case(&mut group, &format!("decoder/{form}"), size, || drain(ours(blob)));
+            case(&mut group, &format!("decoder/{form}"), size, || drain(layer_decoder(blob)));
             let cores = Cores::new(1);
-            case(&mut group, &format!("decoder/{form}, hashes beside"), size, || {
-                drain(ours(blob).beside(cores.clone()))
+            case(&mut group, &format!("decoder/{form}, parallel hashing"), size, || {
+                drain(layer_decoder(blob).with_cores(cores.clone()))
             });
         }
         group.bench_function("sha256", |bencher| bencher.iter(|| sha256(&sample.tar)));

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Volumes of kind directory and disk, and what the choices about a disk are worth: the same two images from a registry on
-# loopback.
+# Volumes of kind directory and disk, and the effect of each choice about a disk: the same two images from a
+# registry on loopback.
 #
 #   many   60,000 small files in 3 layers
 #   few    four large files (libraries of this machine, or random bytes) in 4 layers
 #
-# `directory` and `disk` are the builds that a user runs, each timed to its end, when its volume is durable; what fills a disk
-# is confined, as `directory-confined` is. The others are a disk made by hand, mounted, filled as a directory, unmounted and
-# flushed: each differs from the first in one choice. `reuse` is a disk that takes its layers from another disk, made before the
-# clock starts, `reuse-directory` the same among directories. The variants take turns. Every run gets a directory of its own,
-# and nothing is removed before the end: a file system is slow to fill where much was just deleted. Prints all walls. Needs
-# root.
+# `directory` and `disk` are the builds that a user runs, each timed until its volume is durable. The builder
+# of a disk is confined, as in `directory-confined`. The other variants are a disk made by hand: mounted,
+# filled as a directory, unmounted and flushed. Each differs from `by-hand` in one choice. `reuse` is a disk
+# that copies its layers from another disk, which was built before the clock starts; `reuse-directory` is the
+# same with directories. The variants take turns. Every run gets its own directory, and nothing is removed
+# before the end, because filling a file system is slow after many deletions. Prints all walls. Needs root.
 # Usage: disk.sh [VARIANT...]; RUNS (3), SIZE (4G), HOST, LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
 
@@ -19,7 +19,7 @@ larder=$(realpath "${LARDER:-$here/../target/release/larder}")
 runs=${RUNS:-3} size=${SIZE:-4G}
 
 if ((EUID != 0)); then
-    echo "disk: run it as root: it mounts disks" >&2
+    echo "disk: must run as root, because it mounts disks" >&2
     exit 77
 fi
 if [[ ${1:-} != --in-namespace ]]; then
@@ -54,8 +54,8 @@ for number in 0 1 2 3; do
 done
 push_images
 
-# The machine's disk: where TMPDIR is, or with HOST=SIZE an ext4 as it comes, on which nothing was ever removed. On that one a
-# disk lies one loop device deeper than a directory does.
+# The host file system: the one of TMPDIR, or with HOST=SIZE a new ext4 with default options, from which
+# nothing was ever removed. With HOST, a disk is one loop device deeper than a directory.
 mkdir "$dir/host"
 if [[ -n ${HOST:-} ]]; then
     truncate --size "$HOST" "$dir/host.img"
@@ -104,7 +104,7 @@ measure() { # variant, image
     local run
     run=$(mktemp -d "$dir/host/run.XXXX")
     if [[ $1 == written ]]; then
-        # Written before the clock starts: what it costs to have no unwritten extents.
+        # Written before the clock starts, to measure the effect of having no unwritten extents.
         dd if=/dev/zero of="$run/zeros" bs=1M count=$((${size%G} * 1024)) status=none conv=fsync
     fi
     local source=
@@ -132,7 +132,7 @@ measure() { # variant, image
     esac
     end=$(date +%s%N)
     echo $(((end - start) / 1000000)) >>"$dir/$1.$2"
-    # A disk is one file, which costs nothing to remove.
+    # A disk is one file, which is removed at no cost.
     rm -f "$run"/disk.img "$run"/{,volumes/}*/disk.img
 }
 

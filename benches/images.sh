@@ -1,6 +1,7 @@
-# A real registry on loopback and images in it, for the benchmarks here; sourced. `dir` is a directory that goes.
+# A real registry on loopback with images, for the benchmarks in this directory. To be sourced. `dir` must be
+# a temporary directory.
 
-# Starts it; `registry` is its process, `host` where it is.
+# Starts the registry. Sets `registry` to its process and `host` to its address.
 start_registry() {
     local port
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
@@ -15,7 +16,7 @@ YAML
     umoci init --layout "$dir/layout"
 }
 
-# Of each image: bytes of tar, layers, and bytes of these in the registry.
+# Properties of each image: bytes of tar, number of layers, and their compressed bytes in the registry.
 declare -A bytes layers compressed
 
 new_image() { # image
@@ -23,7 +24,7 @@ new_image() { # image
     umoci new --image "$dir/layout:$1"
 }
 
-# Adds the layer that is in layer.tar.
+# Adds the layer in layer.tar.
 add_layer() { # image
     bytes[$1]=$((bytes[$1] + $(stat --format %s "$dir/layer.tar")))
     layers[$1]=$((layers[$1] + 1))
@@ -31,7 +32,7 @@ add_layer() { # image
     rm "$dir/layer.tar"
 }
 
-# A layer of small files, straight into a tar: what is never there need not be removed.
+# Adds a layer of small files. The tar is written directly, so that no files need to be removed.
 small_files() { # image, number of the layer, files
     python3 - "$2" "$3" >"$dir/layer.tar" <<'PYTHON'
 import io, random, sys, tarfile
@@ -50,7 +51,7 @@ PYTHON
     add_layer "$1"
 }
 
-# A layer of the largest libraries of this machine, or of random bytes where there are not so many.
+# Adds a layer of the largest libraries of this machine, or of random bytes if there are too few.
 large_files() { # image, number of the first, how many, size of random bytes
     local largest number
     mapfile -t largest < <(find /usr/lib ~/.rustup -name '*.so*' -type f -size +60M -printf '%s %p\n' 2>/dev/null | sort -rn -u -k1,1 | cut -d' ' -f2-)
@@ -67,7 +68,7 @@ large_files() { # image, number of the first, how many, size of random bytes
     add_layer "$1"
 }
 
-# A layer with a shell.
+# Adds a layer with a shell.
 shell() { # image
     mkdir -p "$dir/shell/bin"
     cp "$(command -v busybox)" "$dir/shell/bin/busybox"
@@ -77,24 +78,25 @@ shell() { # image
     add_layer "$1"
 }
 
-# skopeo without what it remembers of blobs: it would push one that is there in another compression instead.
-forgetful_skopeo() {
+# Runs skopeo without its cache of known blobs. With it, skopeo would push a known blob with another
+# compression instead.
+uncached_skopeo() {
     local cache=/var/lib/containers/cache
     mkdir -p "$cache"
     unshare --mount sh -c 'mount -t tmpfs none "$0" && exec skopeo "$@"' "$cache" "$@"
 }
 
-# Moves all images into the registry; those whose name ends in zstd are compressed by that.
+# Pushes all images to the registry. Images whose name ends in zstd are compressed with zstd.
 push_images() {
     local image from more
     for image in "${!bytes[@]}"; do
         from=oci:$dir/layout:$image more=()
         if [[ $image == *zstd ]]; then
-            # What is compressed already is pushed as it is.
+            # Blobs that are already compressed are pushed without changes.
             skopeo copy --quiet --insecure-policy --dest-decompress "$from" "dir:$dir/plain"
             from=dir:$dir/plain more=(--dest-compress-format zstd)
         fi
-        forgetful_skopeo copy --quiet --insecure-policy --dest-tls-verify=false "${more[@]}" "$from" "docker://$host/bench/$image:1"
+        uncached_skopeo copy --quiet --insecure-policy --dest-tls-verify=false "${more[@]}" "$from" "docker://$host/bench/$image:1"
         rm -rf "$dir/plain"
         compressed[$image]=$(skopeo inspect --raw --tls-verify=false "docker://$host/bench/$image:1" |
             python3 -c 'import json, sys; print(sum(layer["size"] for layer in json.load(sys.stdin)["layers"]))')

@@ -1,10 +1,11 @@
-//! Instructions that decoding and applying one small layer takes, counted by valgrind: the same on a busy machine and on an idle
-//! one, so a regression is seen where times say nothing. Prints, and judges nothing.
+//! Counts the instructions for decoding and applying one small layer with valgrind. The result is the same on
+//! a busy and on an idle machine, so it shows regressions that times cannot show. Prints the result without
+//! judging it.
 //!
-//! This program counts itself: a process that does the work twice less one that does it once is the work alone. Valgrind has
-//! no SHA instructions, so hashes are done the long way and are counted by themselves.
+//! The program counts itself: the difference between doing the work twice and once is the work alone.
+//! Valgrind has no SHA instructions, so hashes run without them and are counted separately.
 
-#![expect(clippy::print_stdout, reason = "the result")]
+#![expect(clippy::print_stdout, reason = "prints the result")]
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -24,9 +25,9 @@ use larder_sys::{Dir, process};
 use larder_testing::layer::LayerBuilder;
 use tempfile::TempDir;
 
-/// Files of the layer that are small, and the size of each.
+/// Number and size of the small files in the layer.
 const SMALL: (u64, usize) = (300, 4 << 10);
-/// Size of the one that is not.
+/// Size of the one large file.
 const LARGE: usize = 1 << 20;
 
 struct Chunks(Bytes);
@@ -38,7 +39,7 @@ impl ChunkSource for Chunks {
     }
 }
 
-/// Text that deflate makes half of, different in each file.
+/// Returns text that deflate compresses to half its size, different for each seed.
 fn content(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let words = std::iter::repeat_with(|| {
@@ -50,7 +51,7 @@ fn content(seed: u64, length: usize) -> Vec<u8> {
     words.flatten().take(length).collect()
 }
 
-/// The tar of the layer; always the same.
+/// Returns the tar of the layer, which is always the same.
 fn tar() -> Vec<u8> {
     let layer = LayerBuilder::new().file("lib.so", content(1, LARGE));
     let files = (0..SMALL.0).fold(layer, |layer, n| {
@@ -60,7 +61,7 @@ fn tar() -> Vec<u8> {
     files.tar()
 }
 
-/// Does `what` to the layer in `dir`, so many times.
+/// Performs the step `what` on the layer in `dir`, the given number of times.
 fn work(what: &str, dir: &Path, times: usize) -> io::Result<()> {
     let (blob, tar) = (Bytes::from(std::fs::read(dir.join("blob"))?), std::fs::read(dir.join("tar"))?);
     let digests = std::fs::read_to_string(dir.join("digests"))?;
@@ -90,7 +91,7 @@ fn apply(blob: &Bytes, expected: &Expected) -> io::Result<()> {
         replaced: &replaced,
         space: &Uncounted,
         rights: Rights { ids: process::ids(), trusted: false, rootless: true },
-        // One thread does it all: the same work in each run.
+        // One thread does everything, so that each run does the same work.
         cores: &Cores::new(1),
         written: &AtomicU64::new(0),
         keep_replaced: true,
@@ -101,16 +102,16 @@ fn apply(blob: &Bytes, expected: &Expected) -> io::Result<()> {
     Ok(())
 }
 
-/// Instructions of this program doing `what` so many times.
+/// Counts the instructions of this program while it performs `what` the given number of times.
 fn count(what: &str, dir: &Path, times: usize) -> io::Result<u64> {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
     valgrind.arg(std::env::current_exe()?).args([what, &times.to_string()]).arg(dir);
     let output = valgrind.output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let count = said.lines().find_map(|line| line.split_once("I   refs:").or(line.split_once("I refs:")));
+    let report = String::from_utf8_lossy(&output.stderr);
+    let count = report.lines().find_map(|line| line.split_once("I   refs:").or(line.split_once("I refs:")));
     let count = count.and_then(|(_, count)| count.trim().replace(',', "").parse().ok());
-    count.filter(|_| output.status.success()).ok_or_else(|| io::Error::other(said.into_owned()))
+    count.filter(|_| output.status.success()).ok_or_else(|| io::Error::other(report.into_owned()))
 }
 
 fn report() -> io::Result<()> {
@@ -134,7 +135,7 @@ fn report() -> io::Result<()> {
         SMALL.0, SMALL.1
     );
     println!("  hashes, without SHA instructions  {hash:>12}");
-    println!("  inflate and CRC                   {:>12}", decode.saturating_sub(hash));
+    println!("  decompression and CRC             {:>12}", decode.saturating_sub(hash));
     println!("  tar, tar-split, files             {:>12}", apply.saturating_sub(decode));
     Ok(())
 }
@@ -147,7 +148,9 @@ fn main() {
         _ => report(),
     };
     match done {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => println!("skipped: no valgrind ({error})"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            println!("skipped: valgrind is not installed ({error})")
+        }
         Err(error) => {
             println!("not counted: {error}");
             std::process::exit(1);

@@ -1,11 +1,12 @@
-//! A compressed layer from memory to a directory tree, to an EROFS image, and what the image cannot be quicker than:
-//! inflating it, hashing both sides, and writing as many bytes in one sequence. Beside it Debian's mkfs.erofs on the tree.
+//! Unpacks a compressed layer from memory to a directory tree and to an EROFS image. For comparison, measures
+//! the lower bound of the image (decompressing, hashing both sides, one sequential write) and Debian's
+//! mkfs.erofs on the tree.
 //!
-//! All lie in the directory of `LARDER_BENCH_DIR` (default /dev/shm), made anew each time; the forms take turns, so that what
-//! else the machine does falls on all of them. Times end when the work does (`work`) and when the file system is synced
-//! (`synced`).
+//! All output is in the directory `LARDER_BENCH_DIR` (default /dev/shm), in a new subdirectory each time. The
+//! variants take turns, so that other load affects all of them. Times end when the work ends (`work`) and
+//! when the file system is synced (`synced`).
 
-#![expect(clippy::print_stdout, reason = "the table")]
+#![expect(clippy::print_stdout, reason = "prints the result table")]
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -30,7 +31,7 @@ use larder_sys::{Dir, process};
 use larder_testing::layer::LayerBuilder;
 use tempfile::TempDir;
 
-/// Bytes of a chunk off the wire.
+/// Size of a network chunk, in bytes.
 const CHUNK: usize = 64 << 10;
 
 struct Chunks(Bytes);
@@ -66,7 +67,7 @@ impl Sample {
     }
 }
 
-/// Text that deflate makes half of, different in each file.
+/// Returns text that deflate compresses to half its size, different for each seed.
 fn content(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let words = std::iter::repeat_with(|| {
@@ -78,7 +79,7 @@ fn content(seed: u64, length: usize) -> Vec<u8> {
     words.flatten().take(length).collect()
 }
 
-/// Files of 1 KiB, a hundred to a directory.
+/// Creates a layer of files of 1 KiB, a hundred per directory.
 fn many_small(count: u64) -> LayerBuilder {
     (0..count).fold(LayerBuilder::new(), |layer, n| {
         let layer = if n % 100 == 0 { layer.dir(format!("d{}/", n / 100)) } else { layer };
@@ -90,37 +91,37 @@ fn few_large(count: u64, size: usize) -> LayerBuilder {
     (0..count).fold(LayerBuilder::new(), |layer, n| layer.file(format!("lib{n}.so"), content(n + 1, size)))
 }
 
-/// What a layer can become.
+/// Variants of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Overlay,
-    /// Hashed on another core.
-    Beside,
+    /// Overlay with hashing on another core.
+    OverlayParallelHash,
     Erofs,
-    /// Without the tar-split file.
-    Alone,
-    /// Nothing but the bytes of the tar in one file.
-    Floor,
+    /// EROFS without the tar-split file.
+    ErofsOnly,
+    /// Lower bound: only writes the bytes of the tar to one file.
+    LowerBound,
     Mkfs,
 }
 
 const FORMS: [(Form, &str); 6] = [
     (Form::Overlay, "overlay sink"),
-    (Form::Beside, "overlay sink, hashes beside"),
+    (Form::OverlayParallelHash, "overlay sink, parallel hashing"),
     (Form::Erofs, "erofs sink"),
-    (Form::Alone, "erofs sink, no tar-split"),
-    (Form::Floor, "inflate, 2 x sha256, one write"),
+    (Form::ErofsOnly, "erofs sink, no tar-split"),
+    (Form::LowerBound, "decompress, 2 x sha256, one write"),
     (Form::Mkfs, "mkfs.erofs on the tree"),
 ];
 
 fn run(form: Form, sample: &Sample, root: &Path) {
-    let dir = Dir::open(root).expect("made a moment ago");
+    let dir = Dir::open(root).expect("it was just created");
     let written = AtomicU64::new(0);
     let split = || Some(TarSplitTarget { dir: &dir, name: b"tar-split.gz" });
     match form {
-        Form::Overlay | Form::Beside => {
+        Form::Overlay | Form::OverlayParallelHash => {
             let decoder = match form {
-                Form::Beside => sample.decoder().beside(Cores::new(1)),
+                Form::OverlayParallelHash => sample.decoder().with_cores(Cores::new(1)),
                 _ => sample.decoder(),
             };
             let replaced = dir.ensure_dir(b"replaced", 0o700).expect("a new directory is empty");
@@ -139,9 +140,9 @@ fn run(form: Form, sample: &Sample, root: &Path) {
             let extracted = extract(decoder, target, split(), &Limits::default(), &sample.expected);
             let mut applied = extracted.expect("the sample is whole").applied;
             overlay::settle::settle(diff(), &mut applied, &Lower::new([]), &Uncounted, rights)
-                .expect("nothing is below");
+                .expect("there are no lower layers");
         }
-        Form::Erofs | Form::Alone => {
+        Form::Erofs | Form::ErofsOnly => {
             let image = File::options().read(true).write(true).create_new(true).open(root.join("image"));
             let target = erofs::apply::Target {
                 image: Image::New(image.expect("a new directory is empty")),
@@ -156,7 +157,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
             extract(sample.decoder(), target, split, &Limits::default(), &sample.expected)
                 .expect("the sample is whole");
         }
-        Form::Floor => {
+        Form::LowerBound => {
             let mut out = File::create_new(root.join("tar")).expect("a new directory is empty");
             let mut decoder = sample.decoder();
             let mut buffer = vec![0; 256 << 10];
@@ -165,7 +166,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
                 if n == 0 {
                     break;
                 }
-                out.write_all(&buffer[..n]).expect("there is room");
+                out.write_all(&buffer[..n]).expect("there is space");
             }
             decoder.finish().expect("the sample is whole");
         }
@@ -178,8 +179,9 @@ fn run(form: Form, sample: &Sample, root: &Path) {
     }
 }
 
-/// Time of processors that this process and its children took, in steps of a hundredth of a second (proc_pid_stat(5)).
-fn processor() -> Duration {
+/// Returns the processor time of this process and its children, in steps of a hundredth of a second
+/// (proc_pid_stat(5)).
+fn processor_time() -> Duration {
     let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(4);
     Duration::from_millis(fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * 10)
@@ -209,12 +211,12 @@ fn measure(sample: &Sample, base: &Path, runs: usize) {
             if *form == Form::Mkfs {
                 run(Form::Overlay, sample, root.path());
             }
-            let dir = Dir::open(root.path()).expect("made a moment ago");
-            dir.sync_file_system().expect("a local disk");
-            let (began, cpu) = (Instant::now(), processor());
+            let dir = Dir::open(root.path()).expect("it was just created");
+            dir.sync_file_system().expect("a local disk can be synced");
+            let (began, cpu) = (Instant::now(), processor_time());
             run(*form, sample, root.path());
-            let (work, cpu) = (began.elapsed(), processor().saturating_sub(cpu));
-            dir.sync_file_system().expect("a local disk");
+            let (work, cpu) = (began.elapsed(), processor_time().saturating_sub(cpu));
+            dir.sync_file_system().expect("a local disk can be synced");
             times.push((work, cpu, began.elapsed()));
         }
     }
@@ -232,7 +234,7 @@ fn measure(sample: &Sample, base: &Path, runs: usize) {
     }
 }
 
-/// A tar of small files that is made as it is read.
+/// A tar of small files that is generated while it is read.
 struct Generated {
     next: u64,
     count: u64,
@@ -266,13 +268,13 @@ fn status(key: &str) -> u64 {
     line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
 }
 
-/// What the sink takes in memory for so many small files.
+/// Measures the memory of the sink for `files` small files.
 fn memory(files: u64, base: &Path) {
     let root = TempDir::new_in(base).expect("the directory can be written");
-    let dir = Dir::open(root.path()).expect("made a moment ago");
+    let dir = Dir::open(root.path()).expect("it was just created");
     let (mut hasher, mut size) = (Hasher::new(Algorithm::Sha256), 0);
     let mut source = Generated { next: 0, count: files };
-    while let Some(chunk) = source.next().expect("made here") {
+    while let Some(chunk) = source.next().expect("the source is in memory") {
         hasher.update(&chunk);
         size += chunk.len() as u64;
     }
@@ -290,10 +292,11 @@ fn memory(files: u64, base: &Path) {
     let decoder = Decoder::uncompressed(Generated { next: 0, count: files }, Algorithm::Sha256);
     let split = Some(TarSplitTarget { dir: &dir, name: b"tar-split.gz" });
     let expected = Expected { blob: diff_id.clone(), size, diff_id };
-    extract(decoder, Target::Erofs(target), split, &Limits::default(), &expected).expect("made here");
+    extract(decoder, Target::Erofs(target), split, &Limits::default(), &expected)
+        .expect("the source is in memory");
     let after = status("VmHWM");
     println!(
-        "{files} small files: {} MiB at most, {} MiB before, {} bytes for each",
+        "{files} small files: peak {} MiB, {} MiB before, {} bytes per file",
         after >> 10,
         before >> 10,
         (after - before) * 1024 / files

@@ -1,6 +1,7 @@
-//! The whole way: a registry in this process, `larder::builder::run`, a sealed volume.
+//! The whole pipeline: a registry in this process, `larder::builder::run`, a sealed volume.
 //!
-//! The volume is fresh in each iteration and lies in /dev/shm (see apply.rs); it is removed outside of the time.
+//! Each iteration uses a new volume in /dev/shm (see apply.rs), which is removed outside of the measured
+//! time.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use tokio::runtime::Runtime;
 
 fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
     Order {
-        images: vec![reference.parse().expect("written by us")],
+        images: vec![reference.parse().expect("the reference is valid")],
         volume: volume.to_owned(),
         size: ByteSize(8 << 30),
         sizing: Sizing::Enforce,
@@ -56,7 +57,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
     }
 }
 
-/// The image in `registry`, and the bytes of its tars.
+/// Publishes the image in `registry`. Returns its reference and the size of its tars in bytes.
 fn publish(registry: &Registry, limit: u64) -> (String, u64) {
     let paths = ["/usr/lib", "/usr/share", "/usr/bin"].map(Path::new);
     let layers = from_files(&paths, limit).expect("the machine's own files can be read");
@@ -76,7 +77,7 @@ fn pipeline(criterion: &mut Criterion) {
     let full = !std::env::args().any(|arg| arg == "--test");
     let registry = Registry::spawn();
     let (reference, size) = publish(&registry, if full { 128 << 20 } else { 1 << 20 });
-    let runtime = Runtime::new().expect("the machine has threads");
+    let runtime = Runtime::new().expect("a runtime can be created");
     let fresh = || TempDir::new_in("/dev/shm").expect("/dev/shm can be written");
     let mut group = criterion.benchmark_group("pipeline");
     group.throughput(Throughput::Bytes(size));

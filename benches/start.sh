@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# How long until the first process of a container runs: from an attached cache, and with a pull from a registry on loopback.
+# Measures the time until the first process of a container runs: from an attached cache, and with a pull from
+# a registry on loopback.
 #
 #   large   at least 1 GB in a few files (libraries of this machine, or random bytes), in 7 layers
 #   many    60,000 small files in 3 layers
 #
-# A run is one `podman run`, or `ctr images pull` and `ctr run`, of a shell that says one word, with the page cache dropped
-# before; the clock stops when the word is there. Those that pull begin with an empty store of the runtime. The caches are
-# disks, built and attached before the clock starts. The variants take turns. Prints all walls, medians and ratios. Needs root.
+# A run is one `podman run`, or `ctr images pull` and `ctr run`, of a shell that prints one word. The page
+# cache is dropped before. The clock stops when the word arrives. Variants that pull begin with an empty store
+# of the runtime. The caches are disks, built and attached before the clock starts. The variants take turns.
+# Prints all walls, medians and ratios. Needs root.
 # Usage: start.sh; RUNS (5), LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
 
@@ -15,7 +17,7 @@ larder=$(realpath "${LARDER:-$here/../target/release/larder}")
 runs=${RUNS:-5}
 
 if ((EUID != 0)); then
-    echo "start: run it as root: it mounts disks and starts containers" >&2
+    echo "start: must run as root, because it mounts disks and starts containers" >&2
     exit 77
 fi
 if [[ ${1:-} != --in-namespace ]]; then
@@ -60,7 +62,7 @@ for image in large many; do
     attach "$dir/volume-$image" --at "$dir/icv-$image" --runtime podman
 done
 
-# crun wants cgroup v2 or v1, and not both.
+# crun needs either cgroup v2 or v1, but not both.
 podman() {
     # shellcheck disable=SC2016  # The inner shell expands it.
     unshare --mount sh -c '
@@ -126,7 +128,7 @@ measure() { # variant, image
     sync
     echo 3 >/proc/sys/vm/drop_caches
     local start=${EPOCHREALTIME/./} log=$dir/log
-    # The rest of the pipe, teardown of the container, is waited for outside of the clock.
+    # The rest of the pipe, the teardown of the container, is not timed.
     # shellcheck disable=SC2094  # The log is printed after a failure.
     "$1" "$2" 2>"$log" | {
         read -r _ || { cat "$log" >&2; exit 70; }

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# How the time of a build grows with what is built: images of one kind in two sizes, ten times apart, from a registry on
-# loopback to a synced file system.
+# Shows how the time of a build grows with its input: images of one kind in two sizes, ten times apart, from a
+# registry on loopback to a synced file system.
 #
 #   bytes    one layer of 64 MB and of 640 MB, in files of 16 MB
 #   files    one layer of 10,000 and of 100,000 small files
 #   layers   12 and 120 layers of 200 small files
 #   images   5 and 50 images of one layer of 500 small files each
 #
-# A build that takes ten times as long for ten times as much is linear; what it takes to begin and to seal makes it less.
-# Every run gets a new ext4 of its own. Needs root.
+# A build is linear if ten times the input takes ten times as long. Fixed costs at the start and for the seal
+# make the ratio smaller. Every run gets its own new ext4. Needs root.
 # Usage: sweep.sh [SWEEP...]; RUNS (3), LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
 
@@ -17,11 +17,11 @@ larder=$(realpath "${LARDER:-$here/../target/release/larder}")
 runs=${RUNS:-3}
 
 if ((EUID != 0)); then
-    echo "sweep: run it as root: it mounts file systems, and layers keep owners" >&2
+    echo "sweep: must run as root, because it mounts file systems and layers keep owners" >&2
     exit 77
 fi
 if [[ ${1:-} != --in-namespace ]]; then
-    # A mount namespace of its own: whatever is mounted below is gone with the last process in it.
+    # Use a new mount namespace: all mounts disappear with its last process.
     exec unshare --mount --propagation private "$0" --in-namespace "$@"
 fi
 shift
@@ -42,7 +42,7 @@ trap 'exit 143' TERM
 . "$here/images.sh"
 start_registry
 
-# Files of 16 MB of text, as many as it takes.
+# Adds a layer of text files of 16 MB each.
 text_files() { # image, number of the layer, files
     python3 - "$2" "$3" >"$dir/layer.tar" <<'PYTHON'
 import io, random, sys, tarfile
@@ -59,7 +59,7 @@ PYTHON
     add_layer "$1"
 }
 
-# Images that are built together, and what they hold, for each size of a sweep.
+# Images that are built together, and the amount of content, for each size of a sweep.
 declare -A names amount
 make() { # sweep, times
     local number
@@ -68,7 +68,7 @@ make() { # sweep, times
     images) for ((number = 1; number < 5 * $2; number++)); do names[$1$2]+=" $1-$2-$number"; done ;;
     bytes | files | layers) ;;
     *)
-        echo "sweep: no sweep $1: bytes, files, layers or images" >&2
+        echo "sweep: unknown sweep $1; use bytes, files, layers or images" >&2
         exit 64
         ;;
     esac

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets with a stable compiler, coverage on and sanitizers off (the code is safe Rust; panics and
-# overflows are caught without them), and runs each for some seconds. With nightly, `cargo fuzz run TARGET` does more.
+# Builds the fuzz targets with a stable compiler, with coverage and without sanitizers, and runs each for some
+# seconds. The code is safe Rust, so panics and overflows are caught without sanitizers. With nightly,
+# `cargo fuzz run TARGET` offers more.
 # Usage: run.sh SECONDS [TARGET...]
 set -euo pipefail
 
@@ -14,7 +15,7 @@ coverage=(
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
     -Cllvm-args=-sanitizer-coverage-trace-compares
 )
-# A target triple of its own, so that build scripts and macros are left without coverage.
+# Set the target triple explicitly, so that build scripts and macros are built without coverage.
 triple=$(rustc --version --verbose | sed -n 's/^host: //p')
 RUSTFLAGS="${coverage[*]}" cargo build --release --target "$triple" "${@/#/--bin=}"
 

@@ -1,13 +1,14 @@
-//! Images from a file instead of a registry: OCI image layouts, tars of them, what `docker save` writes, and skopeo's `dir:`.
+//! Images from a file instead of a registry: OCI image layouts, tars of them, archives of `docker save`, and
+//! skopeo's `dir:`.
 //!
 //! ```text
 //! Input (opened) ─► Archive::index ─► images by name, documents and blobs by digest
 //! ```
 //!
-//! An archive comes from strangers as a registry does. It is opened before a builder confines itself and looked into
-//! afterwards. A tar is read once, header by header; contents are read where they lie, by offset. Names lead nowhere but
-//! into the archive: links of a layout are not followed, those of a tar only to its own members. What has a digest is
-//! checked against it when it is used, by who uses it; the index itself is bounded in every direction.
+//! An archive is untrusted input, as a registry is. It is opened before a builder confines itself, and parsed
+//! afterwards. A tar is read once, header by header; file contents are read in place, by offset. No name
+//! leads out of the archive: links of a layout are not followed, and links of a tar lead only to its own
+//! members. The reader of a blob verifies its digest when it uses the blob. The size of the index is limited.
 
 mod dir;
 mod docker;
@@ -33,61 +34,65 @@ use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
 use store::Store;
 
-/// What an archive is.
+/// Format of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// An OCI image layout: a directory
     OciLayout,
-    /// A tar of one
+    /// A tar of an OCI image layout
     OciArchive,
-    /// What docker save writes
+    /// The output of docker save
     DockerArchive,
-    /// What skopeo copy writes to dir:, and podman save as docker-dir
+    /// A directory of skopeo copy (dir:) or podman save (docker-dir)
     Dir,
 }
 
-/// An archive and what is in it.
+/// An opened archive and the list of its images.
 #[derive(Debug)]
 pub struct Archive {
-    /// How messages call it.
+    /// Name of the archive in messages.
     shown: String,
     format: Format,
     store: Store,
     entries: Vec<Entry>,
-    /// Documents that are not in the archive as such.
-    made: HashMap<Digest, Vec<u8>>,
-    /// Where contents lie that are not called by their digests.
+    /// Documents that the archive lacks and that were generated, by digest.
+    generated: HashMap<Digest, Vec<u8>>,
+    /// Paths of contents that are not stored under their digests.
     paths: HashMap<Digest, String>,
 }
 
 /// An image that the archive lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name, where that is a whole reference.
+    /// Name of the image, if it is a complete reference.
     pub name: Option<ImageReference>,
     /// Media type of its manifest or index, as listed.
     pub media_type: String,
-    /// Digest of that.
+    /// Digest of the manifest or index.
     pub digest: Digest,
-    /// Its size, bytes.
+    /// Size of the manifest or index, bytes.
     pub size: u64,
-    /// The platform that the list names.
+    /// The platform given in the list.
     pub platform: Option<Platform>,
 }
 
 impl Archive {
-    /// Looks into `input`, which is of the format that it seems to be, or of none but `given`.
+    /// Indexes `input`. The format is detected; `given` restricts it.
+    ///
+    /// # Errors
+    /// The archive is of an unknown or another format, is malformed, or cannot be read.
     pub fn index(input: Input, given: Option<Format>) -> Result<Self, Error> {
         let (shown, store) = input.into_store()?;
         let has = |path: &str| store.has(path);
         let found = match &store {
             Store::Layout(_) if has("oci-layout")? => Some(Format::OciLayout),
-            Store::Layout(_) if dir::is_one(&store)? => Some(Format::Dir),
+            Store::Layout(_) if dir::is_directory_transport(&store)? => Some(Format::Dir),
             Store::Tar { .. } if has("oci-layout")? && has("index.json")? => Some(Format::OciArchive),
             Store::Tar { .. } if has("manifest.json")? => Some(Format::DockerArchive),
             _ => None,
         };
-        // What docker writes since 25 is both. Without the word of the user, the images of both are taken.
+        // Archives of docker 25 and later have both formats. Unless the user names a format, the images of
+        // both lists are used.
         let has_list = matches!(store, Store::Tar { .. }) && has("manifest.json")?;
         let is_docker_too = given == Some(Format::DockerArchive) && has_list;
         let format = match (found, given) {
@@ -95,8 +100,8 @@ impl Archive {
             (Some(found), Some(given)) if found == given || is_docker_too => given,
             _ => return Err(Error::Unknown { path: shown, wanted: given }),
         };
-        let (made, paths) = (HashMap::new(), HashMap::new());
-        let mut archive = Archive { shown, format, store, entries: Vec::new(), made, paths };
+        let (generated, paths) = (HashMap::new(), HashMap::new());
+        let mut archive = Archive { shown, format, store, entries: Vec::new(), generated, paths };
         match format {
             Format::OciLayout | Format::OciArchive => archive.entries = oci::entries(&archive.store)?,
             Format::Dir => dir::read(&mut archive)?,
@@ -108,12 +113,12 @@ impl Archive {
         Ok(archive)
     }
 
-    /// What it is.
+    /// Returns the format of the archive.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// The tar, uncompressed as a whole; none of a layout.
+    /// Returns the tar, decompressed; `None` for a directory.
     pub fn tar(&self) -> Option<&File> {
         match &self.store {
             Store::Tar { file, .. } => Some(file),
@@ -121,7 +126,7 @@ impl Archive {
         }
     }
 
-    /// The names of its images, each once, in its order.
+    /// Returns the names of the images, without duplicates, in the order of the archive.
     pub fn names(&self) -> Vec<ImageReference> {
         let mut names: Vec<ImageReference> = Vec::new();
         for name in self.entries.iter().filter_map(|entry| entry.name.as_ref()) {
@@ -132,8 +137,12 @@ impl Archive {
         names
     }
 
-    /// The image called `reference`. Of several of that name, the one that serves `platform` best. An image without a
-    /// name of its own is called what the user likes, where it is the only one.
+    /// Returns the image called `reference`. If several images have that name, the one that fits `platform`
+    /// best is returned. If the archive contains a single image without a name, that image matches any
+    /// reference.
+    ///
+    /// # Errors
+    /// The archive contains no such image.
     pub fn find(&self, reference: &ImageReference, platform: &Platform) -> Result<&Entry, Error> {
         let named = self.entries.iter().filter(|entry| {
             entry
@@ -154,32 +163,35 @@ impl Archive {
         }
     }
 
-    /// What the archive has, for a person.
+    /// Describes the images of the archive for messages.
     fn listed(&self) -> String {
-        const TOLD: usize = 20;
+        const MAX_LISTED: usize = 20;
         let names = self.names();
         let unnamed = self.entries.iter().filter(|entry| entry.name.is_none()).count();
-        let mut told: Vec<String> = names.iter().take(TOLD).map(ToString::to_string).collect();
-        if names.len() > TOLD {
-            told.push(format!("{} more", names.len() - TOLD));
+        let mut parts: Vec<String> = names.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+        if names.len() > MAX_LISTED {
+            parts.push(format!("{} more", names.len() - MAX_LISTED));
         }
         match unnamed {
-            0 if told.is_empty() => return "no image".to_owned(),
+            0 if parts.is_empty() => return "no image".to_owned(),
             0 => {}
-            1 => told.push("one image without a name".to_owned()),
-            unnamed => told.push(format!("{unnamed} images without a name")),
+            1 => parts.push("one image without a name".to_owned()),
+            unnamed => parts.push(format!("{unnamed} images without a name")),
         }
-        told.join(", ")
+        parts.join(", ")
     }
 
-    /// The error of an archive that names nothing.
+    /// Returns the error for an archive whose images have no names.
     pub fn unnamed(&self) -> Error {
         Error::Unnamed { path: self.shown.clone(), have: self.listed() }
     }
 
-    /// A manifest, index or config of at most `limit` bytes, which has that digest.
+    /// Reads a manifest, index or config of at most `limit` bytes and verifies its digest.
+    ///
+    /// # Errors
+    /// The archive does not contain it, its digest is another, or it is too large.
     pub fn document(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, Error> {
-        let bytes = match self.made.get(digest) {
+        let bytes = match self.generated.get(digest) {
             Some(bytes) => bytes.clone(),
             None => self.blob(digest)?.read(limit)?,
         };
@@ -190,11 +202,14 @@ impl Archive {
         Err(Error::Digest { path: self.shown.clone(), want: digest.clone(), found })
     }
 
-    /// A content that is called by this digest. Whether it has it is for the reader to see.
+    /// Opens the content that is stored under this digest. The caller verifies the digest.
+    ///
+    /// # Errors
+    /// The archive does not contain it or cannot be read.
     pub fn blob(&self, digest: &Digest) -> Result<Blob, Error> {
         let paths = match (self.paths.get(digest), self.format) {
             (Some(path), _) => vec![path.clone()],
-            (None, Format::Dir) => dir::places(digest).into(),
+            (None, Format::Dir) => dir::candidate_paths(digest).into(),
             (None, _) => vec![format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())],
         };
         for path in paths {

@@ -1,4 +1,4 @@
-//! Joins registry, layer and volume: plan, admission, pipeline.
+//! The builder: it combines registry, layers and volume into plan, admission and pipeline.
 //!
 //! ```text
 //! order ──► resolve ──► admit ──► pipeline ──────────────────────► seal ──► outcome
@@ -20,7 +20,6 @@ pub mod order;
 pub mod outcome;
 mod pipeline;
 pub mod progress;
-mod proving;
 mod publish;
 pub mod registry;
 pub mod remote;
@@ -29,6 +28,7 @@ mod run;
 pub mod share;
 mod source;
 mod sweep;
+mod unsynced;
 pub mod wire;
 
 pub use run::{Prepared, run};

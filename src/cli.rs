@@ -1,13 +1,14 @@
 //! The command line: one file per command, output for people and for machines.
 //!
-//! Every command ends with an exit code after sysexits.h; `exit` says what each means. Usage errors, clap's own among
-//! them, are 64 and go to standard error.
+//! Every command returns an exit code after sysexits.h; `exit` lists the meanings. Usage errors, including
+//! clap's own, return 64 and go to standard error.
 
 mod args;
 mod attach;
 mod bench;
 mod build;
 mod cache;
+mod call;
 mod config;
 mod confine;
 mod exit;
@@ -21,6 +22,7 @@ mod matching;
 mod merge;
 mod mount;
 mod node;
+mod outcome;
 mod output;
 mod plan;
 mod prefetch;
@@ -37,7 +39,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, Console};
@@ -47,11 +49,16 @@ use larder_model::class::Class;
 use larder_sys::process;
 use usage::UsageError;
 
-/// Runs the program with the arguments `args`, the program's name first.
+/// Returns the description of the command line, for documentation.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the program. `args` starts with the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     process::restrict_umask();
     let argv: Vec<OsString> = args.into_iter().collect();
-    // A child of a supervisor opens what it needs by itself, or gets it through its standard input.
+    // A child of a supervisor opens its own files, or receives them through standard input.
     if argv.iter().any(|word| word == "--kept" || word == "--for-use")
         && let Err(error) = process::close_inherited()
     {
@@ -61,7 +68,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(&argv) {
         Ok(cli) => cli,
         Err(error) => {
-            // A closed output is no reason to fail differently.
+            // A closed output must not change the exit code.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
@@ -72,7 +79,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     let path = cli.global.config.clone();
-    // A client, or who makes a key, has nothing to do with the daemon's file, which it may not even be allowed to read.
+    // Clients and `larder key` do not need the daemon's configuration, and might not have the rights to read
+    // it.
     let default =
         (!matches!(cli.command, Command::Cache(_) | Command::Key { .. })).then_some(Path::new(CONFIG_FILE));
     let config = match load_config(path.as_deref(), default) {
@@ -80,8 +88,8 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Err(error) => {
             let class = error.class();
             match cli.command {
-                Command::Build(args) => build::leave_usage_error(&args, class, &error.to_string()),
-                Command::Import(args) => build::leave_usage_error(&args.into(), class, &error.to_string()),
+                Command::Build(args) => outcome::leave_usage_error(&args, class, &error.to_string()),
+                Command::Import(args) => outcome::leave_usage_error(&args.into(), class, &error.to_string()),
                 _ => {}
             }
             return exit::fail(console, class, &error.to_string());
@@ -92,7 +100,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let Global { kept, kept_volume, kept_by, .. } = cli.global;
-    let call = build::Call { argv, kept, kept_volume, kept_by };
+    let call = call::Call { argv, kept, kept_volume, kept_by };
     match cli.command {
         Command::Build(args) => build::run(args, call, config, console),
         Command::Plan(args) => plan::run(args, config, console),
@@ -123,20 +131,20 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     }
 }
 
-/// Where the configuration lies if no flag says so.
+/// The default path of the configuration file.
 const CONFIG_FILE: &str = "/etc/larder/larder.toml";
 
-/// The file that was named, else `default` if it is there, and the environment over it.
+/// Loads `path`, or `default` if it exists, and applies environment variables on top.
 fn load_config(path: Option<&Path>, default: Option<&Path>) -> Result<Config, ConfigError> {
-    // A file that is there but cannot be looked at is told by the reading, not passed over.
+    // If the file exists but cannot be accessed, loading it reports the error.
     let path = path.or_else(|| default.filter(|default| default.try_exists().unwrap_or(true)));
-    // `std::env::vars` panics on a variable that is not UTF-8; none of ours is such.
+    // `std::env::vars` panics on a variable that is not UTF-8. Larder's variables are all UTF-8.
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     Config::load(path, variables)
 }
 
-/// Starts them: flag over variable over file.
+/// Starts logging. A flag takes precedence over a variable, and a variable over the file.
 fn start_logs(global: &Global, config: &Config, console: &Console) -> Result<serve::Logs, UsageError> {
     let level = match (&global.log_level, std::env::var(telemetry::LEVEL_VARIABLE)) {
         (Some(level), _) => level.clone(),

@@ -164,7 +164,7 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 }
 
 /// Records a fault unless `value` is in `range`.
-fn within<T: PartialOrd + fmt::Display>(
+fn check_range<T: PartialOrd + fmt::Display>(
     faults: &mut Vec<Fault>,
     key: &str,
     value: T,

@@ -1,22 +1,23 @@
-//! A sealed volume as one thing that can be carried away: an archive of images, a layout, an image of the disk.
+//! Export of a sealed volume as one file or directory: an image archive, an image layout or a disk image.
 //!
-//! | format | what it is |
+//! | format | output |
 //! |---|---|
 //! | `oci-layout` | an OCI image layout, a directory |
-//! | `oci-archive` | the same as one tar |
-//! | `docker-archive` | what `docker save` writes |
-//! | `raw` | the image file of a disk volume, holes and all |
+//! | `oci-archive` | an OCI image layout as one tar |
+//! | `docker-archive` | the format of `docker save` |
+//! | `raw` | the image file of a disk volume, including holes |
 //! | `erofs` | one read-only EROFS image of the whole volume |
 //!
-//! Layers are rebuilt from their trees and tar-split files, bit for bit: a layer whose tar has not the diff ID that the
-//! image's config names fails the export. Image IDs hold, because configs are carried unchanged; manifests are made anew
-//! where layers are not compressed as they came. The same volume gives the same bytes.
+//! Layers are rebuilt bit for bit from their trees and tar-split files. If the tar of a layer does not have
+//! the diff ID from the image's config, the export fails. Image IDs do not change, because configs are copied
+//! unchanged. A new manifest is written if the compression of the layers changes. The same volume gives the
+//! same bytes.
 //!
 //! ```text
-//! cache (sealed volume) ─► layer (tar, proven) ─► compress ─► target: layout | tar ─► output (named when it is whole)
+//! cache (sealed volume) ─► layer (tar, verified) ─► compress ─► target: layout | tar ─► output (visible once complete)
 //! ```
 //!
-//! [`packaging`] writes the container image of larder itself by the same parts.
+//! [`packaging`] writes the container image of larder itself with the same modules.
 
 mod cache;
 mod compress;
@@ -54,7 +55,7 @@ use larder_model::seal::Compression;
 use output::{Directory, Unfinished};
 use target::{Layout, Tar, Target};
 
-/// What a volume is exported as.
+/// Format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -62,7 +63,7 @@ pub enum Format {
     OciLayout,
     /// An OCI image layout as one tar
     OciArchive,
-    /// What docker save writes: one tar, layers uncompressed
+    /// The format of docker save: one tar, layers uncompressed
     DockerArchive,
     /// The image file of a disk volume
     Raw,
@@ -70,50 +71,50 @@ pub enum Format {
     Erofs,
 }
 
-/// What to export, and how.
+/// Options of an export.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The form.
+    /// Format of the output.
     pub format: Format,
-    /// How layers of an OCI layout are compressed.
+    /// Compression of the layers in an OCI layout.
     pub compression: Compression,
-    /// Images to take; all where none is named.
+    /// The images to export; all images if empty.
     pub images: Vec<ImageReference>,
-    /// Whether what is there may be replaced.
+    /// `true` to replace an existing output.
     pub force: bool,
 }
 
-/// What was exported.
+/// Result of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Images in it, in order. A raw image has what the volume has.
+    /// The exported images, in order; empty for a disk image, which has all images of the volume.
     pub images: Vec<Exported>,
-    /// Bytes written; of a raw image its length, holes included.
+    /// Bytes written; for a disk image, its length including holes.
     pub size: u64,
-    /// sha256 of a raw image.
+    /// Checksum (sha256) of a disk image; `None` for archives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digest>,
 }
 
-/// One image of an archive.
+/// An exported image of an archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Exported {
-    /// The reference as the volume's job gave it.
+    /// The reference as given in the volume's job.
     pub reference: String,
-    /// Its name in the archive; none where the format cannot carry it.
+    /// Name in the archive; `None` if the format cannot represent it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Digest of its manifest in the archive; none in a docker-archive, which has no manifests.
+    /// Digest of its manifest in the archive; `None` in a docker-archive, which has no manifests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<Digest>,
-    /// Digest of its config: the image ID, the same everywhere.
+    /// Digest of its config: the image ID, which is the same in every format.
     pub config: Digest,
 }
 
 /// Exports the sealed volume at `volume` to the path `out`.
 ///
 /// # Errors
-/// [`Error`]; nothing is left at `out`, and what was there before is untouched.
+/// Any [`Error`]. On failure nothing is created at `out`, and an existing output is unchanged.
 pub fn export(volume: &Path, out: &Path, request: &Request, monitor: &Monitor) -> Result<Report, Error> {
     match request.format {
         Format::Raw => raw::export(volume, out, request, monitor),
@@ -135,10 +136,10 @@ pub fn export(volume: &Path, out: &Path, request: &Request, monitor: &Monitor) -
     }
 }
 
-/// Exports to a stream, which has got only a part when this fails.
+/// Exports to a stream. If it fails, the stream has received only a part.
 ///
 /// # Errors
-/// [`Error`], of class Invalid for a layout, which is a directory.
+/// Any [`Error`]; of class Invalid for formats that cannot be written to a stream.
 pub fn export_to(
     volume: &Path,
     out: Box<dyn std::io::Write + Send + '_>,
@@ -154,7 +155,10 @@ pub fn export_to(
     }
 }
 
-/// The images of a sealed volume by their names.
+/// Returns the names of the images of a sealed volume.
+///
+/// # Errors
+/// The volume cannot be read or is not sealed.
 pub fn images(volume: &Path) -> Result<Vec<ImageReference>, Error> {
     let entered = disk::enter(volume)?;
     let cache = Cache::open(entered.path())?;

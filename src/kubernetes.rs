@@ -1,26 +1,27 @@
-//! Image caches in a cluster: the records are custom resources, the builder is a pod, the sealed volume is a snapshot.
+//! Image caches in a cluster. Records are custom resources, the builder is a pod, and the sealed volume is a
+//! snapshot.
 //!
 //! ```text
 //! api ──► caches::Service ──► store     ImageCache objects, by resourceVersion
 //!              │    ▲    └──► runner    Job, PVC, Secret ──► pod: larder build ──► VolumeSnapshot
-//!              │    │    └──► volumes   what there is of a cache, and how it goes: copies before their owner
-//!              │    └─────── watch      what kubectl and other daemons did
-//!              │    └─────── upkeep     refreshes by schedule, last uses, image caches on a miss, deletion of unused ones
-//!              └──────────── leader     a Lease: one daemon builds, expires and sweeps; all answer
+//!              │    │    └──► volumes   what exists for a cache, and its deletion: copies before their owner
+//!              │    └─────── watch      changes by kubectl and by other daemons
+//!              │    └─────── upkeep     scheduled refreshes, last uses, creation on a miss, eviction
+//!              └──────────── leader     a Lease: one daemon builds, expires and sweeps; all serve the API
 //! ```
 //!
-//! The core is the one of a host ([`crate::caches`]): the same service over other parts. Every step is *apply, then
-//! observe*: it may be broken off anywhere and begun again by another daemon.
+//! The core is the same as on a host ([`crate::caches`]): the same service with other implementations behind
+//! its traits. Every step is *apply, then observe*: it can be interrupted anywhere, and another daemon can
+//! start it again.
 //!
 //! | where | what |
 //! |---|---|
-//! | the tenant's namespace | `ImageCache`, and a VolumeSnapshot `ic-<uid>` that is a copy |
-//! | Larder's namespace | Job, PVC, Secret and the VolumeSnapshot that owns, all `ic-<uid>` |
+//! | the tenant's namespace | `ImageCache`, and a copy of the snapshot: the VolumeSnapshot `ic-<uid>` |
+//! | Larder's namespace | Job, PVC, Secret and the VolumeSnapshot that owns the storage, all `ic-<uid>` |
 //! | the cluster | a VolumeSnapshotContent for each copy |
+//! | the namespace of volumes (see [`node`]) | another copy, and the claims that nodes restore from it |
 //!
-//! | the namespace of volumes, if there are agents on nodes ([`node`]) | another copy, and what each node makes of it |
-//!
-//! The second volume of a cache and those after it (refresh) are `ic-<uid>-<number>`.
+//! The second and later volumes of a cache (from refreshes) are named `ic-<uid>-<number>`.
 
 pub mod client;
 mod conditions;

@@ -1,21 +1,19 @@
-//! What a node starts containers with, and how caches reach it.
+//! Container runtimes of a node, and how they use caches.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-
-//! | [`access`] | whether who attaches a cache may read its images |
-
-//! | [`attach`] | a volume mounted, and runtimes told of it |
-//! | [`containerd`] | images in containerd without a registry, and its configuration |
+//! | [`access`] | checks that the user of a cache can read its images |
+//! | [`attach`] | mounts a volume and configures the runtimes for it |
+//! | [`containerd`] | registers images in containerd without a registry, and configures it |
 //! | [`content_cache`] | the directory from which containerd's own EROFS snapshotter takes layers |
-//! | [`mod@file`] | files of ours beside the configuration of others |
-//! | [`grpc`] | calls over a Unix socket |
-//! | [`limits`] | how long the mount point of an image store may be |
-//! | [`matching`] | which cache serves a workload best |
-//! | [`podman`] | additional image stores in the configuration of podman, buildah and CRI-O |
-//! | [`snapshotter`] | a snapshotter for containerd that knows the layers of attached volumes |
-//! | [`standing`] | what stands on the layers of a volume, asked of the snapshotter |
-//! | [`view`] | a volume as an image store, whichever form its layers have |
+//! | [`mod@file`] | files that Larder adds next to other programs' configuration |
+//! | [`grpc`] | gRPC calls over a Unix socket |
+//! | [`limits`] | the maximum length of an image store's mount point |
+//! | [`matching`] | selects the best cache for a workload |
+//! | [`podman`] | configures additional image stores for podman, buildah and CRI-O |
+//! | [`snapshotter`] | a containerd snapshotter that serves the layers of attached volumes |
+//! | [`snapshot_users`] | snapshots that depend on the layers of a volume, from the snapshotter |
+//! | [`view`] | presents a volume as an image store, whatever the format of its layers |
 
 pub mod access;
 pub mod attach;
@@ -26,6 +24,6 @@ pub mod grpc;
 pub mod limits;
 pub mod matching;
 pub mod podman;
+pub mod snapshot_users;
 pub mod snapshotter;
-pub mod standing;
 pub mod view;

@@ -1,9 +1,11 @@
-//! Which files matter first when containers start from a volume that is read slowly: `prefetch.list`, written with the seal
-//! and computed again by `verify`, and reading what it names.
+//! Prefetching from volumes on slow storage: which files containers read first when they start.
 //!
-//! A disk that was restored from a snapshot, or that lies on the other side of a network, answers each first read in
-//! milliseconds, and the start of a container is some dozens of reads one after the other. The list names them beforehand,
-//! so that they can be asked for all at once.
+//! `prefetch.list` names these files. It is written with the seal and computed again by `verify`.
+//! `larder prefetch` reads the files it names.
+//!
+//! A disk that was restored from a snapshot, or that is accessed over a network, takes milliseconds for each
+//! first read. A container start performs some dozens of reads in sequence. Because the list names the files
+//! beforehand, they can all be requested at once.
 //!
 //! ```text
 //! image config ─► start ─┬► view      paths in the merged layers, links followed inside
@@ -11,7 +13,8 @@
 //!                 list ◄─┘            ─► seal, verify;  read: `larder prefetch`
 //! ```
 //!
-//! Everything read here comes from images. What cannot be read or understood is passed over: the list is advice.
+//! All input comes from images. Anything that cannot be read or parsed is skipped, because the list is only a
+//! hint.
 
 mod elf;
 mod error;
@@ -45,34 +48,39 @@ use larder_sys::Dir;
 use list::{Entry, Section};
 use view::View;
 
-/// Most layers that are merged: what overlayfs takes (`OVL_MAX_STACK`). No container starts from an image with more.
+/// Maximum number of layers that are merged: the limit of overlayfs (`OVL_MAX_STACK`). No container starts
+/// from an image with more.
 const MAX_LAYERS: usize = 500;
 
-/// Most bytes of the list; an image has about 10 KiB of it.
+/// Maximum size of the list, bytes; an image has about 10 KiB of it.
 const MAX_LIST: u64 = 64 << 20;
 
-/// Most names looked up for one command.
+/// Maximum number of names looked up by one command.
 const MAX_LOOKUPS: usize = 1 << 20;
 
-/// `prefetch.list` of the volume at `root`, whose layers are all there. `documents` belong to `content.images`, one each.
+/// Computes `prefetch.list` of the volume at `root`, on which all layers are present. `documents` has one
+/// element for each of `content.images`.
+///
+/// # Errors
+/// The file system fails in a way that an image cannot cause.
 pub fn list(root: &Dir, content: &Content, documents: &[Documents]) -> Result<Vec<u8>, Error> {
-    // Names of one image share a section's files.
-    let mut known: BTreeMap<&Digest, Vec<Entry>> = BTreeMap::new();
+    // Names of the same image have the same files.
+    let mut computed: BTreeMap<&Digest, Vec<Entry>> = BTreeMap::new();
     let mut sections = Vec::new();
     for (image, documents) in content.images.iter().zip(documents) {
-        let files = match known.get(&image.manifest) {
+        let files = match computed.get(&image.manifest) {
             Some(files) => files.clone(),
             None => files(root, content, image, &Process::parse(&documents.config))
-                .map_err(|source| Error::Looking { image: image.name.clone(), source })?,
+                .map_err(|source| Error::Finding { image: image.name.clone(), source })?,
         };
-        known.insert(&image.manifest, files.clone());
+        computed.insert(&image.manifest, files.clone());
         let name = image.name.clone().into_bytes();
         sections.push(Section { manifest: image.manifest.clone(), name, files });
     }
     Ok(list::render(&sections))
 }
 
-/// Whether a file is a program that needs neither a loader nor a library beside itself.
+/// Reports whether a file is a static program, which needs no loader and no libraries.
 pub fn is_static(program: File) -> bool {
     elf::read(program).is_some_and(|object| object.interpreter.is_none() && object.needed.is_empty())
 }
@@ -91,31 +99,35 @@ fn files(root: &Dir, content: &Content, image: &Image, process: &Process) -> io:
     start::files(view, &trees, process)
 }
 
-/// What to read of a volume.
+/// Options of [`read`]: which images and files.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    /// Of these images only; of all where there are none.
+pub struct ReadOptions {
+    /// Read only these images; all images if empty.
     pub images: Vec<ImageReference>,
-    /// Every file of their layers, after those on the list.
+    /// Also read every other file of their layers, after the listed ones.
     pub all: bool,
 }
 
-/// Reads files of the sealed volume at `path` into the page cache. The volume is not trusted: what the list names is read
-/// only if it is a regular file in a layer of the image, reached without a symbolic link.
-pub fn read(path: &Path, wanted: &Wanted) -> Result<Totals, Error> {
+/// Reads files of the sealed volume at `path` into the page cache. The volume is not trusted: a listed file
+/// is read only if it is a regular file in a layer of the image and no symbolic link leads to it.
+///
+/// # Errors
+/// The volume is not sealed, the list is missing or damaged, an image is not on the volume, or a file cannot
+/// be read.
+pub fn read(path: &Path, options: &ReadOptions) -> Result<Totals, Error> {
     let content = seal::read(path)?.content;
     let shown = path.display().to_string();
     let root = Dir::open(path).map_err(|e| Error::reading(shown.as_bytes(), e))?;
-    let images = choose(&content, &wanted.images)?;
+    let images = choose(&content, &options.images)?;
     let trees: Vec<Vec<String>> = images.iter().map(|image| trees_of(&content, image)).collect();
-    let listed = listed(&root, &shown, &images, &trees, wanted.all)?;
+    let listed = listed(&root, &shown, &images, &trees, options.all)?;
     match content.layer_format {
-        LayerFormat::Overlay => of_directories(&root, &trees, listed, wanted.all),
-        LayerFormat::Erofs => of_images(&root, &trees, listed, wanted.all),
+        LayerFormat::Overlay => read_directories(&root, &trees, listed, options.all),
+        LayerFormat::Erofs => read_images(&root, &trees, listed, options.all),
     }
 }
 
-fn of_directories(
+fn read_directories(
     root: &Dir,
     trees: &[Vec<String>],
     listed: Vec<Vec<Entry>>,
@@ -134,9 +146,14 @@ fn of_directories(
     read::read(root, &paths).map_err(|(path, source)| Error::reading(&path, source))
 }
 
-/// What lies in images is read through them, so that their metadata are in the cache as well; all of it is the images
-/// themselves.
-fn of_images(root: &Dir, trees: &[Vec<String>], listed: Vec<Vec<Entry>>, all: bool) -> Result<Totals, Error> {
+/// Reads files through their EROFS images, so that the metadata is cached too. With `all`, the image files
+/// themselves are read as well.
+fn read_images(
+    root: &Dir,
+    trees: &[Vec<String>],
+    listed: Vec<Vec<Entry>>,
+    all: bool,
+) -> Result<Totals, Error> {
     let mut seen: HashSet<Entry> = HashSet::new();
     let entries: Vec<Entry> =
         listed.into_iter().flatten().filter(|entry| seen.insert(entry.clone())).collect();
@@ -151,7 +168,7 @@ fn of_images(root: &Dir, trees: &[Vec<String>], listed: Vec<Vec<Entry>>, all: bo
     Ok(totals)
 }
 
-/// The trees of an image's layers.
+/// Returns the trees of an image's layers.
 fn trees_of(content: &Content, image: &Image) -> Vec<String> {
     let layers = content.layers.iter().filter(|layer| image.chain.contains(&layer.chain_id));
     layers.flat_map(|layer| layout::parts(content.layer_format, layer).trees).collect()
@@ -164,23 +181,23 @@ fn distinct(trees: &[Vec<String>]) -> Vec<String> {
     trees
 }
 
-/// What a file of an image says of libraries, by its bytes: for fuzzing, which wants no file.
+/// Parsers of files from images, for fuzzing without a file.
 #[cfg(feature = "testing")]
 pub mod bytes {
     use std::io::Cursor;
 
-    /// The libraries that an ELF file names; none where it is no such file.
+    /// Returns the libraries that an ELF file names; `None` if it is not an ELF file.
     pub fn needed(file: &[u8]) -> Option<Vec<Vec<u8>>> {
         super::elf::read(Cursor::new(file)).map(|object| object.needed)
     }
 
-    /// Names and paths of a cache of the dynamic loader.
+    /// Returns the names and paths in a cache of the dynamic loader.
     pub fn loader_cache(file: &[u8], little: bool) -> Vec<(Vec<u8>, Vec<Vec<u8>>)> {
         super::ld_cache::parse(file, little).into_iter().collect()
     }
 }
 
-/// The images that are meant.
+/// Selects the wanted images; all if `wanted` is empty.
 fn choose<'a>(content: &'a Content, wanted: &[ImageReference]) -> Result<Vec<&'a Image>, Error> {
     if wanted.is_empty() {
         return Ok(content.images.iter().collect());
@@ -201,7 +218,7 @@ fn choose<'a>(content: &'a Content, wanted: &[ImageReference]) -> Result<Vec<&'a
     wanted.iter().map(find).collect()
 }
 
-/// What the list names of each of `images`. Where all is read anyhow there need be no list.
+/// Returns the listed files of each of `images`. With `all`, the list can be missing or malformed.
 fn listed(
     root: &Dir,
     volume: &str,
@@ -220,19 +237,19 @@ fn listed(
         Err(_) if all => return Ok(Vec::new()),
         other => other?,
     };
-    let of_image = |(image, trees): (&&Image, &Vec<String>)| {
+    let files_of_image = |(image, trees): (&&Image, &Vec<String>)| {
         let section = sections.iter().find(|section| section.manifest == image.manifest);
         let files = section.map(|section| section.files.clone());
         let files = files.filter(|files| files.iter().all(|entry| trees.contains(&entry.tree)));
         files.ok_or_else(|| Error::Disagrees { image: image.name.clone() })
     };
-    images.iter().zip(trees).map(of_image).collect()
+    images.iter().zip(trees).map(files_of_image).collect()
 }
 
-/// Names that overlayfs looks up on the way to the listed files: a directory in every layer that may have a part of it. On a
-/// cold disk that is a quarter of a start's reads.
+/// Returns names that overlayfs looks up on the way to the listed files: a directory in each layer that can
+/// have a part of it. On a cold disk this is a quarter of the reads of a start.
 fn lookups(trees: &[Vec<String>], listed: &[Vec<Entry>]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let of_image = |(trees, files): (&Vec<String>, &Vec<Entry>)| {
+    let names_of_image = |(trees, files): (&Vec<String>, &Vec<Entry>)| {
         let names: HashSet<_> = files.iter().map(|entry| split(&entry.path)).collect();
         let in_tree = |tree: &String| {
             let dir = |(dir, name): &(&[u8], &[u8])| (join(tree.as_bytes(), dir), name.to_vec());
@@ -240,14 +257,14 @@ fn lookups(trees: &[Vec<String>], listed: &[Vec<Entry>]) -> Vec<(Vec<u8>, Vec<u8
         };
         trees.iter().flat_map(in_tree).collect::<Vec<_>>()
     };
-    let mut names: Vec<_> = trees.iter().zip(listed).flat_map(of_image).take(MAX_LOOKUPS).collect();
+    let mut names: Vec<_> = trees.iter().zip(listed).flat_map(names_of_image).take(MAX_LOOKUPS).collect();
     names.sort_unstable();
     names.dedup();
     names
 }
 
-/// Paths of all files of the tree at `top` from the root of the volume, in the order of their inodes, which on most file
-/// systems is that on the disk.
+/// Returns the paths from the volume root of all files of the tree at `top`, ordered by inode. On most file
+/// systems that is the order on the disk.
 fn every_file(root: &Dir, top: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     files::each(root.open_beneath(top)?, |_, _, path, stat| {

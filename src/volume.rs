@@ -29,6 +29,7 @@ pub mod job;
 mod journal;
 pub mod layout;
 pub mod lease;
+mod lock;
 pub mod mounted;
 mod open;
 mod place;

@@ -1,5 +1,6 @@
-//! Any bytes as a tar, their checksums put right, written as an image: either an error, or an image that our own reader shows
-//! whole, that is written again byte by byte, and that the tar is rebuilt from.
+//! Writes any bytes as an EROFS image, after correcting their tar checksums. The result is an error or a
+//! valid image: our reader can read all of it, writing it again gives the same bytes, and the tar can be
+//! rebuilt from it.
 #![no_main]
 
 use std::fs::File;
@@ -42,24 +43,24 @@ fn run(tar: &[u8], image: Image, dir: &Dir, split: Option<TarSplitTarget<'_>>) -
     extract(decoder, extract::Target::Erofs(target), split, &limits, &expected)
 }
 
-/// Reads everything.
+/// Reads all files, links and attributes of an image.
 fn walk(root: ImageNode) {
     let mut pending = vec![root];
     while let Some(node) = pending.pop() {
-        node.xattrs().expect("written a moment ago");
+        node.xattrs().expect("it was just written");
         match node.file_type() {
             FileType::Directory => {
-                for name in node.names().expect("written a moment ago") {
-                    let below = node.lookup(&name).expect("written a moment ago");
+                for name in node.names().expect("it was just written") {
+                    let below = node.lookup(&name).expect("it was just written");
                     pending.push(below.expect("it is listed"));
                 }
             }
             FileType::Regular => {
-                let mut content = node.content().expect("written a moment ago");
-                io::copy(&mut content, &mut io::sink()).expect("written a moment ago");
-                node.regions().expect("written a moment ago");
+                let mut content = node.content().expect("it was just written");
+                io::copy(&mut content, &mut io::sink()).expect("it was just written");
+                node.regions().expect("it was just written");
             }
-            FileType::Symlink => assert!(!node.target().expect("written a moment ago").is_empty()),
+            FileType::Symlink => assert!(!node.target().expect("it was just written").is_empty()),
             _ => {}
         }
     }
@@ -68,7 +69,7 @@ fn walk(root: ImageNode) {
 fuzz_target!(|bytes: &[u8]| {
     let mut tar = bytes.to_vec();
     for block in tar.chunks_exact_mut(BLOCK) {
-        // A block whose checksum is wanted right has something in that field; the others stay data.
+        // A block with a non-zero checksum field gets a correct checksum; all others remain data.
         if let Ok(block) = <&mut [u8; BLOCK]>::try_from(block)
             && block[148] != 0
         {
@@ -76,32 +77,32 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
     let path = std::env::temp_dir().join(format!("larder-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&path).expect("a temporary directory");
-    let dir = Dir::open(&path).expect("made a moment ago");
-    let image: File = unnamed::temporary().expect("a temporary file");
-    let again = || image.try_clone().expect("a descriptor");
+    std::fs::create_dir_all(&path).expect("a temporary directory can be created");
+    let dir = Dir::open(&path).expect("it was just created");
+    let image: File = unnamed::temporary().expect("a temporary file can be created");
+    let again = || image.try_clone().expect("a descriptor can be duplicated");
     let _ = dir.unlink(b"split");
     let split = TarSplitTarget { dir: &dir, name: b"split" };
     let Ok(mut extracted) = run(&tar, Image::New(again()), &dir, Some(split)) else { return };
-    let root = ImageNode::root(again()).expect("written a moment ago");
+    let root = ImageNode::root(again()).expect("it was just written");
     walk(root.clone());
     run(&tar, Image::Present(again()), &dir, None).expect("it is the same image");
-    let split = dir.open_file(b"split").expect("written a moment ago");
+    let split = dir.open_file(b"split").expect("it was just written");
     let mut rebuilt = Rebuilt::new(split, StoredDir::Image(root.clone()));
     let mut found = Vec::new();
-    while let Some(chunk) = rebuilt.next().expect("all of it is there") {
+    while let Some(chunk) = rebuilt.next().expect("all content is present") {
         found.extend_from_slice(&chunk);
     }
     assert!(found == tar, "{} bytes became {}", tar.len(), found.len());
-    // On itself: links to what it lacks are errors, all else is settled.
+    // Settle the image on top of itself: links to missing files are errors, everything else succeeds.
     let lower = Lower::new([StoredDir::Image(root.clone())]);
     let planned = fixup::plan(&StoredDir::Image(root), &mut extracted.applied, &lower, fixup::Times::Kept);
     if let Ok((_, Some(fixup))) = planned {
-        let image: File = unnamed::temporary().expect("a temporary file");
-        let again = || image.try_clone().expect("a descriptor");
+        let image: File = unnamed::temporary().expect("a temporary file can be created");
+        let again = || image.try_clone().expect("a descriptor can be duplicated");
         let write = |image| fixup.write(image, &dir, &Uncounted, Options::default());
-        write(Image::New(again())).expect("all of it was read");
-        walk(ImageNode::root(again()).expect("written a moment ago"));
+        write(Image::New(again())).expect("the image was read before");
+        walk(ImageNode::root(again()).expect("it was just written"));
         write(Image::Present(again())).expect("it is the same image");
     }
 });

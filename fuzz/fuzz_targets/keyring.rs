@@ -1,4 +1,4 @@
-//! Any bytes as a pull secret, and any image looked up in it.
+//! Parses any bytes as a pull secret and looks up any image in it.
 #![no_main]
 
 use larder::secrets::pull_secret_data::{parse_dockercfg, parse_dockerconfigjson};

@@ -1,4 +1,4 @@
-//! Any bytes as a manifest, an index or a config.
+//! Parses any bytes as a manifest, an index or a config.
 #![no_main]
 
 use larder_model::manifest::{Document, ImageConfig};

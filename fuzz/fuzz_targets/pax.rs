@@ -1,4 +1,4 @@
-//! Any bytes as the body of a pax extended header in front of a file with content.
+//! Parses any bytes as the body of a pax extended header in front of a file with content.
 #![no_main]
 
 mod rebuild;
@@ -15,7 +15,7 @@ fuzz_target!(|body: &[u8]| {
     header[156] = b'x';
     header[257..265].copy_from_slice(b"ustar\x0000");
     fix_checksum(&mut header);
-    // A map of PAX 1.0 with one region, so that sparse files are reached too.
+    // A PAX 1.0 map with one region, so that sparse files are also covered.
     let content = [&b"1\n0\n100\n"[..], &[0; 504], &[b'c'; 100]].concat();
     rebuild::check(&LayerBuilder::new().raw_header(header, body).file("file", content).tar());
 });

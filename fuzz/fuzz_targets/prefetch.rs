@@ -1,17 +1,19 @@
-//! Any bytes as what `prefetch` reads of images and volumes: an ELF file, `ld.so.cache`, `prefetch.list`.
+//! Parses any bytes as the files that `prefetch` reads from images and volumes: ELF files, `ld.so.cache`,
+//! `prefetch.list`.
 #![no_main]
 
 use larder::prefetch::{bytes, list};
 use libfuzzer_sys::fuzz_target;
 
-/// An ELF header of either width and order, so that what comes after it is reached.
-const HEADS: [&[u8]; 4] = [b"\x7fELF\x01\x01\x01", b"\x7fELF\x01\x02\x01", b"\x7fELF\x02\x01\x01", b"\x7fELF\x02\x02\x01"];
+/// Starts of an ELF header for both widths and byte orders, so that the fuzzer gets past the header.
+const ELF_HEADERS: [&[u8]; 4] =
+    [b"\x7fELF\x01\x01\x01", b"\x7fELF\x01\x02\x01", b"\x7fELF\x02\x01\x01", b"\x7fELF\x02\x02\x01"];
 const CACHE: &[u8] = b"glibc-ld.so.cache1.1";
 const LIST: &[u8] = b"larder-prefetch 1\n";
 
 fuzz_target!(|input: &[u8]| {
     elf(input);
-    for head in HEADS {
+    for head in ELF_HEADERS {
         let mut file = input.to_vec();
         if let Some(start) = file.get_mut(..head.len()) {
             start.copy_from_slice(head);
@@ -21,13 +23,16 @@ fuzz_target!(|input: &[u8]| {
     for file in [input, &[CACHE, input].concat()] {
         for little in [true, false] {
             for (name, paths) in bytes::loader_cache(file, little) {
-                assert!(name.len() <= 4096 && paths.iter().all(|path| path.starts_with(b"/") && path.len() <= 4096));
+                assert!(
+                    name.len() <= 4096
+                        && paths.iter().all(|path| path.starts_with(b"/") && path.len() <= 4096)
+                );
             }
         }
     }
     for text in [input, &[LIST, input].concat()] {
         let Ok(sections) = list::parse(text) else { continue };
-        // What is read is written the same, and leads nowhere but down.
+        // A parsed list renders to the same text, and its paths stay below the root.
         let written = list::render(&sections);
         assert_eq!(list::parse(&written).as_ref(), Ok(&sections));
         for entry in sections.iter().flat_map(|section| &section.files) {

@@ -1,4 +1,4 @@
-//! Shared by the targets that end in the tar reader: what it accepts must be built again, bit for bit.
+//! Check that is shared by the targets of the tar reader: every accepted tar must be rebuilt bit for bit.
 
 use std::collections::HashMap;
 use std::io::{self, Cursor, Read as _};
@@ -9,13 +9,13 @@ use larder_layer::tar_split::{Assembler, TarSplit, TarSplitReader};
 
 type Files = HashMap<Vec<u8>, Vec<u8>>;
 
-/// Reads `tar`, as the sink of a layer does; the tar-split and the content of its files.
+/// Reads `tar` like the sink of a layer. Returns the tar-split and the content of the files.
 fn read(tar: &[u8]) -> Result<(Vec<u8>, Files), Error> {
     let limits = Limits { max_logical_bytes: 1 << 20, max_entries: 1 << 12, ..Limits::default() };
     let mut reader = Reader::new(tar, TarSplit::new(Vec::new()), limits);
     let mut files = Files::new();
     while let Some(member) = reader.next()? {
-        // Some files are kept by the record instead, as those are that a later member replaces.
+        // The record keeps the content of some files, as for files that a later member replaces.
         let inline = member.kind == Kind::File && member.index % 4 == 3;
         if inline {
             reader.data_inline()?;
@@ -43,13 +43,15 @@ fn read(tar: &[u8]) -> Result<(Vec<u8>, Files), Error> {
     Ok((split.finish().expect("memory can be written"), files))
 }
 
-/// Whatever the reader accepts must be built again from the record and the files.
+/// Checks that a tar accepted by the reader can be rebuilt from the record and the files.
 pub fn check(tar: &[u8]) {
     let Ok((split, files)) = read(tar) else { return };
     let open = |name: &[u8]| {
         files.get(name).map(Cursor::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     };
     let mut again = Vec::new();
-    Assembler::new(TarSplitReader::new(&split[..]), open).read_to_end(&mut again).expect("just recorded");
+    Assembler::new(TarSplitReader::new(&split[..]), open)
+        .read_to_end(&mut again)
+        .expect("it was just recorded");
     assert!(again == tar, "{} bytes became {}", tar.len(), again.len());
 }

@@ -1,4 +1,5 @@
-//! Any text as an image reference: the normal form of what is accepted must mean the same again.
+//! Parses any text as an image reference. The normal form of an accepted reference must parse to the same
+//! reference.
 #![no_main]
 
 use larder_model::reference::ImageReference;

@@ -1,4 +1,4 @@
-//! Any bytes as a tar, their checksums put right, so that what comes after the checksum is reached.
+//! Reads any bytes as a tar, after correcting the checksums so that the fuzzer gets past them.
 #![no_main]
 
 mod rebuild;
@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let mut tar = bytes.to_vec();
     for block in tar.chunks_exact_mut(BLOCK) {
-        // A block whose checksum is wanted right has something in that field; the others stay data.
+        // A block with a non-zero checksum field gets a correct checksum; all others remain data.
         if let Ok(block) = <&mut [u8; BLOCK]>::try_from(block)
             && block[148] != 0
         {

@@ -1,7 +1,7 @@
-//! `manifest.json` of what `docker save` writes: configs and layers by their paths, no manifests.
+//! The `manifest.json` of `docker save`: configs and layers by path, without manifests.
 //!
-//! A manifest is made for each image, in the form that docker pushes. The digest of a layer that is not compressed is its
-//! diff ID, which the config tells; that of a compressed one takes reading it.
+//! A manifest is generated for each image, in the form that docker pushes. The digest of an uncompressed
+//! layer is its diff ID from the config. A compressed layer must be read to compute its digest.
 
 use std::collections::HashMap;
 
@@ -22,10 +22,10 @@ const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
-/// Largest list and largest config, bytes.
-const MAX: u64 = 4 << 20;
+/// Maximum size of the list and of a config, bytes.
+const MAX_DOCUMENT: u64 = 4 << 20;
 
-/// Images of one archive; a config is read for each.
+/// Maximum number of images in an archive; a config is read for each.
 const MAX_IMAGES: usize = 1024;
 
 #[derive(Deserialize)]
@@ -37,24 +37,24 @@ struct Image {
     layers: Vec<String>,
 }
 
-/// A layer as it lies in the archive.
+/// A layer as stored in the archive.
 #[derive(Clone)]
 struct Layer {
     media_type: String,
     size: u64,
-    /// None where it is the diff ID.
+    /// `None` if it equals the diff ID.
     digest: Option<Digest>,
 }
 
-/// Reads the list and makes the manifests of the images in it that the archive does not list yet: those of a name that is not
-/// there, and those without a name if nothing is. What docker writes since 25 is an OCI layout as well, whose index can list
-/// fewer images, and none.
+/// Reads the list and generates manifests for images that the archive does not list yet. An image without a
+/// name counts only if no other image is listed. Archives of docker 25 and later are also OCI layouts, whose
+/// index can list fewer images, or none.
 pub(super) fn read(archive: &mut Archive) -> Result<(), Error> {
-    let list = archive.store.read(LIST, MAX)?;
+    let list = archive.store.read(LIST, MAX_DOCUMENT)?;
     let list: Vec<Image> =
         read_json(&list).map_err(|source| Error::Document { file: LIST.to_owned(), source })?;
     if list.len() > MAX_IMAGES {
-        let reason = format!("it lists {} images, {MAX_IMAGES} are allowed", list.len());
+        let reason = format!("{} images are listed, the limit is {MAX_IMAGES}", list.len());
         return Err(Error::Malformed { file: LIST.to_owned(), reason });
     }
     let listed = archive.names();
@@ -77,7 +77,7 @@ pub(super) fn read(archive: &mut Archive) -> Result<(), Error> {
             true => archive.entries.push(entry(None)),
             false => archive.entries.extend(tags.into_iter().map(|tag| entry(Some(tag)))),
         }
-        archive.made.insert(digest, manifest);
+        archive.generated.insert(digest, manifest);
     }
     Ok(())
 }
@@ -87,7 +87,7 @@ fn manifest(
     image: &Image,
     layers: &mut HashMap<String, Layer>,
 ) -> Result<(Digest, Vec<u8>), Error> {
-    let bytes = archive.store.read(&image.config, MAX)?;
+    let bytes = archive.store.read(&image.config, MAX_DOCUMENT)?;
     let digest = Digest::sha256(&bytes);
     check_name(&image.config, &digest)?;
     let document = |source| Error::Document { file: image.config.clone(), source };
@@ -121,7 +121,7 @@ fn manifest(
     Ok((Digest::sha256(&manifest), manifest))
 }
 
-/// Where the config is called by a digest, it is its own.
+/// Checks the name of the config: if it is a digest, it must be the digest of the content.
 fn check_name(path: &str, digest: &Digest) -> Result<(), Error> {
     let (_, name) = path::split(path.as_bytes());
     let stem = name.strip_suffix(b".json").unwrap_or(name);
@@ -129,11 +129,11 @@ fn check_name(path: &str, digest: &Digest) -> Result<(), Error> {
     if !is_digest || stem == digest.hex().as_bytes() {
         return Ok(());
     }
-    Err(Error::Malformed { file: path.to_owned(), reason: format!("its content has digest {digest}") })
+    Err(Error::Malformed { file: path.to_owned(), reason: format!("the digest of its content is {digest}") })
 }
 
 fn layer(archive: &Archive, path: &str) -> Result<Layer, Error> {
-    let missing = || Error::Malformed { file: path.to_owned(), reason: "it is missing".to_owned() };
+    let missing = || Error::Malformed { file: path.to_owned(), reason: "missing".to_owned() };
     let blob = archive.store.open(path)?.ok_or_else(missing)?;
     let size = blob.size();
     let suffix = match blob.start::<4>()?[..] {

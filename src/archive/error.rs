@@ -1,4 +1,4 @@
-//! Why an archive cannot be used.
+//! Errors of reading an archive.
 
 use std::io;
 
@@ -6,126 +6,126 @@ use super::{Class, Digest, Format};
 use larder_model::manifest::ManifestError;
 use larder_model::size::ByteSize;
 
-/// An archive cannot be used, or has not what was asked for.
+/// An archive cannot be used, or does not contain a requested image or blob.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing that we know.
+    /// The format is unknown, or not the requested one.
     #[error("{path} is {}", match wanted {
-        None => "neither an OCI layout, nor a tar of one, nor what docker save or skopeo (dir:) writes: is it whole?",
-        Some(Format::OciLayout) => "no OCI layout: a directory with oci-layout and index.json in it is wanted",
-        Some(Format::OciArchive) => "no oci-archive: a tar with oci-layout and index.json in it is wanted",
-        Some(Format::DockerArchive) => "no docker-archive: a tar with manifest.json in it is wanted",
-        Some(Format::Dir) => "no dir: a directory with version and manifest.json in it is wanted",
+        None => "not an archive of a known format (oci-layout, oci-archive, docker-archive, dir): check that it is complete",
+        Some(Format::OciLayout) => "not an oci-layout: give a directory that contains oci-layout and index.json",
+        Some(Format::OciArchive) => "not an oci-archive: give a tar that contains oci-layout and index.json",
+        Some(Format::DockerArchive) => "not a docker-archive: give a tar that contains manifest.json",
+        Some(Format::Dir) => "not a dir: give a directory that contains version and manifest.json",
     })]
     Unknown {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// What the user says it is.
+        /// The requested format.
         wanted: Option<Format>,
     },
-    /// Another image was asked for.
-    #[error("{path} has no image of that name; it has {have}")]
+    /// No image has the requested name.
+    #[error("{path} contains no image of that name; it contains {have}")]
     NoImage {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// What there is.
+        /// Description of the images in the archive.
         have: String,
     },
-    /// Nothing says what its images are called.
-    #[error("{path} has {have}: say what to call it with --image, as in --image registry.example.com/app:1")]
+    /// The images have no names, and the user gave none.
+    #[error("{path} contains {have}: name it with --image, for example --image registry.example.com/app:1")]
     Unnamed {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// What there is.
+        /// Description of the images in the archive.
         have: String,
     },
-    /// A manifest, config or layer that it should have.
-    #[error("{path} has no {digest}: it was written for other platforms, or in part")]
+    /// A manifest, config or layer is missing.
+    #[error("{path} does not contain {digest}: it is incomplete, or was written for other platforms")]
     Absent {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// What is missing.
+        /// Digest of the missing content.
         digest: Digest,
     },
-    /// A document is not what its name says.
-    #[error("{path}: what is called {want} has digest {found}")]
+    /// A document does not have its digest.
+    #[error("{path}: the content of {want} has digest {found}")]
     Digest {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// Digest that it is called by.
+        /// The expected digest.
         want: Digest,
-        /// Digest of its bytes.
+        /// Digest of the content.
         found: Digest,
     },
-    /// A file of it is malformed.
-    #[error("{file} of the archive: {reason}")]
+    /// A file of the archive is malformed.
+    #[error("{file} in the archive: {reason}")]
     Malformed {
-        /// Which.
+        /// Path in the archive.
         file: String,
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
     },
-    /// A document of it is malformed.
-    #[error("{file} of the archive: {source}")]
+    /// A document of the archive is malformed.
+    #[error("{file} in the archive: {source}")]
     Document {
-        /// Which.
+        /// Path in the archive.
         file: String,
-        /// What is wrong.
+        /// Cause from the parser.
         source: ManifestError,
     },
-    /// It is no tar, or one with nonsense in it.
+    /// The file is not a tar, or is malformed.
     #[error("reading the headers of {path}: {source}")]
     Tar {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// What is wrong.
+        /// Cause from the tar reader.
         source: larder_layer::tar::Error,
     },
-    /// It cannot be decompressed.
+    /// The archive cannot be decompressed.
     #[error("decompressing {path}: {source}")]
     Decode {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// What is wrong.
+        /// Cause from the decoder.
         source: larder_layer::decode::Error,
     },
-    /// It is compressed in a way that this program does not read.
+    /// The compression format is not supported.
     #[error(
-        "{path} is compressed with {program}, and Larder reads gzip and zstd: decompress it first, as in {program} -dc FILE | larder import -"
+        "{path} is compressed with {program}, but only gzip and zstd are supported: decompress it first, for example {program} -dc FILE | larder import -"
     )]
     Compression {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// What decompresses it.
+        /// Name of the program that decompresses it.
         program: &'static str,
     },
-    /// It does not fit where it has to be kept for a while.
+    /// The temporary directory has too little space.
     #[error(
-        "{path} needs more than {}, half of what is free in {dir}: give the archive as an uncompressed file, or set TMPDIR",
+        "{path} needs more than {}, half of the free space in {dir}: give the archive as an uncompressed file, or set TMPDIR",
         ByteSize(*limit)
     )]
     Spool {
-        /// The archive.
+        /// Name of the archive.
         path: String,
-        /// Where.
+        /// The temporary directory.
         dir: String,
-        /// The limit, bytes.
+        /// Space that it can use, bytes.
         limit: u64,
     },
-    /// The file system refused.
+    /// A system call failed.
     #[error("{doing} {what}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation, as "reading".
         doing: &'static str,
-        /// To what.
+        /// Object of the operation, as a path.
         what: String,
-        /// Why.
+        /// Cause from the system.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides about retries and the exit code.
+    /// Returns the class, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Unknown { .. } | Error::Unnamed { .. } | Error::Compression { .. } => Class::Invalid,
@@ -142,7 +142,7 @@ impl Error {
                 | io::ErrorKind::InvalidInput => Class::Invalid,
                 io::ErrorKind::PermissionDenied => Class::Denied,
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-                // A file that became shorter while it was read.
+                // The file was truncated while it was read.
                 io::ErrorKind::UnexpectedEof => Class::Corrupt,
                 _ => Class::Internal,
             },
@@ -150,7 +150,7 @@ impl Error {
     }
 }
 
-/// Adds what was being done to a failed system call.
+/// Adds the operation and its object to the error of a system call.
 pub(super) trait Context<T> {
     fn context(self, doing: &'static str, what: impl std::fmt::Display) -> Result<T, Error>;
 }

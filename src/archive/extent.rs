@@ -1,4 +1,4 @@
-//! Where the content of a member lies in its archive.
+//! Location of a member's content in its archive.
 
 use std::fs::File;
 use std::io;
@@ -8,43 +8,44 @@ use std::sync::Arc;
 use larder_layer::limits::Ratio;
 use larder_layer::tar::Region;
 
-/// Bytes compared at once.
+/// Bytes compared at a time.
 const CHUNK: usize = 1 << 18;
 
-/// The content of a member.
+/// The location of a member's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
-    /// Where its bytes begin in the archive.
+    /// Offset of its data in the archive.
     start: u64,
-    /// Its size, holes included.
+    /// Size of the content, including holes.
     pub(super) size: u64,
-    /// Where its bytes belong, in order; all of it without a map.
+    /// Regions of the content that have data, in order; `None` if all of it has.
     map: Option<Arc<[Region]>>,
 }
 
 impl Extent {
-    /// A content without holes.
+    /// Creates the extent of a file without holes.
     pub(super) fn whole(start: u64, size: u64) -> Self {
         Extent { start, size, map: None }
     }
 
-    /// A sparse file, whose bytes begin at `start` of an archive of `length` bytes. `map` is ordered and within `size`.
+    /// Creates the extent of a sparse file whose data starts at `start` of an archive of `length` bytes.
+    /// `map` is ordered and within `size`.
     ///
     /// # Errors
-    /// The archive ends before its bytes do, or it is nothing but holes.
+    /// The archive ends before the data does, or the file has too many holes.
     pub(super) fn sparse(start: u64, size: u64, map: &[Region], length: u64) -> Result<Self, &'static str> {
         let stored: u64 = map.iter().map(|region| region.length).sum();
         if start.checked_add(stored).is_none_or(|end| end > length) {
             return Err("the archive ends inside it");
         }
-        // All of it is read and hashed, holes too.
+        // All of it is read and hashed, including holes.
         if Ratio::default().is_exceeded(stored, size) {
-            return Err("it is a sparse file of more holes than an archive of images has");
+            return Err("a sparse file with more holes than an image archive has");
         }
         Ok(Extent { start, size, map: Some(map.into()) })
     }
 
-    /// Fills `bytes` with what lies at `offset` of the content.
+    /// Fills `bytes` with the content at `offset`.
     ///
     /// # Errors
     /// Those of pread(2).
@@ -67,11 +68,11 @@ impl Extent {
         Ok(())
     }
 
-    /// Whether two contents of one archive are the same bytes. Two sparse files must have the same holes for it, so that no more
-    /// is read than the archive has.
+    /// Reports whether two contents of one archive are equal. Two sparse files are equal only if they have
+    /// the same holes, so that no more is read than the archive contains.
     ///
     /// # Errors
-    /// As [`read_at`](Extent::read_at).
+    /// Those of [`read_at`](Extent::read_at).
     pub(super) fn is_equal(&self, other: &Extent, file: &File) -> io::Result<bool> {
         if self.size != other.size {
             return Ok(false);

@@ -1,7 +1,7 @@
-//! The archive as a user gives it: a path, or standard input; a tar perhaps compressed as a whole.
+//! The archive that the user gives: a path or standard input. A tar can be compressed as a whole.
 //!
-//! Contents are read by offset, so what comes as a stream or has to be inflated is kept aside first, in a file without a
-//! name in the directory for temporary files.
+//! Contents are read by offset. So a stream, or a compressed tar, is first copied to an unnamed file in the
+//! temporary directory.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,85 +19,91 @@ use larder_layer::limits::Ratio;
 use larder_model::digest::Algorithm;
 use larder_sys::{Dir, space, unnamed};
 
-/// What an archive is called that has no path.
+/// Name of standard input in messages.
 const STDIN: &str = "standard input";
 
-/// Bytes read at once.
+/// Bytes read at a time.
 const CHUNK: usize = 1 << 18;
 
-/// An archive that is open and was not looked into yet: nothing of it was parsed.
+/// An opened archive of which nothing was parsed yet.
 #[derive(Debug)]
 pub struct Input {
     shown: String,
-    place: Place,
+    content: Content,
 }
 
 #[derive(Debug)]
-enum Place {
-    /// Opened when it is read: a descriptor from outside of a sandbox would lead out of it.
+enum Content {
+    /// Opened when it is read: a descriptor of a directory from outside would be a way out of the sandbox.
     Directory(PathBuf),
     File(File),
-    /// A compressed file, and where it is inflated to.
+    /// A compressed file, and the temporary file that it is decompressed to.
     Compressed(File, Temporary),
 }
 
 impl Input {
     /// Opens the archive at `path`; `-` is standard input, which is read to its end.
+    ///
+    /// # Errors
+    /// It cannot be opened or copied, or its compression is not supported.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
         if path == Path::new("-") {
             return Input::kept(&Input::keep()?);
         }
         let metadata = std::fs::metadata(path).context("opening", &shown)?;
-        let place = if metadata.is_dir() {
-            Place::Directory(path.to_owned())
+        let content = if metadata.is_dir() {
+            Content::Directory(path.to_owned())
         } else if metadata.is_file() {
-            sniffed(File::open(path).context("opening", &shown)?, &shown)?
+            detect_compression(File::open(path).context("opening", &shown)?, &shown)?
         } else {
-            // A pipe, say of a shell's <(…).
+            // A pipe, such as the shell's <(…).
             let mut file = Temporary::new()?;
             file.fill(&mut File::open(path).context("opening", &shown)?, &shown)?;
-            sniffed(file.file, &shown)?
+            detect_compression(file.file, &shown)?
         };
-        Ok(Input { shown, place })
+        Ok(Input { shown, content })
     }
 
-    /// Reads standard input to its end into a file without a name, for [`Input::kept`]. Nothing of it is parsed.
+    /// Copies standard input to an unnamed file, for [`Input::kept`]. Nothing is parsed.
     ///
     /// # Errors
-    /// Reading and writing fail, or the directory for temporary files has too little room.
+    /// Reading or writing fails, or the temporary directory has too little space.
     pub fn keep() -> Result<File, Error> {
         let mut file = Temporary::new()?;
         file.fill(&mut io::stdin().lock(), STDIN)?;
         unnamed::read_only(&file.file).context("opening", STDIN)
     }
 
-    /// Opens the archive that [`Input::keep`] kept.
+    /// Opens the copy that [`Input::keep`] made.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// It cannot be read, or its compression is not supported.
     pub fn kept(file: &File) -> Result<Self, Error> {
         let file = file.try_clone().context("opening", STDIN)?;
-        Ok(Input { place: sniffed(file, STDIN)?, shown: STDIN.to_owned() })
+        Ok(Input { content: detect_compression(file, STDIN)?, shown: STDIN.to_owned() })
     }
 
-    /// Opens the tar that a daemon received and keeps at `path`. It is taken as it is, never inflated to a file: what came
-    /// compressed as a whole was refused.
+    /// Opens the tar that a daemon received and stored at `path`. It is never decompressed to a file: the
+    /// daemon refuses compressed tars.
+    ///
+    /// # Errors
+    /// It cannot be opened.
     pub fn received(path: &Path) -> Result<Self, Error> {
         let shown = "the archive".to_owned();
         let file = File::open(path).context("opening", &shown)?;
-        Ok(Input { shown, place: Place::File(file) })
+        Ok(Input { shown, content: Content::File(file) })
     }
 
-    /// Looks at what it has.
+    /// Indexes the archive. Returns its name for messages, and its files.
     pub(super) fn into_store(self) -> Result<(String, Store), Error> {
-        let file = match self.place {
-            Place::Directory(path) => {
+        let file = match self.content {
+            Content::Directory(path) => {
                 let dir = Dir::open(&path).context("opening", &self.shown)?;
                 return Ok((self.shown, Store::Layout(dir)));
             }
-            Place::File(file) => file,
-            Place::Compressed(from, mut to) => {
+            Content::File(file) => file,
+            Content::Compressed(from, mut to) => {
                 let mut decoder =
                     Decoder::new(Chunks { file: from, at: 0 }, Algorithm::Sha256, Ratio::default());
                 to.fill(&mut decoder, &self.shown)?;
@@ -112,26 +118,27 @@ impl Input {
     }
 }
 
-/// A tar begins with the name of its first member, so that magic bytes of gzip and zstd are none.
-fn sniffed(file: File, shown: &str) -> Result<Place, Error> {
+/// Detects compression by magic bytes. A tar starts with the name of its first member, which cannot be those
+/// of gzip or zstd.
+fn detect_compression(file: File, shown: &str) -> Result<Content, Error> {
     let mut magic = [0; 10];
     let read = file.read_at(&mut magic, 0).context("reading", shown)?;
     let unknown = |program| Err(Error::Compression { path: shown.to_owned(), program });
     match magic[..read] {
-        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Place::Compressed(file, Temporary::new()?)),
+        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Content::Compressed(file, Temporary::new()?)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => unknown("xz"),
-        // The digits of pi begin each block.
+        // The digits of pi start each block.
         [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59] => unknown("bzip2"),
-        _ => Ok(Place::File(file)),
+        _ => Ok(Content::File(file)),
     }
 }
 
-/// A file without a name, for a stream of which nobody knows the length.
+/// An unnamed file, for a stream of unknown length.
 #[derive(Debug)]
 struct Temporary {
     file: File,
     dir: String,
-    /// Most bytes: others get half of what is free.
+    /// Maximum size, bytes: half of the free space, so that other programs have the rest.
     limit: u64,
 }
 
@@ -141,18 +148,18 @@ impl Temporary {
         let shown = dir.display().to_string();
         let file = unnamed::temporary().context("creating a temporary file in", &shown)?;
         let free = Dir::open(&dir).and_then(|dir| space::free(&dir));
-        let limit = free.context("asking for free space in", &shown)? / 2;
+        let limit = free.context("reading the free space in", &shown)? / 2;
         Ok(Temporary { file, dir: shown, limit })
     }
 
-    /// Copies `from` to its end.
+    /// Copies `from` to its end into the file.
     fn fill(&mut self, from: &mut impl Read, shown: &str) -> Result<(), Error> {
         let mut buffer = vec![0; CHUNK];
         let mut copied = 0;
         loop {
             let read = match from.read(&mut buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                // A decoder's error knows more than its kind does.
+                // The error of a decoder has more details than its kind.
                 Err(e) => match e.downcast::<larder_layer::decode::Error>() {
                     Ok(source) => return Err(Error::Decode { path: shown.to_owned(), source }),
                     Err(e) => return Err(e).context("reading", shown),
@@ -170,7 +177,7 @@ impl Temporary {
     }
 }
 
-/// A file from its start on.
+/// Reads a file from its start, in chunks.
 struct Chunks {
     file: File,
     at: u64,

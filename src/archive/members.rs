@@ -1,4 +1,4 @@
-//! What lies where in a tar, by its headers alone.
+//! Index of a tar, from its headers alone.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,29 +11,29 @@ use larder_layer::limits::Limits;
 use larder_layer::path;
 use larder_layer::tar::{Kind, Reader};
 
-/// Members of a tar. An archive has a few for each layer.
+/// Maximum number of members. An archive has a few per layer.
 const MAX_MEMBERS: u64 = 100_000;
 
-/// Longest path, bytes; the longest honest one is a sha512 digest in `blobs/sha512/`.
+/// Maximum length of a path, bytes. The longest legitimate path is a sha512 digest in `blobs/sha512/`.
 const MAX_PATH: usize = 512;
 
-/// Links on the way to a member; docker has made one for a layer that it had written before.
+/// Maximum number of links on the way to a member. Docker writes one for a layer that it has already written.
 const MAX_LINKS: usize = 4;
 
-/// Paths are clean: no component is empty, `.` or `..`.
+/// The members of a tar by path. Paths are clean: no component is empty, `.` or `..`.
 #[derive(Debug)]
 pub(super) struct Members(HashMap<Vec<u8>, Member>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Member {
     File(Extent),
-    /// A link to another member.
+    /// A link to another member of the tar.
     Link(Vec<u8>),
     Directory,
 }
 
 impl Members {
-    /// The file at `path`; symbolic and hard links of the tar are followed to other members.
+    /// Returns the file at `path`. Symbolic and hard links are followed to other members of the tar.
     pub(super) fn get(&self, path: &str) -> Option<Extent> {
         let mut path = path::clean(path.as_bytes()).ok()?;
         for _ in 0..=MAX_LINKS {
@@ -47,8 +47,8 @@ impl Members {
     }
 }
 
-/// Reads the headers. A name that comes twice must stand for the same content both times: readers differ in which of the two
-/// they take.
+/// Reads the headers. If a name occurs twice, both members must have the same content, because readers differ
+/// in which one they use.
 pub(super) fn index(file: &Arc<File>, shown: &str) -> Result<Members, Error> {
     let tar = |source| Error::Tar { path: shown.to_owned(), source };
     let malformed = |path: &[u8], reason: &str| Error::Malformed {
@@ -68,7 +68,7 @@ pub(super) fn index(file: &Arc<File>, shown: &str) -> Result<Members, Error> {
     let mut reader = Reader::new(input, (), limits);
     let mut members = HashMap::new();
     while let Some(member) = reader.next().map_err(tar)? {
-        let at = path::clean(&member.path).map_err(|fault| malformed(&member.path, &fault.to_string()))?;
+        let at = path::clean(&member.path).map_err(|e| malformed(&member.path, &e.to_string()))?;
         let found = match member.kind {
             Kind::File => {
                 let start = reader.position().map_err(tar)?;
@@ -87,13 +87,16 @@ pub(super) fn index(file: &Arc<File>, shown: &str) -> Result<Members, Error> {
             }
             Kind::Directory => Member::Directory,
             Kind::Symlink { target } => {
-                // What leads out of the archive leads nowhere.
+                // A link that leads out of the archive has no target.
                 let target = path::join(path::split(&at).0, &target);
                 path::clean(&target).map_or(Member::Directory, Member::Link)
             }
             Kind::HardLink { target } => path::clean(&target).map_or(Member::Directory, Member::Link),
             Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => {
-                return Err(malformed(&member.path, "an archive of images has nothing of this kind"));
+                return Err(malformed(
+                    &member.path,
+                    "device files and pipes are not allowed in an image archive",
+                ));
             }
         };
         let is_same = match (members.get(&at), &found) {
@@ -104,7 +107,7 @@ pub(super) fn index(file: &Arc<File>, shown: &str) -> Result<Members, Error> {
             (Some(before), now) => before == now,
         };
         if !is_same {
-            return Err(malformed(&member.path, "it is there twice, and not the same both times"));
+            return Err(malformed(&member.path, "it occurs twice with different contents"));
         }
         members.insert(at, found);
     }

@@ -1,4 +1,4 @@
-//! `index.json` of an OCI image layout (OCI image spec, image-layout.md).
+//! The `index.json` of an OCI image layout (OCI image spec, image-layout.md).
 
 use std::collections::BTreeMap;
 
@@ -12,17 +12,17 @@ use larder_model::reference::ImageReference;
 
 const INDEX: &str = "index.json";
 
-/// Largest index, bytes.
-const MAX: u64 = 4 << 20;
+/// Maximum size of the index, bytes.
+const MAX_INDEX: u64 = 4 << 20;
 
 #[derive(Deserialize)]
 struct Index {
-    manifests: Option<Vec<Wire>>,
+    manifests: Option<Vec<WireDescriptor>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Wire {
+struct WireDescriptor {
     media_type: String,
     digest: String,
     size: i64,
@@ -30,13 +30,14 @@ struct Wire {
     platform: Option<WirePlatform>,
 }
 
-/// The images that the layout lists. A list that is null is empty: docker 25 writes one for an image without a tag.
+/// Returns the images that the layout lists. A `null` list counts as empty: docker 25 writes one for an image
+/// without a tag.
 ///
 /// # Errors
-/// It cannot be read, or none of its entries can be.
+/// The index cannot be read, or every one of its entries is malformed.
 pub(super) fn entries(store: &Store) -> Result<Vec<Entry>, Error> {
     let document = |source| Error::Document { file: INDEX.to_owned(), source };
-    let index: Index = read_json(&store.read(INDEX, MAX)?).map_err(document)?;
+    let index: Index = read_json(&store.read(INDEX, MAX_INDEX)?).map_err(document)?;
     let (entries, malformed): (Vec<_>, Vec<_>) =
         index.manifests.into_iter().flatten().map(entry).partition(Result::is_ok);
     let entries: Vec<Entry> = entries.into_iter().flatten().collect();
@@ -46,7 +47,7 @@ pub(super) fn entries(store: &Store) -> Result<Vec<Entry>, Error> {
     }
 }
 
-fn entry(wire: Wire) -> Result<Entry, ManifestError> {
+fn entry(wire: WireDescriptor) -> Result<Entry, ManifestError> {
     let digest: Digest = wire.digest.parse()?;
     let name = wire.annotations.as_ref().and_then(name);
     let platform = wire.platform.and_then(|wire| wire.platform());
@@ -55,7 +56,8 @@ fn entry(wire: Wire) -> Result<Entry, ManifestError> {
     Ok(Entry { name, media_type: wire.media_type, digest, size, platform })
 }
 
-/// What the image is called: containerd's annotation, else the one of the specification, which may be a mere tag.
+/// Returns the name of the image: containerd's annotation, or else the annotation of the specification, which
+/// can be only a tag.
 fn name(annotations: &BTreeMap<String, String>) -> Option<ImageReference> {
     let whole = |name: &&String| name.contains(['/', ':']);
     let names = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];

@@ -1,4 +1,4 @@
-//! Files of an archive by their paths.
+//! Access to the files of an archive by path.
 
 use std::fs::File;
 use std::io;
@@ -14,20 +14,20 @@ use larder_layer::decode::ChunkSource;
 use larder_layer::path;
 use larder_sys::Dir;
 
-/// Bytes read at once.
+/// Bytes read at a time.
 const CHUNK: usize = 1 << 18;
 
-/// Where they lie.
+/// Storage of an archive: a directory or a tar.
 #[derive(Debug)]
 pub(super) enum Store {
     Layout(Dir),
     Tar { file: Arc<File>, members: Members },
 }
 
-/// A content, to be read from its start to its end.
+/// A file of an archive, read from start to end.
 #[derive(Clone, Debug)]
 pub struct Blob {
-    /// For messages.
+    /// Path for messages.
     path: String,
     file: Arc<File>,
     extent: Extent,
@@ -35,12 +35,13 @@ pub struct Blob {
 }
 
 impl Store {
-    /// Whether there is a file at `path`.
+    /// Reports whether there is a file at `path`.
     pub(super) fn has(&self, path: &str) -> Result<bool, Error> {
         Ok(self.open(path)?.is_some())
     }
 
-    /// The file at `path`. In a layout no link is followed, and nothing but regular files is opened.
+    /// Opens the file at `path`; `None` if there is none. In a directory, links are not followed and only
+    /// regular files are opened.
     pub(super) fn open(&self, path: &str) -> Result<Option<Blob>, Error> {
         let (file, extent) = match self {
             Store::Tar { file, members } => match members.get(path) {
@@ -51,8 +52,8 @@ impl Store {
                 let (parent, name) = path::split(path.as_bytes());
                 match root.open_beneath(parent).and_then(|dir| dir.open_file(name)) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-                    Err(e) if is_no_file(&e) => {
-                        return Err(malformed(path, "it is no regular file; links are not followed".into()));
+                    Err(e) if is_not_a_file(&e) => {
+                        return Err(malformed(path, "not a regular file; links are not followed".into()));
                     }
                     opened => {
                         let file = opened.context("opening", path)?;
@@ -65,38 +66,38 @@ impl Store {
         Ok(Some(Blob { path: path.to_owned(), file, extent, read: 0 }))
     }
 
-    /// The small file at `path`, which must be there.
+    /// Reads the file at `path`, which must exist and have at most `limit` bytes.
     pub(super) fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, Error> {
         let blob = self.open(path)?;
-        blob.ok_or_else(|| malformed(path, "it is missing".into()))?.read(limit)
+        blob.ok_or_else(|| malformed(path, "missing".into()))?.read(limit)
     }
 }
 
 impl Blob {
-    /// Its size, bytes.
+    /// Returns its size in bytes.
     pub fn size(&self) -> u64 {
         self.extent.size
     }
 
-    /// The first bytes of it, at most `N`.
+    /// Reads the first bytes, at most `N`.
     pub(super) fn start<const N: usize>(&self) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; usize::try_from(self.extent.size).unwrap_or(N).min(N)];
         self.extent.read_at(&self.file, &mut bytes, 0).context("reading", &self.path)?;
         Ok(bytes)
     }
 
-    /// All of it.
+    /// Reads the whole content, which must have at most `limit` bytes.
     pub(super) fn read(&self, limit: u64) -> Result<Vec<u8>, Error> {
         let size = usize::try_from(self.extent.size).ok().filter(|_| self.extent.size <= limit);
-        let too_large = || format!("it has {} bytes, {limit} are allowed", self.extent.size);
+        let too_large = || format!("it has {} bytes, the limit is {limit}", self.extent.size);
         let mut bytes = vec![0; size.ok_or_else(|| malformed(&self.path, too_large()))?];
         self.extent.read_at(&self.file, &mut bytes, 0).context("reading", &self.path)?;
         Ok(bytes)
     }
 }
 
-/// What [`Dir`] answers where a link, a directory or a device stands in the place of a file or a directory.
-fn is_no_file(error: &io::Error) -> bool {
+/// Reports whether [`Dir`] found a link, a directory or a device instead of a file or a directory.
+fn is_not_a_file(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ELOOP | Errno::ENOTDIR | Errno::EISDIR | Errno::EINVAL))
 }

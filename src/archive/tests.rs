@@ -1,4 +1,4 @@
-//! Archives that were spoilt: whatever the bytes, what comes out has the digest that it is called by.
+//! Damaged archives: for any bytes, every document and blob that is read has its digest.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -11,7 +11,7 @@ use serde_json::json;
 use super::*;
 use larder_layer::decode::ChunkSource as _;
 
-/// A docker-archive of one layer.
+/// Returns a docker-archive with one layer.
 fn docker() -> Vec<u8> {
     let layer = vec![7; 1024];
     let config = json!({"os": "linux", "architecture": "amd64",
@@ -24,7 +24,8 @@ fn docker() -> Vec<u8> {
     ])
 }
 
-/// An oci-archive of the same, as `docker save` and `ctr export` nest it: with an index in the index.
+/// Returns an oci-archive of the same image with an index in the index, as `docker save` and `ctr export`
+/// write it.
 fn oci() -> Vec<u8> {
     let layer = vec![7; 1024];
     let config = json!({"os": "linux", "architecture": "amd64",
@@ -73,7 +74,7 @@ fn name() -> ImageReference {
 }
 
 #[test]
-fn both_are_read() {
+fn docker_and_oci_archives_are_read() {
     for bytes in [docker(), oci()] {
         let archive = index(&bytes).unwrap();
         assert_eq!(archive.names(), [name()]);
@@ -92,7 +93,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn no_bytes_panic_or_lie(
+    fn damaged_archives_do_not_panic_or_return_wrong_content(
         is_oci in any::<bool>(),
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in prop::option::of(any::<prop::sample::Index>()),

@@ -1,4 +1,4 @@
-//! One layer from wherever it can be had: this volume, a volume that is shared, or a registry.
+//! Acquires one layer from any source: this volume, a shared volume or a registry.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,10 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::events::Events;
-use super::extraction::{self, Counters, Ready, Shared};
+use super::extraction::{self, Counters, ReadyLayer, Shared};
 use super::failure::Fail;
-use super::layers::Change;
-use super::share::{self, At, Hold, Idle, Patience, Share, Turn, VolumeName};
+use super::layers::ChangeSet;
+use super::share::{self, Claim, IdleTracker, LayerLocation, LayerLock, Share, VolumeName, WaitLimit};
 use super::source::Source;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
@@ -20,68 +20,73 @@ use larder_model::digest::Digest;
 use larder_model::event::Event;
 use larder_model::manifest::Descriptor;
 
-/// How often a layer that another builder has in hand is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Interval for polling a layer that another builder is fetching.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Layers that are being written, by blob.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Running(Arc<Mutex<HashMap<Digest, Arc<Counters>>>>);
+pub(super) struct RunningLayers(Arc<Mutex<HashMap<Digest, Arc<Counters>>>>);
 
-impl Running {
-    /// The layers, now.
+impl RunningLayers {
+    /// Locks and returns the layers.
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Counters>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A slot, or a place in the queue for one.
-pub(super) type Place = BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>;
+/// A slot, or a position in the queue for one.
+pub(super) type QueuedSlot = BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>;
 
-/// What getting any layer takes.
+/// Shared state to acquire any layer.
 #[derive(Clone, Debug)]
 pub(super) struct Acquire {
     pub(super) shared: Arc<Shared>,
     pub(super) share: Option<Arc<Share>>,
     pub(super) source: Source,
     pub(super) events: Events,
-    /// Layers written at the same time. Who waits for another builder has none.
+    /// Limits the layers written at the same time. A layer that waits for another builder has no slot.
     pub(super) slots: Arc<Semaphore>,
-    pub(super) running: Running,
-    pub(super) idle: Arc<Idle>,
+    pub(super) running: RunningLayers,
+    pub(super) idle: Arc<IdleTracker>,
 }
 
 impl Acquire {
-    /// Queues for a slot now: the tasks of a runtime begin in any order.
-    pub(super) fn queue(&self) -> Place {
-        let mut place = Arc::clone(&self.slots).acquire_owned().boxed();
-        match (&mut place).now_or_never() {
+    /// Queues for a slot now, because the tasks of a runtime start in any order.
+    pub(super) fn queue(&self) -> QueuedSlot {
+        let mut queued = Arc::clone(&self.slots).acquire_owned().boxed();
+        match (&mut queued).now_or_never() {
             Some(slot) => std::future::ready(slot).boxed(),
-            None => place,
+            None => queued,
         }
     }
 
     /// Extracts a layer that `images` need into a staging directory.
     pub(super) async fn layer(
         &self,
-        place: Place,
-        change: &Change,
+        queued: QueuedSlot,
+        change: &ChangeSet,
         images: Vec<String>,
-    ) -> Result<Ready, Fail> {
-        let result = self.anywhere(place, change, images).await;
+    ) -> Result<ReadyLayer, Fail> {
+        let result = self.anywhere(queued, change, images).await;
         self.idle.finished();
         result
     }
 
-    async fn anywhere(&self, mut place: Place, change: &Change, images: Vec<String>) -> Result<Ready, Fail> {
+    async fn anywhere(
+        &self,
+        mut queued: QueuedSlot,
+        change: &ChangeSet,
+        images: Vec<String>,
+    ) -> Result<ReadyLayer, Fail> {
         let cancelled = || Fail::job(Class::Cancelled, "interrupted");
         let Some((_, blob)) = change.sources.first() else {
             return Err(Fail::job(Class::Internal, "a layer without a source"));
         };
-        let mut patience = Patience::new(&self.idle);
+        let mut wait_limit = WaitLimit::new(&self.idle);
         let mut refused: Vec<VolumeName> = Vec::new();
         loop {
             let slot = tokio::select! {
-                slot = &mut place => slot.map_err(|_| cancelled())?,
+                slot = &mut queued => slot.map_err(|_| cancelled())?,
                 () = self.shared.cancel.cancelled() => return Err(cancelled()),
             };
             if let Some(layer) = self.shared.volume.with_diff_id(&change.diff_id) {
@@ -96,14 +101,14 @@ impl Acquire {
                 return Ok(ready);
             }
             let waits = self.share.as_ref().is_none_or(|share| share.waits());
-            match self.turn(change, &refused, patience.lasts()).await {
-                Some(Turn::Locked | Turn::Ready) if !waits => {
+            match self.claim(change, &refused, wait_limit.has_time_left()).await {
+                Some(Claim::Locked | Claim::Ready) if !waits => {
                     return self.fetched(change, blob, images, None).await;
                 }
-                Some(Turn::Locked) => patience.go_on(),
-                Some(Turn::Ready) => patience.wait(Instant::now()),
-                Some(Turn::At(at)) => {
-                    patience.go_on();
+                Some(Claim::Locked) => wait_limit.stop_waiting(),
+                Some(Claim::Ready) => wait_limit.wait(Instant::now()),
+                Some(Claim::Available(at)) => {
+                    wait_limit.stop_waiting();
                     let volume = at.volume.clone();
                     match self.copied(change, blob, &images, at).await {
                         Ok(Some(ready)) => return Ok(ready),
@@ -111,54 +116,54 @@ impl Acquire {
                         Err(fail) if fail.class == Class::Cancelled => return Err(fail),
                         Err(fail) => self.events.emit(Event::Warning {
                             message: format!(
-                                "layer {} is fetched, for it cannot be taken from the volume {volume}: {}",
+                                "fetching layer {}: cannot reuse it from volume {volume}: {}",
                                 blob.digest, fail.message
                             ),
                         }),
                     }
                     refused.push(volume);
-                    place = std::future::ready(Ok(slot)).boxed();
+                    queued = std::future::ready(Ok(slot)).boxed();
                     continue;
                 }
-                Some(Turn::Fetch(hold)) => {
-                    patience.go_on();
-                    return self.fetched(change, blob, images, Some(hold)).await;
+                Some(Claim::Fetch(lock)) => {
+                    wait_limit.stop_waiting();
+                    return self.fetched(change, blob, images, Some(lock)).await;
                 }
                 None => return self.fetched(change, blob, images, None).await,
             }
             drop(slot);
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = self.shared.cancel.cancelled() => return Err(cancelled()),
             }
-            place = self.queue();
+            queued = self.queue();
         }
     }
 
-    /// Whose turn it is; nothing where layers are not shared, or cannot be.
-    async fn turn(&self, change: &Change, refused: &[VolumeName], patient: bool) -> Option<Turn> {
+    /// Determines where the layer comes from; `None` if layers are not shared or cannot be.
+    async fn claim(&self, change: &ChangeSet, refused: &[VolumeName], may_wait: bool) -> Option<Claim> {
         let diff_id = change.diff_id.clone();
         let refused = refused.to_vec();
-        let turn = self.blocking(move |share| share.look(&diff_id, &refused, patient)).await?;
-        match turn {
-            Ok(turn) => Some(turn),
+        let claim = self.blocking(move |share| share.claim(&diff_id, &refused, may_wait)).await?;
+        match claim {
+            Ok(claim) => Some(claim),
             Err(error) => {
-                let message = format!("layer {} is not shared: {error}", change.diff_id);
+                let message = format!("cannot share layer {}: {error}", change.diff_id);
                 self.events.emit(Event::Warning { message });
                 None
             }
         }
     }
 
-    /// A layer from another volume; nothing where the one there came from another blob, of which nobody has proven here that
-    /// it is the same layer.
+    /// Copies a layer from another volume. Returns `None` if the layer there came from another blob: nothing
+    /// here verified that both blobs contain the same layer.
     async fn copied(
         &self,
-        change: &Change,
+        change: &ChangeSet,
         blob: &Descriptor,
         images: &[String],
-        at: At,
-    ) -> Result<Option<Ready>, Fail> {
+        at: LayerLocation,
+    ) -> Result<Option<ReadyLayer>, Fail> {
         if at.blob != blob.digest {
             return Ok(None);
         }
@@ -182,35 +187,36 @@ impl Acquire {
 
     async fn fetched(
         &self,
-        change: &Change,
+        change: &ChangeSet,
         blob: &Descriptor,
         images: Vec<String>,
-        hold: Option<Hold>,
-    ) -> Result<Ready, Fail> {
+        lock: Option<LayerLock>,
+    ) -> Result<ReadyLayer, Fail> {
         let counters = self.start(blob.digest.clone(), blob.size, images, None);
         let ready = extraction::fetch(&self.shared, &self.source, change, &counters, &self.events).await;
         self.running.lock().remove(&blob.digest);
         let ready = ready?;
-        // Without a tar-split file nobody else can have it.
-        if let Some(hold) = hold
+        // Without a tar-split file other builders cannot use it.
+        if let Some(lock) = lock
             && ready.extracted.tar_split_size.is_some()
-            && let Some(Err(error)) = self.blocking(move |share| share.ready(hold)).await
+            && let Some(Err(error)) = self.blocking(move |share| share.ready(lock)).await
         {
-            tracing::warn!(layer = %blob.digest, %error, "sharing a layer");
+            tracing::warn!(layer = %blob.digest, %error, "cannot share a layer");
         }
         Ok(ready)
     }
 
-    /// A layer of this volume cannot be read any more. It was proven when it was written, so the disk is to blame and not the
-    /// image: the layer is given up, and the next run fetches it.
+    /// Discards a layer of this volume that can no longer be read. It was verified when it was written, so
+    /// the cause is the disk and not the image. The next run fetches it.
     fn damaged(&self, layer: ChainId, fail: Fail) -> Fail {
-        // Nothing but this volume was read: a failure that is none of room, rights or a stop is one of its bytes.
+        // Only this volume was read. So an error that is not about space, permissions or a stop is one of its
+        // data.
         let of_bytes = matches!(fail.class, Class::Corrupt | Class::Internal | Class::Transient);
         if !of_bytes || self.shared.cancel.reason().is_some() {
             return fail;
         }
         let message = format!(
-            "layer {layer} on the volume is damaged ({}); it was given up: check the disk, and run the build again to fetch it",
+            "layer {layer} on the volume is damaged ({}) and was discarded: check the disk, and run the build again to fetch it",
             fail.message
         );
         match self.shared.volume.mark_lost(vec![layer]) {
@@ -232,11 +238,11 @@ impl Acquire {
         counters
     }
 
-    fn reused(&self, blob: Digest, change: &Change, from: String, size: u64) {
+    fn reused(&self, blob: Digest, change: &ChangeSet, from: String, size: u64) {
         self.events.emit(Event::LayerReused { blob, diff_id: change.diff_id.clone(), from, size });
     }
 
-    /// Runs `work` where it may block; nothing where layers are not shared.
+    /// Runs `work` on a thread that can block; `None` if layers are not shared.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Share) -> Result<T, share::Error> + Send + 'static,

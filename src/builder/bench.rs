@@ -1,22 +1,23 @@
-//! What a node can do with one image: each stage of a build alone, then all of them together, on this machine's own network,
-//! processors and disk.
+//! Benchmark of a node with one image: each stage of a build alone, then all of them together, on this
+//! machine's own network, processors and disk.
 //!
 //! ```text
-//! network ─► files of an OCI layout ─► inflate ─► hash ─► together ─► create ─► write ─► sync ─► report
-//!                                                         decode: the files, to digests
-//!                                                         apply:  the files, to a sealed volume
-//!                                                         build:  the registry, to a sealed volume
+//! network ─► files of an OCI layout ─► decompress ─► hash ─► together ─► create ─► write ─► sync ─► report
+//!                                                            decode: the files, to digests
+//!                                                            apply:  the files, to a sealed volume
+//!                                                            build:  the registry, to a sealed volume
 //! ```
-//! What is built comes before the stages of the disk, and everything is removed at the very end: an ext4 without a journal takes ten
-//! times as long for a file where others were removed in the last minutes. Between stages the file system is flushed, so that none
-//! pays for another. Files are read back from the page cache, as far as it holds them.
+//! The build comes before the stages of the disk, and all files are removed at the very end. The reason is
+//! that an ext4 without a journal takes ten times as long to create a file if others were removed in the last
+//! minutes. The file system is flushed between stages, so that none pays for another. Files are read back
+//! from the page cache, as far as they fit.
 
 mod decode;
 mod disk;
 mod fetch;
 mod layout;
-mod place;
 mod stopwatch;
+mod workdir;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,17 +27,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use self::decode::Kept;
-use self::disk::Share;
-use self::place::Place;
+use self::decode::StoredLayers;
+use self::disk::Sample;
 use self::stopwatch::Stopwatch;
+use self::workdir::WorkDir;
 use super::cancel::Cancel;
 use super::events::{self, Events};
 use super::failure::Fail;
-use super::layers::{Change, Layers};
+use super::layers::{ChangeSet, Layers};
 use super::order::{Order, SourceOrder};
 use super::registry;
-use super::resolve::{NothingKnown, ResolvedImage};
+use super::resolve::{EmptyCache, ResolvedImage};
 use super::run::{self, Prepared, blocking};
 use super::source::{self, Source};
 use crate::archive::Format;
@@ -51,46 +52,47 @@ use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
-/// Bytes of a header in a tar, one for each member at least.
+/// Size of a header in a tar, bytes. Each member has at least one.
 const TAR_HEADER: u64 = 512;
 
-/// Room for inodes, directories and documents, bytes.
+/// Space for inodes, directories and documents, bytes.
 const ROOM: u64 = 32 << 20;
 
-/// What to measure.
+/// Options of a benchmark.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What is done together.
+    /// The stages that are run together.
     pub kind: Kind,
-    /// A directory on the file system to be measured. All happens in one directory that is made in it and removed at the end.
+    /// A directory on the file system to be measured. All files are created in one directory below it, which
+    /// is removed at the end.
     pub dir: PathBuf,
-    /// The image, and how it is built. Its volume, size and source are chosen here.
+    /// The image and its build options. Volume, size and source are set by the benchmark.
     pub order: Order,
 }
 
-/// What begins.
+/// A step of the benchmark that starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A stage alone.
+    /// One stage alone.
     Stage(StageName),
-    /// All that counts.
+    /// All stages together.
     Together(Kind),
-    /// Removing what was made.
+    /// Removal of the created files.
     Removing,
 }
 
-/// Hears of each step.
-pub type Tell = Box<dyn Fn(Step) + Send + Sync>;
+/// Callback for the start of each step.
+pub type StepCallback = Box<dyn Fn(Step) + Send + Sync>;
 
-/// Measures. What was made is gone afterwards, whatever happens.
+/// Runs the benchmark. The created files are removed in any case.
 ///
 /// # Errors
-/// Every failure, the decisive one first.
+/// All failures, the decisive one first.
 pub async fn run(
     request: Request,
     config: Config,
     events: Events,
-    tell: Tell,
+    tell: StepCallback,
     cancel: Cancel,
 ) -> Result<BenchReport, Vec<Failure>> {
     let reference = request.order.images.first().map(|image| image.given().to_owned());
@@ -102,71 +104,82 @@ async fn within(
     request: Request,
     config: Config,
     events: Events,
-    tell: Tell,
+    tell: StepCallback,
     cancel: Cancel,
 ) -> Result<BenchReport, Vec<Fail>> {
     let Request { kind, dir, order } = request;
     if kind.builds() {
-        // Told before gigabytes move, not by the build in the end.
+        // Reported before gigabytes are moved, and not only by the build at the end.
         run::rights(&order)?;
     }
-    let place = Arc::new(blocking(move || Place::make(&dir)).await?);
-    let bench =
-        Bench { kind, order, config, events, tell, cancel, place: Arc::clone(&place), stages: Vec::new() };
-    // Boxed: all of a build is in it.
+    let workdir = Arc::new(blocking(move || WorkDir::make(&dir)).await?);
+    let bench = Bench {
+        kind,
+        order,
+        config,
+        events,
+        tell,
+        cancel,
+        workdir: Arc::clone(&workdir),
+        stages: Vec::new(),
+    };
+    // Boxed because the future contains a whole build.
     let measured = Box::pin(bench.measure()).await;
     blocking(move || {
-        place.remove();
+        workdir.remove();
         Ok(())
     })
     .await?;
     measured
 }
 
-/// All that the stages share.
+/// State that the stages share.
 struct Bench {
     kind: Kind,
     order: Order,
     config: Config,
     events: Events,
-    tell: Tell,
+    tell: StepCallback,
     cancel: Cancel,
-    place: Arc<Place>,
+    workdir: Arc<WorkDir>,
     stages: Vec<Stage>,
 }
 
 impl fmt::Debug for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bench").field("kind", &self.kind).field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("Bench")
+            .field("kind", &self.kind)
+            .field("workdir", &self.workdir)
+            .finish_non_exhaustive()
     }
 }
 
 impl Bench {
-    /// Whatever this answers, no thread of it is left that writes.
+    /// Runs the stages. When it returns, no thread of it writes any more.
     async fn measure(mut self) -> Result<BenchReport, Vec<Fail>> {
         let (image, changes) = self.network().await?;
-        let kept = Arc::new(self.keep(changes).await?);
+        let stored = Arc::new(self.open_layout(changes).await?);
 
         self.begin(Step::Stage(StageName::Inflate))?;
-        let inflating = Arc::clone(&kept);
+        let inflating = Arc::clone(&stored);
         let (layers, took) = blocking(move || inflating.inflate()).await?;
         let mut image = measured(&image, layers);
         let tars = image.tar_bytes();
         self.note(StageName::Inflate, took, (Some(tars), None), 1.0);
         if self.kind.builds() {
-            let need = tars.saturating_add(tars.min(disk::MOST_BYTES)).saturating_add(ROOM);
-            let place = Arc::clone(&self.place);
-            blocking(move || place.require(need, "the volume that is built, and what is written")).await?;
+            let need = tars.saturating_add(tars.min(disk::MAX_BYTES)).saturating_add(ROOM);
+            let workdir = Arc::clone(&self.workdir);
+            blocking(move || workdir.require(need, "the built volume and the written files")).await?;
         }
 
         self.begin(Step::Stage(StageName::Hash))?;
         let (hashed, cancel) = (image.hashed_bytes(), self.cancel.clone());
-        let (took, share) = blocking(move || decode::hash(hashed, &cancel)).await?;
-        self.note(StageName::Hash, took, (Some(hashed), None), share);
+        let (took, fraction) = blocking(move || decode::hash(hashed, &cancel)).await?;
+        self.note(StageName::Hash, took, (Some(hashed), None), fraction);
 
         self.begin(Step::Together(self.kind))?;
         let together = match self.kind {
-            Kind::Decode => self.decode(&kept).await?,
+            Kind::Decode => self.decode(&stored).await?,
             Kind::Apply | Kind::Build => {
                 let (took, entries) = self.build().await?;
                 for layer in &mut image.layers {
@@ -179,26 +192,26 @@ impl Bench {
         Ok(BenchReport::new(self.kind, image, self.settings(), self.stages, together))
     }
 
-    /// Everything that a build asks a registry for: documents, then layers, which are kept.
-    async fn network(&mut self) -> Result<(ResolvedImage, Vec<Change>), Vec<Fail>> {
+    /// Fetches everything that a build requests from a registry: documents, then layers, which are stored.
+    async fn network(&mut self) -> Result<(ResolvedImage, Vec<ChangeSet>), Vec<Fail>> {
         self.begin(Step::Stage(StageName::Network))?;
         let (registry, absent) = registry::client(&self.order, &self.config, &self.events)?;
         let source = Source::Registry(registry);
         let named = |fails| run::name_absent(fails, &absent);
         let asking = Stopwatch::start();
-        let known = Arc::new(NothingKnown);
-        let resolved = run::resolve(&self.order, &source, &self.events, &self.cancel, known).await;
+        let cache = Arc::new(EmptyCache);
+        let resolved = run::resolve(&self.order, &source, &self.events, &self.cancel, cache).await;
         let asked = asking.took(Duration::ZERO);
         let image = resolved.map_err(named)?.pop();
         let image = image.ok_or_else(|| vec![Fail::job(Class::Internal, "no image was resolved")])?;
         let changes = Layers::of(std::slice::from_ref(&image)).changes;
-        let compressed = changes.iter().map(Change::size).sum();
+        let compressed = changes.iter().map(ChangeSet::size).sum();
 
-        let (kind, place, documents) = (self.kind, Arc::clone(&self.place), image.clone());
+        let (kind, workdir, documents) = (self.kind, Arc::clone(&self.workdir), image.clone());
         let layout = blocking(move || {
             let (need, what) = need(kind, compressed);
-            place.require(need, what)?;
-            let layout = place.make_layout()?;
+            workdir.require(need, what)?;
+            let layout = workdir.make_layout()?;
             layout::documents(&layout, &documents)?;
             Ok(layout)
         })
@@ -216,29 +229,31 @@ impl Bench {
         Ok((image, changes))
     }
 
-    /// The kept layers, to be read.
-    async fn keep(&self, changes: Vec<Change>) -> Result<Kept, Vec<Fail>> {
-        let mut order = self.order(self.kept());
+    /// Opens the stored layers for reading.
+    async fn open_layout(&self, changes: Vec<ChangeSet>) -> Result<StoredLayers, Vec<Fail>> {
+        let mut order = self.order(self.layout_source());
         let opened = source::Opened::archive(&order)
-            .ok_or_else(|| vec![Fail::job(Class::Internal, "what was kept is no archive")])?;
-        let (source, _) = opened.settle(&mut order).await?.source()?;
+            .ok_or_else(|| vec![Fail::job(Class::Internal, "the stored layers are not an archive")])?;
+        let (source, _) = opened.prepare(&mut order).await?.source()?;
         let ratio = registry::limits(&self.config).ratio;
-        Ok(Kept { source, changes, ratio, cancel: self.cancel.clone() })
+        Ok(StoredLayers { source, changes, ratio, cancel: self.cancel.clone() })
     }
 
-    async fn decode(&self, kept: &Arc<Kept>) -> Result<Took, Vec<Fail>> {
-        let (kept, concurrency) = (Arc::clone(kept), self.order.concurrency);
-        let decoding = tokio::task::spawn_blocking(move || kept.decode(concurrency)).await;
-        decoding.map_err(|e| vec![Fail::job(Class::Internal, format!("decoding all layers ended: {e}"))])?
+    async fn decode(&self, stored: &Arc<StoredLayers>) -> Result<Took, Vec<Fail>> {
+        let (stored, concurrency) = (Arc::clone(stored), self.order.concurrency);
+        let decoding = tokio::task::spawn_blocking(move || stored.decode(concurrency)).await;
+        decoding.map_err(|e| {
+            vec![Fail::job(Class::Internal, format!("the task that decodes layers failed: {e}"))]
+        })?
     }
 
-    /// A build as any other; answers the members of each layer, too.
+    /// Runs a regular build. Also returns the number of members of each layer.
     async fn build(&self) -> Result<(Took, HashMap<Digest, u64>), Vec<Fail>> {
-        let source = if self.kind == Kind::Build { SourceOrder::Registries } else { self.kept() };
+        let source = if self.kind == Kind::Build { SourceOrder::Registries } else { self.layout_source() };
         let mut order = self.order(source);
-        let place = Arc::clone(&self.place);
-        // Whatever there is, for the rule was applied when the image was ordered, and here nothing stays.
-        order.size = ByteSize(blocking(move || place.free()).await?);
+        let workdir = Arc::clone(&self.workdir);
+        // All free space: the 3x rule does not apply, because nothing stays on the volume.
+        order.size = ByteSize(blocking(move || workdir.free()).await?);
         let (events, lines) = events::channel();
         let watch = Stopwatch::start();
         let prepared = Prepared::new(order, self.config.clone(), events.clone());
@@ -250,7 +265,7 @@ impl Bench {
         for line in lines {
             match line.event {
                 Event::LayerCommitted { blob, entries, .. } => drop(members.insert(blob, entries)),
-                // They explain a slow build; everything else was told before.
+                // Retries explain a slow build; other events were already reported.
                 retried @ Event::Retried { .. } => self.events.emit(retried),
                 Event::Result(_) => break,
                 _ => {}
@@ -265,63 +280,63 @@ impl Bench {
         }
     }
 
-    /// Names, contents and a sync, as many as the image has.
+    /// Creates files, writes contents and syncs them, as many as the image has.
     async fn disk(&mut self, image: &MeasuredImage) -> Result<(), Vec<Fail>> {
         let entries = image.entries().unwrap_or_default();
         let (names, bytes) = match self.order.layer_format {
             LayerFormat::Overlay => (entries, image.tar_bytes().saturating_sub(entries * TAR_HEADER)),
             LayerFormat::Erofs => (0, image.tar_bytes()),
         };
-        let share = Share::of(names, bytes);
+        let sample = Sample::of(names, bytes);
         self.flush().await?;
-        let (place, cancel) = (Arc::clone(&self.place), self.cancel.clone());
+        let (workdir, cancel) = (Arc::clone(&self.workdir), self.cancel.clone());
         if self.order.layer_format == LayerFormat::Overlay {
             self.begin(Step::Stage(StageName::Create))?;
-            let (place, cancel) = (Arc::clone(&place), cancel.clone());
-            let took = blocking(move || disk::create(&place, share.names, &cancel)).await?;
-            self.note(StageName::Create, took, (None, Some(names)), share.of_image);
+            let (workdir, cancel) = (Arc::clone(&workdir), cancel.clone());
+            let took = blocking(move || disk::create(&workdir, sample.names, &cancel)).await?;
+            self.note(StageName::Create, took, (None, Some(names)), sample.of_image);
         }
         self.begin(Step::Stage(StageName::Write))?;
-        let writing = Arc::clone(&place);
+        let writing = Arc::clone(&workdir);
         let took = blocking(move || {
-            writing.require(share.bytes, "what is written")?;
-            disk::write(&writing, share.bytes, &cancel)
+            writing.require(sample.bytes, "the written files")?;
+            disk::write(&writing, sample.bytes, &cancel)
         })
         .await?;
-        self.note(StageName::Write, took, (Some(bytes), None), share.of_image);
+        self.note(StageName::Write, took, (Some(bytes), None), sample.of_image);
         self.begin(Step::Stage(StageName::Sync))?;
-        let took = blocking(move || disk::sync(&place)).await?;
+        let took = blocking(move || disk::sync(&workdir)).await?;
         let names = (names > 0).then_some(names);
-        self.note(StageName::Sync, took, (Some(bytes), names), share.of_image);
+        self.note(StageName::Sync, took, (Some(bytes), names), sample.of_image);
         (self.tell)(Step::Removing);
         Ok(())
     }
 
     async fn flush(&self) -> Result<(), Vec<Fail>> {
-        let place = Arc::clone(&self.place);
-        blocking(move || place.sync()).await
+        let workdir = Arc::clone(&self.workdir);
+        blocking(move || workdir.sync()).await
     }
 
     fn begin(&self, step: Step) -> Result<(), Vec<Fail>> {
-        go_on(&self.cancel).map_err(|fail| vec![fail])?;
+        check_cancelled(&self.cancel).map_err(|fail| vec![fail])?;
         (self.tell)(step);
         Ok(())
     }
 
-    fn note(&mut self, name: StageName, took: Took, amount: (Option<u64>, Option<u64>), share: f64) {
-        self.stages.push(Stage::new(name, self.kind, took, amount, share));
+    fn note(&mut self, name: StageName, took: Took, amount: (Option<u64>, Option<u64>), fraction: f64) {
+        self.stages.push(Stage::new(name, self.kind, took, amount, fraction));
     }
 
-    /// The layout, as a source.
-    fn kept(&self) -> SourceOrder {
+    /// Returns the stored layout as a source.
+    fn layout_source(&self) -> SourceOrder {
         let format = Some(Format::OciLayout);
-        SourceOrder::Archive { path: self.place.layout(), format, received: false }
+        SourceOrder::Archive { path: self.workdir.layout(), format, received: false }
     }
 
-    /// The order of a build that leaves nothing.
+    /// Returns the order of a build whose volume is temporary.
     fn order(&self, source: SourceOrder) -> Order {
         Order {
-            volume: self.place.volume(),
+            volume: self.workdir.volume(),
             volume_kind: VolumeKind::Directory,
             sizing: Sizing::Warn,
             source,
@@ -352,41 +367,42 @@ fn measured(image: &ResolvedImage, layers: Vec<MeasuredLayer>) -> MeasuredImage 
     }
 }
 
-/// Room that it takes before anybody knows how far the layers inflate: three times, as in the 3x rule.
+/// Returns the space needed before the decompressed size is known: three times the compressed size, as in the
+/// 3x rule.
 fn need(kind: Kind, compressed: u64) -> (u64, &'static str) {
     if !kind.builds() {
         return (compressed.saturating_add(ROOM), "the compressed image");
     }
-    let inflated = compressed.saturating_mul(3);
-    let need = [compressed, inflated, inflated.min(disk::MOST_BYTES), ROOM];
+    let decompressed = compressed.saturating_mul(3);
+    let need = [compressed, decompressed, decompressed.min(disk::MAX_BYTES), ROOM];
     let need = need.into_iter().fold(0, u64::saturating_add);
-    (need, "the compressed image, the volume that is built, and what is written")
+    (need, "the compressed image, the built volume and the written files")
 }
 
-/// An error once somebody asked to stop.
-fn go_on(cancel: &Cancel) -> Result<(), Fail> {
+/// Fails if the benchmark was cancelled.
+fn check_cancelled(cancel: &Cancel) -> Result<(), Fail> {
     match cancel.reason() {
         None => Ok(()),
         Some(_) => Err(Fail::job(Class::Cancelled, "interrupted")),
     }
 }
 
-/// The share of `all` that `some` is; all of nothing is all.
-fn share(some: u64, all: u64) -> f64 {
+/// Returns `some` as a fraction of `all`; 1 if `all` is 0.
+fn fraction(some: u64, all: u64) -> f64 {
     if all == 0 { 1.0 } else { approximate(some) / approximate(all) }
 }
 
-/// An interruption explains itself, and nothing beside a failure.
+/// Sorts the decisive failure first. A cancellation is reported only if there is no other failure.
 fn decisive_first(mut fails: Vec<Fail>, reference: Option<String>) -> Vec<Failure> {
     if fails.iter().any(|fail| fail.class != Class::Cancelled) {
         fails.retain(|fail| fail.class != Class::Cancelled);
     } else {
-        fails = vec![Fail::job(Class::Cancelled, "interrupted; nothing is left of it")];
+        fails = vec![Fail::job(Class::Cancelled, "interrupted; all created files were removed")];
     }
     let class = Class::decisive(fails.iter().map(|fail| fail.class));
     fails.sort_by_key(|fail| Some(fail.class) != class);
     let named = fails.into_iter().map(|mut fail| {
-        // There is one image, and a layer is of it.
+        // There is only one image, so every layer belongs to it.
         if fail.layer.is_some() && fail.images.is_empty() {
             fail.images.extend(reference.clone());
         }
@@ -400,7 +416,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_asked_for_by_what_is_done() {
+    fn needed_space_depends_on_the_kind() {
         assert_eq!(need(Kind::Decode, 100).0, 100 + ROOM);
         assert_eq!(need(Kind::Apply, 100).0, 700 + ROOM);
         assert_eq!(need(Kind::Build, 4 << 30).0, (4 << 30) + (12 << 30) + (2 << 30) + ROOM);
@@ -408,17 +424,17 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_comes_before_what_followed_from_it() {
+    fn the_decisive_failure_comes_first() {
         let layer = Fail { layer: Some(Digest::sha256(b"x")), ..Fail::job(Class::Corrupt, "bad") };
         let cancelled = || Fail::job(Class::Cancelled, "interrupted");
         let fails = vec![cancelled(), Fail::job(Class::Transient, "slow"), layer];
-        let told = decisive_first(fails, Some("a:1".into()));
+        let failures = decisive_first(fails, Some("a:1".into()));
         assert_eq!(
-            told.iter().map(|failure| failure.class).collect::<Vec<_>>(),
+            failures.iter().map(|failure| failure.class).collect::<Vec<_>>(),
             [Class::Corrupt, Class::Transient]
         );
-        assert_eq!(told[0].images, ["a:1"]);
-        let told = decisive_first(vec![cancelled(), cancelled()], None);
-        assert!(told.len() == 1 && told[0].message.contains("nothing is left"));
+        assert_eq!(failures[0].images, ["a:1"]);
+        let failures = decisive_first(vec![cancelled(), cancelled()], None);
+        assert!(failures.len() == 1 && failures[0].message.contains("files were removed"));
     }
 }

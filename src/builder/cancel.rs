@@ -1,4 +1,4 @@
-//! Asking a build to stop, once, for one reason.
+//! Cancellation of a build. Only the first request counts, and it has a reason.
 
 use std::sync::Arc;
 
@@ -7,32 +7,32 @@ use tokio::sync::watch;
 
 use larder_model::class::Class;
 
-/// Why a build should stop.
+/// The reason to stop a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// SIGINT.
+    /// The signal SIGINT.
     Interrupt,
-    /// SIGTERM.
+    /// The signal SIGTERM.
     Terminate,
-    /// The job's deadline passed.
+    /// The deadline of the job passed.
     Deadline(DateTime<Utc>),
-    /// Nobody reads the events any more.
+    /// The reader of the events closed the pipe.
     ReaderGone,
-    /// The build itself gives up because a part of it failed; that failure explains the end.
+    /// A part of the build failed. That failure explains the end.
     Failed,
 }
 
-/// A handle to one request to stop; clones share it. The first reason given stays.
+/// A cancellation handle. Clones share its state, and the first reason is kept.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<watch::Sender<Option<Reason>>>);
 
 impl Cancel {
-    /// A handle on which nothing was asked yet.
+    /// Creates a handle that is not cancelled.
     pub fn new() -> Self {
         Cancel(Arc::new(watch::Sender::new(None)))
     }
 
-    /// Asks to stop. Returns whether this was the first request.
+    /// Requests that the build stops. Returns `true` if this was the first request.
     pub fn cancel(&self, reason: Reason) -> bool {
         self.0.send_if_modified(|state| {
             let first = state.is_none();
@@ -43,25 +43,25 @@ impl Cancel {
         })
     }
 
-    /// Stops the rest of a build in which a part failed.
+    /// Stops the rest of a build after a part of it failed.
     pub fn stop(&self) {
         self.cancel(Reason::Failed);
     }
 
-    /// Resolves when somebody asks to stop, at once if that has happened.
+    /// Waits until the build is cancelled. Returns at once if it already is.
     pub async fn cancelled(&self) {
         let mut state = self.0.subscribe();
-        // `wait_for` fails only when the sender is gone, and `self` keeps it.
+        // `wait_for` fails only if the sender is dropped, and `self` keeps it.
         let _ = state.wait_for(Option::is_some).await;
     }
 
-    /// Why, if anybody asked.
+    /// Returns the reason; `None` if the build is not cancelled.
     pub fn reason(&self) -> Option<Reason> {
         *self.0.borrow()
     }
 
-    /// The class and the sentence of a build that ends for no other reason than this request; none when nobody asked
-    /// or a failure of the build's own is behind it.
+    /// Returns the class and message of a build that ended only because it was cancelled. `None` if it was
+    /// not cancelled, or a part of it failed.
     pub fn explanation(&self) -> Option<(Class, String)> {
         const RESUMES: &str = "the volume is kept, and the same command resumes it";
         match self.reason()? {
@@ -79,7 +79,7 @@ impl Cancel {
         }
     }
 
-    /// 128 and the number of the signal, where a signal asked.
+    /// Returns 128 plus the signal number; `None` if no signal cancelled the build.
     pub fn exit_code(&self) -> Option<u8> {
         match self.reason()? {
             Reason::Interrupt => Some(130),

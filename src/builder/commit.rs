@@ -1,10 +1,10 @@
-//! Putting extracted layers in their place in chain order, and keeping them durable. Blocking.
+//! Commits extracted layers in chain order. Blocking.
 
 use std::sync::Arc;
 
-use super::extraction::{Ready, Shared};
+use super::extraction::{ReadyLayer, Shared};
 use super::failure::Fail;
-use super::layers::Link;
+use super::layers::ChainLayer;
 use crate::trees;
 use crate::volume::layout;
 use larder_layer::erofs::apply::Image;
@@ -18,15 +18,15 @@ use larder_model::class::Class;
 use larder_model::job::LayerFormat;
 use larder_model::seal::{Layer, LayerImage, Settled, Verity};
 
-/// Settles a layer on top of its parents and commits it. Where it is needed under another chain ID as well, `keep` is
-/// true and the layer is given back for that; the two share its files, or its image.
+/// Settles a layer on top of its parents and commits it. If it is also needed under another chain ID, `keep`
+/// is `true` and a duplicate for that is returned. Both share its files, or its image.
 pub(super) fn commit(
     shared: &Arc<Shared>,
-    link: &Link,
-    ready: Ready,
+    link: &ChainLayer,
+    ready: ReadyLayer,
     keep: bool,
-) -> Result<Option<Ready>, Fail> {
-    // The original goes first: its account holds the bytes of the files that both share.
+) -> Result<Option<ReadyLayer>, Fail> {
+    // The original is committed first, because its account includes the files that both share.
     let rest = if keep { Some(duplicate(shared, &ready)?) } else { None };
     let mut ready = ready;
     let volume = &shared.volume;
@@ -36,7 +36,7 @@ pub(super) fn commit(
         LayerFormat::Overlay => (directory(shared, &mut ready, &lower)?, None),
         LayerFormat::Erofs => image(shared, link, &mut ready, &lower)?,
     };
-    let Ready { staging, extracted, blob } = ready;
+    let ReadyLayer { staging, extracted, blob } = ready;
     let layer = Layer {
         chain_id: link.chain_id.clone(),
         parent: link.parent.clone(),
@@ -57,27 +57,27 @@ pub(super) fn commit(
     Ok(rest)
 }
 
-/// Settles a tree in place.
-fn directory(shared: &Shared, ready: &mut Ready, lower: &Lower) -> Result<Settled, Fail> {
+/// Settles a directory tree in place.
+fn directory(shared: &Shared, ready: &mut ReadyLayer, lower: &Lower) -> Result<Settled, Fail> {
     let space = &**ready.staging.account();
     let settled =
         settle::settle(ready.staging.diff()?, &mut ready.extracted.applied, lower, space, shared.rights);
     settled.map_err(|e| unsettled(ready, e))
 }
 
-/// Writes the image that is to be laid over that of the layer, where one is needed.
+/// Returns the image of a layer. Writes the fixup image that is mounted on top of it, if it needs one.
 fn image(
     shared: &Shared,
-    link: &Link,
-    ready: &mut Ready,
+    link: &ChainLayer,
+    ready: &mut ReadyLayer,
     lower: &Lower,
 ) -> Result<(Settled, Option<LayerImage>), Fail> {
-    // It is in its place already where the change set was committed under another chain ID before.
+    // The image is already on the volume if the change set was committed under another chain ID.
     let image = match shared.volume.image(&link.diff_id)? {
         None => ready.staging.image(layout::IMAGE)?,
         present => present,
     };
-    let image = image.ok_or_else(|| Fail::job(Class::Internal, "the image of a layer has gone"))?;
+    let image = image.ok_or_else(|| Fail::job(Class::Internal, "the image of a layer is missing"))?;
     let size = image
         .metadata()
         .map(|facts| facts.len())
@@ -101,23 +101,23 @@ fn image(
     Ok((settled, Some(LayerImage { size, fixup_size, verity })))
 }
 
-fn unsettled(ready: &Ready, error: larder_layer::Error) -> Fail {
+fn unsettled(ready: &ReadyLayer, error: larder_layer::Error) -> Fail {
     let error = error.explained(&**ready.staging.account());
     layer_fail(ready, error.class(), format!("settling the layer on its parents: {error}"))
 }
 
-fn layer_fail(ready: &Ready, class: Class, message: String) -> Fail {
+fn layer_fail(ready: &ReadyLayer, class: Class, message: String) -> Fail {
     Fail { class, images: Vec::new(), layer: Some(ready.blob.digest.clone()), message }
 }
 
-/// A second staging directory for the same layer, before either is settled: with the same files, or empty, for an image is
-/// not needed a second time.
-fn duplicate(shared: &Shared, ready: &Ready) -> Result<Ready, Fail> {
+/// Creates a second staging directory for the same layer, before either is settled. It contains the same
+/// files, or is empty for an image, which is not needed a second time.
+fn duplicate(shared: &Shared, ready: &ReadyLayer) -> Result<ReadyLayer, Fail> {
     let staging = shared.volume.stage()?;
     if shared.volume.format() == LayerFormat::Overlay {
         copy::layer(&ready.staging.diff()?, &staging.diff()?, &**staging.account(), shared.rights)
             .map_err(|e| e.explained(&**staging.account()))
-            .map_err(|e| layer_fail(ready, e.class(), format!("giving the layer a second place: {e}")))?;
+            .map_err(|e| layer_fail(ready, e.class(), format!("duplicating the layer: {e}")))?;
         if ready.extracted.tar_split_size.is_some() {
             let name = layout::TAR_SPLIT;
             let linked = ready.staging.dir().link(name, staging.dir(), name);
@@ -127,5 +127,5 @@ fn duplicate(shared: &Shared, ready: &Ready) -> Result<Ready, Fail> {
         }
     }
     let extracted = ready.extracted.clone();
-    Ok(Ready { staging, extracted, blob: ready.blob.clone() })
+    Ok(ReadyLayer { staging, extracted, blob: ready.blob.clone() })
 }

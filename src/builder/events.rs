@@ -1,7 +1,8 @@
-//! The way of an event from the build to whatever shows it.
+//! The channel from the build to the display of its events.
 //!
-//! Emitting never waits, so a terminal or a pipe that stands still cannot slow the build. What is not essential is
-//! dropped while too much is unread; the rest is bounded by the number of images and layers.
+//! Emitting never blocks, so a stalled terminal or pipe cannot slow the build. Progress events are dropped
+//! while too many events are unread. The number of other events is limited by the number of images and
+//! layers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,24 +12,24 @@ use chrono::Utc;
 
 use larder_model::event::{Event, Line, VERSION};
 
-/// Unread lines above which progress and retries are dropped.
+/// Number of unread lines above which progress and retries are dropped.
 const BACKLOG: usize = 1024;
 
-/// The build's end; clones share it.
+/// The sending end, for the build; clones share it.
 #[derive(Clone, Debug)]
 pub struct Events {
     sender: mpsc::Sender<Line>,
     unread: Arc<AtomicUsize>,
 }
 
-/// The end that shows events.
+/// The receiving end, for the display.
 #[derive(Debug)]
 pub struct Lines {
     receiver: mpsc::Receiver<Line>,
     unread: Arc<AtomicUsize>,
 }
 
-/// A channel of events.
+/// Creates a channel of events.
 pub fn channel() -> (Events, Lines) {
     let (sender, receiver) = mpsc::channel();
     let unread = Arc::new(AtomicUsize::new(0));
@@ -36,13 +37,13 @@ pub fn channel() -> (Events, Lines) {
 }
 
 impl Events {
-    /// Says that `event` happened now. Does nothing when nobody listens.
+    /// Emits `event` with the current time. Does nothing if the receiver is dropped.
     pub fn emit(&self, event: Event) {
         let dispensable = matches!(event, Event::LayerProgress { .. } | Event::Retried { .. });
         if dispensable && self.unread.load(Ordering::Relaxed) >= BACKLOG {
             return;
         }
-        // Counted before it is sent, so that the reader never counts below zero.
+        // Incremented before the event is sent, so that the reader never counts below zero.
         self.unread.fetch_add(1, Ordering::Relaxed);
         let _ = self.sender.send(Line { v: VERSION, time: Utc::now(), event });
     }
@@ -51,7 +52,7 @@ impl Events {
 impl Iterator for Lines {
     type Item = Line;
 
-    /// The next line; waits for it. None once every [`Events`] is dropped and all is read.
+    /// Waits for the next line. Returns `None` once every [`Events`] is dropped and all lines are read.
     fn next(&mut self) -> Option<Line> {
         let line = self.receiver.recv().ok()?;
         self.unread.fetch_sub(1, Ordering::Relaxed);

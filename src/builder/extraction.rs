@@ -1,5 +1,5 @@
-//! One layer on its way: an async side that moves chunks from the registry, a blocking side that extracts them, and a small
-//! bounded channel between, so that a slow disk stops the socket.
+//! Extraction of one layer. An async side moves chunks from the registry, and a blocking side extracts them.
+//! A small bounded channel between them makes a slow disk throttle the socket.
 
 mod sources;
 
@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use super::cancel::Cancel;
 use super::events::Events;
 use super::failure::Fail;
-use super::layers::Change;
+use super::layers::ChangeSet;
 use super::remote::Piped;
-use super::share::{Copy, Lies};
+use super::share::{SharedCopy, StoredCopy};
 use super::source::{Blob, Source};
 use crate::archive;
 use crate::trees;
@@ -46,50 +46,51 @@ use larder_sys::Dir;
 pub(super) use sources::Bounded;
 use sources::{Counted, Message, Received, Transfer};
 
-/// Chunks between the two sides. A chunk is what the socket gave at once, so this bounds memory to a few MiB a layer.
-const CHUNKS: usize = 8;
+/// Maximum number of chunks in the channel. A chunk is one read from the socket, so this limits memory to a
+/// few MiB per layer.
+const MAX_CHUNKS: usize = 8;
 
-/// How far a layer is.
+/// Progress of a layer.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    /// Compressed bytes received.
+    /// Number of compressed bytes received.
     pub(super) received: AtomicU64,
-    /// Bytes of content written.
+    /// Number of content bytes written.
     pub(super) written: AtomicU64,
 }
 
-/// What all layers of a build share.
+/// State that all layers of a build share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Where layers go.
+    /// The volume that layers are written to.
     pub(super) volume: Arc<Volume>,
-    /// What this process can write.
+    /// File attributes that this process can write.
     pub(super) rights: Rights,
     /// Limits on members and sizes.
     pub(super) limits: Limits,
-    /// Whether tar-split files are written.
+    /// `true` if tar-split files are written.
     pub(super) tar_split: bool,
-    /// Whether images get hash trees.
+    /// `true` if images get hash trees.
     pub(super) verity: bool,
-    /// Ends the work.
+    /// Cancels the extraction when it is set.
     pub(super) cancel: Cancel,
 }
 
 impl Shared {
-    /// How the image of a change set is written.
+    /// Returns the options for the image of a change set.
     fn image_options(&self, diff_id: &Digest) -> erofs::Options {
         erofs::Options { verity: self.verity, ..erofs::Options::of(diff_id) }
     }
 }
 
-/// A layer that is extracted and verified, and waits for its parents.
+/// An extracted and verified layer that waits for its parents.
 #[derive(Debug)]
-pub(super) struct Ready {
-    /// Its directory.
+pub(super) struct ReadyLayer {
+    /// Staging directory of the layer.
     pub(super) staging: Staging,
-    /// What is to be settled, digests and sizes.
+    /// Digests, sizes and the changes that settling needs.
     pub(super) extracted: Extracted,
-    /// The blob it came from.
+    /// The blob that it was extracted from.
     pub(super) blob: Descriptor,
 }
 
@@ -107,35 +108,35 @@ impl Space for Account {
     }
 }
 
-/// Fetches a change set from the first repository and host that have it, and extracts it.
+/// Fetches a change set from the first repository and host that has it, and extracts it.
 pub(super) async fn fetch(
     shared: &Arc<Shared>,
     source: &Source,
-    change: &Change,
+    change: &ChangeSet,
     counters: &Arc<Counters>,
     events: &Events,
-) -> Result<Ready, Fail> {
+) -> Result<ReadyLayer, Fail> {
     let mut first_failure: Option<Fail> = None;
     for at in &change.sources {
-        let mut spoilt = None;
+        let mut corrupted = None;
         for skipped in 0.. {
             let fetched = match fetch_from(shared, source, change, at, skipped, counters).await {
-                // The next host may have the right bytes.
-                Err(Failed::Spoilt(fail)) => {
-                    spoilt.get_or_insert(fail);
+                // The next host might have the correct data.
+                Err(FetchFailure::Corrupted(fail)) => {
+                    corrupted.get_or_insert(fail);
                     continue;
                 }
-                // No further host, or none that has it. Another repository may have it, or let us have it.
-                Err(Failed::Source(fail)) if matches!(fail.class, Class::NotFound | Class::Denied) => {
-                    first_failure = first_failure.or(spoilt).or(Some(fail));
+                // No further host, or none that has it. Another repository might have it and grant access.
+                Err(FetchFailure::Source(fail)) if matches!(fail.class, Class::NotFound | Class::Denied) => {
+                    first_failure = first_failure.or(corrupted).or(Some(fail));
                     break;
                 }
-                Err(Failed::Source(fail) | Failed::Here(fail)) => Err(fail),
+                Err(FetchFailure::Source(fail) | FetchFailure::Local(fail)) => Err(fail),
                 Ok(ready) => Ok(ready),
             };
-            if let Some(Fail { message, .. }) = spoilt {
+            if let Some(Fail { message, .. }) = corrupted {
                 events.emit(Event::Warning {
-                    message: format!("layer {}: {message}; another host was asked", at.1.digest),
+                    message: format!("layer {}: {message}; trying another host", at.1.digest),
                 });
             }
             return fetched;
@@ -144,22 +145,22 @@ pub(super) async fn fetch(
     Err(first_failure.unwrap_or_else(|| Fail::job(Class::Internal, "a layer without a source")))
 }
 
-/// Whose failure it is.
-enum Failed {
-    /// The blob does not come.
+/// The origin of a failure.
+enum FetchFailure {
+    /// The source did not deliver the blob.
     Source(Fail),
-    /// The bytes that came are not those of the blob.
-    Spoilt(Fail),
-    Here(Fail),
+    /// The received data is not that of the blob.
+    Corrupted(Fail),
+    Local(Fail),
 }
 
-impl Failed {
-    /// The failure of an extraction.
+impl FetchFailure {
+    /// Classifies the error of an extraction.
     fn of(error: &RunError, fail: impl FnOnce(Class, String) -> Fail) -> Self {
         let fail = fail(error.class(), error.describe());
         match error {
-            RunError::Layer(error) if error.is_of_blob() => Failed::Spoilt(fail),
-            _ => Failed::Here(fail),
+            RunError::Layer(error) if error.is_blob_mismatch() => FetchFailure::Corrupted(fail),
+            _ => FetchFailure::Local(fail),
         }
     }
 }
@@ -167,11 +168,11 @@ impl Failed {
 async fn fetch_from(
     shared: &Arc<Shared>,
     source: &Source,
-    change: &Change,
+    change: &ChangeSet,
     (reference, blob): &(ImageReference, Descriptor),
     skipped: usize,
     counters: &Arc<Counters>,
-) -> Result<Ready, Failed> {
+) -> Result<ReadyLayer, FetchFailure> {
     let fail = |class: Class, message: String| Fail {
         class,
         images: Vec::new(),
@@ -185,9 +186,9 @@ async fn fetch_from(
         Ok(Blob::Stream(stream)) => stream,
         Ok(Blob::File(file)) => return from_file(shared, file, expected, blob, counters).await,
         Ok(Blob::Piped(piped)) => return from_pipe(shared, source, piped, expected, blob, counters).await,
-        Err(e) => return Err(Failed::Source(fail(e.class(), e.to_string()))),
+        Err(e) => return Err(FetchFailure::Source(fail(e.class(), e.to_string()))),
     };
-    let (sender, receiver) = mpsc::channel(CHUNKS);
+    let (sender, receiver) = mpsc::channel(MAX_CHUNKS);
     let blocking = {
         let (shared, counters) = (Arc::clone(shared), Arc::clone(counters));
         tokio::task::spawn_blocking(move || {
@@ -210,30 +211,30 @@ async fn fetch_from(
             Err(e) => break Err(fail(e.class(), format!("fetching the layer: {e}"))),
         };
         let is_end = matches!(message, Message::End);
-        // A closed channel means that the other side has failed; its error is the one to tell.
+        // A closed channel means that the other side failed. Its error is the cause, so it is returned.
         if sender.send(message).await.is_err() || is_end {
             break Ok(());
         }
     };
     drop(sender);
     let extracted = blocking.await;
-    let extracted =
-        extracted.map_err(|e| Failed::Here(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
-    fetched.map_err(Failed::Source)?;
-    let (staging, extracted) = extracted.map_err(|e| Failed::of(&e, fail))?;
-    Ok(Ready { staging, extracted, blob: blob.clone() })
+    let extracted = extracted
+        .map_err(|e| FetchFailure::Local(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
+    fetched.map_err(FetchFailure::Source)?;
+    let (staging, extracted) = extracted.map_err(|e| FetchFailure::of(&e, fail))?;
+    Ok(ReadyLayer { staging, extracted, blob: blob.clone() })
 }
 
-/// Extracts a layer that lies in a file: there is no network to wait for, so it is read where it is extracted.
+/// Extracts a layer from a file. There is no network to wait for, so the extracting thread reads it directly.
 async fn from_file(
     shared: &Arc<Shared>,
     file: archive::Blob,
     expected: Expected,
     blob: &Descriptor,
     counters: &Arc<Counters>,
-) -> Result<Ready, Failed> {
+) -> Result<ReadyLayer, FetchFailure> {
     let fail = |class: Class, message: String| {
-        Failed::Here(Fail { class, images: Vec::new(), layer: Some(blob.digest.clone()), message })
+        FetchFailure::Local(Fail { class, images: Vec::new(), layer: Some(blob.digest.clone()), message })
     };
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let blocking = tokio::task::spawn_blocking(move || {
@@ -248,11 +249,11 @@ async fn from_file(
         return Err(fail(Class::Cancelled, "interrupted".into()));
     }
     let (staging, extracted) = extracted.map_err(|e| fail(e.class(), e.describe()))?;
-    Ok(Ready { staging, extracted, blob: blob.clone() })
+    Ok(ReadyLayer { staging, extracted, blob: blob.clone() })
 }
 
-/// Extracts a layer whose bytes another process sends. The thread that extracts reads the pipe itself, so a slow disk stops the
-/// sender and no byte waits in this process.
+/// Extracts a layer that another process sends. The extracting thread reads the pipe directly, so a slow disk
+/// throttles the sender and no data is queued in this process.
 async fn from_pipe(
     shared: &Arc<Shared>,
     source: &Source,
@@ -260,7 +261,7 @@ async fn from_pipe(
     expected: Expected,
     blob: &Descriptor,
     counters: &Arc<Counters>,
-) -> Result<Ready, Failed> {
+) -> Result<ReadyLayer, FetchFailure> {
     let fail = |class: Class, message: String| Fail {
         class,
         images: Vec::new(),
@@ -280,33 +281,33 @@ async fn from_pipe(
     let extracted = tokio::select! {
         extracted = &mut blocking => extracted,
         () = shared.cancel.cancelled() => {
-            // The thread waits for bytes that a registry may never send.
+            // The thread waits for data that a registry might never send.
             if let Source::Remote(remote) = source {
                 remote.abort();
             }
             let _ = blocking.await;
-            return Err(Failed::Source(fail(Class::Cancelled, "interrupted".into())));
+            return Err(FetchFailure::Source(fail(Class::Cancelled, "interrupted".into())));
         }
     };
-    let extracted =
-        extracted.map_err(|e| Failed::Here(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
-    // The reason why bytes are missing, not that they are.
+    let extracted = extracted
+        .map_err(|e| FetchFailure::Local(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
+    // Return the reason why data is missing, and not only that it is.
     if extracted.is_err()
         && let Some((class, message)) = failure.get()
     {
-        return Err(Failed::Source(fail(*class, format!("fetching the layer: {message}"))));
+        return Err(FetchFailure::Source(fail(*class, format!("fetching the layer: {message}"))));
     }
-    let (staging, extracted) = extracted.map_err(|e| Failed::of(&e, fail))?;
-    Ok(Ready { staging, extracted, blob: blob.clone() })
+    let (staging, extracted) = extracted.map_err(|e| FetchFailure::of(&e, fail))?;
+    Ok(ReadyLayer { staging, extracted, blob: blob.clone() })
 }
 
-/// Extracts a change set that an earlier run committed under another chain ID: its tar is rebuilt from the volume, no byte
-/// is fetched.
+/// Extracts a change set that an earlier run committed under another chain ID. Its tar is rebuilt from the
+/// volume, and nothing is fetched.
 pub(super) async fn reuse(
     shared: &Arc<Shared>,
     from: Layer,
     counters: &Arc<Counters>,
-) -> Result<Ready, Fail> {
+) -> Result<ReadyLayer, Fail> {
     let fail = |class: Class, message: String| Fail {
         class,
         images: Vec::new(),
@@ -322,9 +323,9 @@ pub(super) async fn reuse(
             LayerFormat::Overlay => rebuild(&sharing, tar, diff_id, size, &counters),
             LayerFormat::Erofs => {
                 let image = volume.image(&diff_id).map_err(RunError::Volume)?;
-                let image = image.ok_or(RunError::Gone)?;
+                let image = image.ok_or(RunError::ImageMissing)?;
                 let staging = volume.stage().map_err(RunError::Volume)?;
-                let mut extracted = prove(&sharing, tar, diff_id, size, image, &staging, &counters)?;
+                let mut extracted = verify_image(&sharing, tar, diff_id, size, image, &staging, &counters)?;
                 extracted.tar_split_size = layer.tar_split_size;
                 Ok((staging, extracted))
             }
@@ -336,46 +337,50 @@ pub(super) async fn reuse(
     extracted.decoded.compression = from.compression;
     let (media_type, digest, size) = (from.media_type, from.blob, from.compressed_size);
     let blob = Descriptor { media_type, digest, size, urls: Vec::new(), platform: None };
-    Ok(Ready { staging, extracted, blob })
+    Ok(ReadyLayer { staging, extracted, blob })
 }
 
-/// Extracts a change set that another volume has: as [`reuse`], but nothing that is said of it is believed.
+/// Extracts a change set that another volume contains, as [`reuse`] does. The record of the layer is not
+/// trusted.
 pub(super) async fn copy(
     shared: &Arc<Shared>,
-    copy: Copy,
-    change: &Change,
+    copy: SharedCopy,
+    change: &ChangeSet,
     blob: &Descriptor,
     counters: &Arc<Counters>,
-) -> Result<Ready, Fail> {
+) -> Result<ReadyLayer, Fail> {
     let fail = |class: Class, message: String| Fail {
         class,
         images: Vec::new(),
         layer: Some(blob.digest.clone()),
         message,
     };
-    let Copy { at, lies, lease } = copy;
+    let SharedCopy { at, stored, lease } = copy;
     let ratio = shared.limits.ratio;
     if at.size > ratio.floor.max(blob.size.saturating_mul(ratio.max)) {
-        return Err(fail(Class::Corrupt, format!("a tar of {} bytes is said to be in it", at.size)));
+        return Err(fail(Class::Corrupt, format!("its record claims a tar of {} bytes", at.size)));
     }
-    // Bytes that nobody sees here cannot prove it.
-    if at.compression != implied(&blob.media_type) {
-        return Err(fail(Class::Corrupt, "its compression is not the one that the manifest says".into()));
+    // It cannot be verified here, because the blob itself is not read.
+    if at.compression != compression_of(&blob.media_type) {
+        return Err(fail(
+            Class::Corrupt,
+            "its record and the manifest disagree about its compression".into(),
+        ));
     }
     let (sharing, counters, diff_id) = (Arc::clone(shared), Arc::clone(counters), change.diff_id.clone());
     let rebuilding = tokio::task::spawn_blocking(move || {
         let _lease = lease;
-        match lies {
-            Lies::Directory { diff, split } => {
+        match stored {
+            StoredCopy::Directory { diff, split } => {
                 let tar = Rebuilt::new(split, StoredDir::Directory(diff));
                 rebuild(&sharing, tar, diff_id, at.size, &counters)
             }
-            Lies::Image { image, split, verity }
+            StoredCopy::Image { image, split, verity }
                 if sharing.volume.format() == LayerFormat::Erofs && sharing.verity == verity =>
             {
-                take(&sharing, &image, &split, diff_id, at.size, &counters)
+                adopt(&sharing, &image, &split, diff_id, at.size, &counters)
             }
-            Lies::Image { image, split, .. } => {
+            StoredCopy::Image { image, split, .. } => {
                 let tar = image_tar(open(&image)?, open(&split)?)?;
                 rebuild(&sharing, tar, diff_id, at.size, &counters)
             }
@@ -388,11 +393,11 @@ pub(super) async fn copy(
     }
     let (staging, mut extracted) = rebuilt.map_err(|e| fail(e.class(), e.describe()))?;
     extracted.decoded.compression = at.compression;
-    Ok(Ready { staging, extracted, blob: blob.clone() })
+    Ok(ReadyLayer { staging, extracted, blob: blob.clone() })
 }
 
-/// The compression that a layer's media type ends in.
-fn implied(media_type: &str) -> Compression {
+/// Returns the compression in a layer's media type.
+fn compression_of(media_type: &str) -> Compression {
     match media_type {
         gzip if gzip.ends_with("gzip") => Compression::Gzip,
         zstd if zstd.ends_with("zstd") => Compression::Zstd,
@@ -400,7 +405,7 @@ fn implied(media_type: &str) -> Compression {
     }
 }
 
-/// Extracts the tar of `size` bytes that `source` gives.
+/// Extracts the tar of `size` bytes from `source`.
 fn rebuild(
     shared: &Shared,
     source: Rebuilt,
@@ -408,15 +413,15 @@ fn rebuild(
     size: u64,
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {
-    // What is decoded here is the tar itself.
+    // The decoder input is the tar itself.
     let expected = Expected { blob: diff_id.clone(), size, diff_id };
     let source = Bounded { source, left: size, cancel: shared.cancel.clone() };
     let decoder = Decoder::uncompressed(source, expected.blob.algorithm());
     run(shared, decoder, &expected, counters)
 }
 
-/// Takes the image of another volume as it is, once it is proven to be what its tar gives.
-fn take(
+/// Adopts the image of another volume unchanged, after verifying that it is the image of its tar.
+fn adopt(
     shared: &Shared,
     image: &(Dir, String),
     split: &(Dir, String),
@@ -427,17 +432,17 @@ fn take(
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
     staging.take(&image.0, image.1.as_bytes(), layout::IMAGE).map_err(RunError::Volume)?;
     staging.take(&split.0, split.1.as_bytes(), layout::TAR_SPLIT).map_err(RunError::Volume)?;
-    let own = |name| staging.image(name).map_err(RunError::Volume)?.ok_or(RunError::Gone);
+    let own = |name| staging.image(name).map_err(RunError::Volume)?.ok_or(RunError::ImageMissing);
     let split = own(layout::TAR_SPLIT)?;
     let split_size = split.metadata().map_err(RunError::reading)?.len();
     let tar = image_tar(own(layout::IMAGE)?, split)?;
-    let mut extracted = prove(shared, tar, diff_id, size, own(layout::IMAGE)?, &staging, counters)?;
+    let mut extracted = verify_image(shared, tar, diff_id, size, own(layout::IMAGE)?, &staging, counters)?;
     extracted.tar_split_size = Some(split_size);
     Ok((staging, extracted))
 }
 
-/// Reads the tar of an image that is there already, and compares the image with what would have been written.
-fn prove(
+/// Reads the tar of an existing image, and compares the image with the one that would have been written.
+fn verify_image(
     shared: &Shared,
     tar: Rebuilt,
     diff_id: Digest,
@@ -450,7 +455,7 @@ fn prove(
     let source = Bounded { source: tar, left: size, cancel: shared.cancel.clone() };
     let cores = Cores::of_process();
     let _busy = cores.occupy();
-    let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).beside(cores);
+    let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).with_cores(cores);
     let target = erofs::apply::Target {
         image: Image::Present(image),
         dir: staging.dir(),
@@ -472,15 +477,15 @@ fn image_tar(image: File, split: File) -> Result<Rebuilt, RunError> {
     Ok(Rebuilt::new(split, StoredDir::Image(root)))
 }
 
-/// Extraction fails for reasons of the layer or of the volume.
+/// Failure of an extraction, caused by the layer or the volume.
 #[derive(Debug)]
 pub(super) enum RunError {
     Layer(extract::Error),
     Volume(crate::volume::Error),
     Tree(trees::Error),
     Reading(io::Error),
-    /// A layer of this volume that is not there any more.
-    Gone,
+    /// A layer of this volume is no longer there.
+    ImageMissing,
 }
 
 impl RunError {
@@ -491,7 +496,7 @@ impl RunError {
             RunError::Tree(e) => e.class(),
             RunError::Reading(e) if e.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
             RunError::Reading(e) => larder_layer::error::io_class(e),
-            RunError::Gone => Class::Internal,
+            RunError::ImageMissing => Class::Internal,
         }
     }
 
@@ -501,7 +506,7 @@ impl RunError {
             RunError::Volume(e) => e.to_string(),
             RunError::Tree(e) => e.to_string(),
             RunError::Reading(e) => format!("reading the image of the layer: {e}"),
-            RunError::Gone => "the image of the layer has gone".into(),
+            RunError::ImageMissing => "the image of the layer is missing".into(),
         }
     }
 
@@ -510,17 +515,18 @@ impl RunError {
     }
 }
 
-/// Extracts one layer into a new staging directory, which is gone again if that fails.
+/// Extracts one layer into a new staging directory, which is removed if this fails.
 pub(super) fn run<S: ChunkSource>(
     shared: &Shared,
     decoder: Decoder<S>,
     expected: &Expected,
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {
-    // Many layers take a processor each; one that leaves others idle inflates, hashes and writes content there.
+    // If there are many layers, each uses one processor. If processors are idle, a layer uses them to
+    // decompress, hash and write.
     let cores = Cores::of_process();
     let _busy = cores.occupy();
-    let decoder = decoder.beside(Arc::clone(&cores));
+    let decoder = decoder.with_cores(Arc::clone(&cores));
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
     let space: &dyn Space = &**staging.account();

@@ -1,35 +1,35 @@
-//! Failures on their way to the outcome.
+//! Failures before they are part of the outcome.
 
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::Failure;
 use larder_model::reference::ImageReference;
 
-/// Something failed, and for whom.
+/// A failure and the images that it affects.
 #[derive(Clone, Debug)]
 pub(super) struct Fail {
     /// Class of the error.
     pub(super) class: Class,
-    /// References, as given, of the images that cannot be had because of it.
+    /// References, as given, of the images that fail because of it.
     pub(super) images: Vec<String>,
-    /// The layer to blame.
+    /// The layer that caused it.
     pub(super) layer: Option<Digest>,
-    /// What was being done, need and have, remedy.
+    /// Description: the operation, the need and the available amount, and a hint.
     pub(super) message: String,
 }
 
 impl Fail {
-    /// A failure of the whole job.
+    /// Creates a failure of the whole job.
     pub(super) fn job(class: Class, message: impl Into<String>) -> Self {
         Fail { class, images: Vec::new(), layer: None, message: message.into() }
     }
 
-    /// A failure of one image.
+    /// Creates a failure of one image.
     pub(super) fn image(reference: &ImageReference, class: Class, message: impl Into<String>) -> Self {
         Fail { class, images: vec![reference.given().to_owned()], layer: None, message: message.into() }
     }
 
-    /// Whether going on with other layers could still be of use.
+    /// Reports whether other layers can still be completed.
     pub(super) fn spares_others(&self) -> bool {
         matches!(
             self.class,
@@ -44,7 +44,7 @@ impl From<Fail> for Failure {
     }
 }
 
-/// A failure of the volume, which is a failure of the whole job.
+/// Converts an error of the volume, which fails the whole job.
 impl From<crate::volume::Error> for Fail {
     fn from(error: crate::volume::Error) -> Self {
         Fail::job(error.class(), error.to_string())

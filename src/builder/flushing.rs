@@ -1,9 +1,9 @@
-//! Flushing a volume again and again beside the work that fills it.
+//! Periodic flushing of a volume while it is filled.
 //!
-//! Left alone, the kernel keeps what is written in memory for half a minute, or until a tenth of the memory is full of it
-//! (`vm.dirty_expire_centisecs`, `vm.dirty_background_ratio`): the disk has nothing to do, and then the seal waits for all
-//! of it. Flushed as they come, bytes are on their way while others are still inflated, and a power cut costs an unfinished
-//! build only what was not yet durable.
+//! By default the kernel keeps written data in memory for half a minute, or until it fills a tenth of the
+//! memory (`vm.dirty_expire_centisecs`, `vm.dirty_background_ratio`). The disk would be idle, and the seal
+//! would then wait for all of it. With periodic flushes, data is written while other data is still being
+//! decompressed. After a power cut an unfinished build loses only what was not yet durable.
 
 use std::future;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use crate::volume::Volume;
 use larder_model::class::Class;
 use larder_model::event::Event;
 
-/// Time between the end of one flush and the start of the next. Shorter ones gain nothing, and a flush is one of all that others
-/// write to the same file system.
+/// Pause between two flushes. Shorter ones gain nothing, and a flush includes the data of other programs on
+/// the same file system.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The work, until it is stopped.
+/// The task that flushes, until it is stopped.
 #[derive(Debug)]
-pub(super) struct Flushing {
+pub(super) struct Flusher {
     stop: Arc<Notify>,
-    /// Nothing once its end was told.
+    /// `None` after its result was returned.
     task: Option<JoinHandle<Result<(), Fail>>>,
 }
 
-impl Flushing {
-    /// Begins with a pause.
+impl Flusher {
+    /// Starts the task. It begins with a pause.
     pub(super) fn start(volume: Arc<Volume>, events: Events) -> Self {
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
@@ -43,10 +43,10 @@ impl Flushing {
                 }
             }
         });
-        Flushing { stop, task: Some(task) }
+        Flusher { stop, task: Some(task) }
     }
 
-    /// Waits for a flush that fails. After it nothing on the volume can be believed.
+    /// Waits for a flush to fail. After that no data on the volume can be trusted.
     pub(super) async fn failed(&mut self) -> Fail {
         if let Some(task) = &mut self.task {
             let ended = task.await;
@@ -58,7 +58,7 @@ impl Flushing {
         future::pending().await
     }
 
-    /// Ends it. A flush that is under way is waited for: what it has to say is said to nobody else.
+    /// Stops the task. Waits for a flush in progress, so that its error is not lost.
     pub(super) async fn stop(self) -> Result<(), Fail> {
         self.stop.notify_one();
         match self.task {
@@ -68,7 +68,7 @@ impl Flushing {
     }
 }
 
-/// Flushes the volume and tells of layers that became durable by it.
+/// Flushes the volume and reports the layers that became durable.
 pub(super) async fn flush(volume: &Arc<Volume>, events: &Events) -> Result<(), Fail> {
     let volume = Arc::clone(volume);
     let layers = spawn_blocking(move || volume.sync()).await.map_err(|e| panicked(&e))??;

@@ -1,12 +1,13 @@
-//! The supervisor of a build as its children see it: who mounts, signs and finds credentials for them, because they are confined.
+//! The child's end of the connection to the supervisor of a build. Children are confined, so the supervisor
+//! mounts, signs and looks up credentials for them.
 //!
 //! ```text
 //! supervisor ──► child   greeting: the job, and descriptors          once, first
 //! child ──► supervisor   mount | sign + cache.json | credentials
-//! supervisor ──► child   reply + what was asked for
+//! supervisor ──► child   reply + result
 //! ```
-//! Frames ([`super::wire`]) over a socket that is the child's standard input. At its end the supervisor is gone, and the child
-//! ends too.
+//! Frames ([`super::wire`]) are sent over a socket that is the child's standard input. The connection ends
+//! when the supervisor exits, and the child then exits too.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,81 +25,82 @@ use larder_model::key::PublicKey;
 use larder_model::pull_secret::PullSecretName;
 use larder_registry::{Credentials, CredentialsError};
 
-/// Maximum size of a line that a child writes on standard output, bytes.
-pub const LONGEST_LINE: usize = 8 << 20;
+/// Maximum size of a line that a child writes to standard output, bytes.
+pub const MAX_LINE: usize = 8 << 20;
 
-/// What the supervisor sends first.
+/// First message of the supervisor.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Greeting {
-    /// The text of the job, if there is one.
+    /// Text of the job, if there is one.
     pub job: Option<String>,
-    /// Pull secrets that gave no credential.
+    /// Pull secrets without credentials.
     #[serde(default)]
     pub absent: Vec<PullSecretName>,
-    /// The key by which the volume is signed, if it is.
+    /// Public key for signing the volume; `None` if it is not signed.
     pub signer: Option<PublicKey>,
-    /// What the descriptors that come with it are, in this order.
+    /// Purposes of the descriptors that come with the greeting, in order.
     #[serde(default)]
     pub descriptors: Vec<Passed>,
 }
 
-/// A descriptor that a child gets.
+/// Purpose of a descriptor that a child receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Passed {
     /// The connection between extractor and fetcher.
     Fetching,
-    /// The archive that came on standard input, as a file.
+    /// The archive from standard input, as a file.
     Archive,
 }
 
-/// What a child asks for.
+/// A request of a child.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// To mount the sealed disk of a volume of the shared directory over its directory.
+    /// Mount the sealed disk of a volume of the shared directory over its directory.
     Mount(VolumeName),
-    /// To sign the `cache.json` in the body. The body of the reply is `cache.json.sig`.
+    /// Sign the `cache.json` in the body. The body of the reply is `cache.json.sig`.
     Sign,
-    /// Credentials for a repository. The body of the reply has them.
+    /// Look up credentials for a repository. They are in the body of the reply.
     Credentials {
-        /// The registry, as references name it.
+        /// The registry, as in references.
         registry: String,
-        /// The repository in it.
+        /// Name of the repository in the registry.
         repository: String,
     },
 }
 
-/// What a child is answered.
+/// Reply to a request.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Reply {
-    /// Why it does not get it; `None` if it does.
+    /// Reason of a refusal; `None` if the request succeeded.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub refused: Option<Refusal>,
 }
 
-/// Why a child does not get what it asked for.
+/// Reason why a request was refused.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Refusal {
     /// Class of the error.
     pub class: Class,
-    /// What happened.
+    /// Description of the error.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal of this class.
+    /// Creates a refusal of the given class.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
         Refusal { class, message: message.into() }
     }
 }
 
-/// The supervisor of this process; clones share it.
+/// The supervisor of this process; clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Keeper(Arc<Mutex<UnixStream>>);
 
 impl Keeper {
-    /// The supervisor at the other end of `stream`, what it sent first, and the descriptors that came with it.
+    /// Connects to the supervisor at the other end of `stream`. Also returns its greeting, and the
+    /// descriptors that came with it.
     ///
     /// # Errors
     /// The connection fails, or ends before the greeting.
@@ -108,36 +110,37 @@ impl Keeper {
         Ok((Keeper(Arc::new(Mutex::new(stream))), header, descriptors))
     }
 
-    /// Has the disk of a volume of the shared directory mounted over the volume's directory, also in this process's own mount
-    /// namespace. Blocks.
+    /// Requests that the disk of a volume of the shared directory is mounted over the volume's directory. It
+    /// is also mounted in this process's mount namespace. Blocks.
     ///
     /// # Errors
-    /// Why that cannot be.
+    /// The supervisor refuses, or the connection fails.
     pub fn mount(&self, volume: &VolumeName) -> Result<(), Refusal> {
-        self.ask(&Request::Mount(volume.clone()), &[]).map(drop)
+        self.request(&Request::Mount(volume.clone()), &[]).map(drop)
     }
 
-    /// Has `cache_json` signed and returns the bytes of `cache.json.sig`. Blocks.
+    /// Requests a signature of `cache_json` and returns the bytes of `cache.json.sig`. Blocks.
     ///
     /// # Errors
-    /// The supervisor does not sign it: it does not name the images that the order stands for.
+    /// The supervisor refuses because the images in it are not those of the order, or the connection fails.
     pub fn sign(&self, cache_json: &[u8]) -> Result<Vec<u8>, Refusal> {
-        Ok(self.ask(&Request::Sign, cache_json)?.body)
+        Ok(self.request(&Request::Sign, cache_json)?.body)
     }
 
     fn credentials(&self, registry: String, repository: String) -> Result<Vec<Credential>, Refusal> {
-        let frame = self.ask(&Request::Credentials { registry, repository }, &[])?;
-        // The parser's own words could have a secret in them.
-        let found: Vec<Pair> = serde_json::from_slice(&frame.body)
-            .map_err(|_| Refusal::new(Class::Internal, "the supervisor sent no credentials"))?;
+        let frame = self.request(&Request::Credentials { registry, repository }, &[])?;
+        // The parser's error message is dropped, because it could contain a secret.
+        let found: Vec<WireCredential> = serde_json::from_slice(&frame.body)
+            .map_err(|_| Refusal::new(Class::Internal, "the supervisor sent malformed credentials"))?;
         Ok(found.into_iter().map(Credential::from).collect())
     }
 
-    fn ask(&self, request: &Request, body: &[u8]) -> Result<Frame<Reply>, Refusal> {
-        // An answer that was not read would be the next question's.
+    fn request(&self, request: &Request, body: &[u8]) -> Result<Frame<Reply>, Refusal> {
+        // The lock covers the reply, so that it is not read by the next request.
         let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let answered = wire::send(&stream, request, body, &[]).and_then(|()| wire::receive::<Reply>(&stream));
-        let failed = |e: io::Error| Refusal::new(Class::Internal, format!("asking the supervisor: {e}"));
+        let failed =
+            |e: io::Error| Refusal::new(Class::Internal, format!("sending a request to the supervisor: {e}"));
         let frame = answered.map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
         match frame.header.refused {
             Some(refusal) => Err(refusal),
@@ -146,7 +149,7 @@ impl Keeper {
     }
 }
 
-/// A fetcher gets credentials one repository at a time, when a registry asks for them.
+/// A fetcher looks up credentials for one repository at a time, when a registry requires them.
 impl Credentials for Keeper {
     fn lookup<'a>(
         &'a self,
@@ -162,40 +165,40 @@ impl Credentials for Keeper {
     }
 }
 
-/// Credentials on their way to a fetcher; for [`Request::Credentials`].
+/// Serializes credentials for a fetcher; the reply to [`Request::Credentials`].
 ///
 /// # Errors
-/// They cannot be written as JSON, which strings always can.
+/// They cannot be written as JSON, which cannot happen for strings.
 pub fn credentials_body(found: &[Credential]) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&found.iter().map(Pair::from).collect::<Vec<_>>())
+    serde_json::to_vec(&found.iter().map(WireCredential::from).collect::<Vec<_>>())
 }
 
-/// A credential as it is sent. It has no `Debug`.
+/// A credential in its serialized form. It has no `Debug`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Pair {
+enum WireCredential {
     Basic { username: String, password: String },
     IdentityToken(String),
 }
 
-impl From<&Credential> for Pair {
+impl From<&Credential> for WireCredential {
     fn from(credential: &Credential) -> Self {
         match credential {
             Credential::Basic { username, password } => {
-                Pair::Basic { username: username.clone(), password: password.expose().to_owned() }
+                WireCredential::Basic { username: username.clone(), password: password.expose().to_owned() }
             }
-            Credential::IdentityToken(token) => Pair::IdentityToken(token.expose().to_owned()),
+            Credential::IdentityToken(token) => WireCredential::IdentityToken(token.expose().to_owned()),
         }
     }
 }
 
-impl From<Pair> for Credential {
-    fn from(pair: Pair) -> Self {
-        match pair {
-            Pair::Basic { username, password } => {
+impl From<WireCredential> for Credential {
+    fn from(credential: WireCredential) -> Self {
+        match credential {
+            WireCredential::Basic { username, password } => {
                 Credential::Basic { username, password: Secret::new(password) }
             }
-            Pair::IdentityToken(token) => Credential::IdentityToken(Secret::new(token)),
+            WireCredential::IdentityToken(token) => Credential::IdentityToken(Secret::new(token)),
         }
     }
 }

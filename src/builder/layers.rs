@@ -1,4 +1,4 @@
-//! Which layers a job needs: every chain ID once, every diff ID fetched once.
+//! The layers that a job needs: each chain ID once, and each diff ID fetched once.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,43 +12,44 @@ use larder_model::reference::ImageReference;
 
 /// A layer on top of its parents.
 #[derive(Clone, Debug)]
-pub(super) struct Link {
-    /// Its chain ID.
+pub(super) struct ChainLayer {
+    /// Chain ID of the layer.
     pub(super) chain_id: ChainId,
     /// Chain ID of its parent.
     pub(super) parent: Option<ChainId>,
-    /// Its diff ID.
+    /// Diff ID of the layer.
     pub(super) diff_id: Digest,
     /// Indexes of the images that contain it.
     pub(super) images: Vec<usize>,
 }
 
-/// A change set, wherever it is used.
+/// A change set, which can be part of several chains.
 #[derive(Clone, Debug)]
-pub(super) struct Change {
-    /// Its diff ID.
+pub(super) struct ChangeSet {
+    /// Diff ID of the change set.
     pub(super) diff_id: Digest,
-    /// Where it can be had: an image's repository and the blob there. The blobs may differ in compression.
+    /// Sources of the change set: an image's repository and a blob there. The blobs can differ in
+    /// compression.
     pub(super) sources: Vec<(ImageReference, Descriptor)>,
     /// Indexes of the images that contain it.
     pub(super) images: Vec<usize>,
 }
 
-/// The layers of a job.
+/// All layers of a job.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Layers {
-    /// Parents before children.
-    pub(super) links: Vec<Link>,
-    /// Largest blob first: what takes longest starts first.
-    pub(super) changes: Vec<Change>,
+    /// Layers in chain order, parents before children.
+    pub(super) links: Vec<ChainLayer>,
+    /// Change sets, largest blob first, so that the longest transfer starts first.
+    pub(super) changes: Vec<ChangeSet>,
 }
 
 impl Layers {
-    /// Gathers the layers of all images.
+    /// Collects the layers of all images.
     pub(super) fn of(images: &[ResolvedImage]) -> Self {
-        let mut links: Vec<Link> = Vec::new();
+        let mut links: Vec<ChainLayer> = Vec::new();
         let mut known: HashMap<ChainId, usize> = HashMap::new();
-        let mut changes: BTreeMap<&Digest, Change> = BTreeMap::new();
+        let mut changes: BTreeMap<&Digest, ChangeSet> = BTreeMap::new();
         for (number, image) in images.iter().enumerate() {
             let chain = ChainId::chain(&image.config.diff_ids);
             let mut parent = None;
@@ -58,11 +59,11 @@ impl Layers {
                 let at = *known.entry(chain_id.clone()).or_insert_with(|| {
                     let parent = parent.clone();
                     let (chain_id, diff_id) = (chain_id.clone(), diff_id.clone());
-                    links.push(Link { chain_id, parent, diff_id, images: Vec::new() });
+                    links.push(ChainLayer { chain_id, parent, diff_id, images: Vec::new() });
                     links.len() - 1
                 });
                 note(&mut links[at].images, number);
-                let change = changes.entry(diff_id).or_insert_with(|| Change {
+                let change = changes.entry(diff_id).or_insert_with(|| ChangeSet {
                     diff_id: diff_id.clone(),
                     sources: Vec::new(),
                     images: Vec::new(),
@@ -78,27 +79,27 @@ impl Layers {
                 parent = Some(chain_id);
             }
         }
-        let mut changes: Vec<Change> = changes.into_values().collect();
+        let mut changes: Vec<ChangeSet> = changes.into_values().collect();
         changes.sort_by_key(|change| std::cmp::Reverse(change.size()));
         Layers { links, changes }
     }
 }
 
-impl Change {
-    /// Size of the blob that is fetched, bytes.
+impl ChangeSet {
+    /// Returns the size of the fetched blob in bytes.
     pub(super) fn size(&self) -> u64 {
         self.sources.first().map_or(0, |(_, blob)| blob.size)
     }
 }
 
-/// A blob has one size: manifests that disagree about it cannot all be right.
+/// Checks that all manifests agree about the size of each blob.
 pub(super) fn check_sizes(images: &[ResolvedImage]) -> Result<(), Fail> {
     let mut sizes: HashMap<&Digest, u64> = HashMap::new();
     for image in images {
         for layer in &image.manifest.layers {
             let size = *sizes.entry(&layer.digest).or_insert(layer.size);
             if size != layer.size {
-                let message = format!("one manifest gives it {size} bytes, another {}", layer.size);
+                let message = format!("manifests disagree about its size: {size} and {} bytes", layer.size);
                 let layer = Some(layer.digest.clone());
                 return Err(Fail { layer, ..Fail::image(&image.reference, Class::Corrupt, message) });
             }
@@ -107,7 +108,7 @@ pub(super) fn check_sizes(images: &[ResolvedImage]) -> Result<(), Fail> {
     Ok(())
 }
 
-/// The distinct blobs of all images with their sizes: what the 3x rule counts.
+/// Returns the distinct blobs of all images with their sizes, as the 3x rule counts them.
 pub(super) fn distinct_blobs(images: &[ResolvedImage]) -> BTreeMap<Digest, u64> {
     images
         .iter()

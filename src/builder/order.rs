@@ -1,4 +1,4 @@
-//! Everything a build needs, after flags, job and configuration were merged.
+//! All inputs of a build, merged from flags, job and configuration.
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -21,57 +21,58 @@ use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 use larder_model::trust::SealSignature;
 
-/// One build to carry out, or to plan.
+/// A build to run or to plan.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Images, in order; at least one, but from an archive none stands for all.
+    /// Images, in order. Must be non-empty, except for archives, where empty means all images.
     pub images: Vec<ImageReference>,
-    /// Directory of the volume, or its device. Empty in a plan that was given none.
+    /// Directory of the volume, or its device. Empty for a plan without a volume.
     pub volume: PathBuf,
-    /// Most bytes the volume may occupy. Zero in a plan that was given none, and in an import, where it is chosen.
+    /// Maximum size of the volume. Zero for a plan without a size, and for an import, where a default is
+    /// computed.
     pub size: ByteSize,
-    /// What happens when the 3x rule does not hold.
+    /// Action if the 3x rule is violated.
     pub sizing: Sizing,
     /// Platform of the images.
     pub platform: Platform,
-    /// What holds the volume.
+    /// Kind of the volume.
     pub volume_kind: VolumeKind,
-    /// Form in which layers lie on it.
+    /// Format of the layers on the volume.
     pub layer_format: LayerFormat,
-    /// Whether somebody asked for that form; else a volume that was begun in another one keeps it.
+    /// `true` if the user gave the format. Otherwise a volume that was started in another format keeps it.
     pub layer_format_given: bool,
-    /// Whether images have dm-verity hash trees.
+    /// `true` if images have dm-verity hash trees.
     pub verity: bool,
-    /// Whether tar-split files are written.
+    /// `true` if tar-split files are written.
     pub tar_split: bool,
-    /// Whether what an unprivileged process cannot keep is recorded instead of refused.
+    /// `true` to record attributes that an unprivileged process cannot write, instead of failing.
     pub rootless: bool,
-    /// Whether the sealed volume is verified from its own bytes.
+    /// `true` to verify the sealed volume from its own content.
     pub verify_after: bool,
-    /// Most layers at once.
+    /// Maximum number of layers at a time.
     pub concurrency: usize,
-    /// With whom layers are shared.
+    /// The directory in which layers are shared; `None` if they are not.
     pub share: Option<Sharing>,
-    /// When the build gives up.
+    /// Time at which the build is cancelled.
     pub deadline: Option<DateTime<Utc>>,
-    /// Where images come from.
+    /// Source of the images.
     pub source: SourceOrder,
-    /// The file of the key by which the volume is to be signed.
+    /// File with the key that signs the volume.
     pub sign_key: Option<PathBuf>,
-    /// Who signs by it.
+    /// The signer of the volume; `None` if it is not signed.
     pub signer: Option<Signer>,
-    /// The supervisor of this build; `None` if the build is all one process.
+    /// The supervisor of this build; `None` if the build is a single process.
     pub keeper: Option<Keeper>,
     /// The process that fetches; `None` if this process fetches itself.
     pub fetcher: Option<Fetching>,
-    /// The archive that came on standard input, if one did.
+    /// The archive from standard input, if there is one.
     pub standard_input: Option<Arc<File>>,
-    /// How registries are asked.
+    /// Registry settings and credentials.
     pub registry: RegistryOrder,
 }
 
 impl Order {
-    /// What makes this job the same as another.
+    /// Returns the properties that make two jobs the same.
     pub fn identity(&self) -> Identity {
         Identity {
             images: self.images.iter().map(ToString::to_string).collect(),
@@ -84,17 +85,17 @@ impl Order {
     }
 }
 
-/// Who signs a volume. The key itself is never in a process that reads layers.
+/// The signer of a volume. A process that reads layers never has the key itself.
 #[derive(Clone, Debug)]
 pub enum Signer {
-    /// This process.
+    /// This process signs with the key.
     Key(Arc<SigningKey>),
-    /// The supervisor, by the key with this public half.
+    /// The supervisor signs; the public key belongs to its key.
     Supervisor(Keeper, PublicKey),
 }
 
 impl Signer {
-    /// The key by which a signature is verified.
+    /// Returns the key that verifies its signatures.
     pub fn public(&self) -> PublicKey {
         match self {
             Signer::Key(key) => key.public(),
@@ -102,7 +103,7 @@ impl Signer {
         }
     }
 
-    /// The bytes of `cache.json.sig` for these of `cache.json`. Blocks.
+    /// Returns the bytes of `cache.json.sig` for those of `cache.json`. Blocks.
     ///
     /// # Errors
     /// The supervisor refuses.
@@ -116,48 +117,48 @@ impl Signer {
     }
 }
 
-/// How another process that fetches is reached.
+/// Connection to the process that fetches.
 #[derive(Clone, Debug)]
 pub struct Fetching {
-    /// The connection to it.
+    /// Connected socket of the fetcher.
     pub stream: Arc<UnixStream>,
-    /// Pull secrets that gave no credential.
+    /// Pull secrets without credentials.
     pub absent: Vec<PullSecretName>,
 }
 
 /// A directory of volumes whose layers are reused ([`share`](super::share)).
 #[derive(Clone, Debug)]
 pub struct Sharing {
-    /// The directory.
+    /// Path of the directory.
     pub dir: PathBuf,
-    /// The volume of this build in it.
+    /// Name of this build's volume in it.
     pub volume: VolumeName,
 }
 
-/// Where images come from.
+/// Source of the images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SourceOrder {
-    /// The registries that references name.
+    /// The registries in the references.
     #[default]
     Registries,
-    /// An archive.
+    /// An archive file or directory.
     Archive {
-        /// Where; `-` is standard input.
+        /// Path of the archive; `-` is standard input.
         path: PathBuf,
-        /// What it is; without one that is found out.
+        /// Format of the archive; `None` to detect it.
         format: Option<Format>,
-        /// Whether a daemon received it: then its path is not told.
+        /// `true` if a daemon received it. Then messages do not show its path.
         received: bool,
     },
 }
 
 impl SourceOrder {
-    /// Whether images come from an archive.
+    /// Reports whether images come from an archive.
     pub fn is_archive(&self) -> bool {
         matches!(self, SourceOrder::Archive { .. })
     }
 
-    /// The archive, where it is a directory: its files are opened while the build goes on.
+    /// Returns the path of the archive if it is a directory. Its files are opened during the build.
     pub fn directory(&self) -> Option<PathBuf> {
         match self {
             SourceOrder::Archive { path, .. } if path.is_dir() => Some(path.clone()),
@@ -166,23 +167,23 @@ impl SourceOrder {
     }
 }
 
-/// How registries are asked, and as whom.
+/// Registry settings and credentials of a build.
 #[derive(Clone, Debug)]
 pub struct RegistryOrder {
-    /// Most connections to one host.
+    /// Maximum number of connections to one host.
     pub connections_per_host: usize,
-    /// Most bytes per second from all registries together.
+    /// Maximum rate of all registries together, bytes per second.
     pub limit_rate: Option<u64>,
-    /// Directories that hold a docker `config.json`, in the order in which they are tried.
+    /// Directories with a docker `config.json`, in the order in which they are tried.
     pub docker_configs: Vec<PathBuf>,
-    /// Whether this user's docker config is tried when none is named.
+    /// `true` to use this user's docker config if none is given.
     pub user_docker_config: bool,
-    /// Directory of secrets as Kubernetes writes them: `<namespace>/<name>/.dockerconfigjson` or `.dockercfg`.
+    /// Directory of secrets as mounted by Kubernetes: `<namespace>/<name>/.dockerconfigjson` or `.dockercfg`.
     pub secrets_dir: Option<PathBuf>,
-    /// Which of these secrets are tried, in order.
+    /// Pull secrets to try, in order.
     pub pull_secrets: Vec<PullSecretName>,
-    /// Which addresses may be connected to.
+    /// Addresses to which connections are allowed.
     pub reach: Reach,
-    /// Bytes per minute that a registry must send of each layer. `None` waits for ever.
+    /// Minimum rate of each layer, bytes per minute. `None` for no limit.
     pub min_layer_rate: Option<ByteSize>,
 }

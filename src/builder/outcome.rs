@@ -1,4 +1,4 @@
-//! How a build ended, in the words of the contract.
+//! The outcome of a build as defined in the contract of the builder.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use larder_model::class::Class;
 use larder_model::event::{Failure, Outcome, SealedImage, Status};
 use larder_model::seal::CacheManifest;
 
-/// The outcome of a sealed volume.
+/// Returns the outcome of a sealed volume.
 pub fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
     let content = &manifest.content;
     let images = content.images.iter().map(|image| SealedImage {
@@ -30,7 +30,7 @@ pub fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
     }
 }
 
-/// The outcome of a volume that can be filled further.
+/// Returns the outcome of a volume that can be filled further.
 pub(super) fn swept(elapsed: Duration) -> Outcome {
     Outcome {
         status: Status::Ok,
@@ -46,9 +46,9 @@ pub(super) fn swept(elapsed: Duration) -> Outcome {
     }
 }
 
-/// The outcome of a build that failed: the failure that a retry cannot heal decides and comes first.
+/// Returns the outcome of a failed build. A permanent failure takes precedence and comes first.
 pub(super) fn failed(mut fails: Vec<Fail>, cancel: &Cancel, elapsed: Duration) -> Outcome {
-    // An interruption explains itself once; a deadline is one too, with its own class.
+    // A cancellation is reported once. A deadline is also one, with its own class.
     if let Some((class, message)) = cancel.explanation() {
         let real = fails.iter().any(|fail| !matches!(fail.class, Class::Cancelled | Class::Transient));
         if !real {

@@ -1,4 +1,5 @@
-//! The way of the layers: fetch and extract side by side, commit in chain order, flush meanwhile.
+//! The pipeline of the layers: fetches and extracts them in parallel, commits them in chain order, and
+//! flushes the volume.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,59 +9,62 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::acquire::{Acquire, Running};
+use super::acquire::{Acquire, RunningLayers};
 use super::commit;
 use super::events::Events;
-use super::extraction::{Ready, Shared};
+use super::extraction::{ReadyLayer, Shared};
 use super::failure::Fail;
-use super::flushing::{Flushing, flush};
-use super::layers::{Change, Layers, Link};
-use super::publish::Publish;
-use super::share::{Idle, Share};
+use super::flushing::{Flusher, flush};
+use super::layers::{ChainLayer, ChangeSet, Layers};
+use super::publish::Publisher;
+use super::share::{IdleTracker, Share};
 use super::source::Source;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::Event;
 use larder_model::reference::ImageReference;
 
-/// How often progress is told.
+/// Interval of progress events.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
-/// Everything that moving layers needs.
+/// State that the pipeline needs.
 #[derive(Debug)]
 pub(super) struct Pipeline {
-    /// What the blocking side needs.
+    /// State of the blocking side.
     pub(super) shared: Arc<Shared>,
-    /// Whose layers are reused, and who reuses ours.
+    /// Volumes that share layers with this build; `None` if layers are not shared.
     pub(super) share: Option<Arc<Share>>,
-    /// Where blobs come from.
+    /// Source of the blobs.
     pub(super) source: Source,
-    /// Where progress goes.
+    /// Receiver of progress events.
     pub(super) events: Events,
-    /// Layers extracted at the same time.
+    /// Maximum number of layers extracted at the same time.
     pub(super) concurrency: usize,
     /// The references of the job, as given.
     pub(super) images: Vec<ImageReference>,
 }
 
 struct Progress {
-    pending: Vec<Link>,
-    ready: HashMap<Digest, Ready>,
+    pending: Vec<ChainLayer>,
+    ready: HashMap<Digest, ReadyLayer>,
     failed_images: HashSet<usize>,
     failures: Vec<Fail>,
-    publish: Publish,
+    publish: Publisher,
 }
 
 impl Pipeline {
-    /// Brings all `layers` onto the volume, or says everything that stood in the way.
+    /// Commits all `layers` to the volume.
+    ///
+    /// # Errors
+    /// All failures that occurred.
     pub(super) async fn run(&self, layers: Layers) -> Result<(), Vec<Fail>> {
         let volume = &self.shared.volume;
-        let mut publish = Publish::new(self.share.clone());
-        // A builder that was killed may have committed what it told nobody.
+        let mut publish = Publisher::new(self.share.clone());
+        // A builder that was killed might have committed layers without publishing them.
         for layer in layers.links.iter().filter_map(|link| volume.layer(&link.chain_id)) {
             publish.layer(layer);
         }
-        let pending: Vec<Link> =
+        let pending: Vec<ChainLayer> =
             layers.links.into_iter().filter(|link| !volume.has(&link.chain_id)).collect();
         let wanted: HashSet<Digest> = pending.iter().map(|link| link.diff_id.clone()).collect();
         let changes = layers.changes.into_iter().filter(|change| wanted.contains(&change.diff_id));
@@ -71,8 +75,8 @@ impl Pipeline {
             source: self.source.clone(),
             events: self.events.clone(),
             slots: Arc::new(Semaphore::new(self.concurrency.max(1))),
-            running: Running::default(),
-            idle: Idle::new(wanted.len()),
+            running: RunningLayers::default(),
+            idle: IdleTracker::new(wanted.len()),
         };
         let mut tasks = JoinSet::new();
         let ticker = self.tick(acquire.running.clone());
@@ -86,11 +90,11 @@ impl Pipeline {
         for change in changes {
             self.start(&mut tasks, change, &acquire);
         }
-        let mut flushing = Flushing::start(Arc::clone(volume), self.events.clone());
+        let mut flusher = Flusher::start(Arc::clone(volume), self.events.clone());
         loop {
             let joined = tokio::select! {
                 joined = tasks.join_next() => joined,
-                fail = flushing.failed() => {
+                fail = flusher.failed() => {
                     self.note(&mut progress, &[], fail);
                     break;
                 }
@@ -100,7 +104,9 @@ impl Pipeline {
                 Ok(done) => done,
                 Err(e) if e.is_cancelled() => continue,
                 Err(e) => {
-                    progress.failures.push(Fail::job(Class::Internal, format!("a layer's task ended: {e}")));
+                    progress
+                        .failures
+                        .push(Fail::job(Class::Internal, format!("the task of a layer failed: {e}")));
                     break;
                 }
             };
@@ -111,16 +117,16 @@ impl Pipeline {
                 }
                 Err(fail) => vec![(change.images, fail)],
             };
-            let mut go_on = true;
+            let mut proceed = true;
             for (images, fail) in failed {
-                go_on &= self.note(&mut progress, &images, fail);
+                proceed &= self.note(&mut progress, &images, fail);
             }
-            if !go_on {
+            if !proceed {
                 break;
             }
         }
         if !tasks.is_empty() {
-            // Those still running see the mark, remove their staging and end.
+            // Running tasks see the cancellation, remove their staging directories and end.
             self.shared.cancel.stop();
             while let Some(joined) = tasks.join_next().await {
                 if let Ok((change, Err(fail))) = joined
@@ -131,20 +137,26 @@ impl Pipeline {
             }
         }
         ticker.abort();
-        self.finish(progress, flushing).await
+        self.finish(progress, flusher).await
     }
 
-    fn start(&self, tasks: &mut JoinSet<(Change, Result<Ready, Fail>)>, change: Change, acquire: &Acquire) {
+    fn start(
+        &self,
+        tasks: &mut JoinSet<(ChangeSet, Result<ReadyLayer, Fail>)>,
+        change: ChangeSet,
+        acquire: &Acquire,
+    ) {
         let acquire = acquire.clone();
         let images = self.references(&change.images);
-        let place = acquire.queue();
+        let queued = acquire.queue();
         tasks.spawn(async move {
-            let result = acquire.layer(place, &change, images).await;
+            let result = acquire.layer(queued, &change, images).await;
             (change, result)
         });
     }
 
-    /// Commits every layer whose parent is on the volume, until there is none. Returns what failed, and for which images.
+    /// Commits every layer whose parent is on the volume, until there are none. Returns the failures with the
+    /// affected images.
     async fn commit_ready(&self, progress: &mut Progress) -> Vec<(Vec<usize>, Fail)> {
         let volume = &self.shared.volume;
         let mut failed = Vec::new();
@@ -185,7 +197,8 @@ impl Pipeline {
         }
     }
 
-    /// Notes a failure for all images that need the layer; false where nothing else is of use any more.
+    /// Records a failure for all images that need the layer. Returns `false` if no other layer can be
+    /// completed.
     fn note(&self, progress: &mut Progress, images: &[usize], mut fail: Fail) -> bool {
         progress.failed_images.extend(images.iter().copied());
         for reference in self.references(images) {
@@ -193,20 +206,20 @@ impl Pipeline {
                 fail.images.push(reference);
             }
         }
-        let go_on = fail.spares_others() && progress.failed_images.len() < self.images.len();
+        let proceed = fail.spares_others() && progress.failed_images.len() < self.images.len();
         progress.failures.push(fail);
-        go_on
+        proceed
     }
 
-    async fn finish(&self, mut progress: Progress, flushing: Flushing) -> Result<(), Vec<Fail>> {
-        if let Err(fail) = flushing.stop().await {
+    async fn finish(&self, mut progress: Progress, flusher: Flusher) -> Result<(), Vec<Fail>> {
+        if let Err(fail) = flusher.stop().await {
             progress.failures.push(fail);
         }
         progress.publish.finish().await;
         if progress.failures.is_empty() && progress.pending.is_empty() {
             return Ok(());
         }
-        // Staged layers go, committed ones stay: make those last for the next run.
+        // Staged layers are dropped and committed ones stay. Flush them for the next run.
         progress.ready.clear();
         if let Err(fail) = flush(&self.shared.volume, &self.events).await {
             progress.failures.push(fail);
@@ -222,8 +235,8 @@ impl Pipeline {
         images.iter().filter_map(|at| self.images.get(*at)).map(|image| image.given().to_owned()).collect()
     }
 
-    /// Tells how far every running layer is, until aborted.
-    fn tick(&self, running: Running) -> JoinHandle<()> {
+    /// Emits the progress of every running layer until the task is aborted.
+    fn tick(&self, running: RunningLayers) -> JoinHandle<()> {
         let events = self.events.clone();
         tokio::spawn(async move {
             let mut interval = tokio::time::interval(PROGRESS_EVERY);

@@ -1,38 +1,39 @@
-//! How far a build is, from its events alone.
+//! Progress of a build, computed only from its events.
 
 use std::collections::HashMap;
 
 use larder_model::digest::Digest;
 use larder_model::event::Event;
 
-/// Sums over the events seen so far.
+/// Sums over the events so far.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     total: u64,
     settled: u64,
-    running: HashMap<Digest, Running>,
+    running: HashMap<Digest, RunningLayer>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Running {
+struct RunningLayer {
     compressed_size: u64,
     received: u64,
 }
 
 impl Progress {
-    /// Counts an event in.
+    /// Updates the sums with an event.
     pub fn observe(&mut self, event: &Event) {
         match event {
             Event::Planned { fetch_bytes, .. } => self.total = *fetch_bytes,
             Event::LayerStarted { blob, compressed_size, .. } => {
-                self.running.insert(blob.clone(), Running { compressed_size: *compressed_size, received: 0 });
+                self.running
+                    .insert(blob.clone(), RunningLayer { compressed_size: *compressed_size, received: 0 });
             }
             Event::LayerProgress { blob, received, .. } => {
                 if let Some(layer) = self.running.get_mut(blob) {
                     layer.received = (*received).min(layer.compressed_size);
                 }
             }
-            // One blob may be committed under several chain IDs; its bytes came once.
+            // A blob can be committed under several chain IDs, but it was received once.
             Event::LayerCommitted { blob, .. } => {
                 if let Some(layer) = self.running.remove(blob) {
                     self.settled = self.settled.saturating_add(layer.compressed_size);
@@ -42,17 +43,17 @@ impl Progress {
         }
     }
 
-    /// Takes up what a build still had to fetch when its events began to be seen.
+    /// Sets the bytes to fetch, for a build whose first events were missed.
     pub fn join(&mut self, fetch_bytes: u64) {
         self.total = fetch_bytes;
     }
 
-    /// Compressed bytes to fetch in this run.
+    /// Returns the compressed bytes to fetch in this run.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Compressed bytes received so far, never more than [`total`](Self::total).
+    /// Returns the compressed bytes received so far, never more than [`total`](Self::total).
     pub fn received(&self) -> u64 {
         let running: u64 = self.running.values().map(|layer| layer.received).sum();
         self.settled.saturating_add(running).min(self.total)

@@ -1,5 +1,5 @@
-//! A registry client for an order: the configuration in the client's words, credentials from the secrets, retries as
-//! events.
+//! The registry client of an order. Converts the configuration to the client's options, looks up credentials
+//! in secrets, and reports retries as events.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -31,7 +31,7 @@ use larder_registry::{
 };
 use larder_sys::interfaces;
 
-/// The client of a build, and the pull secrets that gave no credential.
+/// Creates the client of a build. Also returns the pull secrets without credentials.
 pub(super) fn client(
     order: &Order,
     config: &Config,
@@ -49,8 +49,11 @@ pub(super) fn client(
     .map_err(set_up)
 }
 
-/// A client for the registries of `images`, and the pull secrets that gave no credential. All files are read here but docker
-/// configs, so that the process can be confined afterwards.
+/// Creates a client for the registries of `images`. Also returns the pull secrets without credentials. All
+/// files except docker configs are read here, so that the process can be confined afterwards.
+///
+/// # Errors
+/// The configuration of a registry is invalid, or a file in it cannot be read.
 pub fn connect(
     order: &RegistryOrder,
     config: &Config,
@@ -62,8 +65,8 @@ pub fn connect(
     Ok((with_credentials(order, config, images, Arc::new(FromSecrets(secrets)), observer)?, absent))
 }
 
-/// A client for the registries of `images` that gets credentials elsewhere. All other files are read here, so that the process
-/// can be confined afterwards.
+/// Creates a client for the registries of `images` with the given source of credentials. All other files are
+/// read here, so that the process can be confined afterwards.
 fn with_credentials(
     order: &RegistryOrder,
     config: &Config,
@@ -74,13 +77,13 @@ fn with_credentials(
     let registries = || images.iter().map(|image| image.registry());
     let mut options = options(order, &config.registry, config.build.memory_budget.0);
     options.rules = rules(order.reach, &config.registry)?;
-    options.hosts.settle(registries())?;
+    options.hosts.load_certs_d(registries())?;
     let registry = Registry::new(options, credentials, observer)?;
     registry.read_ahead(registries());
     Ok(registry)
 }
 
-/// The fetcher of a build, which asks its supervisor for credentials.
+/// Creates the fetcher of a build, which requests credentials from its supervisor.
 pub fn fetcher(order: &Order, config: &Config, events: &Events, supervisor: Keeper) -> Fetcher {
     let observer = Arc::new(ToEvents(events.clone()));
     let registry = with_credentials(&order.registry, config, &order.images, Arc::new(supervisor), observer)
@@ -88,13 +91,14 @@ pub fn fetcher(order: &Order, config: &Config, events: &Events, supervisor: Keep
     Fetcher { registry, images: order.images.clone() }
 }
 
-/// For which registries and repositories an order can need credentials: those of its images, and the mirrors of these.
+/// Returns the registries and repositories for which an order can need credentials: those of its images, and
+/// of their mirrors.
 ///
 /// # Errors
 /// The configuration of a registry cannot be read.
 pub fn repositories(order: &Order, config: &Config) -> Result<HashSet<(String, String)>, Error> {
     let mut options = options(&order.registry, &config.registry, config.build.memory_budget.0);
-    options.hosts.settle(order.images.iter().map(|image| image.registry()))?;
+    options.hosts.load_certs_d(order.images.iter().map(|image| image.registry()))?;
     let mut found = HashSet::new();
     for image in &order.images {
         for tag in [false, true] {
@@ -106,7 +110,7 @@ pub fn repositories(order: &Order, config: &Config) -> Result<HashSet<(String, S
     Ok(found)
 }
 
-/// Everything from which the credentials of an order come.
+/// Opens all sources of credentials of an order.
 pub fn secrets(order: &RegistryOrder) -> Secrets {
     let keyring = match &order.secrets_dir {
         Some(dir) => directory::read(dir, &order.pull_secrets),
@@ -124,7 +128,7 @@ fn set_up(error: Error) -> Vec<Fail> {
     vec![Fail::job(error.class(), format!("setting up the registry client: {error}"))]
 }
 
-/// Limits on layers.
+/// Returns the limits on layers.
 pub(super) fn limits(config: &Config) -> Limits {
     let build = &config.build;
     Limits {
@@ -135,12 +139,13 @@ pub(super) fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Which addresses the client may connect to. Those of this host are looked up here, because a confined process cannot.
+/// Returns the addresses that the client can connect to. The addresses of this host are listed here, because
+/// a confined process cannot list them.
 fn rules(reach: Reach, section: &section::Registry) -> Result<Rules, Error> {
     let own = match reach {
         Reach::Any => Vec::new(),
         Reach::Tenant => interfaces::addresses()
-            .map_err(|e| Error::Setup(format!("the addresses of this host cannot be listed: {e}")))?,
+            .map_err(|e| Error::Setup(format!("cannot list the addresses of this host: {e}")))?,
     };
     Ok(Rules { reach, allow: section.allow.clone(), deny: section.deny.clone(), own })
 }
@@ -166,8 +171,8 @@ fn options(order: &RegistryOrder, section: &section::Registry, memory: u64) -> O
     }
 }
 
-/// Entries for a repository become mirrors of its registry for that prefix; they come first, the longest first, so that
-/// the most particular one is asked before those for all.
+/// Converts the configured hosts. Entries for a repository become mirrors of its registry for that prefix.
+/// They come first, longest prefix first, so that the most specific mirror is tried before general ones.
 fn hosts(section: &section::Registry) -> Hosts {
     let mut entries: Vec<&section::Host> = section.host.iter().collect();
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.name.matches('/').count()));
@@ -195,7 +200,8 @@ fn hosts(section: &section::Registry) -> Hosts {
         }));
         if prefix.is_none() {
             host.plain_http = entry.plain_http;
-            // Certificates are for TLS, also where plain http is the default. Docker Hub's name is not its host's.
+            // Certificates require TLS, even if plain http is the default. The name docker.io differs from
+            // its host name.
             if tls != Tls::default() && !entry.plain_http && name != "docker.io" {
                 host.server.url = format!("https://{name}");
             }
@@ -242,7 +248,7 @@ impl Observer for ToEvents {
     }
 
     fn warned(&self, host: &str, words: &str) {
-        self.0.emit(Event::Warning { message: format!("{host} says: {words}") });
+        self.0.emit(Event::Warning { message: format!("warning from {host}: {words}") });
     }
 }
 

@@ -1,11 +1,12 @@
-//! Registries by way of another process: the extractor has no network and no credentials, so it asks the fetcher.
+//! Registry access through another process: the extractor has no network and no credentials, so it sends
+//! requests to the fetcher.
 //!
 //! ```text
 //! extractor ──► fetcher   manifest | document | layer + the writing end of a pipe
 //! fetcher ──► extractor   document + bytes | sent | failed
-//!                         the bytes of a layer go through its pipe, and `sent` follows its last byte
+//!                         layer data goes through its pipe, and `sent` follows the last byte
 //! ```
-//! Both sides answer in any order; an ID says which request is meant.
+//! Responses can come in any order; the ID identifies the request.
 
 mod client;
 mod fetcher;
@@ -26,24 +27,24 @@ pub use fetcher::{Fetcher, serve};
 struct Request {
     id: u64,
     image: ImageReference,
-    what: Wanted,
+    what: RequestKind,
 }
 
-/// What is wanted of a repository.
+/// The requested content of a repository.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Wanted {
-    /// The manifest or index that the tag of the image names.
+enum RequestKind {
+    /// The manifest or index of the image's tag.
     Tag,
-    /// The same by its digest.
+    /// The manifest or index with this digest.
     Digest(Digest),
     /// A small blob of at most `limit` bytes.
     Document { blob: Blob, limit: u64 },
-    /// A layer, through the pipe that comes with the request, and from none of the first `skipped` hosts.
+    /// A layer, through the pipe that comes with the request. The first `skipped` hosts are not tried.
     Layer { blob: Blob, skipped: usize },
 }
 
-/// The part of a descriptor by which a blob is fetched. Foreign locations are left to the fetcher ([`foreign`]).
+/// The part of a descriptor that is needed to fetch a blob. The fetcher adds foreign locations ([`foreign`]).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Blob {
     media_type: String,
@@ -59,24 +60,24 @@ impl From<&Descriptor> for Blob {
 }
 
 impl Blob {
-    /// The descriptor of a blob that can also be fetched from `urls`.
+    /// Returns the descriptor of a blob that can also be fetched from `urls`.
     fn at(self, urls: Vec<String>) -> Descriptor {
         let Blob { media_type, digest, size } = self;
         Descriptor { media_type, digest, size, urls, platform: None }
     }
 }
 
-/// An answer of the fetcher.
+/// A response of the fetcher.
 #[derive(Debug, Serialize, Deserialize)]
-struct Answer {
+struct Response {
     id: u64,
-    result: Given,
+    result: ResponseKind,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Given {
-    /// The body of the frame is the document.
+enum ResponseKind {
+    /// The document is the body of the frame.
     Document { digest: Digest, media_type: Option<String> },
     /// All bytes of the layer are in the pipe.
     Sent,

@@ -1,4 +1,4 @@
-//! From references to manifests: which bytes a job stands for. No layer byte moves here.
+//! Resolves references to manifests, and so determines the blobs of a job. No layer data is read here.
 
 use std::sync::Arc;
 
@@ -15,24 +15,25 @@ use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
 use larder_registry::ManifestReference;
 
-/// Largest manifest or index that is read, bytes; what registries accept (OCI distribution spec, "Pushing Manifests").
+/// Maximum size of a manifest or index, bytes; the limit that registries accept (OCI distribution spec,
+/// "Pushing Manifests").
 pub(super) const MAX_MANIFEST: u64 = 4 << 20;
 
-/// Largest config that is read, bytes.
+/// Maximum size of a config, bytes.
 pub(super) const MAX_CONFIG: u64 = 4 << 20;
 
-/// How deep indexes may be nested.
+/// Maximum nesting of indexes.
 const MAX_DEPTH: usize = 2;
 
-/// References that are resolved at the same time.
-const CONCURRENT: usize = 8;
+/// Number of references that are resolved at the same time.
+const MAX_CONCURRENT: usize = 8;
 
 /// An image with all its documents.
 #[derive(Clone, Debug)]
 pub(super) struct ResolvedImage {
-    /// The reference.
+    /// The reference of the image.
     pub(super) reference: ImageReference,
-    /// The index it pointed to: digest and bytes.
+    /// Digest and bytes of the index that the reference points to.
     pub(super) index: Option<(Digest, Vec<u8>)>,
     /// Digest of the manifest.
     pub(super) manifest_digest: Digest,
@@ -40,29 +41,29 @@ pub(super) struct ResolvedImage {
     pub(super) manifest_type: String,
     /// Bytes of the manifest.
     pub(super) manifest_bytes: Vec<u8>,
-    /// The manifest.
+    /// The manifest in its parsed form.
     pub(super) manifest: Manifest,
     /// Bytes of the config.
     pub(super) config_bytes: Vec<u8>,
-    /// The config.
+    /// The config in its parsed form.
     pub(super) config: ImageConfig,
-    /// What it runs on, by its config, else by its index, else what was asked for.
+    /// Platform from the config, or else from the index, or else the requested one.
     pub(super) platform: Platform,
 }
 
-/// Documents that an earlier run of the job left.
-pub(super) trait Known: Send + Sync {
-    /// What the reference was resolved to.
+/// Documents from an earlier run of the job.
+pub(super) trait DocumentCache: Send + Sync {
+    /// Returns the earlier result for a reference.
     fn resolved(&self, reference: &ImageReference) -> Option<Resolved>;
-    /// A document by digest, checked.
+    /// Returns a document with verified digest.
     fn document(&self, digest: &Digest, limit: u64) -> Option<Vec<u8>>;
 }
 
-/// Nothing is known: the first run of a job, or a plan.
+/// A cache without documents, for the first run of a job, or a plan.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NothingKnown;
+pub(super) struct EmptyCache;
 
-impl Known for NothingKnown {
+impl DocumentCache for EmptyCache {
     fn resolved(&self, _: &ImageReference) -> Option<Resolved> {
         None
     }
@@ -72,16 +73,16 @@ impl Known for NothingKnown {
     }
 }
 
-/// Resolves all references, several at once; the answers are in the order of the references.
+/// Resolves all references, several at a time. The results are in the order of the references.
 pub(super) async fn resolve_all(
     source: &Source,
     references: &[ImageReference],
     platform: &Platform,
-    known: Arc<dyn Known>,
+    cache: Arc<dyn DocumentCache>,
 ) -> Vec<Result<ResolvedImage, Fail>> {
     stream::iter(references)
-        .map(|reference| resolve(source, reference, platform, &*known))
-        .buffered(CONCURRENT)
+        .map(|reference| resolve(source, reference, platform, &*cache))
+        .buffered(MAX_CONCURRENT)
         .collect()
         .await
 }
@@ -90,11 +91,11 @@ async fn resolve(
     source: &Source,
     reference: &ImageReference,
     platform: &Platform,
-    known: &dyn Known,
+    cache: &dyn DocumentCache,
 ) -> Result<ResolvedImage, Fail> {
     let fail = |class: Class, message: String| Fail::image(reference, class, message);
-    let source = Asked { source, reference, known };
-    let earlier = known.resolved(reference);
+    let source = Resolver { source, reference, cache };
+    let earlier = cache.resolved(reference);
     let start = match (&earlier, reference.digest(), reference.tag()) {
         (Some(earlier), ..) => Start::Digest(earlier.index.as_ref().unwrap_or(&earlier.manifest)),
         (None, Some(digest), _) => Start::Digest(digest),
@@ -103,8 +104,8 @@ async fn resolve(
     };
     let mut document = source.manifest(start).await?;
     let mut index = None;
-    // What the image is for, if every index on the way has said so.
-    let mut promised = None;
+    // The platform of the image, if every index on the way has one.
+    let mut platform_of_index = None;
     let mut unnamed = false;
     for _ in 0..=MAX_DEPTH {
         let parsed = Document::parse(&document.bytes, document.media_type.as_deref())
@@ -112,15 +113,15 @@ async fn resolve(
         let list = match parsed {
             Document::Index(list) => list,
             Document::Image(manifest) => {
-                let promised = promised.filter(|_| !unnamed);
-                return source.finish(document, manifest, index, promised, platform).await;
+                let platform_of_index = platform_of_index.filter(|_| !unnamed);
+                return source.finish(document, manifest, index, platform_of_index, platform).await;
             }
         };
         let chosen = list
             .choose(platform)
             .map_err(|e| fail(e.class(), format!("in the index {}: {e}", document.digest)))?;
         unnamed |= chosen.platform.is_none();
-        promised = chosen.platform.clone();
+        platform_of_index = chosen.platform.clone();
         let (digest, size) = (chosen.digest.clone(), chosen.size);
         if index.is_none() {
             index = Some((document.digest, document.bytes));
@@ -128,11 +129,11 @@ async fn resolve(
         document = source.manifest(Start::Digest(&digest)).await?;
         if document.bytes.len() as u64 != size {
             let have = document.bytes.len();
-            let message = format!("the manifest {digest} has {have} bytes, its index promises {size}");
+            let message = format!("the manifest {digest} has {have} bytes, but its index lists {size}");
             return Err(fail(Class::Corrupt, message));
         }
     }
-    Err(fail(Class::Invalid, format!("its indexes are nested more than {MAX_DEPTH} deep")))
+    Err(fail(Class::Invalid, format!("its indexes have more than {MAX_DEPTH} levels")))
 }
 
 #[derive(Clone, Copy)]
@@ -141,17 +142,17 @@ enum Start<'a> {
     Digest(&'a Digest),
 }
 
-struct Asked<'a> {
+struct Resolver<'a> {
     source: &'a Source,
     reference: &'a ImageReference,
-    known: &'a dyn Known,
+    cache: &'a dyn DocumentCache,
 }
 
-impl Asked<'_> {
+impl Resolver<'_> {
     async fn manifest(&self, start: Start<'_>) -> Result<source::Manifest, Fail> {
         let by = match start {
             Start::Digest(digest) => {
-                if let Some(bytes) = self.known.document(digest, MAX_MANIFEST) {
+                if let Some(bytes) = self.cache.document(digest, MAX_MANIFEST) {
                     return Ok(source::Manifest { digest: digest.clone(), media_type: None, bytes });
                 }
                 ManifestReference::Digest(digest)
@@ -167,12 +168,12 @@ impl Asked<'_> {
         document: source::Manifest,
         manifest: Manifest,
         index: Option<(Digest, Vec<u8>)>,
-        promised: Option<Platform>,
+        platform_of_index: Option<Platform>,
         wanted: &Platform,
     ) -> Result<ResolvedImage, Fail> {
         let fail = |class: Class, message: String| Fail::image(self.reference, class, message);
         let descriptor = &manifest.config;
-        let config_bytes = match self.known.document(&descriptor.digest, MAX_CONFIG) {
+        let config_bytes = match self.cache.document(&descriptor.digest, MAX_CONFIG) {
             Some(bytes) => bytes,
             None => {
                 let bytes = self.source.blob_bytes(self.reference, descriptor, MAX_CONFIG).await;
@@ -183,16 +184,16 @@ impl Asked<'_> {
         let config = ImageConfig::parse(&config_bytes)
             .and_then(|config| config.check_layers(&manifest).map(|()| config))
             .map_err(|e| fail(e.class(), format!("reading the config {}: {e}", descriptor.digest)))?;
-        // Where no index has said what the image is for, its config does.
-        if promised.is_none()
+        // If no index has a platform, use that of the config.
+        if platform_of_index.is_none()
             && let Some(platform) = config.platform.as_ref().filter(|own| wanted.preference(own).is_none())
         {
             let message = format!(
-                "the image is for {platform}, not for {wanted}: give --platform {platform} or another tag"
+                "the image is for {platform}, not {wanted}: give --platform {platform} or another tag"
             );
             return Err(fail(Class::NotFound, message));
         }
-        let platform = config.platform.clone().or(promised).unwrap_or_else(|| wanted.clone());
+        let platform = config.platform.clone().or(platform_of_index).unwrap_or_else(|| wanted.clone());
         Ok(ResolvedImage {
             reference: self.reference.clone(),
             index,

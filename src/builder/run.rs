@@ -1,4 +1,4 @@
-//! A build from order to seal.
+//! A build from its order to the seal.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use super::layers::{self, Layers};
 use super::order::{Order, Sharing};
 use super::outcome;
 use super::pipeline::Pipeline;
-use super::proving;
 use super::registry;
-use super::resolve::{self, Known, NothingKnown, ResolvedImage};
+use super::resolve::{self, DocumentCache, EmptyCache, ResolvedImage};
 use super::share::Share;
-use super::source::{self, Ready, Source};
+use super::source::{self, ReadySource, Source};
+use super::unsynced;
 use crate::config::Config;
 use crate::prefetch;
 use crate::volume::job::{Identity, Resolved};
@@ -39,12 +39,13 @@ use larder_model::trust::Trust as KeyTrust;
 use larder_sys::privilege::{Capabilities, Capability};
 use larder_sys::process;
 
-/// Carries out an order. Whatever happens is in the outcome.
+/// Runs an order. Failures are part of the outcome.
 pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -> Outcome {
     Prepared::new(order, config, events).run(cancel).await
 }
 
-/// An order of which all files beside the volume were read: what follows needs the volume and the network.
+/// An order after all local files except the volume were read. From here only the volume and the network are
+/// needed.
 #[derive(Debug)]
 pub struct Prepared {
     order: Order,
@@ -55,7 +56,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Says that the build starts and reads pull secrets, certificates, keys and what is configured about registries.
+    /// Emits the start event, and reads pull secrets, certificates, keys and the configuration of registries.
     pub fn new(order: Order, config: Config, events: Events) -> Self {
         let started = Instant::now();
         events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
@@ -67,7 +68,7 @@ impl Prepared {
         Prepared { order, config, events, source, started }
     }
 
-    /// Carries the order out. Whatever happens is in the outcome.
+    /// Runs the order. Failures are part of the outcome.
     pub async fn run(self, cancel: Cancel) -> Outcome {
         let Prepared { order, config, events, source, started } = self;
         let registry = source.registry();
@@ -82,7 +83,10 @@ impl Prepared {
         }
     }
 
-    /// Resolves the images of the order and applies the 3x rule; no layer byte moves.
+    /// Resolves the images of the order and applies the 3x rule. No layer data is read.
+    ///
+    /// # Errors
+    /// All failures that occurred.
     pub async fn plan(self, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
         let Prepared { order, source, events, .. } = self;
         plan(order, source, &events, &cancel)
@@ -104,15 +108,15 @@ async fn build(
         order.layer_format = format;
     }
     if order.verity && order.layer_format != LayerFormat::Erofs {
-        let message = "hash trees are for layers that are images: give --layer-format erofs, or no --verity";
+        let message = "--verity requires EROFS layers: give --layer-format erofs, or omit --verity";
         return Err(vec![Fail::job(Class::Invalid, message)]);
     }
     let rights = rights(&order)?;
     process::clear_umask();
-    // A soft limit that stays low only means fewer layers at once before the kernel says so.
+    // Failure is ignored: with a low soft limit, fewer layers can be processed at a time.
     let _ = process::raise_open_files();
 
-    let source = settle(source, &mut order, cancel).await?;
+    let source = prepare_source(source, &mut order, cancel).await?;
     let order = &order;
     let identity = order.identity();
     let opening = order.clone();
@@ -126,11 +130,11 @@ async fn build(
             events.emit(Event::Sealed { digest: sealed.digest.clone() });
             return Ok(*sealed);
         }
-        Opened::Filling(volume) => Arc::new(proving::prove(order, *volume, events, cancel).await?),
+        Opened::Filling(volume) => Arc::new(unsynced::verify(order, *volume, events, cancel).await?),
     };
     let (source, absent) = source.source()?;
-    let known = Arc::new(OnVolume::of(&volume)?);
-    let resolved = resolve(order, &source, events, cancel, known).await;
+    let cache = Arc::new(VolumeCache::of(&volume)?);
+    let resolved = resolve(order, &source, events, cancel, cache).await;
     let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let layers = Layers::of(&images);
     admit(order, &volume, &images, &layers, events)?;
@@ -139,7 +143,8 @@ async fn build(
     let share = match &order.share {
         None => None,
         Some(Sharing { dir, volume }) => {
-            // Disks of others are mounted for the builds of disks, whose supervisors have a mount namespace.
+            // Only builds of disks mount the disks of other volumes, because only their supervisors have a
+            // mount namespace.
             let keeper = order.keeper.clone().filter(|_| order.volume_kind.is_disk());
             let (dir, volume) = (dir.clone(), volume.clone());
             let opened = blocking(move || {
@@ -184,10 +189,10 @@ async fn plan(
     events: &Events,
     cancel: &Cancel,
 ) -> Result<PlanReport, Vec<Fail>> {
-    // Where nobody gave a size, the plan says what is needed.
+    // If no size was given, the plan reports the required size.
     let size = order.size;
-    let (source, absent) = settle(source, &mut order, cancel).await?.source()?;
-    let resolved = resolve(&order, &source, events, cancel, Arc::new(NothingKnown)).await;
+    let (source, absent) = prepare_source(source, &mut order, cancel).await?.source()?;
+    let resolved = resolve(&order, &source, events, cancel, Arc::new(EmptyCache)).await;
     let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let planned = images.iter().map(|image| PlannedImage {
         reference: image.reference.given().to_owned(),
@@ -195,7 +200,7 @@ async fn plan(
         index: image.index.as_ref().map(|(digest, _)| digest.clone()),
         manifest: image.manifest_digest.clone(),
         platform: image.platform.clone(),
-        // Filled in by the report, as is who shares a layer.
+        // Computed by the report, as is `shared_with`.
         compressed_size: 0,
         layers: image.manifest.layers.iter().map(planned_layer).collect(),
     });
@@ -211,18 +216,18 @@ fn planned_layer(layer: &Descriptor) -> PlannedLayer {
     }
 }
 
-/// What the process may do; every capability that is missing is named at once.
+/// Determines the rights of the process. The error names all missing capabilities at once.
 pub(super) fn rights(order: &Order) -> Result<Rights, Vec<Fail>> {
     let rootless = order.rootless;
     let capabilities = Capabilities::effective().map_err(|e| {
         vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
     })?;
     let missing = capabilities.missing();
-    // Images are files of this process's own.
+    // EROFS images are ordinary files of this process, which need no capability.
     if !missing.is_empty() && !rootless && order.layer_format == LayerFormat::Overlay {
         let list: Vec<String> = missing.iter().map(|c| format!("{c} (to {})", c.purpose())).collect();
         let message = format!(
-            "this process lacks {}: run as root, grant them, give --layer-format erofs, which needs none, or --rootless to record what cannot be kept",
+            "this process lacks {}: run as root, grant them, give --layer-format erofs, which needs none, or --rootless to record attributes that cannot be written",
             list.join(", ")
         );
         return Err(vec![Fail::job(Class::Denied, message)]);
@@ -230,10 +235,14 @@ pub(super) fn rights(order: &Order) -> Result<Rights, Vec<Fail>> {
     Ok(Rights { ids: process::ids(), trusted: capabilities.has(Capability::SysAdmin), rootless })
 }
 
-/// Readies the source, unless somebody asks to stop.
-async fn settle(source: source::Opened, order: &mut Order, cancel: &Cancel) -> Result<Ready, Vec<Fail>> {
+/// Prepares the source, unless the build is cancelled.
+async fn prepare_source(
+    source: source::Opened,
+    order: &mut Order,
+    cancel: &Cancel,
+) -> Result<ReadySource, Vec<Fail>> {
     tokio::select! {
-        ready = source.settle(order) => ready,
+        ready = source.prepare(order) => ready,
         () = cancel.cancelled() => Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
     }
 }
@@ -245,7 +254,7 @@ pub(super) fn open_volume(order: &Order, trust: Trust) -> Result<Opened, Fail> {
         VolumeKind::Mounted => volume::mounted::cap(&order.volume, order.size)?,
         VolumeKind::Disk | VolumeKind::Block if order.keeper.is_some() => Cap::Kernel,
         VolumeKind::Disk | VolumeKind::Block => {
-            return Err(Fail::job(Class::Invalid, "a disk is mounted by nobody but `larder build`"));
+            return Err(Fail::job(Class::Invalid, "only `larder build` can mount a disk"));
         }
     };
     let opening = Opening { identity: &order.identity(), size: order.size, cap, trust };
@@ -258,9 +267,9 @@ pub(super) async fn resolve(
     source: &Source,
     events: &Events,
     cancel: &Cancel,
-    known: Arc<dyn Known>,
+    cache: Arc<dyn DocumentCache>,
 ) -> Result<Vec<ResolvedImage>, Vec<Fail>> {
-    let resolving = resolve::resolve_all(source, &order.images, &order.platform, known);
+    let resolving = resolve::resolve_all(source, &order.images, &order.platform, cache);
     let results = tokio::select! {
         results = resolving => results,
         () = cancel.cancelled() => return Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
@@ -288,8 +297,9 @@ pub(super) async fn resolve(
     if fails.is_empty() { Ok(images) } else { Err(fails) }
 }
 
-/// A pull secret that gave no credential is a likely reason why an image is denied, or not to be found: registries hide
-/// private repositories. Unknown, unreadable and malformed ones are told in the same words.
+/// Adds the pull secrets without credentials to failures. They are a likely reason why an image is denied or
+/// not found, because registries hide private repositories. Missing, unreadable and malformed secrets are
+/// reported in the same words.
 pub(super) fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Vec<Fail> {
     if absent.is_empty() {
         return fails;
@@ -301,7 +311,7 @@ pub(super) fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Ve
     fails
 }
 
-/// The 3x rule (model::sizing), before a layer byte moves.
+/// Applies the 3x rule (model::sizing) before any layer is fetched.
 fn admit(
     order: &Order,
     volume: &Volume,
@@ -315,7 +325,7 @@ fn admit(
     let missing: std::collections::HashSet<&Digest> =
         layers.links.iter().filter(|link| !volume.has(&link.chain_id)).map(|link| &link.diff_id).collect();
     let fetch_bytes =
-        layers.changes.iter().filter(|c| missing.contains(&c.diff_id)).map(layers::Change::size).sum();
+        layers.changes.iter().filter(|c| missing.contains(&c.diff_id)).map(layers::ChangeSet::size).sum();
     for link in layers.links.iter().filter(|link| volume.has(&link.chain_id)) {
         if let Some(layer) = volume.layer(&link.chain_id) {
             events.emit(Event::LayerPresent { blob: layer.blob, chain_id: layer.chain_id });
@@ -330,7 +340,7 @@ fn admit(
     let shortage = volume.shortage().map_err(|e| vec![Fail::from(e)])?;
     if shortage > 0 {
         let message = format!(
-            "the file system of the volume has {} less than --size allows: the build fails should it need them",
+            "the file system of the volume has {} less space than --size allows: the build can fail for lack of space",
             ByteSize(shortage)
         );
         events.emit(Event::Warning { message });
@@ -351,44 +361,45 @@ fn admit(
     }
 }
 
-/// What to say when the 3x rule does not hold.
+/// Returns the message for a violation of the 3x rule.
 fn rule_message(admission: &Admission) -> String {
     let images = ByteSize(admission.images_bytes);
     format!(
-        "the images are {images} compressed, so the volume needs {} (three times that), and was given {}: \
-         ask for a larger --size, or give --sizing warn",
+        "the images are {images} compressed, so the volume needs {} (three times that), but its size is {}: \
+         give a larger --size, or --sizing warn",
         admission.need, admission.have
     )
 }
 
-/// Overlayfs takes its lower directories in one page of mount options; with a mount point of up to 11 characters that is
-/// enough for 120 layers with every consumer.
+/// Returns a warning for an image with very many layers. All lower directories of an overlayfs must fit in
+/// one page of mount options. With a mount point of up to 11 characters that is enough for 120 layers with
+/// every consumer.
 fn depth_warning(image: &ResolvedImage) -> Option<String> {
-    const DEEPEST: usize = 120;
+    const MAX_LAYERS: usize = 120;
     let layers = image.manifest.layers.len();
-    (layers > DEEPEST).then(|| {
+    (layers > MAX_LAYERS).then(|| {
         format!(
-            "{} has {layers} layers: some runtimes cannot mount more than {DEEPEST}",
+            "{} has {layers} layers: some runtimes cannot mount more than {MAX_LAYERS}",
             image.reference.given()
         )
     })
 }
 
-/// What an earlier run of the job left on the volume.
-struct OnVolume {
+/// Documents on the volume from an earlier run of the job.
+struct VolumeCache {
     volume: Arc<Volume>,
     resolved: HashMap<ImageReference, Resolved>,
 }
 
-impl OnVolume {
+impl VolumeCache {
     fn of(volume: &Arc<Volume>) -> Result<Self, Vec<Fail>> {
         let resolved = volume.resolved().map_err(|e| vec![Fail::from(e)])?;
         let resolved = resolved.into_iter().map(|resolved| (resolved.reference.clone(), resolved)).collect();
-        Ok(OnVolume { volume: Arc::clone(volume), resolved })
+        Ok(VolumeCache { volume: Arc::clone(volume), resolved })
     }
 }
 
-impl Known for OnVolume {
+impl DocumentCache for VolumeCache {
     fn resolved(&self, reference: &ImageReference) -> Option<Resolved> {
         self.resolved.get(reference).cloned()
     }
@@ -398,7 +409,7 @@ impl Known for OnVolume {
     }
 }
 
-/// Writes manifests and configs to the volume, then what the references stand for.
+/// Writes manifests and configs to the volume, and then the results of resolving.
 async fn keep_documents(
     volume: &Arc<Volume>,
     identity: &Identity,
@@ -459,7 +470,7 @@ async fn seal(
             Some(signer) => signer
                 .sign(cache_json)
                 .map_err(|refusal| volume::Error::Sign { class: refusal.class, message: refusal.message }),
-            None => Err(volume::Error::Sign { class: Class::Internal, message: "nobody can".to_owned() }),
+            None => Err(volume::Error::Sign { class: Class::Internal, message: "no signer".to_owned() }),
         };
         let sign: Option<&volume::seal::Sign<'_>> = if order.signer.is_some() { Some(&sign) } else { None };
         Ok(volume.seal(content, &documents, &prefetch, sign)?)
@@ -467,14 +478,15 @@ async fn seal(
     .await
 }
 
-/// A sealed volume is not written to, so one that is to be signed has to be signed already, and by this key.
+/// Checks that a sealed volume is already signed with the key of the order. A sealed volume is never changed,
+/// so it cannot be signed now.
 async fn check_signed(order: &Order) -> Result<(), Vec<Fail>> {
     let Some(signer) = &order.signer else { return Ok(()) };
     let (path, key) = (order.volume.clone(), signer.public());
     blocking(move || match volume::read_trusted(&path, &KeyTrust::only(vec![key])) {
         Err(volume::Error::Trust { path, source }) if source.class() == Class::Denied => {
             let message = format!(
-                "{path} is sealed already, not signed by {}, and a sealed volume is never written to: \
+                "{path} is sealed already, but not signed by {}, and a sealed volume is never changed: \
                      give another directory, or build without a signing key",
                 key.id()
             );
@@ -526,12 +538,12 @@ async fn verify(order: &Order) -> Result<(), Vec<Fail>> {
     .await
 }
 
-/// Runs `work` where it may block.
+/// Runs `work` on a thread that can block.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
 ) -> Result<T, Vec<Fail>> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|fail| vec![fail]),
-        Err(e) => Err(vec![Fail::job(Class::Internal, format!("a step of the build ended: {e}"))]),
+        Err(e) => Err(vec![Fail::job(Class::Internal, format!("a step of the build failed: {e}"))]),
     }
 }

@@ -1,23 +1,23 @@
-//! Layers that several builders share: each is fetched by one of them and read by the others from its volume.
+//! Sharing of layers between builders: one of them fetches a layer, and the others read it from its volume.
 //!
 //! ```text
-//! DIR/volumes/<name>/        volumes; the one that is built is one of them
-//! DIR/layers/<alg>-<hex>     one file a diff ID: locked (flock(2)) by the builder that fetches the layer,
-//!                            its content says which volume has it, or will have it
+//! DIR/volumes/<name>/        volumes, including that of this build
+//! DIR/layers/<alg>-<hex>     one file per diff ID: locked (flock(2)) by the builder that fetches the layer;
+//!                            its content names the volume that has it, or will have it
 //! ```
 //!
-//! - Who needs a layer takes the lock. Does the file name a volume that has it, he drops the lock and rebuilds the layer
-//!   from there; else he keeps the lock and fetches.
-//! - Once extracted, the layer is `ready` and the lock is free: nobody waits for a parent with a lock in his hand. Once
-//!   committed, it is `at` a volume.
-//! - Who sees `ready` waits for `at`, but only for a while in which he has nothing else to do (`patience`): two builders
-//!   that have each the parent of the other's layer both end.
-//! - Nothing is believed: a layer is proven by its diff ID as it is read, and whatever is wrong with a copy makes it be
-//!   fetched. A lock dies with its holder.
+//! - A builder that needs a layer takes the lock. If the file names a volume that has the layer, it releases
+//!   the lock and rebuilds the layer from there. Otherwise it keeps the lock and fetches the layer.
+//! - Once extracted, the layer is `ready` and the lock is released, so no builder waits for a parent while it
+//!   holds a lock. Once committed, the layer is `at` a volume.
+//! - A builder that sees `ready` waits for `at`, but only for a limited time in which it is idle (`waiting`).
+//!   So two builders that each have the parent of the other's layer do not deadlock.
+//! - Files and volumes are not trusted: a layer is verified by its diff ID when it is read, and it is fetched
+//!   if a copy is wrong. A lock is released when its holder exits.
 
 mod entry;
-mod patience;
 mod sweep;
+mod waiting;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 pub use entry::VolumeName;
 pub use sweep::sweep;
 
-pub(super) use entry::At;
-pub(super) use patience::{Idle, Patience};
+pub(super) use entry::LayerLocation;
+pub(super) use waiting::{IdleTracker, WaitLimit};
 
 use super::keeper::Keeper;
 use crate::volume::lease::Lease;
@@ -39,96 +39,96 @@ use larder_sys::lock::LockedFile;
 const LAYERS: &[u8] = b"layers";
 const VOLUMES: &[u8] = b"volumes";
 
-/// Where builders say who has which layer of the shared directory `dir`.
+/// Returns the directory in `dir` whose files record which volume has which layer.
 pub fn layers(dir: &Path) -> PathBuf {
     dir.join("layers")
 }
 
-/// Layers cannot be shared.
+/// The reason why layers cannot be shared.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A call failed.
+    /// A system call failed.
     #[error("{doing} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation, as "opening".
         doing: &'static str,
-        /// To what.
+        /// Object of the operation.
         path: String,
-        /// Why.
+        /// Cause from the system.
         source: std::io::Error,
     },
     /// The volume cannot be read now.
     #[error(transparent)]
     Volume(#[from] crate::volume::Error),
-    /// The volume is a disk, and nobody mounts it for this build.
-    #[error("it is a disk, which a build of kind disk can read and others cannot")]
+    /// The volume is a disk, and this build cannot mount it.
+    #[error("it was created with --volume-kind disk, and only builds of that kind can read it")]
     Disk,
     /// The volume is a disk that cannot be mounted now.
     #[error("{0}")]
     Refused(String),
-    /// Somebody removes the volume.
+    /// Another process is removing the volume.
     #[error("the volume is being removed")]
-    Leaving,
-    /// The thread that worked ended.
-    #[error("looking at shared layers ended: {0}")]
+    BeingRemoved,
+    /// A background thread panicked.
+    #[error("the task that reads shared layers failed: {0}")]
     Ended(String),
 }
 
-/// A directory of shared layers, open.
+/// An open directory of shared layers.
 #[derive(Debug)]
 pub(super) struct Share {
     layers: Dir,
     volumes: Dir,
     own: VolumeName,
-    /// Who mounts the disks of others.
+    /// Mounts the disks of other volumes.
     keeper: Option<Keeper>,
 }
 
-/// What is to be done about a layer now.
+/// Result of trying to claim a layer.
 #[derive(Debug)]
-pub(super) enum Turn {
-    /// Another builder fetches it.
+pub(super) enum Claim {
+    /// Another builder is fetching it.
     Locked,
-    /// Another builder has it and will commit it.
+    /// Another builder has extracted it and will commit it.
     Ready,
     /// A volume has it.
-    At(At),
-    /// Nobody has it: to be fetched with the lock held.
-    Fetch(Hold),
+    Available(LayerLocation),
+    /// No volume has it. It must be fetched while the lock is held.
+    Fetch(LayerLock),
 }
 
 /// The lock of a layer that is being fetched.
 #[derive(Debug)]
-pub(super) struct Hold(LockedFile);
+pub(super) struct LayerLock(LockedFile);
 
-/// A copy of a layer on another volume, which stays there while this is held.
+/// A copy of a layer on another volume. The volume is not removed while this value exists.
 #[derive(Debug)]
-pub(super) struct Copy {
-    /// What was said of it.
-    pub(super) at: At,
-    /// Where it lies.
-    pub(super) lies: Lies,
-    /// Keeps the volume.
+pub(super) struct SharedCopy {
+    /// Location of the layer, as recorded.
+    pub(super) at: LayerLocation,
+    /// The stored form of the layer.
+    pub(super) stored: StoredCopy,
+    /// Lease of the volume.
     pub(super) lease: Lease,
 }
 
-/// Where the copy of a layer lies.
+/// The stored form of a layer's copy.
 #[derive(Debug)]
-pub(super) enum Lies {
-    /// As a directory.
+pub(super) enum StoredCopy {
+    /// A copy that is stored as a directory.
     Directory {
-        /// Its tree.
+        /// Tree of the layer.
         diff: Dir,
-        /// Its tar-split file.
+        /// Tar-split file of the layer.
         split: File,
     },
-    /// As an image.
+    /// A copy that is stored as an image.
     Image {
-        /// Where the image is, and its name.
+        /// Directory and name of the image.
         image: (Dir, String),
-        /// Where its tar-split file is, and its name.
+        /// Directory and name of its tar-split file.
         split: (Dir, String),
-        /// Whether it has a hash tree.
+        /// `true` if it has a hash tree.
         verity: bool,
     },
 }
@@ -146,38 +146,38 @@ impl Share {
         Ok(Share { layers, volumes, own: own.clone(), keeper })
     }
 
-    /// Whether it is of use to wait for a layer that another builder has in hand. A disk can be read by others only when it is
-    /// sealed, so that its builders do not wait for each other.
+    /// Reports whether to wait for a layer that another builder is fetching. A disk is readable by others
+    /// only once it is sealed, so builders of disks do not wait for each other.
     pub(super) fn waits(&self) -> bool {
         self.keeper.is_none()
     }
 
-    /// Looks whose turn it is to fetch a layer. Volumes in `refused` are not named again, and without `patient` a layer that
-    /// is only ready is nobody's.
-    pub(super) fn look(
+    /// Determines whether to fetch, copy or wait for a layer. Volumes in `refused` are ignored. Unless
+    /// `may_wait` is set, a layer that is only ready counts as missing.
+    pub(super) fn claim(
         &self,
         diff_id: &Digest,
         refused: &[VolumeName],
-        patient: bool,
-    ) -> Result<Turn, Error> {
+        may_wait: bool,
+    ) -> Result<Claim, Error> {
         let name = file_name(diff_id);
         let io = |doing, source| Error::Io { doing, path: format!("layers/{name}"), source };
         let locked = LockedFile::try_exclusive(&self.layers, name.as_bytes());
-        let Some(file) = locked.map_err(|e| io("locking", e))? else { return Ok(Turn::Locked) };
-        // A file too large is as good as none.
+        let Some(file) = locked.map_err(|e| io("locking", e))? else { return Ok(Claim::Locked) };
+        // An oversized file counts as empty.
         let entry = file.read(SIZE as u64).ok().and_then(|bytes| Entry::parse(&bytes));
         Ok(match entry {
             Some(entry) if *entry.volume() == self.own || refused.contains(entry.volume()) => {
-                Turn::Fetch(Hold(file))
+                Claim::Fetch(LayerLock(file))
             }
-            Some(Entry::At(at)) => Turn::At(at),
-            Some(Entry::Ready { .. }) if patient => Turn::Ready,
-            _ => Turn::Fetch(Hold(file)),
+            Some(Entry::At(at)) => Claim::Available(at),
+            Some(Entry::Ready { .. }) if may_wait => Claim::Ready,
+            _ => Claim::Fetch(LayerLock(file)),
         })
     }
 
-    /// Opens the copy of the layer `diff_id` that a file named.
-    pub(super) fn copy(&self, at: At, diff_id: &Digest) -> Result<Copy, Error> {
+    /// Opens the copy of the layer `diff_id` at the recorded location.
+    pub(super) fn copy(&self, at: LayerLocation, diff_id: &Digest) -> Result<SharedCopy, Error> {
         let io = |doing: &'static str| {
             let path = at.volume.to_string();
             move |source| Error::Io { doing, path, source }
@@ -189,8 +189,8 @@ impl Share {
             keeper.mount(&at.volume).map_err(|refusal| Error::Refused(refusal.message))?;
             root = self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
         }
-        let lease = Lease::shared(&root)?.ok_or(Error::Leaving)?;
-        let lies = match root.try_stat(layout::EROFS).map_err(io("examining the volume"))? {
+        let lease = Lease::shared(&root)?.ok_or(Error::BeingRemoved)?;
+        let stored = match root.try_stat(layout::EROFS).map_err(io("examining the volume"))? {
             None => {
                 let overlay = root.open_dir(layout::OVERLAY).map_err(io("opening overlay/ of"))?;
                 let layer =
@@ -198,7 +198,7 @@ impl Share {
                 let diff = layer.open_dir(layout::DIFF).map_err(io("opening the tree of the layer of"))?;
                 let splits = root.open_dir(layout::LAYERS).map_err(io("opening overlay-layers/ of"))?;
                 let split = splits.open_file(layout::tar_split(&at.chain_id).as_bytes());
-                Lies::Directory {
+                StoredCopy::Directory {
                     diff,
                     split: split.map_err(io("opening the tar-split file of the layer of"))?,
                 }
@@ -212,22 +212,22 @@ impl Share {
                 let splits = erofs.open_dir(layout::SPLITS).map_err(io("opening erofs/tar-split/ of"))?;
                 let sidecar = format!("{name}{}", layout::VERITY);
                 let verity = images.try_stat(sidecar.as_bytes()).map_err(io("examining the image of"))?;
-                Lies::Image {
+                StoredCopy::Image {
                     image: (images, name),
                     split: (splits, layout::image_split(diff_id)),
                     verity: verity.is_some(),
                 }
             }
         };
-        Ok(Copy { at, lies, lease })
+        Ok(SharedCopy { at, stored, lease })
     }
 
-    /// Says that the layer that was fetched under `hold` will be on this volume, and lets others in.
-    pub(super) fn ready(&self, hold: Hold) -> Result<(), Error> {
-        write(&hold.0, &Entry::Ready { volume: self.own.clone() })
+    /// Records that the layer fetched under `lock` will be on this volume, and releases the lock.
+    pub(super) fn ready(&self, lock: LayerLock) -> Result<(), Error> {
+        write(&lock.0, &Entry::Ready { volume: self.own.clone() })
     }
 
-    /// Says that a layer is committed to this volume; false where another builder holds the lock.
+    /// Records that a layer is committed to this volume. Returns `false` if another builder holds the lock.
     pub(super) fn publish(&self, diff_id: &Digest, layer: &larder_model::seal::Layer) -> Result<bool, Error> {
         let name = file_name(diff_id);
         let locked = LockedFile::try_exclusive(&self.layers, name.as_bytes());
@@ -237,7 +237,7 @@ impl Share {
             source,
         })?;
         let Some(file) = locked else { return Ok(false) };
-        let at = At {
+        let at = LayerLocation {
             volume: self.own.clone(),
             chain_id: layer.chain_id.clone(),
             blob: layer.blob.clone(),

@@ -1,4 +1,4 @@
-//! Where images come from: registries, or one archive.
+//! The source of the images: registries or one archive.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::failure::Fail;
 use super::order::{Fetching, Order, SourceOrder};
 use super::remote::{self, Piped, Remote};
-use super::resolve::{self, NothingKnown, ResolvedImage};
+use super::resolve::{self, EmptyCache, ResolvedImage};
 use crate::archive::{self, Archive, Input};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -20,18 +20,18 @@ use larder_model::seal::{CacheManifest, Compression};
 use larder_model::size::ByteSize;
 use larder_registry::{self, BlobStream, ManifestReference, Registry};
 
-/// Manifests, configs and layers by name and digest; cheap to clone.
+/// Access to manifests, configs and layers by name and digest; cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
-    /// What references name.
+    /// The registries in the references.
     Registry(Registry),
-    /// The same, fetched by another process.
+    /// Registries, through the fetcher process.
     Remote(Remote),
     /// An archive, for images of one platform.
     Archive(Arc<Archive>, Platform),
 }
 
-/// A source does not give what was asked for.
+/// A source cannot provide the requested content.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]
@@ -40,11 +40,11 @@ pub(super) enum Error {
     Remote(#[from] remote::Error),
     #[error(transparent)]
     Archive(#[from] Box<archive::Error>),
-    /// A document is not as long as its descriptor says.
-    #[error("{digest} has {have} bytes, its descriptor says {want}")]
+    /// The size of a document differs from its descriptor.
+    #[error("{digest} has {have} bytes, but its descriptor has {want}")]
     Size { digest: Digest, have: u64, want: u64 },
-    /// The thread that read ended.
-    #[error("reading the archive ended: {0}")]
+    /// The reading thread panicked.
+    #[error("the task that reads the archive failed: {0}")]
     Ended(String),
 }
 
@@ -60,16 +60,16 @@ impl Error {
     }
 }
 
-/// A manifest or index.
+/// A manifest or index from the source.
 #[derive(Debug)]
 pub(super) struct Manifest {
     pub(super) digest: Digest,
-    /// What the source calls it, where it says so.
+    /// Media type, if the source provides one.
     pub(super) media_type: Option<String>,
     pub(super) bytes: Vec<u8>,
 }
 
-/// A layer, to be read.
+/// An opened layer blob.
 #[derive(Debug)]
 pub(super) enum Blob {
     Stream(Box<BlobStream>),
@@ -78,7 +78,7 @@ pub(super) enum Blob {
 }
 
 impl Source {
-    /// A manifest or index of at most `limit` bytes; by digest, it has that one.
+    /// Reads a manifest or index of at most `limit` bytes. If requested by digest, its digest is verified.
     pub(super) async fn manifest(
         &self,
         image: &ImageReference,
@@ -108,7 +108,7 @@ impl Source {
         }
     }
 
-    /// A small blob whole, its size and digest checked.
+    /// Reads a small blob and verifies its size and digest.
     pub(super) async fn blob_bytes(
         &self,
         image: &ImageReference,
@@ -127,8 +127,8 @@ impl Source {
         }
     }
 
-    /// A layer's blob, of the size that its descriptor says. Its digest is the reader's to check. The first `skipped` hosts are
-    /// not asked: their bytes had another one.
+    /// Opens a layer's blob, whose size is that of its descriptor. The caller verifies its digest. The first
+    /// `skipped` hosts are not tried, because their data had another digest.
     pub(super) fn blob(
         &self,
         image: &ImageReference,
@@ -159,26 +159,26 @@ async fn document(archive: &Arc<Archive>, digest: Digest, limit: u64) -> Result<
     Ok(read.map_err(Box::new)?)
 }
 
-/// A source of which all files were opened, and nothing of a stranger's was read.
+/// A source whose files are open but whose untrusted content has not been read yet.
 #[derive(Debug)]
 pub(super) enum Opened {
-    /// A fault of the client is told when it is needed: a sealed volume needs none.
+    /// An error of the client is reported only when the client is needed: a sealed volume needs none.
     Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
     Remote(Fetching),
     Archive(Result<Input, Fail>, Option<archive::Format>),
 }
 
-/// A source that is ready to be asked.
+/// A source that is ready for requests.
 #[derive(Debug)]
-pub(super) enum Ready {
+pub(super) enum ReadySource {
     Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
     Remote(Remote, Vec<PullSecretName>),
-    /// An archive, and what the images of the order are in it.
+    /// An archive, and the order's images resolved in it.
     Archive(Source, Vec<ResolvedImage>),
 }
 
 impl Opened {
-    /// The client of registries, where there is one.
+    /// Returns the registry client, if there is one.
     pub(super) fn registry(&self) -> Option<Registry> {
         match self {
             Opened::Registry(Ok((registry, _))) => Some(registry.clone()),
@@ -186,7 +186,7 @@ impl Opened {
         }
     }
 
-    /// Opens the archive that the order names, if it names one.
+    /// Opens the archive of the order; `None` if it has no archive.
     pub(super) fn archive(order: &Order) -> Option<Self> {
         let SourceOrder::Archive { path, format, received } = &order.source else { return None };
         let opened = match &order.standard_input {
@@ -198,23 +198,24 @@ impl Opened {
         Some(Opened::Archive(opened, *format))
     }
 
-    /// Looks into an archive. An order that names no images gets all that are in it, and one without a size
-    /// a generous one.
-    pub(super) async fn settle(self, order: &mut Order) -> Result<Ready, Vec<Fail>> {
+    /// Prepares the source. An archive is indexed: if the order has no images, it gets all images of the
+    /// archive, and if it has no size, it gets a generous one.
+    pub(super) async fn prepare(self, order: &mut Order) -> Result<ReadySource, Vec<Fail>> {
         let (input, format) = match self {
-            Opened::Registry(client) => return Ok(Ready::Registry(client)),
+            Opened::Registry(client) => return Ok(ReadySource::Registry(client)),
             Opened::Remote(Fetching { stream, absent }) => {
                 let remote = stream.try_clone().and_then(Remote::new);
                 let remote = remote.map_err(|e| {
-                    vec![Fail::job(Class::Internal, format!("reaching the process that fetches: {e}"))]
+                    vec![Fail::job(Class::Internal, format!("connecting to the fetcher process: {e}"))]
                 })?;
-                return Ok(Ready::Remote(remote, absent));
+                return Ok(ReadySource::Remote(remote, absent));
             }
             Opened::Archive(input, format) => (input.map_err(|fail| vec![fail])?, format),
         };
         let fail = |e: archive::Error| vec![Fail::job(e.class(), e.to_string())];
         let indexed = tokio::task::spawn_blocking(move || Archive::index(input, format)).await;
-        let ended = |e| vec![Fail::job(Class::Internal, format!("looking into the archive ended: {e}"))];
+        let ended =
+            |e| vec![Fail::job(Class::Internal, format!("the task that indexes the archive failed: {e}"))];
         let archive = indexed.map_err(ended)?.map_err(fail)?;
         if order.images.is_empty() {
             order.images = archive.names();
@@ -222,7 +223,7 @@ impl Opened {
                 0 => return Err(fail(archive.unnamed())),
                 have if have > MAX_IMAGES => {
                     let message = format!(
-                        "the archive has {have} images, a volume {MAX_IMAGES}: choose some with --image"
+                        "the archive contains {have} images, but a volume can have at most {MAX_IMAGES}: choose some with --image"
                     );
                     return Err(vec![Fail::job(Class::Invalid, message)]);
                 }
@@ -230,8 +231,8 @@ impl Opened {
             }
         }
         let source = Source::Archive(Arc::new(archive), order.platform.clone());
-        let known = Arc::new(NothingKnown);
-        let resolved = resolve::resolve_all(&source, &order.images, &order.platform, known).await;
+        let cache = Arc::new(EmptyCache);
+        let resolved = resolve::resolve_all(&source, &order.images, &order.platform, cache).await;
         let (images, fails): (Vec<_>, Vec<_>) = resolved.into_iter().partition(Result::is_ok);
         let fails: Vec<Fail> = fails.into_iter().filter_map(Result::err).collect();
         if !fails.is_empty() {
@@ -241,12 +242,12 @@ impl Opened {
         if order.size == ByteSize(0) {
             order.size = default_size(&images);
         }
-        Ok(Ready::Archive(source, images))
+        Ok(ReadySource::Archive(source, images))
     }
 }
 
-/// A cap for who did not ask for one. The 3x rule is met, and a layer that is compressed finds room unless it inflates to
-/// more than ten times its size.
+/// Returns the default volume size if none was given. It satisfies the 3x rule. A compressed layer fits
+/// unless it decompresses to more than ten times its size.
 fn default_size(images: &[ResolvedImage]) -> ByteSize {
     const METADATA: u64 = 16 << 20;
     let mut sizes: HashMap<&Digest, u64> = HashMap::new();
@@ -259,11 +260,11 @@ fn default_size(images: &[ResolvedImage]) -> ByteSize {
     ByteSize(sizes.values().fold(METADATA, |sum, size| sum.saturating_add(*size)))
 }
 
-impl Ready {
-    /// Whether a sealed volume has what the order asks for: the names of an archive's images do not say which images they
-    /// are.
+impl ReadySource {
+    /// Checks that a sealed volume contains the order's images. The names of an archive's images do not
+    /// identify their content.
     pub(super) fn check_sealed(&self, order: &Order, sealed: &CacheManifest) -> Result<(), Vec<Fail>> {
-        let Ready::Archive(_, images) = self else { return Ok(()) };
+        let ReadySource::Archive(_, images) = self else { return Ok(()) };
         let same = |image: &ResolvedImage| {
             let mut sealed = sealed.content.images.iter();
             sealed.any(|there| {
@@ -272,23 +273,25 @@ impl Ready {
         };
         let Some(other) = images.iter().find(|image| !same(image)) else { return Ok(()) };
         let message = format!(
-            "{} is sealed with another image of that name than the archive has: give another volume",
+            "{} is sealed with another image of the same name as in the archive: give another volume",
             order.volume.display()
         );
         Err(vec![Fail::image(&other.reference, Class::Conflict, message)])
     }
 
-    /// What to ask, and the pull secrets that gave no credential.
+    /// Returns the source and the pull secrets without credentials.
     pub(super) fn source(self) -> Result<(Source, Vec<PullSecretName>), Vec<Fail>> {
         match self {
-            Ready::Registry(client) => client.map(|(registry, absent)| (Source::Registry(registry), absent)),
-            Ready::Remote(remote, absent) => Ok((Source::Remote(remote), absent)),
-            Ready::Archive(source, _) => Ok((source, Vec::new())),
+            ReadySource::Registry(client) => {
+                client.map(|(registry, absent)| (Source::Registry(registry), absent))
+            }
+            ReadySource::Remote(remote, absent) => Ok((Source::Remote(remote), absent)),
+            ReadySource::Archive(source, _) => Ok((source, Vec::new())),
         }
     }
 }
 
-/// The source that a job names.
+/// Converts the source in a job.
 impl From<job::Source> for SourceOrder {
     fn from(source: job::Source) -> Self {
         let archive =

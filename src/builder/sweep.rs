@@ -1,9 +1,9 @@
-//! What is done to a disk that an earlier run left, before it is filled further: what no line of the journal vouches for is
-//! removed, and where the disk was not unmounted in order, what is left is proven from its own bytes.
+//! Cleans up a disk after an earlier run, before it is filled further. Everything that the journal does not
+//! list is removed. If the disk was not unmounted cleanly, the rest is verified from its own content.
 //!
-//! It is a run of its own because the disk is mounted anew afterwards: an ext4 without a journal steps over each inode that was
-//! freed in the last minutes (Linux, recently_deleted() in fs/ext4/ialloc.c), which made filling it eighty times slower, and
-//! forgets which those are when it is unmounted.
+//! This is a separate run because the disk is mounted again afterwards. An ext4 without a journal skips each
+//! inode that was freed in the last minutes (Linux, recently_deleted() in fs/ext4/ialloc.c), which made
+//! filling the disk eighty times slower. Unmounting makes it forget these inodes.
 
 use std::time::Instant;
 
@@ -26,7 +26,8 @@ pub async fn sweep(order: Order, trust: Trust, cancel: Cancel) -> Outcome {
 }
 
 fn swept(order: &Order, trust: Trust) -> Result<(), Fail> {
-    let failed = |e: verify::Error| Fail::job(e.class(), format!("examining what an earlier run left: {e}"));
+    let failed =
+        |e: verify::Error| Fail::job(e.class(), format!("verifying the volume of an earlier run: {e}"));
     match run::open_volume(order, trust)? {
         Opened::Sealed(_) if trust == Trust::Synced => {
             verify::verify(&order.volume).map(|_| ()).map_err(failed)
@@ -36,7 +37,7 @@ fn swept(order: &Order, trust: Trust) -> Result<(), Fail> {
             if trust == Trust::Synced {
                 let layers = volume.layers();
                 if !order.tar_split && !layers.is_empty() {
-                    let message = "what an earlier run left cannot be proven without tar-split files";
+                    let message = "the layers of an earlier run cannot be verified without tar-split files";
                     return Err(Fail::job(Class::Corrupt, message));
                 }
                 verify::layers(&order.volume, volume.format(), &layers).map_err(failed)?;

@@ -1,7 +1,7 @@
-//! Layers through extraction, settling, commit, seal and verification, without a registry. These tests write owners,
-//! devices and trusted attributes and need root.
+//! Tests of layers through extraction, settling, commit, seal and verification, without a registry. They
+//! write owners, devices and trusted attributes, and need root.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 mod hostile;
 mod rules;
@@ -28,9 +28,9 @@ use larder_testing::layer::BuiltLayer;
 
 use super::cancel::Cancel;
 use super::commit::commit;
-use super::extraction::{Counters, Ready, Shared, run};
+use super::extraction::{Counters, ReadyLayer, Shared, run};
 use super::failure::Fail;
-use super::layers::Link;
+use super::layers::ChainLayer;
 use larder_layer::extract::Expected;
 
 /// A blob in a few chunks.
@@ -93,7 +93,7 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
             if shared.volume.has(&chain[at]) {
                 continue;
             }
-            let link = Link {
+            let link = ChainLayer {
                 chain_id: chain[at].clone(),
                 parent: at.checked_sub(1).map(|below| chain[below].clone()),
                 diff_id: diff_ids[at].clone(),
@@ -137,7 +137,7 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
     Ok(shared.volume.seal(content, &documents, &prefetch, None)?)
 }
 
-pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<Ready, Fail> {
+pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<ReadyLayer, Fail> {
     let expected = Expected {
         blob: layer.digest.clone(),
         size: layer.blob.len() as u64,
@@ -153,7 +153,7 @@ pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<Ready,
         urls: Vec::new(),
         platform: None,
     };
-    Ok(Ready { staging, extracted, blob })
+    Ok(ReadyLayer { staging, extracted, blob })
 }
 
 fn describe(
@@ -199,12 +199,12 @@ fn describe(
     (image, documents)
 }
 
-/// The tree of the layer at `chain`.
+/// Returns the tree of the layer at `chain`.
 pub(super) fn diff(dir: &Path, chain: &ChainId) -> std::path::PathBuf {
     dir.join("overlay").join(chain.hex()).join("diff")
 }
 
-/// The chain IDs of an image.
+/// Returns the chain IDs of an image.
 pub(super) fn chain(layers: &[BuiltLayer]) -> Vec<ChainId> {
     ChainId::chain(&layers.iter().map(|layer| layer.diff_id.clone()).collect::<Vec<_>>())
 }

@@ -6,7 +6,8 @@
 //! header, JSON
 //! body, bytes
 //! ```
-//! Either side is prepared for a peer that was taken over: lengths are limited, and a header that does not parse ends the connection.
+//! Both sides assume that the peer can be compromised: lengths are limited, and a malformed header ends the
+//! connection.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -27,14 +28,14 @@ const MAX_BODY: usize = (64 << 20) + 1;
 /// Maximum number of descriptors in a frame.
 const MAX_DESCRIPTORS: usize = 2;
 
-/// One frame.
+/// A received frame of the protocol.
 #[derive(Debug)]
 pub struct Frame<H> {
-    /// What it is about.
+    /// The decoded JSON header.
     pub header: H,
-    /// Bytes that belong to it; empty if none do.
+    /// The body; empty if there is none.
     pub body: Vec<u8>,
-    /// Descriptors that came with it.
+    /// Descriptors that came with the frame.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -77,7 +78,7 @@ pub fn send(
 /// Receives a frame, or `None` at the end of the connection. Blocks.
 ///
 /// # Errors
-/// Those of recvmsg(2) and read(2); `InvalidData` for a frame that is too large or is none.
+/// Those of recvmsg(2) and read(2); `InvalidData` for a frame that is too large or malformed.
 pub fn receive<H: DeserializeOwned>(mut from: &UnixStream) -> io::Result<Option<Frame<H>>> {
     let mut prefix = [0; 8];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -112,7 +113,7 @@ pub fn receive<H: DeserializeOwned>(mut from: &UnixStream) -> io::Result<Option<
     Ok(Some(Frame { header: serde_json::from_slice(&header)?, body, descriptors }))
 }
 
-/// Reads `len` bytes. Memory grows with what arrives, not with what was announced.
+/// Reads `len` bytes. Memory grows with the received data, not with the announced length.
 fn read(from: &UnixStream, len: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(len as u64).read_to_end(&mut bytes)?;
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_refused() {
+    fn malformed_frames_are_refused() {
         for (bytes, kind) in [
             (&[0xff; 8][..], io::ErrorKind::InvalidData),
             (&[1, 0, 0, 0], io::ErrorKind::UnexpectedEof),

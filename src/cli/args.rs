@@ -1,4 +1,4 @@
-//! What a user types.
+//! Command-line arguments and help texts.
 
 mod bench;
 mod cache;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::keeper::Role;
+use super::call::Role;
 use crate::archive;
 use crate::builder::order::SourceOrder;
 use crate::config::log::Format;
@@ -18,13 +18,13 @@ use crate::export;
 use crate::telemetry::Level;
 use larder_model::digest::Digest;
 use larder_model::job::{LayerFormat, VolumeKind};
+use larder_model::key::Claims;
 use larder_model::platform::Platform;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
 use larder_model::seal::Compression;
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
-use larder_model::trust::Claims;
 
 pub(super) use bench::BenchKind;
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
@@ -53,9 +53,9 @@ Examples:
   larder cache import web images.tar --wait
 
 Exit codes (sysexits.h):
-  0 done   64 usage, no such image   65 corrupt or hostile content   69 registry fails for now
-  70 fault of ours   73 does not fit, or another job's volume   75 try again later   77 denied
-  130, 143 interrupted: the same command resumes";
+  0 success   64 usage error, or no such image   65 corrupt or malicious content   69 registry unavailable
+  70 internal error   73 does not fit, or the volume belongs to another job   75 try again later   77 denied
+  130, 143 interrupted: repeat the command to resume";
 
 const BUILD_EXAMPLES: &str = "\
 Examples:
@@ -66,9 +66,9 @@ Examples:
   larder build --volume-kind disk --shrink --volume ./cache --size 20GiB nginx:1.27
   larder build --share /caches --volume /caches/volumes/web --size 4GiB nginx:1.27
 
-Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
-kB MB GB TB. Ctrl-C leaves a volume that the same command resumes; a second one ends at once.
-With --output json a reader that closes standard output ends the build like Ctrl-C does (exit 130).";
+Flags override the job, and the job overrides the configuration. Sizes take KiB, MiB, GiB, TiB (also K, Ki, …) and
+kB, MB, GB, TB. After Ctrl-C, the same command resumes the volume; a second Ctrl-C quits immediately.
+With --output json, closing the reading end of standard output stops the build like Ctrl-C (exit 130).";
 
 const EXPORT_EXAMPLES: &str = "\
 Examples:
@@ -76,9 +76,9 @@ Examples:
   larder export ./cache - --format docker-archive --image nginx:1.27 | ssh node podman load
   larder export ./cache ./layout --format oci-layout --compression zstd
 
-podman load, skopeo copy and ctr images import take all three archives, docker load the docker-archive. gzip is what every
-tool reads; zstd is smaller and much faster, for containerd 1.5, podman and skopeo, and docker 23 or newer; none is fastest,
-and for networks that compress.";
+podman load, skopeo copy and ctr images import read all three archive formats; docker load reads docker-archive.
+Every tool reads gzip. zstd is smaller and much faster, and needs containerd 1.5, podman, skopeo, or docker 23 or newer.
+none is the fastest, and suits networks that compress.";
 
 const IMPORT_EXAMPLES: &str = "\
 Examples:
@@ -86,13 +86,16 @@ Examples:
   docker save app:1 | larder import - --volume ./cache
   larder import ./layout --volume ./cache --image registry.example.com/app:1 --size 4GiB
 
-Archives are OCI layouts, tars of them, what docker save writes, and directories that skopeo writes (dir:). A tar can be
-compressed as a whole by gzip or zstd. Such a one, and standard input, is kept in a temporary file (TMPDIR) meanwhile; a plain file is read where it lies. The image of a
-disk, as `export --format raw` writes it, becomes a volume of kind disk: it is compared with the .sha256 beside it, if there
-is one, and proven whole, as `larder verify` does, before it counts as sealed; other flags than --volume and --output are
-not for it. `larder cache import` makes an image cache of a daemon instead.";
+Supported inputs: OCI layouts, tar archives of them, docker save archives, and directories that skopeo writes (dir:).
+A tar can be compressed as a whole with gzip or zstd. Compressed tars and standard input are copied to a temporary file
+(TMPDIR) during the import; a plain file is read in place.
 
-/// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
+A disk image, as `export --format raw` writes it, becomes a volume of kind disk. It is compared with the .sha256 file
+next to it, if there is one, and verified in full before it is accepted. Only --volume and --output apply to it.
+
+To import into a daemon's image cache instead, use `larder cache import`.";
+
+/// Build node-level image caches: a list of container images in, one sealed and verified volume out.
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, after_help = EXAMPLES, propagate_version = true)]
 pub(super) struct Cli {
@@ -104,22 +107,23 @@ pub(super) struct Cli {
 
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// Configuration file [default: /etc/larder/larder.toml, if it is there]
+    /// Configuration file [default: /etc/larder/larder.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Log filter: error, warn, info, debug, trace, or target=level,… [default: $LARDER_LOG, then the configuration]
+    /// Log filter: error, warn, info, debug, trace, or target=level,…
+    /// [default: $LARDER_LOG, then the configuration]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(super) log_level: Option<Level>,
-    /// Form of the log lines on standard error [default: the configuration's]
+    /// Format of the log lines on standard error [default: the configuration's]
     #[arg(long, global = true, value_enum, value_name = "FORMAT")]
     pub(super) log_format: Option<Format>,
-    /// What this process does for the keeper of a disk that started it
+    /// Role of this child process, set by the supervisor that started it
     #[arg(long, global = true, hide = true, value_enum)]
     pub(super) kept: Option<Role>,
-    /// Where the keeper has mounted a device
+    /// Directory where the supervisor mounted the device
     #[arg(long, global = true, hide = true, requires = "kept")]
     pub(super) kept_volume: Option<PathBuf>,
-    /// The process ID of the supervisor
+    /// Process ID of the supervisor
     #[arg(long, global = true, hide = true, requires = "kept")]
     pub(super) kept_by: Option<u32>,
 }
@@ -129,119 +133,129 @@ pub(super) enum Command {
     /// Fill a volume with images and seal it
     #[command(after_help = BUILD_EXAMPLES)]
     Build(OrderArgs),
-    /// Say what a build would fetch and whether it fits; moves no layer byte
+    /// Show what a build would download and whether it fits (dry run)
     ///
-    /// Takes the flags of `build`. Needs neither volume nor size. Exits with 73 if a size was given that the 3x rule
-    /// refuses and sizing is `enforce`.
+    /// Takes the flags of `build`, but needs neither a volume nor a size. Downloads no layers. Exits with 73
+    /// if the given size fails the 3x rule and sizing is `enforce`.
     Plan(OrderArgs),
-    /// Measure what this node can do with an image: each stage alone, then together, and what binds
+    /// Benchmark pulling and unpacking an image on this node and name the bottleneck
     ///
-    /// Network, inflating, hashing, making files, writing and syncing each have their time, their processors' time and their rate.
-    /// What the stages allow at best (the roofline) is compared with what all of them took at once; the limit that binds is named,
-    /// and what setting would help. Exits with 73 where DIR has too little room.
+    /// Measures the wall time, CPU time and rate of each stage: network, decompression, hashing, file
+    /// creation, writing and syncing. Computes the best possible time from the stages (the roofline) and
+    /// compares it with a run of all stages together. Names the bottleneck and suggests settings that would
+    /// help. Exits with 73 if DIR has too little space.
     #[command(after_help = bench::EXAMPLES)]
     Bench {
-        /// How much of a build
+        /// The stages to measure
         #[command(subcommand)]
         kind: BenchKind,
     },
-    /// Run the daemon: image caches over HTTP, on a Unix socket and, when configured, TCP
+    /// Run the daemon: image caches over HTTP, on a Unix socket and optionally on TCP
     ///
-    /// Reads all of the configuration (`larder config show`). SIGHUP reads it again; SIGTERM
-    /// stops, and unfinished builds go on with the next start. Exits with 73 if another daemon has the state directory.
+    /// Reads the whole configuration (`larder config show`). SIGHUP reloads it. SIGTERM stops the daemon;
+    /// unfinished builds resume on the next start. Exits with 73 if another daemon uses the state directory.
     Serve,
-    /// Use the daemon's image caches
+    /// Manage the daemon's image caches
     #[command(after_help = cache::EXAMPLES)]
     Cache(CacheArgs),
-    /// Prove a sealed volume from its own bytes
+    /// Verify the contents of a sealed volume
     ///
-    /// Reports the first difference by layer and path. Exits with 65 if there is one, with 64 for a volume built with
-    /// --no-tar-split, with 73 for a volume that is not sealed, and with 77 for one that is not signed by a key of --trust.
+    /// Checks every file against the checksums on the volume and reports the first difference by layer and
+    /// path. Exits with 65 if there is a difference. Exits with 64 if the volume was built with
+    /// --no-tar-split, with 73 if it is not sealed, and with 77 if no key of --trust has signed it.
     Verify(VerifyArgs),
-    /// Say what is on a sealed volume
+    /// Show the images and layers of a sealed volume
     ///
-    /// Exits with 73 for a volume that is not sealed.
+    /// Exits with 73 if the volume is not sealed.
     Inspect(InspectArgs),
-    /// Write a sealed volume as an archive of its images, or as the image of its disk
+    /// Export the images of a sealed volume as an archive, or the volume as a disk image
     ///
-    /// Layers are rebuilt bit for bit and proven; image IDs hold. The same volume gives the same bytes. OUT is there when it
-    /// is whole, and not before. Exits with 65 if a layer is not what it was, and with 73 if OUT exists.
+    /// Rebuilds every layer bit for bit and checks it against its diff ID. Image IDs stay the same, and the
+    /// same volume always gives the same bytes. OUT appears only once it is complete. Exits with 65 if a
+    /// layer was changed after sealing, and with 73 if OUT exists.
     #[command(after_help = EXPORT_EXAMPLES)]
     Export(ExportArgs),
     /// Fill a volume from an archive instead of registries, and seal it
     ///
-    /// The same rules hold as for `build`: three times the size of the images, the cap, every digest; an interrupted import
-    /// is resumed by the same command. No registry is asked.
+    /// Applies the same rules as `build`: the 3x rule for the size, the size limit, and a check of every
+    /// digest. After an interruption, the same command resumes. Contacts no registry.
     #[command(after_help = IMPORT_EXAMPLES)]
     Import(ImportArgs),
-    /// Read what containers of a sealed volume need first, many requests at once
+    /// Warm the page cache with the files that containers read at start
     ///
-    /// For a disk that answers each first read late: one restored from a snapshot, or behind a network. Reads what
-    /// prefetch.list on the volume names: passwd and group, the program of the image's entrypoint and command, its
-    /// interpreters, and the libraries that it loads. Nothing is kept but what the kernel caches. Exits with 73 for a volume
-    /// that is not sealed, with 64 for one without a list, and with 65 if the list and the volume do not agree.
+    /// For disks with slow first reads, such as disks restored from a snapshot or network disks. Reads the
+    /// files listed in prefetch.list on the volume, many at once. These are passwd and group, the programs of
+    /// each entrypoint and command, their interpreters, and the libraries they load. Exits with 73 if the
+    /// volume is not sealed, with 64 if it has no list, and with 65 if the list does not match.
     Prefetch(PrefetchArgs),
-    /// Mount an image of a sealed volume read-only, whichever form its layers have
+    /// Mount an image of a sealed volume read-only
     ///
-    /// An overlay of the layers, without devices and setuid bits. EROFS images are mounted from their files, or by loop
-    /// devices on kernels before Linux 6.12. The volume may be a disk. Takes root, and writes nothing to the volume. The
-    /// kernel reads what lies there: `verify` first what comes from elsewhere.
+    /// Mounts an overlay of the layers, without devices and setuid bits. EROFS images are mounted from their
+    /// files, or through loop devices on kernels before Linux 6.12. The volume can be a disk. Requires root,
+    /// and writes nothing to the volume. The kernel parses the content, so run `verify` first on volumes from
+    /// elsewhere.
     Mount(MountArgs),
-    /// Unmount what `mount` mounted
+    /// Unmount a directory that `mount` mounted
     ///
-    /// Exits with 73 where that is nothing of ours, and with 75 while somebody uses it.
+    /// Exits with 73 if Larder did not mount it, and with 75 while it is in use.
     Umount(UmountArgs),
-    /// Write the container image of this very program: an OCI image layout, made by no container engine
+    /// Write the container image of this program as an OCI image layout, without a container engine
     ///
-    /// The program has to be static. `make image` builds it so and calls this. The time of the image is SOURCE_DATE_EPOCH.
+    /// The program must be statically linked. `make image` builds it so and runs this command.
+    /// SOURCE_DATE_EPOCH sets the creation time of the image.
     #[command(hide = true)]
     Image(ImageArgs),
-    /// Make a key by which volumes are signed, or show its public half
+    /// Create a key for signing volumes, or print its public key
     #[command(after_help = key::EXAMPLES)]
     Key {
-        /// What to do
+        /// Subcommand of `larder key`
         #[command(subcommand)]
         action: KeyAction,
     },
-    /// Name the cache that serves a workload best: on this node, or a daemon's
+    /// Find the cache that contains most of the given images
     ///
-    /// Most of the images, then most bytes, then the newest. Looked at are volumes that are attached, those in state.dir of a
-    /// daemon of this host where this user may read them, and what --volume and --host name. Nothing is proven: `attach` and
-    /// `verify` do. Exits with 64 where no cache holds any of the images.
+    /// Compares the number of images, then the number of bytes, then the age (newest first). Searches
+    /// attached volumes, the volumes in state.dir of the local daemon (if readable), and those of --volume
+    /// and --host. Does not verify them; `attach` and `verify` do. Exits with 64 if no cache contains any of
+    /// the images.
     #[command(after_help = node::MATCH_EXAMPLES)]
     Match(MatchArgs),
-    /// Mount a sealed volume on this node and tell its container runtimes
+    /// Mount a sealed volume on this node and configure the container runtimes to use it
     ///
-    /// podman, buildah and CRI-O start containers from it as from an additional image store, containerd by way of `larder
-    /// snapshotter`. Takes root. Exits with 73 where something else has the place.
+    /// podman, buildah and CRI-O use it as an additional image store, containerd through `larder
+    /// snapshotter`. Requires root. Exits with 73 if the mount point is already in use by something else.
     #[command(after_help = node::ATTACH_EXAMPLES)]
     Attach(AttachArgs),
-    /// Let a volume go that `attach` attached
+    /// Unmount a volume and remove it from the container runtimes
     ///
-    /// Exits with 64 where it is not attached, and with 75, nothing changed, while containers use it.
+    /// Undoes `attach`. Exits with 64 if the volume is not attached. While containers use it, exits with 75
+    /// and changes nothing.
     Detach(DetachArgs),
-    /// Run a snapshotter for containerd that has the layers of attached volumes
+    /// Run a containerd snapshotter that serves layers from attached volumes
     ///
-    /// A proxy plugin of type `snapshot`, of containerd 1.6 and newer. Images of attached volumes are pulled without their
-    /// layers, everything else as usual, so it can be the only snapshotter of a node. Of the configuration it reads
-    /// state.dir and the section log. Takes root. Exits with 73 if another one has its directory or its socket.
+    /// A proxy plugin of type `snapshot` for containerd 1.6 and newer. Images of attached volumes are pulled
+    /// without downloading their layers, all other images as usual, so it can be the only snapshotter of a
+    /// node. Reads state.dir and the log section of the configuration. Requires root. Exits with 73 if
+    /// another instance uses its directory or socket.
     #[command(after_help = node::SNAPSHOTTER_EXAMPLES)]
     Snapshotter(SnapshotterArgs),
-    /// Run the agent of a cluster's node: image caches that pods there ask for are attached there
+    /// Run the node agent of a cluster: attach the image caches that pods on the node request
     ///
-    /// For the DaemonSet in config/kubernetes/node. Reads the sections node, state and log of the configuration. Answers
-    /// containerd as `larder snapshotter` does. Takes root, and mounts that the node sees. A stop lets nothing go.
+    /// For the DaemonSet in config/kubernetes/node. Reads the node, state and log sections of the
+    /// configuration. Serves containerd like `larder snapshotter`. Requires root and mount propagation to the
+    /// host. Stopping the agent leaves volumes attached.
     Node(AgentArgs),
-    /// Make the images of an attached volume known to containerd, as `attach --preload` does
+    /// Register the images of an attached volume in containerd so that no pull is needed
     ///
-    /// Writes what a pull would: records of the images, pinned and known to Kubernetes, their manifests and configs. Layers are
-    /// the snapshotter's, so the volume is attached already. Records that others made of other images are left alone, and
-    /// named. The same again does nothing. --forget removes what was made known. Exits with 75 if containers use the
-    /// volume, with 69 if containerd or the snapshotter does not answer, and with 65 if the volume is damaged.
+    /// `attach --preload` does the same. Writes the records that a pull would write: the images, pinned and
+    /// visible to Kubernetes, with their manifests and configs. The snapshotter provides the layers, so
+    /// attach the volume first. Existing records of other images are kept and listed. Safe to run again;
+    /// --forget removes the records. Exits with 75 if containers use the volume, with 69 if containerd or the
+    /// snapshotter does not respond, and with 65 if the volume is damaged.
     Preload(PreloadArgs),
     /// Check or show the configuration
     Config {
-        /// What to do with it
+        /// Subcommand of `larder config`
         #[command(subcommand)]
         action: ConfigAction,
     },
@@ -249,7 +263,7 @@ pub(super) enum Command {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum ConfigAction {
-    /// Check the configuration file; exits with 64 and names every fault
+    /// Check the configuration file; list every error and exit with 64 if there are any
     Check,
     /// Print the configuration in effect as TOML, defaults included
     Show,
@@ -257,54 +271,54 @@ pub(super) enum ConfigAction {
     Crd,
 }
 
-/// Form of what goes to standard output.
+/// Format of the standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
-    /// For people
+    /// Human-readable text
     #[default]
     Text,
-    /// For machines: `build` writes NDJSON events and nothing else, `plan` and `bench` one JSON document
+    /// JSON: `build` writes NDJSON events only, `plan` and `bench` one JSON document
     Json,
 }
 
-/// How a disk is made and sealed.
+/// Options for creating and sealing a disk.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(super) struct DiskArgs {
-    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
+    /// Kind disk: allocate host space as it is used, instead of reserving all of it first
     #[arg(long)]
     pub(super) sparse: bool,
-    /// Kind disk: cut the sealed disk to the smallest size that holds its content
+    /// Kind disk: shrink the sealed disk to the smallest size that fits its content
     #[arg(long)]
     pub(super) shrink: bool,
-    /// Kind block: format the device whatever it holds; all of that is lost
+    /// Kind block: format the device even if it contains data; all of it is lost
     #[arg(long)]
     pub(super) format_device: bool,
 }
 
 #[derive(Debug, Default, Args)]
 pub(super) struct OrderArgs {
-    /// Images, as in nginx:1.27 or registry.example.com/team/app@sha256:…
+    /// Images, for example nginx:1.27 or registry.example.com/team/app@sha256:…
     #[arg(value_name = "IMAGE")]
     pub(super) images: Vec<ImageReference>,
-    /// Build job as JSON instead of images; - for standard input
+    /// Build job as JSON instead of images; - reads standard input
     #[arg(long, value_name = "FILE")]
     pub(super) job: Option<PathBuf>,
-    /// Directory of the volume: empty, or left by an earlier run of the same job; with kind block the device (required by
-    /// build)
+    /// Directory of the volume: empty, or from an earlier run of the same job. With kind block, the device.
+    /// Required by build.
     #[arg(long, value_name = "DIR")]
     pub(super) volume: Option<PathBuf>,
-    /// What holds the volume [default: directory]
+    /// Type of storage for the volume [default: directory]
     ///
-    /// The kernel holds the cap of all kinds but directory. Kinds disk and block need root, loop devices (disk) and e2fsprogs;
-    /// what fills them is confined as by --confine unless --docker-config is given.
+    /// For all kinds but directory, the kernel enforces the size limit. Kinds disk and block need root and
+    /// e2fsprogs; disk also needs loop devices.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) volume_kind: Option<VolumeKind>,
     #[command(flatten)]
     pub(super) disk: DiskArgs,
-    /// Most bytes the volume may occupy at any instant, as in 20GiB (required by build, here or in the job)
+    /// Maximum size of the volume, for example 20GiB. Required by build, unless the job sets it.
     #[arg(long, value_name = "SIZE")]
     pub(super) size: Option<ByteSize>,
-    /// What to do if the volume is smaller than three times the compressed images [default: enforce]
+    /// Action if the volume is smaller than three times the compressed images [default: enforce]
     #[arg(long, value_enum, value_name = "POLICY")]
     pub(super) sizing: Option<Sizing>,
     /// Platform as os/architecture[/variant] [default: this host's]
@@ -312,162 +326,170 @@ pub(super) struct OrderArgs {
     pub(super) platform: Option<Platform>,
     #[command(flatten)]
     pub(super) credentials: CredentialArgs,
-    /// Most layers at once [default: the configuration's]
+    /// Maximum number of layers in parallel [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) concurrency: Option<u16>,
-    /// Most connections to one host [default: the configuration's]
+    /// Maximum number of connections per host [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) connections_per_host: Option<u16>,
-    /// Most bytes per second from all registries together, as in 20MiB/s [default: no limit]
+    /// Maximum bytes per second over all registries, for example 20MiB/s [default: no limit]
     #[arg(long, value_name = "SIZE/s", value_parser = rate)]
     pub(super) limit_rate: Option<u64>,
-    /// Form of standard output; json also silences the progress on standard error
+    /// Format of the standard output; json also disables the progress on standard error
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
     #[command(flatten)]
     pub(super) layers: LayerArgs,
-    /// Build without the privileges a layer asks for; what cannot be kept is recorded, see inspect
+    /// Build without the privileges that a layer needs; `inspect` shows what could not be preserved
     #[arg(long)]
     pub(super) rootless: bool,
-    /// Reuse layers of the volumes in DIR/volumes, where --volume must lie too; builds with the same DIR that run at the
-    /// same time fetch each layer once (plan ignores it)
+    /// Reuse layers of the volumes in DIR/volumes, which must also contain --volume. Concurrent builds with
+    /// the same DIR fetch each layer once. Ignored by plan.
     #[arg(long, value_name = "DIR")]
     pub(super) share: Option<PathBuf>,
-    /// Sign the sealed volume with this private key, PEM of an Ed25519 key, as `larder key generate` makes it
-    /// [default: the configuration's build.sign_key]
+    /// Sign the sealed volume with this private key, an Ed25519 PEM file from `larder key generate` [default:
+    /// the configuration's build.sign_key]
     ///
-    /// The signature is cache.json.sig beside cache.json; `verify --trust` asks for it. The file must be no one else's to read.
-    /// A volume that is sealed already must be signed by this key, or the build ends with 73 (plan ignores it).
+    /// The signature is written to cache.json.sig next to cache.json; `verify --trust` checks it. The key
+    /// file must be readable by its owner only. If the volume is already sealed, it must be signed with this
+    /// key, otherwise the build exits with 73. Ignored by plan.
     #[arg(long, value_name = "FILE")]
     pub(super) sign_key: Option<PathBuf>,
-    /// Name of the cache that the signature states, for `attach --name` (plan ignores it)
+    /// Cache name to include in the signature, for `attach --name`. Ignored by plan.
     #[arg(long, value_name = "NAME", value_parser = sign_name)]
     pub(super) sign_name: Option<String>,
-    /// Number that the signature states; give later volumes of a name higher ones [default: the time, seconds since 1970]
+    /// Sequence number to include in the signature; increase it for later volumes of the same name [default:
+    /// the time, seconds since 1970]
     #[arg(long, value_name = "NUMBER")]
     pub(super) sign_sequence: Option<u64>,
-    /// Verify the sealed volume from its own bytes before exiting (plan ignores it)
+    /// Verify the contents of the sealed volume before exiting. Ignored by plan.
     #[arg(long)]
     pub(super) verify_after: bool,
-    /// Write the result to this file as one JSON line under 4 KiB, on success and failure (plan ignores it)
+    /// Write the result to this file as one JSON line under 4 KiB, on success and failure. Ignored by plan.
     #[arg(long, value_name = "FILE")]
     pub(super) result_file: Option<PathBuf>,
-    /// Give up at this time (RFC 3339, as in 2026-11-23T18:00:00Z) with exit 75; the volume stays resumable
+    /// Stop at this time (RFC 3339, for example 2026-11-23T18:00:00Z) with exit code 75; the volume stays
+    /// resumable
     #[arg(long, value_name = "TIME")]
     pub(super) deadline: Option<DateTime<Utc>>,
-    /// Read registries and layers in processes that are not confined
+    /// Read registries and layers in unconfined processes
     ///
-    /// For systems on which a sandbox does not work. By default a build has three processes: one fetches and has no files, one
-    /// extracts and has nothing but the volume, and this one holds keys and secrets. The first two have namespaces of their own, few
-    /// capabilities, Landlock and a list of allowed system calls; see docs/SECURITY.md. What a system does not offer is reported in
-    /// one line.
+    /// For systems on which the sandbox does not work. By default a build uses three processes. One fetches
+    /// and has no access to files. One extracts and has access to the volume only. The main process holds
+    /// keys and secrets. The first two run in their own namespaces, with few capabilities, Landlock and a
+    /// list of allowed system calls; see docs/SECURITY.md. Missing system features are reported in one line.
     #[arg(long)]
     pub(super) no_sandbox: bool,
-    /// Lower the priority of the build, 0 to 19 as in nice(1)
+    /// Niceness of the build, 0 to 19 as in nice(1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=19))]
     pub(super) nice: Option<u8>,
-    /// Be killed when the process that started this one ends
+    /// Kill this process when its parent ends
     ///
-    /// For a supervisor: a build that nobody watches is not left behind. Linux ties it to the thread that started this
-    /// process. With PID, the supervisor's, a supervisor that ended before the build began is noticed too.
+    /// For supervisors, so that no unwatched build is left behind. Linux ties it to the thread that started
+    /// this process. With PID, the process ID of the supervisor, this also detects a supervisor that ended
+    /// before the build started.
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true)]
     pub(super) die_with_parent: Option<Option<u32>>,
-    /// Where images come from; only `import` says so.
+    /// The source of the images. Only `import` sets it.
     #[arg(skip)]
     pub(super) source: Option<SourceOrder>,
 }
 
-/// As whom registries are asked.
+/// Options for registry credentials.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct CredentialArgs {
-    /// Directory with a docker config.json; repeatable, tried in order after pull secrets
+    /// Directory with a docker config.json; repeatable, tried in order after the pull secrets
     #[arg(long = "docker-config", value_name = "DIR")]
     pub(super) docker_configs: Vec<PathBuf>,
-    /// Directory of secrets as Kubernetes writes them: NAMESPACE/NAME/.dockerconfigjson or .dockercfg
+    /// Directory of secrets in Kubernetes' format: NAMESPACE/NAME/.dockerconfigjson or .dockercfg
     #[arg(long, value_name = "DIR")]
     pub(super) secrets: Option<PathBuf>,
-    /// Pull secret in --secrets as namespace:name; repeatable, tried in order
+    /// Pull secret in --secrets, as namespace:name; repeatable, tried in order
     #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
     pub(super) pull_secrets: Vec<PullSecretName>,
 }
 
-/// How layers lie on the volume.
+/// Options for the layers on the volume.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(super) struct LayerArgs {
-    /// Form in which layers lie on the volume: directories, or EROFS images [default: the configuration's]
+    /// Format of the layers on the volume: directories, or EROFS images [default: the configuration's]
     ///
-    /// An image per layer is written as fast as one file and takes no privilege: no root, no capability. containerd 2.4 and
-    /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
+    /// Each EROFS image is written as one file and needs no root and no capabilities. containerd 2.4 and
+    /// newer use the erofs/ directory of the volume as a layer content cache. For other runtimes, `larder
+    /// mount` mounts the images.
     #[arg(long, value_enum, value_name = "FORM")]
     pub(super) layer_format: Option<LayerFormat>,
-    /// Put a dm-verity hash tree behind each image, and what containerd reads of it beside it; only with --layer-format erofs
+    /// Append a dm-verity hash tree to each image, and write the file that containerd reads for it; needs
+    /// --layer-format erofs
     #[arg(long)]
     pub(super) verity: bool,
-    /// Write no tar-split files: quicker, but verify and export then refuse the volume
+    /// Write no tar-split files: faster, but verify and export then reject the volume
     #[arg(long)]
     pub(super) no_tar_split: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// The archive or the image of a disk (raw, erofs): a file, a directory, - for standard input
+    /// Archive or disk image (raw, erofs): a file, a directory, or - for standard input
     pub(super) input: PathBuf,
-    /// What it is [default: found out]
+    /// Archive format [default: detected]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(super) format: Option<archive::Format>,
-    /// Directory of the volume: empty, or left by an earlier import of the same images
+    /// Directory of the volume: empty, or from an earlier import of the same images
     #[arg(long, value_name = "DIR")]
     pub(super) volume: PathBuf,
-    /// What holds the volume [default: directory]
+    /// Type of storage for the volume [default: directory]
     ///
-    /// For disk and block name size and images: what makes the disk does not look into the archive.
+    /// Kinds disk and block need --size and --image, because the process that creates the disk does not read
+    /// the archive.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) volume_kind: Option<VolumeKind>,
     #[command(flatten)]
     pub(super) disk: DiskArgs,
-    /// Most bytes the volume may occupy at any instant, as in 20GiB [default: ten times the compressed images]
+    /// Maximum size of the volume, for example 20GiB [default: ten times the compressed images]
     #[arg(long, value_name = "SIZE")]
     pub(super) size: Option<ByteSize>,
-    /// Only this image; repeatable. Also what to call an image that has no name [default: all images]
+    /// Import only this image; repeatable. Also names an image that has no name [default: all images]
     #[arg(long = "image", value_name = "IMAGE")]
     pub(super) images: Vec<ImageReference>,
-    /// What to do if the volume is smaller than three times the compressed images [default: enforce]
+    /// Action if the volume is smaller than three times the compressed images [default: enforce]
     #[arg(long, value_enum, value_name = "POLICY")]
     pub(super) sizing: Option<Sizing>,
     /// Platform as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Option<Platform>,
-    /// Most layers at once [default: the configuration's]
+    /// Maximum number of layers in parallel [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) concurrency: Option<u16>,
-    /// Form of standard output, as of build
+    /// Format of the standard output, as for build
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
     #[command(flatten)]
     pub(super) layers: LayerArgs,
-    /// Import without the privileges a layer asks for; what cannot be kept is recorded, see inspect
+    /// Import without the privileges that a layer needs; `inspect` shows what could not be preserved
     #[arg(long)]
     pub(super) rootless: bool,
-    /// Reuse layers of the volumes in DIR/volumes, where --volume must lie too
+    /// Reuse layers of the volumes in DIR/volumes, which must also contain --volume
     #[arg(long, value_name = "DIR")]
     pub(super) share: Option<PathBuf>,
-    /// Sign the sealed volume with this private key, PEM of an Ed25519 key, as `larder key generate` makes it
-    /// [default: the configuration's build.sign_key]
+    /// Sign the sealed volume with this private key, an Ed25519 PEM file from `larder key generate` [default:
+    /// the configuration's build.sign_key]
     ///
-    /// The signature is cache.json.sig beside cache.json; `verify --trust` asks for it. The file must be no one else's to read.
-    /// A volume that is sealed already must be signed by this key, or the build ends with 73.
+    /// The signature is written to cache.json.sig next to cache.json; `verify --trust` checks it. The key
+    /// file must be readable by its owner only. If the volume is already sealed, it must be signed with this
+    /// key, otherwise the import exits with 73.
     #[arg(long, value_name = "FILE")]
     pub(super) sign_key: Option<PathBuf>,
-    /// Verify the sealed volume from its own bytes before exiting
+    /// Verify the contents of the sealed volume before exiting
     #[arg(long)]
     pub(super) verify_after: bool,
     /// Write the result to this file as one JSON line under 4 KiB, on success and failure
     #[arg(long, value_name = "FILE")]
     pub(super) result_file: Option<PathBuf>,
-    /// Give up at this time (RFC 3339) with exit 75; the volume stays resumable
+    /// Stop at this time (RFC 3339) with exit code 75; the volume stays resumable
     #[arg(long, value_name = "TIME")]
     pub(super) deadline: Option<DateTime<Utc>>,
-    /// Read archive and layers in processes that are not confined; see build
+    /// Read the archive and the layers in unconfined processes; see build
     #[arg(long)]
     pub(super) no_sandbox: bool,
 }
@@ -504,16 +526,16 @@ impl From<ImportArgs> for OrderArgs {
 pub(super) struct VerifyArgs {
     /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
-    /// Verify for another larder, and print the verdict as JSON
+    /// Verify on behalf of another larder process, and print the verdict as JSON
     #[arg(long, hide = true)]
     pub(super) for_use: bool,
-    /// Refuse (77) a volume that is not signed by this public key: the line that `larder key public` prints, or a file with
-    /// such lines or PEMs; repeatable
+    /// Reject (77) a volume that is not signed with this public key: the line that `larder key public`
+    /// prints, or a file with such lines or PEMs; repeatable
     ///
-    /// Without it a signature that is there has to hold, whoever made it.
+    /// Without this flag, an existing signature must still be valid, with any key.
     #[arg(long, value_name = "KEY|FILE")]
     pub(super) trust: Vec<String>,
-    /// Refuse (65) a volume whose cache.json has another digest than this one
+    /// Reject (65) a volume whose cache.json does not have this digest
     #[arg(long, value_name = "DIGEST")]
     pub(super) digest: Option<Digest>,
 }
@@ -522,21 +544,21 @@ pub(super) struct VerifyArgs {
 pub(super) struct ExportArgs {
     /// Directory of the volume
     pub(super) volume: PathBuf,
-    /// Where to: a file, a directory for oci-layout, - for standard output
+    /// Output: a file, a directory for oci-layout, or - for standard output
     pub(super) out: PathBuf,
-    /// What to write
+    /// Format of the output
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(super) format: export::Format,
-    /// Compression of layers in oci-layout and oci-archive [default: gzip]
+    /// Compression of the layers in oci-layout and oci-archive [default: gzip]
     #[arg(long, value_enum, value_name = "COMPRESSION")]
     pub(super) compression: Option<Compression>,
-    /// Only this image; repeatable [default: all]
+    /// Export only this image; repeatable [default: all]
     #[arg(long = "image", value_name = "IMAGE")]
     pub(super) images: Vec<ImageReference>,
     /// Replace OUT if it exists
     #[arg(long)]
     pub(super) force: bool,
-    /// Form of the summary; it goes to standard error if OUT is -
+    /// Format of the summary, which goes to standard error if OUT is -
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
 }
@@ -545,10 +567,10 @@ pub(super) struct ExportArgs {
 pub(super) struct InspectArgs {
     /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
-    /// Print cache.json instead
+    /// Print cache.json as JSON instead of a summary
     #[arg(long)]
     pub(super) json: bool,
-    /// Say, too, in how many pieces the layers lie on the disk; opens every file. With --json, as the member `placement`
+    /// Also report layer fragmentation (extents); opens every file. With --json, in the field `placement`
     #[arg(long)]
     pub(super) extents: bool,
 }
@@ -557,29 +579,29 @@ pub(super) struct InspectArgs {
 pub(super) struct MountArgs {
     /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
-    /// Image as in its build
+    /// Image reference, as given to build
     pub(super) image: ImageReference,
-    /// Directory over which it is mounted
+    /// Mount point for the image
     pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct UmountArgs {
-    /// Directory that `mount` was given
+    /// Directory that was passed to `mount`
     pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ImageArgs {
-    /// Directory of the layout
+    /// Output directory for the layout
     pub(super) out: PathBuf,
-    /// Certificate authorities that the image trusts, PEM
+    /// PEM file with the certificate authorities that the image trusts
     #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     pub(super) authorities: PathBuf,
-    /// Tag in the layout
+    /// Tag of the image in the layout
     #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
     pub(super) tag: String,
-    /// The commit that the program was built from
+    /// Commit that the program was built from
     #[arg(long, value_name = "COMMIT")]
     pub(super) revision: Option<String>,
     /// Replace OUT if it exists
@@ -591,31 +613,31 @@ pub(super) struct ImageArgs {
 pub(super) struct PrefetchArgs {
     /// Directory of the volume, image file or block device
     ///
-    /// A disk that is not mounted is mounted for as long as it takes: that draws its blocks from a snapshot that is restored
-    /// as it is read, and leaves nothing in memory. What is to be in memory has to be mounted before.
+    /// A disk that is not mounted is mounted for the duration of the command. This loads its blocks from the
+    /// snapshot, but leaves nothing in the page cache. To keep the content in memory, mount the disk first.
     pub(super) volume: PathBuf,
-    /// Image as in its build; repeatable [default: all images of the volume]
+    /// Image reference, as given to build; repeatable [default: all images of the volume]
     #[arg(long = "image", value_name = "IMAGE")]
     pub(super) images: Vec<ImageReference>,
-    /// Every file of the images' layers, after those on the list
+    /// Also read every file of the images' layers, after the files on the list
     #[arg(long)]
     pub(super) all: bool,
 }
 
-/// Bytes per second: a size, with `/s` or without.
+/// Parses bytes per second: a size, with or without `/s`.
 fn rate(text: &str) -> Result<u64, String> {
     let size = text.strip_suffix("/s").unwrap_or(text);
     match size.parse::<ByteSize>() {
-        Ok(ByteSize(0)) => Err("a rate of 0 never ends: want a size per second, as in 20MiB/s".into()),
+        Ok(ByteSize(0)) => Err("the rate must not be 0: use a size per second, for example 20MiB/s".into()),
         Ok(ByteSize(bytes)) => Ok(bytes),
-        Err(_) => Err("not a rate: want a size per second, as in 20MiB/s".into()),
+        Err(_) => Err("not a rate: use a size per second, for example 20MiB/s".into()),
     }
 }
 
 fn sign_name(text: &str) -> Result<String, String> {
     match Claims::is_name(text) {
         true => Ok(text.to_owned()),
-        false => Err("want 1 to 255 bytes without control characters".to_owned()),
+        false => Err("use 1 to 255 bytes without control characters".to_owned()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `larder attach` and `larder detach`: a volume on this node.
+//! `larder attach` and `larder detach`: mount and unmount a volume on this node.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::keys;
 use crate::node::access::{self, AccessError};
 use crate::node::attach::{self, Boot, Consent, Host, Order, Plan};
-use crate::node::matching::{Found, Incomplete, Place};
+use crate::node::matching::{BestCache, Incomplete, Location};
 use crate::node::snapshotter;
 use crate::telemetry::Console;
 use crate::volume::proofs::Proofs;
@@ -26,7 +26,7 @@ use larder_model::class::Class;
 use larder_model::runtime::Containerd;
 use larder_model::trust::Trust;
 
-/// A command failed.
+/// The errors of both commands.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
@@ -43,12 +43,12 @@ enum Error {
     Usage(#[from] UsageError),
     #[error(transparent)]
     Keys(#[from] keys::Error),
-    #[error("no cache holds any of these images")]
+    #[error("no cache contains any of these images")]
     NoMatch,
-    #[error("image cache {0} has no sealed volume: wait for it, or order it again")]
+    #[error("image cache {0} has no sealed volume: wait until it is built, or create it again")]
     NoVolume(String),
     #[error(
-        "the daemon does not say where the volume of {0} is: name a daemon of this host, by its Unix socket, as root"
+        "the daemon does not report the path of the volume of {0}: connect as root to the Unix socket of a daemon on this host"
     )]
     NoPath(String),
     #[error("finding this program: {0}")]
@@ -74,10 +74,10 @@ impl Error {
     }
 }
 
-/// The variable that says where the state is, in place of the configuration.
+/// Variable with the state directory, which overrides the configuration.
 const STATE: &str = "LARDER_STATE__DIR";
 
-/// Runs `attach` and answers its exit code.
+/// Runs `attach` and returns its exit code.
 pub(super) fn attach(args: AttachArgs, config_file: Option<&Path>, config: &Config, console: &Console) -> u8 {
     match attached(args, config_file, config, console) {
         Ok(text) => stdout::print(console, &text),
@@ -85,7 +85,7 @@ pub(super) fn attach(args: AttachArgs, config_file: Option<&Path>, config: &Conf
     }
 }
 
-/// What goes to standard output.
+/// Attaches the volume and returns the text for standard output.
 fn attached(
     args: AttachArgs,
     config_file: Option<&Path>,
@@ -122,7 +122,7 @@ fn attached(
     Ok(format!("{}\n", at.display()))
 }
 
-/// Runs `detach` and answers its exit code.
+/// Runs `detach` and returns its exit code.
 pub(super) fn detach(args: &DetachArgs, config: &Config, console: &Console) -> u8 {
     let done = || -> Result<attach::Detached, Error> {
         let wanted = match as_path(&args.source) {
@@ -153,8 +153,8 @@ fn host(root: &Path, config: &Config) -> Host {
     }
 }
 
-/// How the unit calls this program. What was asked of registries and of containerd is not asked again at each boot: the record has
-/// the digest of what was attached, and containerd its own records.
+/// Returns how the systemd unit runs this program. The checks with registries and containerd are not repeated
+/// at each boot. The record contains the digest of the attached volume, and containerd keeps its own records.
 fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
     let mut flags = Vec::new();
     let mut flag = |name: &str, value: &str| flags.extend([name.to_owned(), value.to_owned()]);
@@ -172,7 +172,7 @@ fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
         flag("--snapshotter", &containerd.snapshotter);
     }
     for key in &args.trust {
-        // A file, and by a path that means it everywhere.
+        // A key file needs an absolute path, so that the unit finds it.
         let key = Path::new(key).canonicalize().map_or(key.clone(), |path| path.display().to_string());
         flag("--trust", &key);
     }
@@ -183,19 +183,19 @@ fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
     let switches =
         [(args.trust_metadata_only, "--trust-metadata-only"), (args.verify_layers, "--verify-layers")];
     flags.extend(switches.into_iter().filter(|(given, _)| *given).map(|(_, name)| name.to_owned()));
-    // The record lies where this process has it.
+    // The unit must use the same state directory as this process.
     let environment = std::env::var(STATE).ok().map(|dir| format!("{STATE}={dir}"));
     let environment = environment.into_iter().collect();
     Ok(Boot { program: std::env::current_exe().map_err(Error::Program)?, flags, environment })
 }
 
-/// What has a slash, or is there, is a path; other names are those of image caches.
+/// Returns the source as a path if it contains a slash or exists. Other sources are names of image caches.
 fn as_path(source: &str) -> Option<PathBuf> {
     let path = PathBuf::from(source);
     (source.contains('/') || path.exists()).then_some(path)
 }
 
-/// The volume that is meant.
+/// Returns the volume to attach.
 fn wanted(args: &AttachArgs, config: &Config, console: &Console) -> Result<PathBuf, Error> {
     if let Some(source) = &args.source {
         return match as_path(source) {
@@ -208,15 +208,15 @@ fn wanted(args: &AttachArgs, config: &Config, console: &Console) -> Result<PathB
         found.require_all()?;
     }
     match found {
-        Found { volume: Some(volume), .. } => Ok(volume),
-        Found { place: Place::Daemon { id, .. }, .. } => {
+        BestCache { volume: Some(volume), .. } => Ok(volume),
+        BestCache { place: Location::Daemon { id, .. }, .. } => {
             volume(&id.to_string(), args.sources.host.as_ref(), args.sources.ca.as_deref())
         }
-        Found { .. } => Err(Error::NoMatch),
+        BestCache { .. } => Err(Error::NoMatch),
     }
 }
 
-/// The volume of an image cache that its daemon serves.
+/// Returns the path of the sealed volume that the daemon serves for an image cache.
 fn volume(cache: &str, host: Option<&Address>, ca: Option<&Path>) -> Result<PathBuf, Error> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::Threads)?;
     let answer = runtime.block_on(Box::pin(snapshots(cache, host, ca)))?;

@@ -1,4 +1,4 @@
-//! `larder bench`: a node's own numbers.
+//! `larder bench`: measures the performance of this node.
 
 use std::fmt::Write as _;
 use std::thread;
@@ -9,7 +9,7 @@ use super::args::{BenchKind, Output};
 use super::output::text::Text;
 use super::output::{Renderer as _, stdout, summary};
 use super::{exit, merge, signals};
-use crate::builder::bench::{self, Request, Step, Tell};
+use crate::builder::bench::{self, Request, Step, StepCallback};
 use crate::builder::cancel::Cancel;
 use crate::builder::events;
 use crate::config::Config;
@@ -22,7 +22,7 @@ use larder_model::escape::escape;
 use larder_model::event::Failure;
 use larder_model::size::ByteSize;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
     let (kind, dir, args) = kind.into_order();
     let output = args.output;
@@ -37,7 +37,7 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
     let (events, lines) = events::channel();
     if output == Output::Text {
         let mut text = Text(console.clone());
-        // Ends with the last who tells, or with the process: nothing of it is worth waiting for.
+        // The thread ends with the last sender or with the process. Nothing needs to wait for it.
         thread::spawn(move || lines.into_iter().try_for_each(|line| text.show(&line)));
     }
     let cancel = Cancel::new();
@@ -47,7 +47,7 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
             let message = format!("listening for signals: {e}");
             return Err(vec![Failure { class: Class::Internal, images: Vec::new(), layer: None, message }]);
         }
-        bench::run(request, config, events, tell(output, console), cancel.clone()).await
+        bench::run(request, config, events, progress_printer(output, console), cancel.clone()).await
     }));
     runtime.shutdown_background();
     match measured {
@@ -56,7 +56,7 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
     }
 }
 
-fn tell(output: Output, console: &Console) -> Tell {
+fn progress_printer(output: Output, console: &Console) -> StepCallback {
     if output == Output::Json || !console.is_terminal() {
         return Box::new(|_| {});
     }
@@ -65,7 +65,7 @@ fn tell(output: Output, console: &Console) -> Tell {
         let what = match step {
             Step::Stage(stage) => stage.word(),
             Step::Together(_) => "together",
-            Step::Removing => "removing what was made",
+            Step::Removing => "removing temporary files",
         };
         console.print(&format!("{what} …\n"));
     })
@@ -85,7 +85,7 @@ fn answer(report: &BenchReport, output: Output, console: &Console) -> u8 {
 fn refuse(failures: Vec<Failure>, cancel: &Cancel, output: Output, console: &Console) -> u8 {
     let class = Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal);
     let code = match class {
-        // What the code means elsewhere, that the same command resumes, is not so here.
+        // A benchmark cannot be resumed, so the description of this exit code does not apply.
         Class::Cancelled => {
             for failure in &failures {
                 exit::fail(console, class, &failure.message);
@@ -110,11 +110,12 @@ fn text(report: &BenchReport) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{}  {}", escape(&image.reference), escape(&image.platform.to_string()));
     let (compressed, tars) = (ByteSize(image.compressed_bytes()), ByteSize(image.tar_bytes()));
-    let _ = write!(out, "  {} layers, {compressed} compressed, {tars} of tar", image.layers.len());
+    let _ = write!(out, "  {} layers, {compressed} compressed, {tars} uncompressed", image.layers.len());
     if let Some(entries) = image.entries() {
         let _ = write!(out, ", {entries} entries");
     }
-    let _ = write!(out, "\n  {} processors, {} layers at once", settings.processors, settings.concurrency);
+    let _ =
+        write!(out, "\n  {} processors, {} layers in parallel", settings.processors, settings.concurrency);
     if let Some(format) = settings.layer_format {
         let _ = write!(out, ", {}", format.word());
     }
@@ -131,7 +132,7 @@ fn text(report: &BenchReport) -> String {
     }
     let _ = writeln!(
         out,
-        "\n{name} took {:.2} times the {:.3} s that the binding limit allows at best: {}\n{}",
+        "\n{name} took {wall_seconds:.3} s, {:.2}x the best possible {:.3} s; bottleneck: {}\n{}",
         report.times_roofline,
         report.roofline_seconds,
         report.binding.words(),
@@ -152,19 +153,19 @@ fn line(stage: &Stage) -> String {
         stage.stage.word()
     );
     if stage.share < 1.0 {
-        let _ = write!(line, "  (from {:.0} % of it)", stage.share * 100.0);
+        let _ = write!(line, "  (from {:.0} % of the data)", stage.share * 100.0);
     }
     if !stage.counted {
-        line.push_str("  (does not count)");
+        line.push_str("  (not counted)");
     }
     line
 }
 
-/// A rate as a size: in binary units, to the byte.
+/// Rounds a rate to whole bytes, for display in binary units.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a rate is positive, and a cast of what is too large gives the largest"
+    reason = "a rate is positive, and the cast saturates"
 )]
 fn whole_bytes(per_second: f64) -> ByteSize {
     ByteSize(per_second.round() as u64)
@@ -175,7 +176,7 @@ fn described(limit: &Limit, report: &BenchReport) -> String {
     if limit.limit == LimitName::Processors {
         let counted = report.stages.iter().filter(|stage| stage.counted);
         let work: f64 = counted.map(|stage| stage.took.processor_seconds).sum();
-        let _ = write!(words, ": {work:.3} s of work on {}", report.settings.processors);
+        let _ = write!(words, ": {work:.3} s of CPU time on {}", report.settings.processors);
     }
     if let Some(digest) = &limit.layer {
         let layer = report.image.layers.iter().find(|layer| layer.digest == *digest);
@@ -198,7 +199,7 @@ mod tests {
     use larder_model::seal::Compression;
 
     #[test]
-    fn a_report_names_what_binds_and_nothing_reaches_the_terminal_but_text() {
+    fn a_report_names_the_bottleneck_and_escapes_control_characters() {
         let layer = MeasuredLayer {
             digest: Digest::sha256(b"x"),
             compression: Compression::Gzip,
@@ -229,13 +230,13 @@ mod tests {
         let text = text(&BenchReport::new(Kind::Decode, image, settings, stages, took));
         assert!(text.starts_with("a\\u{1b}:1  linux/amd64\n"), "{text}");
         for part in [
-            "1 layers, 1 MiB compressed, 3 MiB of tar",
-            "network       2.000         2.000           3 MiB      1.50 MiB/s  (does not count)",
-            "hash          4.000         4.000           3 MiB       768 KiB/s  (from 50 % of it)",
-            "processors: 6.000 s of work on 2",
+            "1 layers, 1 MiB compressed, 3 MiB uncompressed",
+            "network       2.000         2.000           3 MiB      1.50 MiB/s  (not counted)",
+            "hash          4.000         4.000           3 MiB       768 KiB/s  (from 50 % of the data)",
+            "processors: 6.000 s of CPU time on 2",
             "hashing one layer: ",
             "100 % of the bytes",
-            "at best: hashing one layer",
+            "bottleneck: hashing one layer",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -1,4 +1,4 @@
-//! `larder cache`: the daemon's image caches, from the command line.
+//! `larder cache`: manages the daemon's image caches.
 
 mod follow;
 mod import;
@@ -20,7 +20,7 @@ use follow::Wanted;
 use larder_model::class::Class;
 use larder_model::image_cache::CacheId;
 
-/// A command failed.
+/// The errors of `larder cache`.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub(super) enum Error {
     NoSuchName(String),
     #[error("image cache {name}: {message}")]
     Ended { name: String, class: Class, message: String },
-    #[error("the daemon answered without {0}")]
+    #[error("the daemon's answer lacks {0}")]
     Absent(&'static str),
 }
 
@@ -49,7 +49,7 @@ impl Error {
     }
 }
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
@@ -63,7 +63,7 @@ pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
     }
 }
 
-/// What goes to standard output.
+/// Runs the command and returns the text for standard output.
 async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> {
     let client = connect(args.host.as_ref(), args.ca.as_deref())?;
     let show = |json: &Value, people: &dyn Fn(&Value) -> String| {
@@ -104,7 +104,7 @@ async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> 
                 let mut answer = client.call(Request::new(reqwest::Method::DELETE, &path)).await?;
                 if *wait {
                     let last = follow::until(&client, &id, Wanted::Gone, None, console).await?;
-                    // It may have gone before it could be looked at.
+                    // The cache might be deleted before the first request.
                     if last["image_cache"]["name"].is_string() {
                         answer = last;
                     }
@@ -152,7 +152,7 @@ async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> 
                 return Err(Error::Ended {
                     name: "for these images".into(),
                     class: Class::NotFound,
-                    message: "no Available one holds any of them".into(),
+                    message: "no Available image cache contains any of them".into(),
                 });
             }
             Ok(show(&answer, &table::matched))
@@ -173,7 +173,7 @@ fn post() -> reqwest::Method {
     reqwest::Method::POST
 }
 
-/// The daemon that the flag `host` names, else LARDER_HOST.
+/// Returns the daemon's address from the flag `host`, or from LARDER_HOST. `None` if neither is set.
 pub(super) fn named(host: Option<&Address>) -> Result<Option<Address>, Error> {
     match (host, variable("LARDER_HOST")) {
         (Some(address), _) => Ok(Some(address.clone())),
@@ -182,7 +182,7 @@ pub(super) fn named(host: Option<&Address>) -> Result<Option<Address>, Error> {
     }
 }
 
-/// Flag over variable over the socket of this host.
+/// Connects to the daemon: a flag takes precedence over a variable, and a variable over the default socket.
 pub(super) fn connect(host: Option<&Address>, ca: Option<&Path>) -> Result<Client, Error> {
     let address = match named(host)? {
         Some(address) => address,
@@ -209,7 +209,7 @@ impl CacheOrder {
     }
 }
 
-/// The ID of a cache that is given by ID or by name.
+/// Returns the ID of the cache with the ID or name `cache`.
 pub(super) async fn resolve(client: &Client, cache: &str) -> Result<String, Error> {
     if cache.parse::<CacheId>().is_ok() {
         return Ok(cache.to_owned());

@@ -1,4 +1,5 @@
-//! `larder config`: the configuration, checked or shown. It was loaded before either runs, so a fault was told by then.
+//! `larder config`: checks or shows the configuration. It was loaded before, so errors in it are already
+//! reported.
 
 use super::exit;
 use super::output::stdout;
@@ -7,9 +8,9 @@ use crate::kubernetes::crd;
 use crate::telemetry::Console;
 use larder_model::class::Class;
 
-/// Says that the configuration holds.
+/// Reports that the configuration is valid.
 pub(super) fn check(console: &Console) -> u8 {
-    stdout::print(console, "the configuration holds\n")
+    stdout::print(console, "the configuration is valid\n")
 }
 
 /// Prints the configuration in effect.
@@ -20,7 +21,7 @@ pub(super) fn show(config: &Config, console: &Console) -> u8 {
     }
 }
 
-/// Prints the custom resource that this larder reads and writes.
+/// Prints the CustomResourceDefinition that this version uses.
 pub(super) fn crd(console: &Console) -> u8 {
     match crd::yaml() {
         Ok(text) => stdout::print(console, &text),

@@ -1,4 +1,4 @@
-//! The place of a process among others (`--nice`, `--die-with-parent`), and what stays within reach of each process of a build.
+//! Process priority (`--nice`, `--die-with-parent`), and the confinement of each process of a build.
 
 use std::io;
 use std::path::Path;
@@ -12,29 +12,30 @@ use larder_model::job::{LayerFormat, VolumeKind};
 use larder_sys::confine::{Confinement, Privileges, Role, Signals};
 use larder_sys::{Dir, private, process};
 
-/// Of 1000: well before a daemon, whose score is 0, and before it whatever the memory of each (proc_pid_oom_score_adj(5)).
+/// The OOM score adjustment of a build, out of 1000. The kernel kills the build before a daemon with score 0,
+/// whatever their memory use (proc_pid_oom_score_adj(5)).
 const OOM_SCORE: i32 = 500;
 
-/// Why the process cannot be what was asked for.
+/// The errors of setting up the process.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// Nobody waits for the build.
+    /// The parent has ended, so no process waits for the build.
     #[error("the process that started this build has ended")]
     Orphan,
-    /// The kernel refuses.
+    /// A system call failed.
     #[error("{what}: {source}")]
     Process {
-        /// What was being done.
+        /// The action that failed.
         what: &'static str,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// A directory to be filled cannot be made.
+    /// A directory of the build cannot be created.
     #[error("creating {path}: {source}")]
     Directory {
-        /// Where.
+        /// Path of the directory.
         path: String,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
     /// The volume cannot be used.
@@ -57,17 +58,17 @@ impl Error {
     }
 }
 
-/// Ties the process to its parent, and sets its place among others.
+/// Ties the process to its parent, and sets its priority.
 pub(super) fn settle(args: &OrderArgs) -> Result<(), Error> {
     let failed = |what| move |source| Error::Process { what, source };
     if let Some(parent) = args.die_with_parent {
-        let tied = process::die_with_parent(parent).map_err(failed("asking to end with the parent"))?;
+        let tied = process::die_with_parent(parent).map_err(failed("tying this process to its parent"))?;
         if !tied {
             return Err(Error::Orphan);
         }
         if let Err(error) = process::raise_oom_score(OOM_SCORE) {
-            // A read-only /proc, as some containers have it, is no reason not to build.
-            tracing::warn!(%error, "raising the score for the kernel's out-of-memory killer");
+            // Some containers have a read-only /proc. That must not fail the build.
+            tracing::warn!(%error, "cannot raise the score for the kernel's out-of-memory killer");
         }
     }
     if let Some(nice) = args.nice {
@@ -76,8 +77,9 @@ pub(super) fn settle(args: &OrderArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// The extractor: the volume, what builders in the shared directory write for each other and read of each other, and the archive
-/// that is imported, if it is a directory. Directories that it fills are created.
+/// Returns the confinement of the extractor. It can access the volume, the files that builders exchange in
+/// the shared directory, and the imported archive if that is a directory. Creates the directories that the
+/// extractor fills.
 pub(super) fn extractor(order: &Order) -> Result<Confinement, Error> {
     let volume = &order.volume;
     let share = order.share.as_ref().map(|share| share.dir.as_path());
@@ -88,7 +90,7 @@ pub(super) fn extractor(order: &Order) -> Result<Confinement, Error> {
         private::create_dir(dir).map_err(failed)?;
     }
     if order.volume_kind == VolumeKind::Mounted {
-        // Within the new root every path of this list is a mount point.
+        // Inside the new root, every path of this list is a mount point.
         volume::mounted::cap(volume, order.size)?;
     }
     let readable = [share.map(Path::to_owned), order.source.directory()].into_iter().flatten().collect();
@@ -102,7 +104,8 @@ pub(super) fn extractor(order: &Order) -> Result<Confinement, Error> {
     })
 }
 
-/// Images of layers are files of this process's own, so writing them takes no capability.
+/// Returns the privileges for writing layers. EROFS images are owned by this process, so writing them needs
+/// no capability.
 fn privileges(order: &Order, shares: bool) -> Privileges {
     let format = match volume::job::format_at(&order.volume) {
         Some(format) if !order.layer_format_given => format,
@@ -117,7 +120,7 @@ fn privileges(order: &Order, shares: bool) -> Privileges {
     }
 }
 
-/// The fetcher: no file but those of name resolution and TLS.
+/// Returns the confinement of the fetcher. It can access only the files for name resolution and TLS.
 pub(super) fn fetcher() -> Confinement {
     let nothing = Vec::new;
     Confinement {
@@ -130,7 +133,8 @@ pub(super) fn fetcher() -> Confinement {
     }
 }
 
-/// A process that resolves the images of an order: a fetcher, or a reader of the archive.
+/// Returns the confinement of a process that resolves the images of an order: a fetcher, or a reader of the
+/// archive.
 pub(super) fn resolver(order: &Order) -> Confinement {
     match order.source.is_archive() {
         false => fetcher(),

@@ -1,4 +1,4 @@
-//! Exit codes after sysexits.h (`man 3head sysexits`), for people.
+//! Exit codes after sysexits.h (`man 3head sysexits`), and their descriptions.
 
 use crate::telemetry::Console;
 use larder_model::class::Class;
@@ -7,27 +7,29 @@ use larder_model::escape::escape;
 /// The exit code of every usage error.
 pub(super) const USAGE: u8 = 64;
 
-/// The exit code of a second SIGTERM, as a shell has it: 128 and the signal.
+/// The exit code after a second SIGTERM: 128 plus the signal number, as in a shell.
 pub(super) const TERMINATED: u8 = 143;
 
-/// What an exit code means and whether trying again helps.
+/// Describes an exit code, and whether a retry can help.
 pub(super) fn meaning(code: u8) -> &'static str {
     match code {
         0 => "done",
         64 => "invalid, or no such image, tag or platform; change the command",
-        65 => "corrupt or hostile content; trying again does not help",
-        69 => "a registry or the way to it failed for now; try again",
-        70 => "a fault of larder's own; please report it",
-        73 => "it does not fit, or the volume is another job's or not sealed; change the size or the volume",
-        75 => "something here is in the way for now; try again later",
+        65 => "corrupt or malicious content; a retry does not help",
+        69 => "a registry or the network is temporarily unavailable; try again",
+        70 => "internal error; please report it",
+        73 => {
+            "it does not fit, or the volume belongs to another job or is not sealed; change the size or the volume"
+        }
+        75 => "a resource on this host is busy; try again later",
         77 => "permission denied by a registry or by this system",
-        130 => "interrupted; the same command resumes",
-        143 => "terminated; the same command resumes",
+        130 => "interrupted; repeat the command to resume",
+        143 => "terminated; repeat the command to resume",
         _ => "unknown",
     }
 }
 
-/// Tells why a command failed and answers its exit code.
+/// Prints why a command failed and returns the exit code of `class`.
 pub(super) fn fail(console: &Console, class: Class, message: &str) -> u8 {
     console.print(&format!("larder: {}\n", escape(message)));
     class.exit_code()

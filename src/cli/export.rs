@@ -1,4 +1,4 @@
-//! `larder export`: a sealed volume as an archive or an image.
+//! `larder export`: writes a sealed volume as an archive or a disk image.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -22,7 +22,7 @@ use larder_model::seal::Compression;
 use larder_model::size::ByteSize;
 use larder_sys::confine::{self, Confined};
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
     let to_stdout = args.out == Path::new("-");
     if let Err(message) = check(&args, to_stdout) {
@@ -40,7 +40,7 @@ pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
     let exported = carry_out(&runtime, &args, to_stdout, &cancel, console);
     runtime.shutdown_background();
     match exported {
-        Ok(report) => tell(&args, to_stdout, &report, started.elapsed(), console),
+        Ok(report) => report_result(&args, to_stdout, &report, started.elapsed(), console),
         Err(error) => {
             let code = exit::fail(console, error.class(), &error.to_string());
             match error.class() {
@@ -51,8 +51,8 @@ pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
     }
 }
 
-/// Confines the export of a volume that is a directory of layers to that and to the directory of the output. A disk is mounted and
-/// examined by programs, so its export keeps the rights for that.
+/// Confines the export of a directory volume to that directory and the output directory. The export of a disk
+/// is not confined, because it must mount the disk and run programs that check it.
 fn confine(args: &ExportArgs, to_stdout: bool) -> Result<Option<Confined>, confine::Error> {
     if !args.volume.is_dir() || args.volume.join("disk.img").exists() {
         return Ok(None);
@@ -62,7 +62,7 @@ fn confine(args: &ExportArgs, to_stdout: bool) -> Result<Option<Confined>, confi
         _ => PathBuf::from("."),
     };
     if !to_stdout && !parent.is_dir() {
-        // The export fails, and says why.
+        // The export itself reports the missing directory.
         return Ok(None);
     }
     let outputs = if to_stdout { Vec::new() } else { vec![parent] };
@@ -71,15 +71,15 @@ fn confine(args: &ExportArgs, to_stdout: bool) -> Result<Option<Confined>, confi
 
 fn check(args: &ExportArgs, to_stdout: bool) -> Result<(), &'static str> {
     if to_stdout && io::stdout().is_terminal() {
-        return Err("standard output is a terminal: redirect it, or give a path");
+        return Err("standard output is a terminal: redirect it, or specify a path");
     }
     if args.compression.is_some() && !matches!(args.format, Format::OciLayout | Format::OciArchive) {
-        return Err("--compression is for oci-layout and oci-archive: leave it out");
+        return Err("--compression applies only to oci-layout and oci-archive: remove it");
     }
     Ok(())
 }
 
-/// Exports on a thread of its own while signals are heard and the bar moves.
+/// Exports on a blocking thread, while this one handles signals and updates the progress bar.
 fn carry_out(
     runtime: &Runtime,
     args: &ExportArgs,
@@ -97,15 +97,14 @@ fn carry_out(
     let monitor = Arc::new(Monitor::new());
     let (volume, out, watched) = (args.volume.clone(), args.out.clone(), Arc::clone(&monitor));
     runtime.block_on(async {
-        signals::watch(cancel.clone(), console.clone())
-            .map_err(|e| internal("listening for signals to", e))?;
+        signals::watch(cancel.clone(), console.clone()).map_err(|e| internal("handling signals for", e))?;
         let mut work = tokio::task::spawn_blocking(move || match to_stdout {
             true => export::export_to(&volume, Box::new(io::stdout()), &request, &monitor),
             false => export::export(&volume, &out, &request, &monitor),
         });
         let bar = Bar::new(console);
         let mut stopped = false;
-        let mut ticks = tokio::time::interval(bar::EVERY);
+        let mut ticks = tokio::time::interval(bar::UPDATE_INTERVAL);
         loop {
             tokio::select! {
                 done = &mut work => {
@@ -121,9 +120,9 @@ fn carry_out(
     })
 }
 
-/// The result for machines.
+/// The summary as JSON.
 #[derive(Serialize)]
-struct Told<'a> {
+struct Summary<'a> {
     format: Format,
     out: &'a Path,
     #[serde(flatten)]
@@ -131,12 +130,18 @@ struct Told<'a> {
     elapsed_ms: u64,
 }
 
-fn tell(args: &ExportArgs, to_stdout: bool, report: &Report, elapsed: Duration, console: &Console) -> u8 {
+fn report_result(
+    args: &ExportArgs,
+    to_stdout: bool,
+    report: &Report,
+    elapsed: Duration,
+    console: &Console,
+) -> u8 {
     let text = match args.output {
         Output::Text => text(&args.out, report, elapsed),
         Output::Json => {
             let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            let result = Told { format: args.format, out: &args.out, report, elapsed_ms };
+            let result = Summary { format: args.format, out: &args.out, report, elapsed_ms };
             match serde_json::to_string(&result) {
                 Ok(json) => json + "\n",
                 Err(e) => return exit::fail(console, Class::Internal, &format!("writing the result: {e}")),
@@ -161,7 +166,7 @@ fn text(out: &Path, report: &Report, elapsed: Duration) -> String {
             Some(name) => {
                 let _ = writeln!(text, " as {}", escape(name));
             }
-            None => text.push_str(" without a name: it has no tag\n"),
+            None => text.push_str(" without a name, because it has no tag\n"),
         }
     }
     if let Some(sha256) = &report.sha256 {

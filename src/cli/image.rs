@@ -1,4 +1,4 @@
-//! `larder image`: the container image of this very program, for maintainers.
+//! `larder image`: the container image of this program, for maintainers.
 
 use std::env;
 
@@ -12,17 +12,18 @@ use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
 
-/// The time of what is made, seconds since 1970 (reproducible-builds.org, "SOURCE_DATE_EPOCH").
+/// Variable with the creation time of the image, seconds since 1970 (reproducible-builds.org,
+/// "SOURCE_DATE_EPOCH").
 const TIME: &str = "SOURCE_DATE_EPOCH";
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: ImageArgs, console: &Console) -> u8 {
     let created = match env::var(TIME) {
         Ok(seconds) => seconds.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0)),
         Err(_) => Some(DateTime::UNIX_EPOCH),
     };
     let Some(created) = created else {
-        return exit::fail(console, Class::Invalid, &format!("{TIME} is no time: want seconds since 1970"));
+        return exit::fail(console, Class::Invalid, &format!("{TIME} is not a time: use seconds since 1970"));
     };
     let ImageArgs { out, authorities, tag, revision, force } = args;
     let program = Program { path: "/proc/self/exe".into(), authorities, tag, revision, created };

@@ -1,4 +1,4 @@
-//! `larder import`: a volume from an archive, by the builder, or from the image of a disk.
+//! `larder import`: fills a volume from an archive, using the builder, or from a disk image.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -8,8 +8,10 @@ use std::time::Instant;
 use tokio::runtime;
 
 use super::args::ImportArgs;
-use super::build::{self, Call, usage_outcome};
+use super::build;
+use super::call::Call;
 use super::exit;
+use super::outcome::{carry_out, end, usage_outcome};
 use crate::builder::cancel::Cancel;
 use crate::builder::{events, outcome};
 use crate::config::Config;
@@ -18,14 +20,14 @@ use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::event::Outcome;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Console) -> u8 {
     if args.format.is_some() || !export::is_image(&args.input) {
         return build::run(args.into(), call, config, console);
     }
     if args.sign_key.is_some() {
         let message =
-            "--sign-key: the image of a disk is sealed, and keeps the signature that it has or has not";
+            "--sign-key: a disk image is already sealed and keeps its signature, if any; remove the flag";
         return exit::fail(console, Class::Invalid, message);
     }
     let mut runtime = runtime::Builder::new_multi_thread();
@@ -49,12 +51,12 @@ pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Consol
         match done {
             Ok(Ok(sealed)) => outcome::sealed(&sealed, started.elapsed()),
             Ok(Err(error)) => interrupted(&cancel, usage_outcome(error.class(), &error.to_string())),
-            Err(e) => usage_outcome(Class::Internal, &format!("the import ended: {e}")),
+            Err(e) => usage_outcome(Class::Internal, &format!("the import failed: {e}")),
         }
     };
-    let outcome = build::carry_out(&runtime, work, args.deadline, events::channel(), args.output, console);
+    let outcome = carry_out(&runtime, work, args.deadline, events::channel(), args.output, console);
     runtime.shutdown_background();
-    build::end(&outcome, args.result_file.as_deref(), args.output, &args.volume, console)
+    end(&outcome, args.result_file.as_deref(), args.output, &args.volume, console)
 }
 
 fn interrupted(cancel: &Cancel, outcome: Outcome) -> Outcome {

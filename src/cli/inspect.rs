@@ -1,4 +1,4 @@
-//! `larder inspect`: what is on a sealed volume.
+//! `larder inspect`: shows the images and layers of a sealed volume.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -25,10 +25,10 @@ use larder_model::size::ByteSize;
 use larder_model::trust::{SealSignature, Statement};
 use larder_sys::Dir;
 
-/// Most paths listed of one kind; `--json` has them all.
+/// Maximum number of listed paths of each kind; `--json` lists all of them.
 const LISTED: usize = 10;
 
-/// Runs the command and answers its exit code. A volume that is not sealed is a conflict, exit code 73.
+/// Runs the command and returns its exit code. A volume that is not sealed is a conflict, exit code 73.
 pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
     let entered = match disk::enter(&args.volume) {
         Ok(entered) => entered,
@@ -47,7 +47,8 @@ pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let text = if args.json {
-        // The digest covers compact JSON in field order, so without the rest this prints the file as it is on the volume.
+        // The digest covers compact JSON in field order, so `cache.json` is printed exactly as on the volume,
+        // without the added fields.
         let document =
             Document { sealed: &sealed, signature: signature.as_ref(), placement: placement.as_ref() };
         match serde_json::to_string(&document) {
@@ -60,7 +61,7 @@ pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
     stdout::print(console, &text)
 }
 
-/// The seal of the volume, and whose signature it has.
+/// Reads the seal of the volume and its signature, if there is one.
 fn read(volume: &Path) -> Result<(CacheManifest, Option<Signature>), volume::Error> {
     let shown = volume.display().to_string();
     let root = Dir::open(volume).map_err(|source| volume::Error::Io {
@@ -82,10 +83,10 @@ fn read(volume: &Path) -> Result<(CacheManifest, Option<Signature>), volume::Err
     Ok((sealed, signature))
 }
 
-/// Who is said to have signed, and whether that is so. Whether to believe them is another question: `verify --trust`.
+/// The signature of the volume and whether it is valid. Use `verify --trust` to check the key.
 #[derive(Serialize)]
 struct Signature {
-    /// None where the file cannot be read.
+    /// `None` if the signature file cannot be parsed.
     key: Option<PublicKey>,
     key_id: Option<KeyId>,
     holds: bool,
@@ -93,7 +94,7 @@ struct Signature {
     stated: Option<Stated>,
 }
 
-/// What the signature states of the volume.
+/// The signed statement about the volume.
 #[derive(Serialize)]
 struct Stated {
     name: Option<String>,
@@ -108,7 +109,7 @@ impl From<Statement> for Stated {
     }
 }
 
-/// `cache.json`, its signature, and what was measured.
+/// `cache.json` with the signature and the measured placement.
 #[derive(Serialize)]
 struct Document<'a> {
     #[serde(flatten)]
@@ -119,7 +120,7 @@ struct Document<'a> {
     placement: Option<&'a Placements>,
 }
 
-/// How the layers lie on the disk, by chain ID, and all of them together.
+/// Fragmentation of the layers on the disk, by chain ID and in total.
 #[derive(Serialize)]
 struct Placements {
     total: Placed,
@@ -166,7 +167,7 @@ fn text(sealed: &CacheManifest, signature: Option<&Signature>, placement: Option
         ByteSize(totals.compressed_size),
         content.size
     );
-    let tar_split = if content.tar_split { "kept" } else { "none: verify and export refuse" };
+    let tar_split = if content.tar_split { "kept" } else { "none: verify and export reject this volume" };
     let _ = writeln!(
         out,
         "layers are {}",
@@ -178,9 +179,10 @@ fn text(sealed: &CacheManifest, signature: Option<&Signature>, placement: Option
     let _ = writeln!(out, "sealed by larder {}, tar-split {tar_split}", escape(&content.larder));
     let _ = writeln!(out, "cache.json {}", sealed.digest);
     if let Some(Signature { key_id, holds, stated, .. }) = signature {
-        let holds = if *holds { "" } else { ": IT DOES NOT HOLD" };
-        let key =
-            key_id.as_ref().map_or("nobody: cache.json.sig cannot be read".to_owned(), KeyId::to_string);
+        let holds = if *holds { "" } else { ": THE SIGNATURE IS INVALID" };
+        let key = key_id
+            .as_ref()
+            .map_or("an unknown key: cache.json.sig cannot be parsed".to_owned(), KeyId::to_string);
         let _ = writeln!(out, "signed by {key}{holds}");
         if let Some(Stated { name, created, sequence }) = stated {
             let name =
@@ -208,7 +210,7 @@ fn text(sealed: &CacheManifest, signature: Option<&Signature>, placement: Option
         if differs > 0 {
             let _ = writeln!(
                 out,
-                "  by diff ID it would differ: in {differs} of its layers something depends on those below"
+                "  diff IDs alone are not enough: {differs} of its layers depend on lower layers"
             );
         }
     }
@@ -222,17 +224,18 @@ fn text(sealed: &CacheManifest, signature: Option<&Signature>, placement: Option
     out
 }
 
-/// `12 files (1 of them in parts), 3.20 MiB in 15 extents (4800 per GiB) and 2 pieces (640 per GiB)`.
+/// Formats a placement, such as `12 files (1 fragmented), 3.20 MiB in 15 extents (4800 per GiB) and 2 pieces
+/// (640 per GiB)`.
 fn placed(placed: &Placed) -> String {
     let Placement { files, fragmented, bytes, extents, pieces, unknown } = placed.placement;
     let mut text = format!(
-        "{files} files ({fragmented} of them in parts), {} in {extents} extents ({} per GiB) and {pieces} pieces ({} per GiB)",
+        "{files} files ({fragmented} fragmented), {} in {extents} extents ({} per GiB) and {pieces} pieces ({} per GiB)",
         ByteSize(bytes),
         placed.extents_per_gib,
         placed.pieces_per_gib
     );
     if unknown > 0 {
-        let _ = write!(text, "; of {unknown} files the file system does not tell");
+        let _ = write!(text, "; unknown for {unknown} files");
     }
     text
 }
@@ -245,7 +248,7 @@ fn write_layer(out: &mut String, layer: &Layer, users: usize) {
     let _ = writeln!(out, "  diff ID   {}", layer.diff_id);
     let _ = writeln!(out, "  blob      {}", layer.blob);
     if let Some(LayerImage { size, fixup_size, verity }) = &layer.image {
-        let over = fixup_size.map(|size| format!(", and {} laid over it", ByteSize(size)));
+        let over = fixup_size.map(|size| format!(", plus a fixup image of {}", ByteSize(size)));
         let _ = writeln!(out, "  image     {}{}", ByteSize(*size), over.unwrap_or_default());
         if let Some(verity) = verity {
             let _ = writeln!(out, "  verity    {}", verity.root_hash);
@@ -258,7 +261,7 @@ fn write_layer(out: &mut String, layer: &Layer, users: usize) {
     write_paths(out, "lost", layer.lost.iter().map(|lost| format!("{}: {}", lost.path, lost.what)));
 }
 
-/// Whether a consumer that takes the image of the diff ID alone misses something.
+/// Reports whether the image of the diff ID alone is incomplete without its fixup image.
 fn has_fixup(layer: &Layer) -> bool {
     layer.image.as_ref().is_some_and(|image| image.fixup_size.is_some())
 }

@@ -1,4 +1,5 @@
-//! The supervisor of `larder build` and `larder import`: it holds keys, secrets and mounts, and reads nothing that a stranger wrote.
+//! The supervisor of `larder build` and `larder import`. It owns keys, secrets and mounts, and reads no
+//! untrusted content.
 //!
 //! ```text
 //!                  job ─► supervisor ─► events, result file, exit code
@@ -9,9 +10,10 @@
 //!            writes no file                no network, no credentials
 //! ```
 //!
-//! Children are the same command with `--kept ROLE`. Each is confined ([`sys::confine`](larder_sys::confine)) before it reads the first
-//! untrusted byte. The supervisor answers what they ask for ([`desk`]). Killed, none leaves a mount or a loop device: children end with their
-//! parent, and mounts with both.
+//! Children run the same command with `--kept ROLE`. Each is confined ([`sys::confine`](larder_sys::confine))
+//! before it reads the first untrusted byte. The supervisor answers their requests ([`desk`]). If any process
+//! is killed, no mount or loop device is left behind: children end with their parent, and mounts end with
+//! both.
 
 mod child;
 mod desk;
@@ -29,7 +31,8 @@ use std::time::Instant;
 use tokio::time::timeout;
 
 use super::args::DiskArgs;
-use super::build::usage_outcome;
+use super::call::Role;
+use super::outcome::usage_outcome;
 use crate::builder;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
@@ -38,7 +41,7 @@ use crate::builder::order::{Order, SourceOrder};
 use crate::config::Config;
 use crate::volume::disk::{self, Disk, Entered, Error, Left, Request, Taken};
 use crate::volume::seal::Files;
-use child::{Child, Said};
+use child::{Child, ChildReport};
 use desk::Desk;
 use larder_model::class::Class;
 use larder_model::event::{Event, Outcome, Status};
@@ -46,9 +49,8 @@ use larder_model::job::VolumeKind;
 use larder_model::key::SigningKey;
 use larder_sys::mount;
 
-pub(super) use child::Role;
-
-/// Meets the supervisor that started this process; it has the text of the job. To be called once.
+/// Connects to the supervisor that started this process, and receives the text of the job. Must be called
+/// only once.
 ///
 /// # Errors
 /// The connection fails.
@@ -57,39 +59,40 @@ pub(super) fn meet() -> io::Result<(builder::keeper::Keeper, Greeting, Vec<Owned
     builder::keeper::Keeper::meet(stream)
 }
 
-/// A build, as its supervisor knows it.
+/// Parameters of a build that this process supervises.
 #[derive(Debug)]
-pub(super) struct Keeping {
-    /// The order.
+pub(super) struct BuildParams {
+    /// The build order, merged from flags, job and configuration.
     pub(super) order: Order,
-    /// The configuration.
+    /// The configuration of this process.
     pub(super) config: Config,
-    pub(super) wishes: DiskArgs,
-    /// How this process was called.
+    pub(super) disk_options: DiskArgs,
+    /// The command line of this process.
     pub(super) argv: Vec<OsString>,
-    /// The text of the job.
+    /// The text of the job. `None` if no job was given.
     pub(super) job: Option<String>,
-    /// The key by which the volume is signed. It stays in this process.
+    /// The key that signs the volume. It never leaves this process.
     pub(super) signer: Option<SigningKey>,
-    /// The archive that came on standard input.
+    /// The archive that was read from standard input.
     pub(super) archive: Option<File>,
 }
 
-/// Gives this process a mount namespace of its own, and lets its children see what it mounts in `share`. To be called before it has a second thread.
+/// Moves this process into its own mount namespace, and makes mounts below `share` visible to its children.
+/// Must be called before a second thread is started.
 pub(super) fn enter_namespace(share: Option<&Path>) -> Result<(), Error> {
     let what = "for the disk".to_owned();
     let entered = mount::private_namespace().and_then(|()| share.map_or(Ok(()), mount::share_below));
-    entered.map_err(|source| Error::Io { doing: "making a mount namespace", what, source })
+    entered.map_err(|source| Error::Io { doing: "creating a mount namespace", what, source })
 }
 
-/// Carries out a build. Whatever happens is in the outcome.
-pub(super) async fn keep(keeping: Keeping, events: Events, cancel: Cancel) -> Outcome {
+/// Runs a build. Errors are part of the outcome.
+pub(super) async fn supervise(params: BuildParams, events: Events, cancel: Cancel) -> Outcome {
     let started = Instant::now();
-    let keeping = Arc::new(keeping);
-    let desk = Arc::new(Desk::new(&keeping));
-    let keeper = Keeper { keeping, desk, events, cancel: cancel.clone() };
-    let mut outcome = keeper.run().await.unwrap_or_else(|outcome| outcome);
-    // The other one knows of a signal, the keeper knows why.
+    let params = Arc::new(params);
+    let desk = Arc::new(Desk::new(&params));
+    let supervisor = Supervisor { params, desk, events, cancel: cancel.clone() };
+    let mut outcome = supervisor.run().await.unwrap_or_else(|outcome| outcome);
+    // The child only sees the signal. The supervisor knows the reason.
     if outcome.class == Some(Class::Cancelled)
         && let Some((class, message)) = cancel.explanation()
     {
@@ -100,102 +103,104 @@ pub(super) async fn keep(keeping: Keeping, events: Events, cancel: Cancel) -> Ou
     outcome
 }
 
-struct Keeper {
-    keeping: Arc<Keeping>,
+struct Supervisor {
+    params: Arc<BuildParams>,
     desk: Arc<Desk>,
     events: Events,
     cancel: Cancel,
 }
 
-/// A disk that was mounted for a while.
-struct Used {
+/// A disk that was mounted while a child ran.
+struct MountedRun {
     disk: Disk,
-    /// What the other one said.
-    said: Said,
-    /// The seal of the volume on it, where the other one says that it is sealed, and whether it was written directly.
+    /// The report of the child.
+    report: ChildReport,
+    /// The seal of the volume, if the child reported it as sealed, and whether the disk was written with
+    /// direct I/O.
     seal: Option<(Files, bool)>,
 }
 
-impl Keeper {
-    /// An error is an outcome too: of what went wrong before or after the filling.
+impl Supervisor {
+    /// Runs the build. An `Err` is the outcome of a step before or after the child.
     async fn run(&self) -> Result<Outcome, Outcome> {
-        if !self.keeping.order.volume_kind.is_disk() {
-            let volume = &self.keeping.order.volume;
+        if !self.params.order.volume_kind.is_disk() {
+            let volume = &self.params.order.volume;
             let is_new = !volume.exists();
-            let said = self.child(Role::Fill, None).await;
-            if is_new && said.outcome.status == Status::Failed {
-                // Made for the extractor to be confined to. One that holds something stays.
+            let report = self.child(Role::Fill, None).await;
+            if is_new && report.outcome.status == Status::Failed {
+                // The directory was created to confine the extractor to it. If it is not empty, removing it
+                // fails and it stays.
                 let _ = std::fs::remove_dir(volume);
             }
-            if let Some(event) = said.sealed {
+            if let Some(event) = report.sealed {
                 self.events.emit(event);
             }
-            return Ok(said.outcome);
+            return Ok(report.outcome);
         }
-        let keeping = Arc::clone(&self.keeping);
-        match blocking(move || keeping.take()).await? {
+        let params = Arc::clone(&self.params);
+        match blocking(move || params.take()).await? {
             Taken::Sealed(entered) => self.sealed(entered).await,
             Taken::Filling(disk) => self.fill(*disk).await,
         }
     }
 
-    /// A disk that is sealed: the other one says whether it is this job's.
+    /// Handles a sealed disk: the child checks whether it belongs to this job.
     async fn sealed(&self, entered: Entered) -> Result<Outcome, Outcome> {
-        let at = self.keeping.order.volume.clone();
+        let at = self.params.order.volume.clone();
         let _attached = blocking(move || entered.attach(&at)).await?;
-        let said = self.child(Role::Fill, None).await;
-        if let Some(event) = said.sealed {
+        let report = self.child(Role::Fill, None).await;
+        if let Some(event) = report.sealed {
             self.events.emit(event);
         }
-        Ok(said.outcome)
+        Ok(report.outcome)
     }
 
     async fn fill(&self, mut disk: Disk) -> Result<Outcome, Outcome> {
         if disk.left() != Left::New {
             let role = if disk.left() == Left::Unclean { Role::Prove } else { Role::Sweep };
-            let used = self.used(disk, role).await?;
-            disk = used.disk;
-            let outcome = used.said.outcome;
+            let run = self.run_mounted(disk, role).await?;
+            disk = run.disk;
+            let outcome = run.report.outcome;
             match (outcome.status, outcome.class) {
                 (Status::Ok, _) => {}
                 (_, Some(Class::Corrupt | Class::Internal | Class::NotFound)) if role == Role::Prove => {
-                    self.warn(format!("the disk is formatted anew: {}", outcome.message));
+                    self.warn(format!("formatting the disk again: {}", outcome.message));
                     disk = blocking(move || disk.format().map(|()| disk)).await?;
                 }
                 _ => return Ok(outcome),
             }
         }
-        let Used { disk, said, seal } = self.used(disk, Role::Fill).await?;
-        let Some((seal, direct)) = seal else { return Ok(said.outcome) };
-        let shrink = self.keeping.wishes.shrink;
+        let MountedRun { disk, report, seal } = self.run_mounted(disk, Role::Fill).await?;
+        let Some((seal, direct)) = seal else { return Ok(report.outcome) };
+        let shrink = self.params.disk_options.shrink;
         blocking(move || disk.seal(&seal, shrink, direct)).await?;
-        if let Some(event) = said.sealed {
+        if let Some(event) = report.sealed {
             self.events.emit(event);
         }
-        Ok(said.outcome)
+        Ok(report.outcome)
     }
 
-    /// Mounts the disk, has the other one do `role`, and unmounts it.
-    async fn used(&self, disk: Disk, role: Role) -> Result<Used, Outcome> {
+    /// Mounts the disk, runs a child of `role`, and unmounts it.
+    async fn run_mounted(&self, disk: Disk, role: Role) -> Result<MountedRun, Outcome> {
         let mounting = move || disk.mount().map(|mounted| (disk, mounted));
         let (disk, mounted) = blocking(mounting).await?;
         let direct = mounted.is_direct();
         if role == Role::Fill && !direct {
-            self.warn("the disk is written through the page cache of this machine: its file system has no direct I/O".into());
+            self.warn("writing the disk through the page cache of this host: its file system does not support direct I/O".into());
         }
-        let device = matches!(self.keeping.order.volume_kind, VolumeKind::Block);
-        let said = self.child(role, device.then(|| mounted.path().to_owned())).await;
-        let reads = role == Role::Fill && said.outcome.status == Status::Ok;
+        let device = matches!(self.params.order.volume_kind, VolumeKind::Block);
+        let report = self.child(role, device.then(|| mounted.path().to_owned())).await;
+        let reads = role == Role::Fill && report.outcome.status == Status::Ok;
         let unmounting = move || {
             let seal = if reads { Some(mounted.seal()) } else { None };
             disk.unmount(mounted)?;
             Ok((disk, seal.transpose()?))
         };
         match blocking(unmounting).await {
-            Ok((disk, seal)) => Ok(Used { disk, said, seal: seal.map(|seal| (seal, direct)) }),
-            // What went wrong first comes first.
-            Err(mut last) if said.outcome.status == Status::Failed => {
-                let mut outcome = said.outcome;
+            Ok((disk, seal)) => Ok(MountedRun { disk, report, seal: seal.map(|seal| (seal, direct)) }),
+            // The first error comes first.
+            Err(mut last) if report.outcome.status == Status::Failed => {
+                let mut outcome = report.outcome;
                 outcome.failures.append(&mut last.failures);
                 Err(outcome)
             }
@@ -203,42 +208,42 @@ impl Keeper {
         }
     }
 
-    async fn child(&self, role: Role, volume: Option<PathBuf>) -> Said {
+    async fn child(&self, role: Role, volume: Option<PathBuf>) -> ChildReport {
         if self.cancel.reason().is_some() {
-            return Said::failed(Class::Cancelled, "interrupted");
+            return ChildReport::failed(Class::Cancelled, "interrupted");
         }
         let failed = |e: io::Error| {
-            Said::failed(Class::Internal, &format!("starting the processes of the build: {e}"))
+            ChildReport::failed(Class::Internal, &format!("starting the processes of the build: {e}"))
         };
-        let fetches = role == Role::Fill && self.keeping.order.source == SourceOrder::Registries;
+        let fetches = role == Role::Fill && self.params.order.source == SourceOrder::Registries;
         let (fetcher, connection) = match fetches.then(|| self.fetcher()).transpose() {
             Ok(Some((fetcher, connection))) => (Some(fetcher), Some(connection)),
             Ok(None) => (None, None),
             Err(e) => return failed(e),
         };
         let child = self.start(role, volume, connection.as_ref().map(|connection| connection.as_fd()));
-        // The fetcher ends with the extractor's copy of it.
+        // The fetcher ends when the extractor closes its copy of the connection.
         drop(connection);
         let child = match child {
             Ok(child) => child,
             Err(e) => return failed(e),
         };
-        let fetcher = fetcher.map(|fetcher| tokio::spawn(fetcher.attend(self.events.clone())));
-        let mut said = child.run(&self.events, &self.cancel).await;
+        let fetcher = fetcher.map(|fetcher| tokio::spawn(fetcher.forward_events(self.events.clone())));
+        let mut report = child.run(&self.events, &self.cancel).await;
         if let Some(mut fetcher) = fetcher {
-            // The extractor is gone, so there is nobody to fetch for.
+            // The extractor has ended, so the fetcher must end too.
             let ended = timeout(child::LINGER, &mut fetcher).await;
             if ended.is_err() {
-                // Its process is killed with it.
+                // Aborting the task kills the process.
                 fetcher.abort();
             }
             if let Ok(Ok(Some(why))) = ended
-                && said.outcome.class == Some(Class::Internal)
+                && report.outcome.class == Some(Class::Internal)
             {
-                said.outcome.message = format!("{}: {why}", said.outcome.message);
+                report.outcome.message = format!("{}: {why}", report.outcome.message);
             }
         }
-        said
+        report
     }
 
     /// Starts the fetcher, and returns the extractor's end of the connection to it.
@@ -253,7 +258,7 @@ impl Keeper {
         volume: Option<PathBuf>,
         fetching: Option<BorrowedFd<'_>>,
     ) -> io::Result<Child> {
-        let (child, stream) = Child::start(&self.keeping, role, volume, self.desk.greeting(), fetching)?;
+        let (child, stream) = Child::start(&self.params, role, volume, self.desk.greeting(), fetching)?;
         self.desk.serve(role, stream)?;
         Ok(child)
     }
@@ -263,25 +268,25 @@ impl Keeper {
     }
 }
 
-impl Keeping {
+impl BuildParams {
     fn take(&self) -> Result<Taken, Error> {
         let job = self.order.identity().digest();
-        let (path, size, sparse) = (&*self.order.volume, self.order.size.0, self.wishes.sparse);
+        let (path, size, sparse) = (&*self.order.volume, self.order.size.0, self.disk_options.sparse);
         let request = Request { path, job: &job, size, sparse };
         match self.order.volume_kind {
-            VolumeKind::Block => disk::take_device(&request, self.wishes.format_device)
+            VolumeKind::Block => disk::take_device(&request, self.disk_options.format_device)
                 .map(|disk| Taken::Filling(Box::new(disk))),
             _ => disk::take(&request),
         }
     }
 }
 
-/// Runs `work` where it may block.
+/// Runs `work` on a thread that can block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Outcome> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|error| usage_outcome(error.class(), &error.to_string())),
-        Err(e) => Err(usage_outcome(Class::Internal, &format!("a step of the build ended: {e}"))),
+        Err(e) => Err(usage_outcome(Class::Internal, &format!("a step of the build panicked: {e}"))),
     }
 }

@@ -1,4 +1,4 @@
-//! `larder key`: keys by which volumes are signed.
+//! `larder key`: creates and prints keys for signing volumes.
 
 use super::args::KeyAction;
 use super::exit;
@@ -6,7 +6,7 @@ use super::output::stdout;
 use crate::keys;
 use crate::telemetry::Console;
 
-/// Runs the command and answers its exit code. Of a private key nothing is printed, ever.
+/// Runs the command and returns its exit code. Never prints a private key.
 pub(super) fn run(action: &KeyAction, console: &Console) -> u8 {
     let (key, pem) = match action {
         KeyAction::Generate { file } => (keys::generate(file), false),

@@ -1,4 +1,4 @@
-//! `larder match`: the cache that serves a workload best.
+//! `larder match`: finds the best cache for a workload.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use super::{cache, exit};
 use crate::caches::layout::Layout;
 use crate::client::Request;
 use crate::config::Config;
-use crate::node::matching::{self, Found, Place, Sources};
+use crate::node::matching::{self, BestCache, Location, Sources};
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
@@ -20,14 +20,14 @@ use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
 use larder_model::size::ByteSize;
 
-/// Nothing can be chosen.
+/// The errors of `larder match`.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]
     Volumes(#[from] matching::Error),
     #[error(transparent)]
     Daemon(#[from] cache::Error),
-    #[error("the daemon answered without {0}")]
+    #[error("the daemon's answer lacks {0}")]
     Answer(&'static str),
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
@@ -43,7 +43,7 @@ impl Error {
     }
 }
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: &MatchArgs, config: &Config, console: &Console) -> u8 {
     let found = match find(&args.images, &args.sources, config, console) {
         Ok(found) => found,
@@ -57,7 +57,7 @@ pub(super) fn run(args: &MatchArgs, config: &Config, console: &Console) -> u8 {
         (None, false) => 0,
     };
     let complete = match &found {
-        None => return exit::fail(console, Class::NotFound, "no cache holds any of these images"),
+        None => return exit::fail(console, Class::NotFound, "no cache contains any of these images"),
         Some(found) if args.require => found.require_all(),
         Some(_) => Ok(()),
     };
@@ -67,25 +67,25 @@ pub(super) fn run(args: &MatchArgs, config: &Config, console: &Console) -> u8 {
     }
 }
 
-/// The best cache for `images`, of this node's and of the daemon's that is named.
+/// Finds the best cache for `images` among the caches of this node and of the given daemon.
 pub(super) fn find(
     images: &[ImageReference],
     sources: &SourceArgs,
     config: &Config,
     console: &Console,
-) -> Result<Option<Found>, Error> {
+) -> Result<Option<BestCache>, Error> {
     let state = Layout::new(&config.state.dir);
     let found = matching::collect(&Sources { state: &state, named: &sources.volumes })?;
-    for reason in &found.passed_over {
-        console.print(&format!("warning: a volume is passed over: {}\n", escape(reason)));
+    for reason in &found.skipped {
+        console.print(&format!("warning: skipping a volume: {}\n", escape(reason)));
     }
     let platform = sources.platform.clone().unwrap_or_else(Platform::host);
-    let daemon = ask(images, sources)?;
+    let daemon = request_match(images, sources)?;
     Ok(matching::best_with(&found.volumes, images, &platform, daemon))
 }
 
-/// What the daemon that is named has to offer.
-fn ask(images: &[ImageReference], sources: &SourceArgs) -> Result<Option<Found>, Error> {
+/// Requests the best cache from the daemon in `sources`. `None` if there is no daemon, or it has no match.
+fn request_match(images: &[ImageReference], sources: &SourceArgs) -> Result<Option<BestCache>, Error> {
     let Some(address) = cache::named(sources.host.as_ref())? else { return Ok(None) };
     let host = address.to_string();
     let client = cache::connect(Some(&address), sources.ca.as_deref())?;
@@ -97,23 +97,23 @@ fn ask(images: &[ImageReference], sources: &SourceArgs) -> Result<Option<Found>,
     let answer = answer.map_err(cache::Error::from)?;
     match &answer["match"] {
         Value::Null => Ok(None),
-        found => offer(found, host).map(Some),
+        found => parse_match(found, host).map(Some),
     }
 }
 
-fn offer(found: &Value, host: String) -> Result<Found, Error> {
+fn parse_match(found: &Value, host: String) -> Result<BestCache, Error> {
     fn text<T: std::str::FromStr>(value: &Value, what: &'static str) -> Result<T, Error> {
         value.as_str().and_then(|text| text.parse().ok()).ok_or(Error::Answer(what))
     }
     fn number(value: &Value, what: &'static str) -> Result<u64, Error> {
         value.as_u64().ok_or(Error::Answer(what))
     }
-    let missing = found["missing"].as_array().ok_or(Error::Answer("what is missing"))?;
+    let missing = found["missing"].as_array().ok_or(Error::Answer("the missing images"))?;
     let missing: Result<Vec<ImageReference>, Error> =
         missing.iter().map(|image| text(image, "the names of missing images")).collect();
     let cache = &found["image_cache"];
-    Ok(Found {
-        place: Place::Daemon {
+    Ok(BestCache {
+        place: Location::Daemon {
             host,
             id: text(&cache["id"], "the ID of an image cache")?,
             name: text(&cache["name"], "the name of an image cache")?,
@@ -129,8 +129,8 @@ fn offer(found: &Value, host: String) -> Result<Found, Error> {
     })
 }
 
-/// For programs.
-fn document(found: &Found) -> Value {
+/// Formats the result as JSON.
+fn document(found: &BestCache) -> Value {
     let missing: Vec<&str> = found.score.missing.iter().map(ImageReference::given).collect();
     let mut document = json!({
         "volume": found.volume.as_ref().map(|path| path.display().to_string()),
@@ -142,10 +142,12 @@ fn document(found: &Found) -> Value {
         "missing": missing,
     });
     let place = match &found.place {
-        Place::Attached { at } => json!({"place": "attached", "at": at.display().to_string()}),
-        Place::Named => json!({"place": "named"}),
-        Place::State { tenant, id } => json!({"place": "state", "tenant": tenant, "id": id}),
-        Place::Daemon { host, id, name } => json!({"place": "daemon", "host": host, "id": id, "name": name}),
+        Location::Attached { at } => json!({"place": "attached", "at": at.display().to_string()}),
+        Location::Named => json!({"place": "named"}),
+        Location::State { tenant, id } => json!({"place": "state", "tenant": tenant, "id": id}),
+        Location::Daemon { host, id, name } => {
+            json!({"place": "daemon", "host": host, "id": id, "name": name})
+        }
     };
     if let (Value::Object(document), Value::Object(place)) = (&mut document, place) {
         document.extend(place);
@@ -153,13 +155,13 @@ fn document(found: &Found) -> Value {
     document
 }
 
-/// For people.
-fn text(found: &Found) -> String {
+/// Formats the result as text.
+fn text(found: &BestCache) -> String {
     let place = match &found.place {
-        Place::Attached { at } => format!("attached at {}", at.display()),
-        Place::Named => "on this node".to_owned(),
-        Place::State { tenant, id } => format!("cache {id} of {tenant}, of the daemon of this host"),
-        Place::Daemon { host, id, name } => format!("cache {name} ({id}) of the daemon at {host}"),
+        Location::Attached { at } => format!("attached at {}", at.display()),
+        Location::Named => "on this node".to_owned(),
+        Location::State { tenant, id } => format!("cache {id} of {tenant}, of the local daemon"),
+        Location::Daemon { host, id, name } => format!("cache {name} ({id}) of the daemon at {host}"),
     };
     let mut out = String::new();
     let mut field = |name: &str, value: &str| {

@@ -1,4 +1,5 @@
-//! Flags over job over configuration.
+//! Merges flags, job and configuration. Flags take precedence over the job, and the job over the
+//! configuration.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,17 +14,17 @@ use larder_model::job::{Job, MAX_IMAGES, Reach};
 use larder_model::platform::Platform;
 use larder_model::size::ByteSize;
 
-/// Most bytes of a job: 256 references of 1024 bytes are a quarter of it.
+/// Maximum size of a job, bytes. 256 references of 1024 bytes are a quarter of it.
 const MAX_JOB: u64 = 1 << 20;
 
-/// Whether the order is to be carried out or planned only, which needs neither volume nor size.
+/// The purpose of an order. A plan needs neither a volume nor a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Build,
     Plan,
 }
 
-/// The text of the job that the flags name, if they name one.
+/// Reads the job given by the flags. `None` if there is none.
 pub(super) fn read_job(args: &OrderArgs) -> Result<Option<Vec<u8>>, UsageError> {
     let Some(path) = &args.job else { return Ok(None) };
     let shown = || path.display().to_string();
@@ -42,7 +43,8 @@ fn limited(from: impl Read) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Where the result goes. Also answers for a job that is otherwise malformed, so that its owner learns why.
+/// Returns the path of the result file. Also works for a job that is otherwise malformed, so that its owner
+/// gets the error.
 pub(super) fn result_file(args: &OrderArgs, job: Option<&[u8]>) -> Option<PathBuf> {
     let of_job = || {
         let job: serde_json::Value = serde_json::from_slice(job?).ok()?;
@@ -51,7 +53,7 @@ pub(super) fn result_file(args: &OrderArgs, job: Option<&[u8]>) -> Option<PathBu
     args.result_file.clone().or_else(of_job)
 }
 
-/// The order that flags, job and configuration make together.
+/// Merges flags, job and configuration into an order.
 pub(super) fn order(
     args: OrderArgs,
     job: Option<&[u8]>,
@@ -156,7 +158,7 @@ pub(super) fn order(
     })
 }
 
-/// How registries are asked where nothing is said but as whom.
+/// Returns the default registry settings with the given credentials.
 pub(super) fn registry(credentials: CredentialArgs, config: &Config) -> Result<RegistryOrder, UsageError> {
     let CredentialArgs { docker_configs, secrets, pull_secrets } = credentials;
     if let (Some(first), None) = (pull_secrets.first(), &secrets) {
@@ -174,12 +176,12 @@ pub(super) fn registry(credentials: CredentialArgs, config: &Config) -> Result<R
     })
 }
 
-/// The volume must lie in `volumes/` of the directory, by whatever path it is named.
+/// Checks that the volume is in `volumes/` of the directory, whichever path is given.
 fn sharing(dir: &Path, volume: &Path) -> Result<Sharing, UsageError> {
     let refused = |reason: String| UsageError::Share { dir: dir.display().to_string(), reason };
     let volumes = dir.join("volumes");
     let volumes =
-        volumes.canonicalize().map_err(|e| refused(format!("looking for {}: {e}", volumes.display())))?;
+        volumes.canonicalize().map_err(|e| refused(format!("resolving {}: {e}", volumes.display())))?;
     let parent = match volume.parent() {
         Some(parent) if parent == Path::new("") => Path::new("."),
         Some(parent) => parent,
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_twice_is_refused() {
+    fn missing_and_duplicate_arguments_are_rejected() {
         let error = |line: &str, job: Option<&str>| merged(line, job).unwrap_err();
         assert!(matches!(error("--volume v --size 1G", None), UsageError::NoImages));
         assert!(matches!(error("--size 1G a", None), UsageError::NoVolume));

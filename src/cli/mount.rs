@@ -1,4 +1,4 @@
-//! `larder mount` and `larder umount`: an image of a sealed volume as one read-only tree.
+//! `larder mount` and `larder umount`: mounts an image of a sealed volume as one read-only tree.
 
 use super::args::{MountArgs, UmountArgs};
 use super::exit;
@@ -11,7 +11,7 @@ fn records(config: &Config) -> Records {
     Records::new(Layout::new(&config.state.dir).mounted())
 }
 
-/// Runs `mount` and answers its exit code.
+/// Runs `mount` and returns its exit code.
 pub(super) fn mount(args: &MountArgs, config: &Config, console: &Console) -> u8 {
     match rootfs::mount(&args.volume, &args.image, &args.dir, &records(config)) {
         Ok(()) => 0,
@@ -19,7 +19,7 @@ pub(super) fn mount(args: &MountArgs, config: &Config, console: &Console) -> u8 
     }
 }
 
-/// Runs `umount` and answers its exit code.
+/// Runs `umount` and returns its exit code.
 pub(super) fn unmount(args: &UmountArgs, config: &Config, console: &Console) -> u8 {
     match rootfs::unmount(&args.dir, &records(config)) {
         Ok(()) => 0,

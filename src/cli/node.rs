@@ -1,4 +1,4 @@
-//! `larder node`: the agent of a cluster's node, and the snapshotter beside it, until it is asked to stop.
+//! `larder node`: runs the agent of a cluster node, and optionally the snapshotter, until a stop signal.
 
 mod attacher;
 
@@ -29,21 +29,23 @@ use larder_model::class::Class;
 use larder_sys::lock::Lock;
 use larder_sys::{Dir, dir};
 
-/// How long a stop may take; within `terminationGracePeriodSeconds` of config/kubernetes/node/daemonset.yaml.
+/// Maximum time for a stop. Must be within `terminationGracePeriodSeconds` of
+/// config/kubernetes/node/daemonset.yaml.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long a holder stays when it is asked to end; within its own grace (kubernetes::node::objects).
+/// Time for which a holder keeps running after a stop signal. Must be within its own grace period
+/// (kubernetes::node::objects).
 const SUCCESSION: Duration = Duration::from_secs(10);
-/// Threads that may block: requests of containerd that are answered at a time, and some more.
+/// Number of threads that can block: the parallel requests of containerd, and some more.
 const THREADS: usize = 64;
-/// Which node this is, where the configuration does not say.
+/// Variable with the node's name, if the configuration does not set it.
 const NAME: &str = "NODE_NAME";
 
-/// The agent cannot start, or not go on.
+/// Errors that prevent the agent from starting or running.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("which node is this? set node.name, or {NAME} as the DaemonSet does")]
+    #[error("the name of the node is not configured: set node.name, or {NAME} as the DaemonSet does")]
     Name,
-    #[error("node.image is absent: the image of the pods that hold volumes, larder's own")]
+    #[error("node.image is not set: set it to Larder's own image, for the pods that hold volumes")]
     Image,
     #[error("node.trust: {0}")]
     Keys(#[from] keys::Error),
@@ -51,11 +53,11 @@ enum Error {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Snapshotter(#[from] StartError),
-    #[error("making {}: {source}", path.display())]
+    #[error("creating {}: {source}", path.display())]
     Directory { path: std::path::PathBuf, source: io::Error },
-    #[error("another agent has {0}: it is on its way out, or this one is too much")]
+    #[error("another agent uses {0}: wait until it stops, or remove this one")]
     Taken(std::path::PathBuf),
-    #[error("listening at {address}: {source}")]
+    #[error("listening on {address}: {source}")]
     Listen { address: std::net::SocketAddr, source: io::Error },
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: io::Error },
@@ -74,7 +76,7 @@ impl Error {
     }
 }
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: &AgentArgs, config: &Config, console: &Console) -> u8 {
     let built = Builder::new_multi_thread().enable_all().max_blocking_threads(THREADS).build();
     let runtime = match built {
@@ -87,7 +89,7 @@ pub(super) fn run(args: &AgentArgs, config: &Config, console: &Console) -> u8 {
         Some(NodeRole::Hold) => runtime.block_on(hold()),
         None => runtime.block_on(Box::pin(work(args, config))),
     };
-    // Whoever is still at work is not waited for: what it leaves the next start goes on with.
+    // Remaining work is not awaited. The next start resumes it.
     runtime.shutdown_background();
     match ended {
         Ok(()) => 0,
@@ -95,15 +97,16 @@ pub(super) fn run(args: &AgentArgs, config: &Config, console: &Console) -> u8 {
     }
 }
 
-/// The pod is there for its volume; its process for the pod. When that is deleted by somebody else the volume is mounted for
-/// a little while still, in which the agent makes a successor: the cluster sees no moment without a pod that has it.
+/// Keeps the volume of this pod mounted until the process is stopped. If the pod is deleted by another party,
+/// the volume stays mounted for a short time. In this time the agent creates a successor, so that the volume
+/// always has a pod.
 async fn hold() -> Result<(), Error> {
     stopped()?.await;
     tokio::time::sleep(SUCCESSION).await;
     Ok(())
 }
 
-/// Waits for a signal to end. It is listened for from now on.
+/// Returns a future that waits for a stop signal. Signals are handled from this call on.
 fn stopped() -> Result<impl Future<Output = ()>, Error> {
     let listen = |kind| signal(kind).map_err(|source| Error::Io { doing: "waiting for signals", source });
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
@@ -127,12 +130,12 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
     }
     let client = client::connect_by("of this node", node.kubeconfig.as_deref()).await?;
     let layout = Layout::new(&config.state.dir);
-    // Pods read what is mounted below the second.
+    // Pods read the mounts below the second directory.
     for (path, mode) in [(layout.root(), 0o700), (&node.mounts, 0o755)] {
         let made = dir::create_all(path, mode);
         made.map_err(|source| Error::Directory { path: path.to_owned(), source })?;
     }
-    // The one before may be on its way out still: the DaemonSet starts this one again.
+    // The previous agent might still be stopping. The DaemonSet then restarts this one.
     let lock = Dir::open(layout.root()).and_then(|dir| Lock::try_exclusive(&dir, AGENT_LOCK.as_bytes()));
     let lock = lock.map_err(|source| Error::Io { doing: "locking state.dir", source })?;
     let _lock = lock.ok_or_else(|| Error::Taken(layout.root().to_owned()))?;
@@ -168,7 +171,7 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
         Some(address) => {
             let bound = Health::bind(address).await.map_err(|source| Error::Listen { address, source })?;
             let health = bound.address().map_err(|source| Error::Listen { address, source })?;
-            tracing::info!(%health, "saying how the agent is");
+            tracing::info!(%health, "serving the health of the agent");
             Some(tokio::spawn(bound.serve(agent.readiness(), metrics)))
         }
         None => None,
@@ -181,12 +184,12 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
         }
     };
     tokio::pin!(answering);
-    tracing::info!(node = name, "looking after the image caches of this node");
+    tracing::info!(node = name, "managing the image caches of this node");
     notify::ready();
     tokio::spawn(notify::stay_alive());
     tokio::select! {
         ended = &mut answering => {
-            return ended.map_err(|source| Error::Io { doing: "answering containerd", source });
+            return ended.map_err(|source| Error::Io { doing: "serving containerd", source });
         }
         () = agent.run(&stop) => {}
         () = stopped => {}
@@ -197,7 +200,7 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
         listening.abort();
     }
     if node.snapshotter {
-        // Whoever does not close its connection is not waited for longer.
+        // Do not wait longer for clients that keep their connection open.
         let _ = tokio::time::timeout(GRACE, answering).await;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What goes to standard output and standard error, for people and for machines.
+//! Standard output and standard error, as text and as JSON.
 
 pub(super) mod bar;
 pub(super) mod json;
@@ -14,9 +14,10 @@ use larder_model::event::Line;
 
 /// Shows a build while it runs.
 pub(super) trait Renderer: Send {
-    /// What is still to be fetched, where the plan was told before anybody looked.
+    /// Sets the number of bytes that are still to be fetched, if the plan was sent before this renderer
+    /// started.
     fn join(&mut self, _fetch_bytes: u64) {}
 
-    /// Shows one line. An error means that nobody reads any more.
+    /// Shows one line. An error means that the output is closed.
     fn show(&mut self, line: &Line) -> io::Result<()>;
 }

@@ -1,4 +1,4 @@
-//! `larder plan`: what a build would fetch, and whether it fits.
+//! `larder plan`: shows what a build would download, and whether it fits.
 
 use std::fmt::Write as _;
 use std::num::NonZero;
@@ -21,7 +21,7 @@ use larder_model::plan_report::{PlanFailed, PlanReport, VERSION};
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     let output = args.output;
     if let Err(e) = confine::settle(&args) {
@@ -39,7 +39,7 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     let (events, _) = events::channel();
     let prepared = Prepared::new(order, config, events);
     let mut runtime = runtime::Builder::new_multi_thread();
-    // The runtime counts processors by files that are out of reach afterwards.
+    // The runtime counts processors by reading files that are not accessible once the process is confined.
     runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
     let _confined = match sandboxed.then(|| confinement.enter()).transpose() {
         Ok(confined) => confined,
@@ -52,7 +52,7 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     let cancel = Cancel::new();
     let planned = runtime.block_on(Box::pin(async {
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
-            let message = format!("listening for signals: {e}");
+            let message = format!("handling signals: {e}");
             return Err(vec![Failure { class: Class::Internal, images: Vec::new(), layer: None, message }]);
         }
         if let Some(deadline) = deadline {
@@ -81,10 +81,10 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     }
 }
 
-/// The report of a plan as JSON, or why there is none.
+/// Formats the report of a plan, or its failures, as JSON.
 ///
 /// # Errors
-/// It cannot be written, which it always can.
+/// The JSON cannot be written, which does not happen.
 pub(super) fn json(planned: Result<PlanReport, Vec<Failure>>) -> serde_json::Result<String> {
     let text = match planned {
         Ok(report) => serde_json::to_string_pretty(&report),
@@ -129,16 +129,16 @@ fn text(report: &PlanReport) -> String {
         }
     }
     let (bytes, shared) = (ByteSize(report.distinct_bytes), ByteSize(report.shared_bytes));
-    let _ = writeln!(out, "{} distinct layers, {bytes} to fetch, {shared} shared", report.distinct_layers);
+    let _ = writeln!(out, "{} distinct layers, {bytes} to download, {shared} shared", report.distinct_layers);
     let need = report.admission.need;
     let _ = match report.fits {
-        None => writeln!(out, "the 3x rule asks for a volume of {need}"),
+        None => writeln!(out, "the 3x rule requires a volume of {need}"),
         Some(true) => {
-            writeln!(out, "the 3x rule asks for {need}, the volume has {}: fits", report.admission.have)
+            writeln!(out, "the 3x rule requires {need}, the volume has {}: fits", report.admission.have)
         }
         Some(false) => writeln!(
             out,
-            "the 3x rule asks for {need}, the volume has {}: DOES NOT FIT; ask for --size {} or more",
+            "the 3x rule requires {need}, the volume has {}: DOES NOT FIT; use --size {} or more",
             report.admission.have, need.0
         ),
     };
@@ -150,14 +150,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_says_what_is_asked() {
+    fn a_plan_reports_whether_it_fits() {
         let none = text(&PlanReport::new(Vec::new(), ByteSize(0)));
-        assert!(none.contains("the 3x rule asks for a volume of 0 B"), "{none}");
+        assert!(none.contains("the 3x rule requires a volume of 0 B"), "{none}");
         let mut report = PlanReport::new(Vec::new(), ByteSize(10));
         report.admission = larder_model::sizing::Admission::new([10], ByteSize(10));
         report.fits = Some(false);
-        assert!(
-            text(&report).contains("asks for 30 B, the volume has 10 B: DOES NOT FIT; ask for --size 30")
-        );
+        assert!(text(&report).contains("requires 30 B, the volume has 10 B: DOES NOT FIT; use --size 30"));
     }
 }

@@ -1,19 +1,19 @@
-//! `larder prefetch`: reads what containers need first.
+//! `larder prefetch`: reads the files that containers need at start.
 
 use std::time::Instant;
 
 use super::args::PrefetchArgs;
 use super::output::stdout;
 use super::{exit, sandbox};
-use crate::prefetch::{self, Wanted};
+use crate::prefetch::{self, ReadOptions};
 use crate::telemetry::Console;
 use crate::volume::disk;
 use larder_model::size::ByteSize;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: PrefetchArgs, console: &Console) -> u8 {
     let began = Instant::now();
-    let wanted = Wanted { images: args.images, all: args.all };
+    let options = ReadOptions { images: args.images, all: args.all };
     let entered = match disk::enter(&args.volume) {
         Ok(entered) => entered,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
@@ -22,7 +22,7 @@ pub(super) fn run(args: PrefetchArgs, console: &Console) -> u8 {
         Ok(confined) => confined,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let totals = match prefetch::read(entered.path(), &wanted) {
+    let totals = match prefetch::read(entered.path(), &options) {
         Ok(totals) => totals,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };

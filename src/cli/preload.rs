@@ -1,4 +1,4 @@
-//! `larder preload`: images of an attached volume in containerd, with no registry.
+//! `larder preload`: registers the images of an attached volume in containerd, without a registry.
 
 use super::args::PreloadArgs;
 use super::exit;
@@ -7,7 +7,7 @@ use crate::telemetry::Console;
 use crate::volume::seal;
 use larder_model::runtime::Containerd;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: &PreloadArgs, console: &Console) -> u8 {
     let sealed = match seal::read(&args.volume) {
         Ok(sealed) => sealed,

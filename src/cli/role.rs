@@ -1,4 +1,5 @@
-//! The children of a build's supervisor: each reads what it needs, is confined, and then does its part.
+//! The child processes of a build's supervisor. Each opens its files, is confined, and then runs its part of
+//! the build.
 
 use std::io;
 use std::num::NonZero;
@@ -9,11 +10,11 @@ use std::thread;
 use tokio::runtime::{self, Runtime};
 
 use super::args::{OrderArgs, Output};
-use super::build::{Call, carry_out, refuse};
-use super::keeper::{self, Role};
+use super::call::{Call, Role};
+use super::outcome::{carry_out, refuse};
 use super::output::json::Json;
 use super::output::{Renderer as _, stdout};
-use super::{confine, exit, merge, plan};
+use super::{confine, exit, keeper, merge, plan};
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events};
 use crate::builder::keeper::Passed;
@@ -27,9 +28,9 @@ use larder_model::class::Class;
 use larder_model::event::Event;
 use larder_sys::confine::{Confined, Confinement};
 
-/// Runs the part `role` of the order and returns the exit code.
+/// Runs the part `role` of the build and returns the exit code.
 pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, console: &Console) -> u8 {
-    // The rest of the command is the supervisor's own.
+    // The remaining arguments only concern the supervisor.
     args.output = Output::Json;
     args.die_with_parent = Some(call.kept_by);
     args.result_file = None;
@@ -40,7 +41,7 @@ pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, c
     let sandboxed = !args.no_sandbox;
     let (supervisor, greeting, descriptors) = match keeper::meet() {
         Ok(met) => met,
-        Err(e) => return fail(Class::Internal, format!("meeting the supervisor: {e}")),
+        Err(e) => return fail(Class::Internal, format!("connecting to the supervisor: {e}")),
     };
     let job = greeting.job.as_deref().map(str::as_bytes);
     let mut order = match merge::order(args, job, &config, merge::Purpose::Build) {
@@ -78,13 +79,13 @@ struct Part {
 }
 
 impl Part {
-    /// Fetches for the extractor at the other end of `connection`.
+    /// Fetches layers for the extractor at the other end of `connection`.
     fn fetch(self, connection: Option<UnixStream>, console: &Console) -> u8 {
         let Some(connection) = connection else {
-            return exit::fail(console, Class::Internal, "nobody is there to fetch for");
+            return exit::fail(console, Class::Internal, "the fetcher has no connection to the extractor");
         };
         let Some(supervisor) = &self.order.keeper else {
-            return exit::fail(console, Class::Internal, "nobody is there to ask for credentials");
+            return exit::fail(console, Class::Internal, "the fetcher has no connection to the supervisor");
         };
         let (events, lines) = events::channel();
         let fetcher = registry::fetcher(&self.order, &self.config, &events, supervisor.clone());
@@ -92,7 +93,7 @@ impl Part {
             Ok((_confined, runtime)) => runtime,
             Err((class, message)) => return exit::fail(console, class, &message),
         };
-        // Its reader is the supervisor; where that is gone, this process is ended.
+        // The supervisor reads the output. When it ends, the kernel kills this process.
         let shown = thread::spawn(move || {
             let mut output = Json(io::stdout());
             for line in lines {
@@ -127,7 +128,7 @@ impl Part {
         }
     }
 
-    /// Works on the volume.
+    /// Runs a role that works on the volume.
     fn extract(mut self, role: Role, fetching: Option<Fetching>, console: &Console) -> u8 {
         let fail = |class, message: &str| refuse(None, Output::Json, class, message, console);
         self.order.fetcher = fetching;
@@ -152,19 +153,20 @@ impl Part {
             }
         };
         let outcome = carry_out(&runtime, work, deadline, (events, lines), Output::Json, console);
-        // A thread that waits for another process does not keep a build that is over.
+        // Do not wait for a thread that is blocked on another process.
         runtime.shutdown_background();
         outcome.exit_code
     }
 
-    /// Confines this process, and only then starts threads. A missing wall is reported once, to `events`.
+    /// Confines this process, and only then starts threads. Missing protections are reported once, to
+    /// `events`.
     fn enter(
         &self,
         confinement: &Confinement,
         events: Option<&Events>,
     ) -> Result<(Option<Confined>, Runtime), (Class, String)> {
         let mut runtime = runtime::Builder::new_multi_thread();
-        // The runtime counts processors by files that are out of reach afterwards.
+        // The runtime counts processors by reading files that are not accessible afterwards.
         runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
         let confined = match self.sandboxed {
             true => Some(confinement.enter().map_err(|e| (e.class(), e.to_string()))?),

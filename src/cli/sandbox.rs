@@ -1,21 +1,23 @@
-//! Confinement of commands that read a volume, which can come from anywhere.
+//! Confinement of commands that read a volume from an untrusted source.
 
 use std::path::{Path, PathBuf};
 
 use larder_sys::confine::{Confined, Confinement, Error, Privileges, Role, Signals};
 
-/// Confines this process, which must have one thread, to reading the volume at `volume`. It has no network and no other file.
+/// Confines this process, which must be single-threaded, to reading the volume at `volume`. It has no network
+/// and no other files.
 ///
 /// # Errors
-/// [`Error`]; the process must end then.
+/// Confining the process fails. The process must then end.
 pub(super) fn reader(volume: &Path) -> Result<Confined, Error> {
     enter(Role::Reader, volume, Vec::new(), Signals::End)
 }
 
-/// Does what [`reader`] does, and also lets the process write in `outputs`. The process handles signals ([`signals`](super::signals)).
+/// Confines this process like [`reader`], and also allows writing in `outputs`. The process handles signals
+/// ([`signals`](super::signals)).
 ///
 /// # Errors
-/// [`Error`]; the process must end then.
+/// Confining the process fails. The process must then end.
 pub(super) fn writer(volume: &Path, outputs: Vec<PathBuf>) -> Result<Confined, Error> {
     enter(Role::Writer, volume, outputs, Signals::Handled)
 }

@@ -1,6 +1,6 @@
-//! `larder serve`: the daemon, from its sockets to its last builder.
+//! `larder serve`: starts, runs and stops the daemon.
 
-mod place;
+mod backend;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use self::place::Place;
+use self::backend::Backend;
 use super::exit;
 use crate::api::auth::{SharedTenants, TenantError, Tenants};
 use crate::api::listen::tls::Tls;
@@ -30,22 +30,22 @@ use crate::telemetry::{Console, notify};
 use larder_model::class::Class;
 use larder_sys::clock::SystemClock;
 
-/// How long a stop may take; within `TimeoutStopSec` of systemd/larder.service.
+/// Maximum time for a stop. Must be within `TimeoutStopSec` of systemd/larder.service.
 const GRACE: Duration = Duration::from_secs(40);
 
-/// Reads the configuration again, as at the start.
+/// Loads the configuration again, from the same sources as at the start.
 pub(super) type Reload = Box<dyn Fn() -> Result<Config, ConfigError>>;
 
-/// How the daemon was started, for the builders that it starts.
+/// Log settings of the daemon, which its builders inherit.
 #[derive(Debug)]
 pub(super) struct Logs {
-    /// Log filter.
+    /// The log filter of the daemon.
     pub(super) level: String,
-    /// Form of log lines.
+    /// The format of the log lines.
     pub(super) format: crate::config::log::Format,
 }
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, console: &Console) -> u8 {
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
@@ -57,12 +57,12 @@ pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, console: &Consol
         Ok(code) => code,
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     };
-    // Whoever is still at work after the grace period is not waited for.
+    // Tasks that are still running after the grace period are not awaited.
     runtime.shutdown_background();
     code
 }
 
-/// The daemon cannot start.
+/// Errors that prevent the daemon from starting.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
@@ -104,7 +104,7 @@ impl Error {
     }
 }
 
-/// The signals that a daemon obeys.
+/// The signals that the daemon handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -120,21 +120,21 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
     let tenants = SharedTenants::new(tenants(config)?);
     let any_credential = tenants.current().any_credential();
-    let (place, listeners) = match kubernetes(&config.cluster) {
+    let (backend, listeners) = match kubernetes(&config.cluster) {
         None => {
-            // The state directory first: a second daemon must not take the socket of the one that has it.
+            // Lock the state directory first, so that a second daemon cannot take the socket of the first.
             let volumes = HostVolumes::take(Layout::new(&config.state.dir))?;
             let listeners = Listeners::bind(&config.api, any_credential)?;
-            (Place::host(volumes, config, logs, clock.clone(), metrics.clone()).await?, listeners)
+            (Backend::host(volumes, config, logs, clock.clone(), metrics.clone()).await?, listeners)
         }
         Some(cluster) => {
             let listeners = Listeners::bind(&config.api, any_credential)?;
-            (Place::cluster(cluster, config, logs, clock.clone(), metrics.clone()).await?, listeners)
+            (Backend::cluster(cluster, config, logs, clock.clone(), metrics.clone()).await?, listeners)
         }
     };
-    let service = place.service().clone();
+    let service = backend.service().clone();
     let tcp = listeners.tcp_address().map(tracing::field::display);
-    tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "answering requests");
+    tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "serving requests");
     let parts = api::Parts { service: service.clone(), tenants: tenants.clone(), clock, metrics };
     let stop = CancellationToken::new();
     let tls = listeners.tls();
@@ -144,7 +144,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let alive = tokio::spawn(notify::stay_alive());
 
     let mut failed = None;
-    let running = place.run(&stop);
+    let running = backend.run(&stop);
     tokio::pin!(running);
     loop {
         tokio::select! {
@@ -153,33 +153,33 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
                 failed = Some(error.class());
                 break;
             }
-            // Said in the log; the service manager starts it again.
+            // The service has logged the reason. The service manager restarts the daemon.
             () = service.broken() => {
                 failed = Some(Class::Internal);
                 break;
             }
-            // Only a stop ends it.
+            // It ends only after a stop.
             () = &mut serving => break,
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
             _ = signals.hang_up.recv() => {
                 notify::reloading();
-                take_up(reload, &service, &place, &tenants, tls.as_ref());
+                apply_config(reload, &service, &backend, &tenants, tls.as_ref());
                 notify::ready();
             }
         }
     }
-    tracing::info!("stopping: builders leave volumes that the next start goes on with");
+    tracing::info!("shutting down; unfinished builds resume on the next start");
     notify::stopping();
     stop.cancel();
     let stopping = async {
         tokio::join!(&mut serving, service.stop());
-        place.release().await;
+        backend.release().await;
     };
     let code = tokio::select! {
         () = stopping => failed.map_or(0, Class::exit_code),
         () = tokio::time::sleep(GRACE) => {
-            tracing::error!("what is still at work after {} s is given up", GRACE.as_secs());
+            tracing::error!("shutdown grace period of {} s exceeded; aborting the remaining tasks", GRACE.as_secs());
             Class::Busy.exit_code()
         }
         _ = signals.terminate.recv() => exit::TERMINATED,
@@ -194,25 +194,35 @@ fn tenants(config: &Config) -> Result<Tenants, TenantError> {
     Tenants::load(&config.api, &config.tenant, credentials.as_deref())
 }
 
-/// Takes up a configuration that was read again; one that has a fault changes nothing.
-fn take_up(reload: &Reload, service: &Service, place: &Place, shared: &SharedTenants, tls: Option<&Tls>) {
+/// Applies a reloaded configuration. If it has an error, nothing changes.
+fn apply_config(
+    reload: &Reload,
+    service: &Service,
+    backend: &Backend,
+    shared: &SharedTenants,
+    tls: Option<&Tls>,
+) {
     let config = match reload() {
         Ok(config) => config,
-        Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
+        Err(error) => {
+            return tracing::error!(%error, "cannot reload the configuration; keeping the current one");
+        }
     };
     let tenants = match tenants(&config) {
         Ok(tenants) => tenants,
-        Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
+        Err(error) => {
+            return tracing::error!(%error, "cannot reload the configuration; keeping the current one");
+        }
     };
     if let Some(Err(error)) = tls.map(|tls| tls.reload(&config.api)) {
-        return tracing::error!(%error, "the configuration stays as it was");
+        return tracing::error!(%error, "cannot reload the configuration; keeping the current one");
     }
-    if let Err(error) = place.reload(&config) {
-        return tracing::error!(%error, "the configuration stays as it was");
+    if let Err(error) = backend.reload(&config) {
+        return tracing::error!(%error, "cannot reload the configuration; keeping the current one");
     }
     shared.replace(tenants);
     service.reload(&config);
     tracing::info!(
-        "the configuration was read again; state, log, listeners and the number of builders stay as they were"
+        "configuration reloaded; changes to state, log, listeners and the number of builders need a restart"
     );
 }

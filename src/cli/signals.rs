@@ -1,4 +1,4 @@
-//! What ends a build from outside: signals and the deadline.
+//! External reasons for the end of a build: signals and the deadline.
 
 use std::io;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::builder::cancel::{Cancel, Reason};
 use crate::telemetry::Console;
 use larder_sys::confine;
 
-/// Watches for SIGINT and SIGTERM: the first cancels, the second ends the process at once.
+/// Handles SIGINT and SIGTERM: the first cancels, the second ends the process immediately.
 pub(super) fn watch(cancel: Cancel, console: Console) -> io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    // The kernel has kept those that came while this process was being confined.
+    // The kernel has queued the signals that arrived while this process was being confined.
     confine::unblock()?;
     tokio::spawn(async move {
         let mut signalled = false;
@@ -28,16 +28,13 @@ pub(super) fn watch(cancel: Cancel, console: Console) -> io::Result<()> {
             }
             signalled = true;
             cancel.cancel(reason);
-            console.print("larder: stopping; once more to end at once\n");
+            console.print("larder: stopping; press Ctrl-C again to quit immediately\n");
         }
     });
     Ok(())
 }
 
-#[expect(
-    clippy::exit,
-    reason = "a second signal asks for the end without any waiting; committed layers stay"
-)]
+#[expect(clippy::exit, reason = "a second signal requests an immediate exit; committed layers are kept")]
 fn end(code: i32) {
     std::process::exit(code)
 }
@@ -45,7 +42,8 @@ fn end(code: i32) {
 /// Cancels when `deadline` has passed.
 pub(super) fn arm(deadline: DateTime<Utc>, cancel: Cancel) {
     tokio::spawn(async move {
-        // By the wall clock, in steps: a sleep by the monotonic clock would miss a suspend or a clock that was set.
+        // Use the wall clock, in steps: a sleep on the monotonic clock misses a suspend or a change of the
+        // clock.
         while let Ok(left) = (deadline - Utc::now()).to_std() {
             tokio::time::sleep(left.min(Duration::from_secs(5))).await;
         }

@@ -1,4 +1,4 @@
-//! `larder snapshotter`: the snapshotter of a node, until it is asked to stop.
+//! `larder snapshotter`: runs the snapshotter of a node until a stop signal.
 
 use std::io;
 use std::time::Duration;
@@ -15,12 +15,13 @@ use crate::node::snapshotter::{Server, Settings};
 use crate::telemetry::{Console, notify};
 use larder_model::class::Class;
 
-/// How long requests in progress are waited for; within `TimeoutStopSec` of systemd/larder-snapshotter.service.
+/// Maximum time to wait for requests in progress. Must be within `TimeoutStopSec` of
+/// systemd/larder-snapshotter.service.
 const GRACE: Duration = Duration::from_secs(10);
-/// Threads that may block: requests that are answered at a time, and some more.
+/// Number of threads that can block: the parallel requests, and some more.
 const THREADS: usize = 64;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: SnapshotterArgs, config: &Config, console: &Console) -> u8 {
     let layout = Layout::new(&config.state.dir);
     let settings = Settings {
@@ -42,13 +43,13 @@ pub(super) fn run(args: SnapshotterArgs, config: &Config, console: &Console) -> 
             );
         }
     };
-    tracing::info!(socket = %settings.socket.display(), root = %settings.root.display(), "answering containerd");
+    tracing::info!(socket = %settings.socket.display(), root = %settings.root.display(), "serving containerd");
     let ended = runtime.block_on(serve(server));
-    // Whoever is still at work is not waited for: what it leaves is swept by the next start.
+    // Remaining requests are not awaited. The next start removes their leftovers.
     runtime.shutdown_background();
     match ended {
         Ok(()) => 0,
-        Err(e) => exit::fail(console, Class::Internal, &format!("answering containerd: {e}")),
+        Err(e) => exit::fail(console, Class::Internal, &format!("serving containerd: {e}")),
     }
 }
 
@@ -66,7 +67,7 @@ async fn serve(server: Server) -> io::Result<()> {
     }
     notify::stopping();
     stop.cancel();
-    // Whoever does not close its connection is not waited for longer.
+    // Do not wait longer for clients that keep their connection open.
     let _ = tokio::time::timeout(GRACE, serving).await;
     Ok(())
 }

@@ -1,89 +1,89 @@
-//! What is wrong with a command before anything was done.
+//! Errors in a command line or job that are found before any work starts.
 
 use crate::telemetry::ParseLevelError;
 use larder_model::class::Class;
 use larder_model::job::{JobError, MAX_IMAGES};
 
-/// A command cannot be carried out as given. Always exit code 64.
+/// An invalid command line or job. The exit code is always 64.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UsageError {
-    /// Neither images nor a job.
+    /// The command has neither images nor a job.
     #[error(
-        "no image given: name images, as in `larder build --volume ./cache --size 20GiB nginx:1.27`, or give --job FILE"
+        "no image given: add images, for example `larder build --volume ./cache --size 20GiB nginx:1.27`, or --job FILE"
     )]
     NoImages,
-    /// Images and a job that has its own.
-    #[error(
-        "images come from the job and from the command line: name them in one place, the job or the arguments"
-    )]
+    /// The command has images, and so does its job.
+    #[error("both the job and the command line contain images: remove one of them")]
     ImagesTwice,
-    /// More than one job may hold.
-    #[error("{given} images given: want 1 to {MAX_IMAGES}; split them into several volumes")]
+    /// The command has more images than a job can contain.
+    #[error("{given} images given, the maximum is {MAX_IMAGES}: split them into several volumes")]
     TooManyImages {
-        /// Number given.
+        /// Number of images given.
         given: usize,
     },
-    /// No volume.
-    #[error("no volume given: add --volume DIR, an empty directory or one of an earlier build")]
+    /// The command has no volume.
+    #[error("no volume given: add --volume DIR, with an empty directory or that of an earlier build")]
     NoVolume,
-    /// No size.
+    /// Neither the command nor the job has a size.
     #[error(
-        "no size given: add --size, as in --size 20GiB (`larder plan` says what the images ask for), or \"size\" in the job"
+        "no size given: add --size, for example --size 20GiB (`larder plan` shows the minimum), or \"size\" in the job"
     )]
     NoSize,
-    /// A size of nothing.
-    #[error("the size is 0: want at least three times the size of the images, as in --size 20GiB")]
+    /// The size is zero.
+    #[error("the size is 0: use at least three times the size of the images, for example --size 20GiB")]
     ZeroSize,
-    /// Pull secrets without a directory.
-    #[error("pull secret {first} is named but no directory of secrets is given: add --secrets DIR")]
+    /// The command has pull secrets, but no directory of secrets.
+    #[error("pull secret {first} given without a directory of secrets: add --secrets DIR")]
     NoSecretsDirectory {
-        /// The first one named.
+        /// Name of the first pull secret.
         first: String,
     },
-    /// A disk is made before anybody looks into the archive.
+    /// An option for a disk is missing. The disk is created before the archive is read.
     #[error(
-        "a volume of kind disk or block wants {0}: what makes the disk does not look into the archive (`larder plan` with a job does)"
+        "a volume of kind disk or block needs {0}, because the disk is created before the archive is read (`larder plan` with a job shows the content)"
     )]
     DiskFromArchive(&'static str),
-    /// Layers cannot be shared.
-    #[error("--share {dir}: {reason}: give a directory with volumes/ in it, and a --volume directly in that")]
+    /// The directory of `--share` cannot be used.
+    #[error(
+        "--share {dir}: {reason}: use a directory that contains volumes/, and a --volume directly in that"
+    )]
     Share {
-        /// The directory.
+        /// The directory of `--share`.
         dir: String,
-        /// Why.
+        /// The reason why it cannot be used.
         reason: String,
     },
-    /// The job cannot be read.
+    /// The job file cannot be read.
     #[error("reading the job {path}: {source}")]
     ReadJob {
-        /// Which file; `-` for standard input.
+        /// Path of the job; `-` for standard input.
         path: String,
-        /// Why.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// The job is larger than any job.
-    #[error("the job {path} has more than {limit} bytes: is it a job?")]
+    /// The job exceeds the size limit.
+    #[error("the job {path} is larger than {limit} bytes: check the path")]
     JobTooLarge {
-        /// Which file.
+        /// Path of the job; `-` for standard input.
         path: String,
-        /// Most bytes.
+        /// Maximum size, bytes.
         limit: u64,
     },
-    /// The job is malformed.
+    /// The job is not valid.
     #[error("the job {path}: {source}")]
     Job {
-        /// Which file.
+        /// Path of the job; `-` for standard input.
         path: String,
-        /// Why.
+        /// The error of the parser.
         source: JobError,
     },
-    /// The log filter is malformed.
+    /// The log filter is not valid.
     #[error(transparent)]
     Level(#[from] ParseLevelError),
 }
 
 impl UsageError {
-    /// Always [`Class::Invalid`].
+    /// Returns [`Class::Invalid`] for every error.
     pub(super) fn class(&self) -> Class {
         Class::Invalid
     }

@@ -1,4 +1,4 @@
-//! `larder verify`: proves a volume from its own bytes.
+//! `larder verify`: verifies the contents of a volume.
 
 use super::args::VerifyArgs;
 use super::output::stdout;
@@ -12,7 +12,7 @@ use larder_model::class::Class;
 use larder_model::escape::escape;
 use larder_model::size::ByteSize;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
     if args.for_use {
         return apart(args, console);
@@ -38,25 +38,25 @@ pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     if let Some(expected) = args.digest.as_ref().filter(|expected| **expected != report.digest) {
-        let message = format!("the volume holds the cache {}, not {expected}", report.digest);
+        let message = format!("the volume contains the cache {}, not {expected}", report.digest);
         return exit::fail(console, Class::Corrupt, &message);
     }
     let volume = escape(&args.volume.display().to_string());
     let (images, layers, entries, bytes) =
         (report.images, report.layers, report.entries, ByteSize(report.bytes));
     let signed_by = match &report.signed_by {
-        Some(key) if trust.required => format!("signed by {key}, which is trusted\n"),
-        Some(key) => format!("signed by {key}; nobody said with --trust whether to believe that\n"),
+        Some(key) if trust.required => format!("signed by {key} (trusted)\n"),
+        Some(key) => format!("signed by {key} (not checked: use --trust to name trusted keys)\n"),
         None => String::new(),
     };
     let text = format!(
-        "{volume} is proven: {images} images, {layers} layers, {entries} entries, {bytes}\ncache.json {}\n{signed_by}",
+        "{volume}: OK ({images} images, {layers} layers, {entries} entries, {bytes})\ncache.json {}\n{signed_by}",
         report.digest
     );
     stdout::print(console, &text)
 }
 
-/// Verifies the directory that is standard input for another `larder`, which reads the verdict.
+/// Verifies the directory on standard input for another `larder` process, which reads the verdict.
 fn apart(args: &VerifyArgs, console: &Console) -> u8 {
     let structure = match Structure::of_path(&args.volume) {
         Ok(structure) => structure,

@@ -1,4 +1,5 @@
-//! A sealed volume, open for reading. What lies on it is not believed: documents and layers are proven by their digests.
+//! Read access to a sealed volume. Its contents are not trusted: documents and layers are verified by their
+//! digests.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -18,10 +19,10 @@ use larder_model::seal::{CacheManifest, Image, Layer};
 use larder_sys::Dir;
 use larder_sys::dir::forgery;
 
-/// Largest manifest or config, bytes.
+/// Maximum size of a manifest or config, bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
 
-/// The volume. As long as it is open nobody removes it.
+/// An open volume. It cannot be removed while this value exists.
 #[derive(Debug)]
 pub(super) struct Cache {
     root: Dir,
@@ -30,12 +31,12 @@ pub(super) struct Cache {
     _lease: Option<Lease>,
 }
 
-/// The documents of an image, proven by their digests.
+/// The documents of an image, verified by their digests.
 #[derive(Debug)]
 pub(super) struct Documents {
     /// Bytes of the manifest.
     pub(super) manifest_bytes: Vec<u8>,
-    /// The manifest as it came from the registry.
+    /// The parsed manifest of the registry.
     pub(super) manifest: Manifest,
     /// Bytes of the config.
     pub(super) config: Vec<u8>,
@@ -51,9 +52,9 @@ impl Cache {
         if !sealed.content.tar_split {
             return Err(Error::NoTarSplit { path: shown() });
         }
-        // A copy of a volume may have been made without our own directory; then there is nobody to ask either.
+        // A copy of a volume can lack the `.larder` directory. Then no process can hold a lease on it.
         let _lease = match root.try_stat(layout::LARDER).context("examining", ".larder")? {
-            Some(_) => Some(Lease::shared(&root)?.ok_or_else(|| Error::Leaving { path: shown() })?),
+            Some(_) => Some(Lease::shared(&root)?.ok_or_else(|| Error::BeingRemoved { path: shown() })?),
             None => None,
         };
         let layers = sealed.content.layers.iter().enumerate();
@@ -61,7 +62,8 @@ impl Cache {
         Ok(Cache { root, sealed, layers, _lease })
     }
 
-    /// The images that `wanted` names, all where it names none, in the order of the volume.
+    /// Returns the images with the `wanted` names, or all images if `wanted` is empty, in the order of the
+    /// volume.
     pub(super) fn choose(&self, wanted: &[ImageReference]) -> Result<Vec<&Image>, Error> {
         let images = &self.sealed.content.images;
         let is = |image: &Image, reference: &ImageReference| {
@@ -77,14 +79,14 @@ impl Cache {
         Ok(images.iter().filter(chosen).collect())
     }
 
-    /// Bytes of the tars of these images, each change set once.
+    /// Returns the total size of these images' tars in bytes, counting each change set once.
     pub(super) fn bytes(&self, images: &[&Image]) -> u64 {
         let mut seen = HashSet::new();
         let layers = images.iter().flat_map(|image| &image.chain).filter_map(|id| self.get(id));
         layers.filter(|layer| seen.insert(&layer.diff_id)).map(|layer| layer.size).sum()
     }
 
-    /// Manifest and config of an image, which must be of one mind with the seal.
+    /// Reads the manifest and config of an image, and checks that they agree with the seal.
     pub(super) fn documents(&self, image: &Image) -> Result<Documents, Error> {
         let contradiction = |what: String| Error::Contradiction { what };
         let manifest_bytes = self.document(&image.manifest)?;
@@ -93,7 +95,7 @@ impl Cache {
             Ok(Document::Image(manifest)) if manifest.config.digest == image.config => manifest,
             _ => {
                 return Err(contradiction(format!(
-                    "{} is no manifest of {}",
+                    "{} is not a manifest of {}",
                     image.manifest, image.reference
                 )));
             }
@@ -102,7 +104,7 @@ impl Cache {
             .and_then(|parsed| parsed.check_layers(&manifest).map(|()| parsed))
             .map_err(|e| contradiction(format!("the config {} of {}: {e}", image.config, image.reference)))?;
         if ChainId::chain(&parsed.diff_ids) != image.chain {
-            return Err(contradiction(format!("{} has other layers", image.reference)));
+            return Err(contradiction(format!("the layers of {} differ", image.reference)));
         }
         Ok(Documents { manifest_bytes, manifest, config, diff_ids: parsed.diff_ids })
     }
@@ -123,13 +125,15 @@ impl Cache {
         self.layers.get(id).and_then(|at| self.sealed.content.layers.get(*at))
     }
 
-    /// The record of the layer `id`, which must be of `diff_id`.
+    /// Returns the record of the layer `id`, and checks that it has `diff_id`.
     pub(super) fn layer(&self, id: &ChainId, diff_id: &Digest) -> Result<&Layer, Error> {
         let layer = self.get(id).filter(|layer| layer.diff_id == *diff_id);
-        layer.ok_or_else(|| Error::Contradiction { what: format!("it has no layer {id} of {diff_id}") })
+        layer.ok_or_else(|| Error::Contradiction {
+            what: format!("it contains no layer {id} with diff ID {diff_id}"),
+        })
     }
 
-    /// The tar of a layer. What it gives is not proven yet.
+    /// Opens the tar of a layer. The caller verifies its content.
     pub(super) fn tar(&self, layer: &Layer) -> Result<Rebuilt, Error> {
         trees::tar(&self.root, self.sealed.content.layer_format, layer).map_err(|e| match e.source.kind() {
             io::ErrorKind::InvalidData => Error::Contradiction { what: e.to_string() },
@@ -138,7 +142,8 @@ impl Cache {
     }
 }
 
-/// What is not there, or is a link or a special file, was changed.
+/// Converts an error of reading the volume. A missing file, a link or a special file means that the volume
+/// was changed.
 fn missing(error: io::Error, doing: &'static str, what: String) -> Error {
     if error.kind() == io::ErrorKind::NotFound {
         return Error::Contradiction { what: format!("{what} is missing") };

@@ -1,8 +1,9 @@
-//! Layers compressed by all processors, and the same bytes whatever their number.
+//! Parallel compression of layers. The output does not depend on the number of workers.
 //!
-//! The tar is cut into blocks of one size. Each becomes a gzip member or a zstd frame of its own, which both formats
-//! allow to stand one after the other (RFC 1952, 2.2; RFC 8878, 3): what every reader of layers takes, since eStargz and
-//! zstd:chunked images are made so. Worker `n` of `N` gets the blocks n, n + N, n + 2N …, so that order needs no queue.
+//! The tar is cut into blocks of equal size. Each becomes a separate gzip member or zstd frame, and both
+//! formats allow several in sequence (RFC 1952, 2.2; RFC 8878, 3). Every reader of layers accepts this,
+//! because eStargz and zstd:chunked images have the same structure. Worker `n` of `N` receives the blocks n,
+//! n + N, n + 2N …, so no queue is needed to keep the order.
 
 use std::io::{self, Write};
 use std::num::NonZero;
@@ -17,37 +18,40 @@ use super::error::Context;
 use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_model::seal::Compression;
 
-/// Tar bytes in one member or frame.
+/// Size of the tar data in one member or frame, bytes.
 const BLOCK: usize = 1 << 20;
 
-/// zlib's level, and that of the tools that push images.
+/// Default level of zlib, which tools that push images also use.
 const GZIP_LEVEL: u32 = 6;
 
-/// zstd's default.
+/// Default level of zstd.
 const ZSTD_LEVEL: i32 = 3;
 
-/// Most workers; each holds a few blocks.
-const MOST: usize = 32;
+/// Maximum number of workers; each uses memory for a few blocks.
+const MAX_WORKERS: usize = 32;
 
-/// What was written.
+/// Digest and size of a written blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Written {
-    /// Its sha256.
+    /// sha256 of the blob.
     pub(super) digest: Digest,
-    /// Its size, bytes.
+    /// Size of the blob, bytes.
     pub(super) size: u64,
 }
 
-/// Takes the next piece of the tar.
-pub(super) type Take<'a> = dyn FnMut(Bytes) -> Result<(), Error> + 'a;
+/// Consumer of the tar's chunks.
+pub(super) type ChunkSink<'a> = dyn FnMut(Bytes) -> Result<(), Error> + 'a;
 
-/// Compresses what `produce` gives and writes it to `out`, by gzip or zstd.
+/// Compresses the output of `produce` with gzip or zstd and writes it to `out`.
+///
+/// # Errors
+/// The error of `produce`, or writing to `out` fails.
 pub(super) fn encode(
     compression: Compression,
     out: &mut (dyn Write + Send),
-    produce: impl FnOnce(&mut Take<'_>) -> Result<(), Error>,
+    produce: impl FnOnce(&mut ChunkSink<'_>) -> Result<(), Error>,
 ) -> Result<Written, Error> {
-    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(MOST);
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_WORKERS);
     encode_by(workers, compression, out, produce)
 }
 
@@ -55,7 +59,7 @@ fn encode_by(
     workers: usize,
     compression: Compression,
     out: &mut (dyn Write + Send),
-    produce: impl FnOnce(&mut Take<'_>) -> Result<(), Error>,
+    produce: impl FnOnce(&mut ChunkSink<'_>) -> Result<(), Error>,
 ) -> Result<Written, Error> {
     thread::scope(|scope| {
         let mut to_workers = Vec::with_capacity(workers);
@@ -73,9 +77,10 @@ fn encode_by(
         let produced = produced.and_then(|()| cutter.finish());
         // Without senders the workers end, and then the writer.
         drop(cutter);
-        let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread ended")));
+        let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
         match (produced, written) {
-            // Who produces stops when nobody writes any more: the writer's error is the one to tell.
+            // If the writer fails, the producer fails as well; the writer's error is the cause, so it is
+            // returned.
             (Err(Error::Interrupted), _) => Err(Error::Interrupted),
             (_, Err(source)) => Err(source).context("writing", "a layer"),
             (Err(error), Ok(_)) => Err(error),
@@ -84,7 +89,7 @@ fn encode_by(
     })
 }
 
-/// Cuts the tar into blocks.
+/// Cuts the tar into blocks and sends them to the workers.
 struct Cutter {
     to_workers: Vec<SyncSender<Vec<u8>>>,
     next: usize,
@@ -105,7 +110,7 @@ impl Cutter {
         Ok(())
     }
 
-    /// Even an empty tar is one member.
+    /// Sends the last block. Even an empty tar has one member.
     fn finish(&mut self) -> Result<(), Error> {
         if self.block.is_empty() && self.next > 0 { Ok(()) } else { self.send() }
     }
@@ -152,7 +157,7 @@ fn zstd(block: &[u8]) -> io::Result<Vec<u8>> {
     compressor.compress(block)
 }
 
-/// Writes the blocks in their order until the worker whose turn it is has none.
+/// Writes the blocks in order until the next worker has no more.
 fn collect(
     from_workers: &[Receiver<io::Result<Vec<u8>>>],
     out: &mut (dyn Write + Send),
@@ -186,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_workers_does_not_show_and_readers_get_it_back() {
+    fn output_is_independent_of_the_number_of_workers_and_decompresses() {
         for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17] {
             let tar: Vec<u8> = (0..=250).flat_map(|n| [n; 7]).cycle().take(len).collect();
             for compression in [Compression::Gzip, Compression::Zstd] {
@@ -205,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_the_writer_is_told() {
+    fn the_error_of_the_writer_is_returned() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_the_producer_is_told() {
+    fn the_error_of_the_producer_is_returned() {
         let written = encode_by(2, Compression::Zstd, &mut Vec::new(), |_| Err(Error::ToStream)).unwrap_err();
         assert!(matches!(written, Error::ToStream));
     }

@@ -1,19 +1,20 @@
-//! What `docker save` writes: manifest.json, configs and uncompressed layers, all in the top directory of one tar.
+//! The format of `docker save`: manifest.json, configs and uncompressed layers, all at the top level of one
+//! tar.
 
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
 use super::cache::Cache;
-use super::target::{Place, Target};
+use super::target::{FileInfo, Target};
 use super::{Error, Exported, Monitor, layer, names};
 use larder_model::digest::Digest;
 use larder_model::seal::Image;
 
-/// The file with the list of images.
+/// Name of the file with the list of images.
 pub(super) const LIST: &str = "manifest.json";
 
-/// The list of images.
+/// The list of images in the archive.
 #[derive(Debug, Default)]
 pub(super) struct List {
     entries: Vec<Value>,
@@ -21,8 +22,8 @@ pub(super) struct List {
 }
 
 impl List {
-    /// Adds an image whose config and layers have these paths. Answers its name: a digest is no tag, so an image that is
-    /// known by nothing else is there without one, as docker has it.
+    /// Adds an image whose config and layers have these paths. Returns its name. A digest is not a tag, so an
+    /// image with only a digest has no name in the list, as in docker's.
     pub(super) fn add(
         &mut self,
         image: &Image,
@@ -40,7 +41,7 @@ impl List {
     }
 }
 
-/// Writes the archive. The list of images comes first: everything in it is known before a layer is read.
+/// Writes the archive. The list of images comes first, because its content is known before a layer is read.
 pub(super) fn write(
     cache: &Cache,
     images: &[&Image],
@@ -59,19 +60,19 @@ pub(super) fn write(
         documents.push((image, config, read));
     }
     target.file(LIST, &list.to_json()?)?;
-    let mut there: HashSet<String> = HashSet::new();
+    let mut written: HashSet<String> = HashSet::new();
     for (image, config, read) in documents {
         let path = config_name(&config);
-        if there.insert(path.clone()) {
+        if written.insert(path.clone()) {
             target.file(&path, &read.config)?;
         }
         for (chain_id, diff_id) in image.chain.iter().zip(&read.diff_ids) {
             let layer = cache.layer(chain_id, diff_id)?;
-            let place = Place { path: layer_name(diff_id), size: layer.size };
-            if there.insert(place.path.clone()) {
-                target.stream(Some(&place), &mut |out| {
+            let info = FileInfo { path: layer_name(diff_id), size: layer.size };
+            if written.insert(info.path.clone()) {
+                target.stream(Some(&info), &mut |out| {
                     layer::rebuild_into(cache, layer, monitor, out)?;
-                    Ok(place.clone())
+                    Ok(info.clone())
                 })?;
             }
         }

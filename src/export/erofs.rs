@@ -1,6 +1,8 @@
-//! One read-only EROFS image of the whole volume, without our own directory: no builder comes back to it.
+//! One read-only EROFS image of the whole volume. It omits the `.larder` directory, because no builder uses
+//! the image.
 //!
-//! Its UUID is the seal's, so the same volume gives the same image. What is in it is not proven here, but by whoever gets it.
+//! Its UUID is derived from the seal, so the same volume gives the same image. The content is not verified
+//! here; the receiver verifies it.
 
 use std::fs::File;
 use std::io::Seek as _;
@@ -13,7 +15,7 @@ use super::summed::Summed;
 use super::{Error, Monitor, Report, Request};
 use crate::volume::lease::Lease;
 use crate::volume::{disk, layout, seal};
-use larder_layer::erofs::{self, Label, Options, TreeError, Watch, Writer};
+use larder_layer::erofs::{self, Label, Options, TreeError, TreeObserver, Writer};
 use larder_layer::space::Uncounted;
 use larder_model::digest::Digest;
 use larder_sys::{Dir, space};
@@ -32,8 +34,8 @@ pub(super) fn export(
     let sealed = seal::read(entered.path())?;
     let _lease = match root.try_stat(layout::LARDER).context("examining", ".larder")? {
         Some(_) => {
-            let leaving = || Error::Leaving { path: volume.display().to_string() };
-            Some(Lease::shared(&root)?.ok_or_else(leaving)?)
+            let being_removed = || Error::BeingRemoved { path: volume.display().to_string() };
+            Some(Lease::shared(&root)?.ok_or_else(being_removed)?)
         }
         None => None,
     };
@@ -41,7 +43,7 @@ pub(super) fn export(
     monitor.expect(space::occupied(&root).context("measuring", volume.display())?);
     let mut image = unfinished.file()?;
     write(root, &sealed.digest, &image, &unfinished.parent()?, monitor)?;
-    // Its first block was written last, so the sum takes reading it.
+    // The first block was written last, so the checksum requires a second read.
     image.rewind().context("reading", "the image")?;
     let report = read(&image, monitor, &mut |_, _| Ok(()))?;
     unfinished.finish(report)
@@ -53,7 +55,7 @@ fn write(root: Dir, seal: &Digest, image: &File, dir: &Dir, monitor: &Monitor) -
     let label = Label::new("larder").map_err(failed)?;
     let options = Options { label, ..Options::of(seal) };
     let mut writer = Writer::new(image, dir, &Uncounted, options).map_err(failed)?;
-    writer.tree(root, &mut Watched(monitor)).map_err(|error| match error {
+    writer.tree(root, &mut ProgressWatch(monitor)).map_err(|error| match error {
         TreeError::Stopped => Error::Interrupted,
         error => Error::Erofs(error),
     })?;
@@ -61,10 +63,10 @@ fn write(root: Dir, seal: &Digest, image: &File, dir: &Dir, monitor: &Monitor) -
     Ok(())
 }
 
-struct Watched<'a>(&'a Monitor);
+struct ProgressWatch<'a>(&'a Monitor);
 
-impl Watch for Watched<'_> {
-    fn leaves_out(&self, path: &[u8]) -> bool {
+impl TreeObserver for ProgressWatch<'_> {
+    fn is_skipped(&self, path: &[u8]) -> bool {
         path == layout::LARDER || path == layout::LOST_AND_FOUND
     }
 

@@ -1,4 +1,4 @@
-//! Why a volume cannot be exported.
+//! Errors of an export.
 
 use std::io;
 
@@ -9,151 +9,154 @@ use larder_layer::erofs::TreeError;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 
-/// An export failed.
+/// The reason why an export or import failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The volume cannot be read or is not sealed.
     #[error(transparent)]
     Volume(#[from] volume::Error),
-    /// The disk cannot be read, or not be made.
+    /// The disk cannot be read or created.
     #[error(transparent)]
     Disk(#[from] disk::Error),
     /// The volume cannot be written as EROFS.
     #[error("writing the volume as EROFS: {0}")]
     Erofs(TreeError),
-    /// An image is not the one that was exported.
-    #[error("{path} has sha256 {found}, the file beside it says {want}: it was changed, or not copied whole")]
-    Sum {
-        /// The image.
+    /// The checksum of an image does not match its checksum file.
+    #[error(
+        "{path} has sha256 {found}, but its .sha256 file has {want}: it was changed, or copied only in part"
+    )]
+    Checksum {
+        /// Path of the image.
         path: String,
-        /// The sum beside it.
+        /// Checksum from the file next to the image.
         want: Digest,
-        /// Its own.
+        /// Computed checksum of the image.
         found: Digest,
     },
-    /// The volume on an image is not what it says.
+    /// The volume in an image cannot be verified.
     #[error("{path} is not imported: {why}")]
-    Unproven {
-        /// The image.
+    Unverified {
+        /// Path of the image.
         path: String,
-        /// Class of the fault.
+        /// Class of the error.
         class: Class,
-        /// What is wrong.
+        /// Description of the problem.
         why: String,
     },
-    /// There is nothing to rebuild layers from.
+    /// The volume lacks the data to rebuild layers.
     #[error(
         "{path} was built with --no-tar-split: without tar-split files its layers cannot be exported; build it again without that flag"
     )]
     NoTarSplit {
-        /// The volume.
+        /// Path of the volume.
         path: String,
     },
-    /// Somebody is about to remove the volume.
+    /// Another process is removing the volume.
     #[error("{path} is being removed")]
-    Leaving {
-        /// The volume.
+    BeingRemoved {
+        /// Path of the volume.
         path: String,
     },
-    /// The volume contradicts itself.
-    #[error("the volume is not what its seal says: {what}; `larder verify` says more")]
+    /// The content of the volume does not match its seal.
+    #[error("the volume does not match its seal: {what}: run `larder verify` for details")]
     Contradiction {
-        /// What does not hold.
+        /// Description of the mismatch.
         what: String,
     },
-    /// A layer cannot be rebuilt, or is not what it should be.
-    #[error("rebuilding the layer {diff_id}: {message}")]
+    /// A layer cannot be rebuilt, or does not have its diff ID.
+    #[error("rebuilding layer {diff_id}: {message}")]
     Layer {
-        /// Its diff ID.
+        /// Diff ID of the layer.
         diff_id: Digest,
-        /// Why.
+        /// Description of the problem.
         message: String,
-        /// Class of the fault.
+        /// Class of the error.
         class: Class,
     },
-    /// An image that is not on the volume was asked for.
-    #[error("{reference} is not on the volume; it has {have}")]
+    /// A requested image is not on the volume.
+    #[error("{reference} is not on the volume, which contains {have}")]
     NoImage {
-        /// The reference asked for.
+        /// The requested reference.
         reference: String,
-        /// References of the volume.
+        /// References of the images on the volume.
         have: String,
     },
-    /// A directory, or an image whose first block is written last, cannot go to a stream.
+    /// The format cannot be written to a stream: a layout is a directory, and the first block of an EROFS
+    /// image is written last.
     #[error(
-        "oci-layout is a directory and cannot go to standard output: give a path, or --format oci-archive"
+        "oci-layout and erofs cannot be written to standard output: give a path, or --format oci-archive"
     )]
     ToStream,
-    /// The volume is no disk.
+    /// The volume has no disk image.
     #[error(
         "{path} is a directory volume, which has no image file: export it as erofs or oci-archive, or build it with --volume-kind disk"
     )]
     NoDisk {
-        /// The volume.
+        /// Path of the volume.
         path: String,
     },
-    /// Single images cannot be taken out of an image of the disk.
-    #[error("--image selects images of an archive; an image of a disk holds all of it: leave it out")]
+    /// A disk image cannot be limited to selected images.
+    #[error("a disk image always contains the whole volume: omit --image, or export an archive")]
     WholeDisk,
-    /// The disk is being filled.
-    #[error("{path} is in use by a builder: wait until it is done")]
+    /// A builder is writing to the disk.
+    #[error("{path} is in use by a builder: wait until it ends")]
     InUse {
-        /// The disk.
+        /// Path of the volume.
         path: String,
     },
-    /// Something is there already.
+    /// The output exists already.
     #[error("{path} exists: give another path, or --force to replace it")]
     Exists {
-        /// Where.
+        /// Path of the output.
         path: String,
     },
-    /// Something is there that is not replaced even by force.
+    /// The existing output is of a kind that is never replaced.
     #[error("{path} is {what}, which --force does not replace: remove it, or give another path")]
     Irreplaceable {
-        /// Where.
+        /// Path of the output.
         path: String,
-        /// What is there.
+        /// Description of the existing file.
         what: &'static str,
     },
-    /// Another export to the same place.
-    #[error("another export to {path} is under way: wait until it is done")]
+    /// Another export writes to the same path.
+    #[error("another export to {path} is in progress: wait until it ends")]
     Busy {
-        /// Where.
+        /// Path of the output.
         path: String,
     },
-    /// A program that an image would have to have libraries for.
+    /// The program of a container image needs libraries.
     #[error(
-        "{path} needs libraries that its image would not have: want a static one, as `make image` links it (-C target-feature=+crt-static)"
+        "{path} needs libraries that its image would not contain: give a static program, as `make image` links it (-C target-feature=+crt-static)"
     )]
     Dynamic {
-        /// The program.
+        /// Path of the program.
         path: String,
     },
-    /// Somebody asked to stop.
+    /// The user stopped the export.
     #[error("interrupted; nothing was written")]
     Interrupted,
-    /// A document cannot be written as JSON: a fault of ours.
+    /// A document cannot be written as JSON; this is an internal error.
     #[error("writing {what}: {source}")]
     Json {
-        /// Which.
+        /// Name of the document.
         what: &'static str,
-        /// Why.
+        /// Cause from the serializer.
         source: serde_json::Error,
     },
-    /// The file system refused.
+    /// A system call failed.
     #[error("{doing} {what}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation, as "reading".
         doing: &'static str,
-        /// To what.
+        /// Object of the operation, as a path.
         what: String,
-        /// Why.
+        /// Cause from the system.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides the exit code.
+    /// Returns the class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Volume(error) => error.class(),
@@ -164,9 +167,9 @@ impl Error {
             | Error::NoDisk { .. }
             | Error::WholeDisk
             | Error::Dynamic { .. } => Class::Invalid,
-            Error::Leaving { .. } | Error::InUse { .. } | Error::Busy { .. } => Class::Busy,
-            Error::Contradiction { .. } | Error::Sum { .. } => Class::Corrupt,
-            Error::Layer { class, .. } | Error::Unproven { class, .. } => *class,
+            Error::BeingRemoved { .. } | Error::InUse { .. } | Error::Busy { .. } => Class::Busy,
+            Error::Contradiction { .. } | Error::Checksum { .. } => Class::Corrupt,
+            Error::Layer { class, .. } | Error::Unverified { class, .. } => *class,
             Error::NoImage { .. } => Class::NotFound,
             Error::Exists { .. } | Error::Irreplaceable { .. } => Class::Conflict,
             Error::Interrupted => Class::Cancelled,
@@ -180,16 +183,16 @@ pub(super) fn io_class(error: &io::Error) -> Class {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
         Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
-        // Links are followed in no volume.
+        // Links are never followed on a volume.
         Some(Errno::ELOOP) => Class::Corrupt,
         Some(Errno::ENOENT | Errno::ENOTDIR | Errno::EFBIG) => Class::Invalid,
-        // The reader of the stream went away.
+        // The reader of the stream closed it.
         Some(Errno::EPIPE) => Class::Cancelled,
         _ => Class::Internal,
     }
 }
 
-/// Adds what was being done to a failed system call.
+/// Adds the operation and its object to the error of a system call.
 pub(super) trait Context<T> {
     fn context(self, doing: &'static str, what: impl std::fmt::Display) -> Result<T, Error>;
 }

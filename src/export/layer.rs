@@ -1,4 +1,4 @@
-//! A layer's tar again, proven while it goes by.
+//! Rebuilding of a layer's tar, which is verified as it is streamed.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,10 @@ use larder_model::class::Class;
 use larder_model::digest::{Algorithm, Hasher};
 use larder_model::seal::Layer;
 
-/// Gives the tar of `layer` to `take`, piece by piece. After an error what was taken is worth nothing.
+/// Passes the tar of `layer` to `take` in chunks. After an error the chunks must be discarded.
+///
+/// # Errors
+/// The tar cannot be rebuilt, its digest is not the diff ID, or `take` fails.
 pub(super) fn rebuild(
     cache: &Cache,
     layer: &Layer,
@@ -36,7 +39,7 @@ pub(super) fn rebuild(
     let found = hasher.finish();
     if size != layer.size || found != layer.diff_id {
         let message = format!(
-            "its tar has digest {found} and {size} bytes, want {} bytes: the volume was changed",
+            "its tar has digest {found} and {size} bytes instead of {} bytes: the volume was changed",
             layer.size
         );
         return Err(fail(Class::Corrupt, message));
@@ -54,7 +57,8 @@ pub(super) fn rebuild_into(
     rebuild(cache, layer, monitor, &mut |chunk| out.write_all(&chunk).context("writing", "a layer"))
 }
 
-/// A file that is missing, or of another size or checksum, was changed after the seal.
+/// Returns the class of a read error. A file that is missing, or has another size or checksum, was changed
+/// after the seal.
 fn class(error: &io::Error) -> Class {
     match error.kind() {
         io::ErrorKind::NotFound

@@ -1,10 +1,10 @@
-//! How far an export is, and asking it to stop.
+//! Progress and cancellation of an export.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Error;
 
-/// Shared between who exports and who watches.
+/// State shared between an export and the thread that monitors it.
 #[derive(Debug, Default)]
 pub struct Monitor {
     total: AtomicU64,
@@ -13,17 +13,17 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Nothing done yet.
+    /// Creates a monitor without progress.
     pub fn new() -> Self {
         Monitor::default()
     }
 
-    /// Asks the export to stop; it fails with [`Error::Interrupted`].
+    /// Requests that the export stops; it fails with [`Error::Interrupted`].
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Bytes done, and bytes in all; 0 of 0 before that is known.
+    /// Returns the bytes done and the total bytes; (0, 0) until the total is known.
     pub fn progress(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
@@ -33,6 +33,9 @@ impl Monitor {
     }
 
     /// Counts bytes that are done.
+    ///
+    /// # Errors
+    /// A stop was requested.
     pub(super) fn advance(&self, bytes: u64) -> Result<(), Error> {
         self.done.fetch_add(bytes, Ordering::Relaxed);
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }

@@ -5,14 +5,14 @@ use larder_model::digest::Digest;
 use larder_model::reference::ImageReference;
 use larder_model::seal::Image;
 
-/// `registry/repository:tag`, where the image has a tag.
+/// Returns `registry/repository:tag`, or `None` if the image has no tag.
 pub(super) fn tagged(image: &Image) -> Result<Option<String>, Error> {
     let reference = parse(image)?;
     Ok(reference.tag().map(|tag| format!("{}:{tag}", reference.name())))
 }
 
-/// The name by tag, else by the digest that the manifest has in the archive: the digest in the reference may be that of a
-/// manifest that is not in it.
+/// Returns the name by tag, or else by the manifest digest in the archive. The digest in the reference is not
+/// used, because the archive can have another manifest.
 pub(super) fn full(image: &Image, manifest: &Digest) -> Result<String, Error> {
     match tagged(image)? {
         Some(name) => Ok(name),

@@ -1,7 +1,8 @@
-//! An OCI image layout (OCI image spec, image-layout.md) of some images.
+//! OCI image layouts (OCI image spec, image-layout.md).
 //!
-//! In an archive lies docker's list of images too, which names the same blobs, as in what docker and ctr write: podman
-//! takes an archive of several images by that list alone, and docker before 25 knows no other.
+//! An archive also contains docker's list of images, which refers to the same blobs, as archives of docker
+//! and ctr do. podman reads archives with several images only through that list, and docker before 25
+//! supports nothing else.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::cache::{Cache, Documents};
 use super::compress::{self, Written};
 use super::layer::{rebuild, rebuild_into};
-use super::target::{Place, Target};
+use super::target::{FileInfo, Target};
 use super::{Error, Exported, Monitor, docker, names};
 use larder_model::chain::ChainId;
 use larder_model::digest::{Algorithm, Digest};
@@ -20,7 +21,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// Writes the layout.
+/// Writes the layout of `images`.
 pub(super) fn write(
     cache: &Cache,
     images: &[&Image],
@@ -31,7 +32,7 @@ pub(super) fn write(
 ) -> Result<Vec<Exported>, Error> {
     begin(target)?;
     let mut writer =
-        Writer { cache, compression, target, monitor, layers: HashMap::new(), there: HashSet::new() };
+        Writer { cache, compression, target, monitor, layers: HashMap::new(), present: HashSet::new() };
     let (mut entries, mut docker_list) = (Vec::new(), docker::List::default());
     let mut exported = Vec::new();
     let mut given: HashSet<String> = HashSet::new();
@@ -45,7 +46,7 @@ pub(super) fn write(
         writer.document(&digest, &bytes)?;
         let mut name = names::full(image, &digest)?;
         if !given.insert(name.clone()) {
-            // `app:1` and `app:1@sha256:…`: the tag is the first one's.
+            // For example `app:1` and `app:1@sha256:…`: the first image keeps the tag.
             let (repository, _) = name.rsplit_once(':').unwrap_or((&name, ""));
             name = format!("{repository}@{digest}");
         }
@@ -61,14 +62,14 @@ pub(super) fn write(
     Ok(exported)
 }
 
-/// What comes before blobs.
+/// Writes the entries that precede the blobs.
 pub(super) fn begin(target: &mut dyn Target) -> Result<(), Error> {
     target.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     target.directory("blobs")?;
     target.directory("blobs/sha256")
 }
 
-/// What comes after them: the index of the layout.
+/// Writes the index of the layout, which follows the blobs.
 pub(super) fn end(target: &mut dyn Target, entries: &[Value]) -> Result<(), Error> {
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
     target.file("index.json", &to_json("index.json", &index)?)
@@ -81,12 +82,12 @@ struct Writer<'a> {
     monitor: &'a Monitor,
     /// Blobs of the layers written so far, by diff ID.
     layers: HashMap<Digest, Written>,
-    /// Everything written so far.
-    there: HashSet<Digest>,
+    /// Digests of all blobs written so far.
+    present: HashSet<Digest>,
 }
 
 impl Writer<'_> {
-    /// Writes the layers of an image that are not there yet, and answers the blobs of all.
+    /// Writes the layers of an image that were not written yet, and returns the blobs of all its layers.
     fn layers(&mut self, image: &Image, documents: &Documents) -> Result<Vec<Written>, Error> {
         let mut blobs = Vec::with_capacity(image.chain.len());
         for (chain_id, diff_id) in image.chain.iter().zip(&documents.diff_ids) {
@@ -104,7 +105,7 @@ impl Writer<'_> {
         let (cache, monitor, compression) = (self.cache, self.monitor, self.compression);
         let layer = cache.layer(chain_id, diff_id)?;
         let tar = Written { digest: diff_id.clone(), size: layer.size };
-        let known = (compression == Compression::None).then(|| place(&tar));
+        let known = (compression == Compression::None).then(|| info(&tar));
         let mut written = None;
         self.target.stream(known.as_ref(), &mut |out| {
             let blob = match compression {
@@ -114,17 +115,17 @@ impl Writer<'_> {
                 }
                 _ => compress::encode(compression, out, |take| rebuild(cache, layer, monitor, take))?,
             };
-            let place = place(&blob);
+            let info = info(&blob);
             written = Some(blob);
-            Ok(place)
+            Ok(info)
         })?;
         let blob = written.unwrap_or(tar);
-        self.there.insert(blob.digest.clone());
+        self.present.insert(blob.digest.clone());
         Ok(blob)
     }
 
     fn document(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
-        if self.there.insert(digest.clone()) { self.target.file(&path(digest), bytes) } else { Ok(()) }
+        if self.present.insert(digest.clone()) { self.target.file(&path(digest), bytes) } else { Ok(()) }
     }
 }
 
@@ -132,15 +133,15 @@ fn path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
-pub(super) fn place(blob: &Written) -> Place {
-    Place { path: path(&blob.digest), size: blob.size }
+pub(super) fn info(blob: &Written) -> FileInfo {
+    FileInfo { path: path(&blob.digest), size: blob.size }
 }
 
 pub(super) fn descriptor(media_type: &str, blob: &Written) -> Value {
     json!({"mediaType": media_type, "digest": blob.digest, "size": blob.size})
 }
 
-/// The descriptor of a layer.
+/// Returns the descriptor of a layer.
 pub(super) fn layer(blob: &Written, compression: Compression) -> Value {
     descriptor(media_type(compression), blob)
 }
@@ -153,7 +154,8 @@ fn media_type(compression: Compression) -> &'static str {
     }
 }
 
-/// The manifest as it came, where it says the truth about these blobs; else one that does, with its annotations.
+/// Returns the original manifest if it describes these blobs. Otherwise returns a new one with the same
+/// annotations.
 fn manifest(
     image: &Image,
     documents: &Documents,
@@ -163,14 +165,14 @@ fn manifest(
 ) -> Result<Vec<u8>, Error> {
     let layer_type = media_type(compression);
     let old = &documents.manifest;
-    let as_it_came = old.media_type == MANIFEST
+    let is_unchanged = old.media_type == MANIFEST
         && image.manifest.algorithm() == Algorithm::Sha256
         && old.config.digest == *config
         && old.layers.len() == layers.len()
         && old.layers.iter().zip(layers).all(|(old, new)| {
             (&old.digest, old.size, old.media_type.as_str()) == (&new.digest, new.size, layer_type)
         });
-    if as_it_came {
+    if is_unchanged {
         return Ok(documents.manifest_bytes.clone());
     }
     let config = Written { digest: config.clone(), size: documents.config.len() as u64 };
@@ -186,7 +188,8 @@ fn manifest(
     to_json("a manifest", &manifest)
 }
 
-/// What the publisher says of the image. Annotations of layers are about blobs that are no more.
+/// Returns the annotations of the image from its publisher. Annotations of layers are dropped, because they
+/// describe the original blobs.
 fn annotations(manifest: &[u8]) -> Option<Map<String, Value>> {
     let mut manifest: Value = serde_json::from_slice(manifest).ok()?;
     match manifest.get_mut("annotations")?.take() {

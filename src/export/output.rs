@@ -1,4 +1,5 @@
-//! Outputs that are whole or not there: written without a name, or under another one, and named at the end.
+//! Outputs that appear only once they are complete. They are written without a name, or under a temporary
+//! one, and renamed at the end.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +10,7 @@ use super::error::Context;
 use larder_sys::lock::DirLock;
 use larder_sys::{Dir, FileType, remove, unnamed};
 
-/// Where an output belongs.
+/// Path of an output, and whether it can be replaced.
 #[derive(Debug)]
 struct Destination {
     path: PathBuf,
@@ -35,7 +36,7 @@ impl Destination {
         self.path.display().to_string()
     }
 
-    /// What is there now; an error unless it may be replaced, and is of type `wanted`.
+    /// Reports whether the output exists. Fails if it cannot be replaced, or is not of type `wanted`.
     fn examine(&self, wanted: FileType) -> Result<bool, Error> {
         let Some(stat) = self.parent.try_stat(&self.name).context("examining", self.path.display())? else {
             return Ok(false);
@@ -62,17 +63,20 @@ impl Destination {
     }
 }
 
-/// A file to be.
+/// A file that is being written.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     destination: Destination,
     file: File,
-    /// Its name until it is finished, where the file system has no files without one.
+    /// Temporary name of the file, if the file system does not support unnamed files.
     temporary: Option<Vec<u8>>,
 }
 
 impl Unfinished {
-    /// Begins a file that is to be at `path`.
+    /// Starts a file that is renamed to `path` at the end.
+    ///
+    /// # Errors
+    /// The output exists and cannot be replaced, or the file cannot be created.
     pub(super) fn begin(path: &Path, force: bool) -> Result<Self, Error> {
         let destination = Destination::new(path, force)?;
         destination.examine(FileType::Regular)?;
@@ -86,17 +90,17 @@ impl Unfinished {
         Ok(Unfinished { destination, file, temporary: Some(temporary) })
     }
 
-    /// The file, to write to.
+    /// Returns the file, for writing.
     pub(super) fn file(&self) -> Result<File, Error> {
         self.file.try_clone().context("opening", self.destination.shown())
     }
 
-    /// The directory that it will be in.
+    /// Returns the directory of the output.
     pub(super) fn parent(&self) -> Result<Dir, Error> {
         self.destination.parent.try_clone().context("opening", self.destination.shown())
     }
 
-    /// Flushes the file and puts it in its place.
+    /// Flushes the file and gives it its name.
     pub(super) fn finish(mut self) -> Result<(), Error> {
         let shown = self.destination.shown();
         self.file.sync_all().context("flushing", &shown)?;
@@ -106,7 +110,7 @@ impl Unfinished {
             (None, false) => unnamed::link(&self.file, parent, name),
             (None, true) => {
                 let temporary = self.destination.temporary();
-                // Left by an export that was killed in this very moment.
+                // Left over from an export that was killed at exactly this point.
                 let _ = parent.unlink(&temporary);
                 unnamed::link(&self.file, parent, &temporary)
                     .and_then(|()| parent.rename(&temporary, parent, name))
@@ -132,13 +136,13 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
-            // The error that led here is the one to tell.
+            // An earlier error is already being returned.
             let _ = self.destination.parent.unlink(temporary);
         }
     }
 }
 
-/// A directory to be. Only one process works at it; what an earlier one left is removed.
+/// A directory that is being written. Only one process works on it; leftovers of an earlier one are removed.
 #[derive(Debug)]
 pub(super) struct Directory {
     destination: Destination,
@@ -148,29 +152,33 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Begins a directory that is to be at `path`.
+    /// Starts a directory that is renamed to `path` at the end.
+    ///
+    /// # Errors
+    /// The output exists and cannot be replaced, another export is writing to it, or the directory cannot be
+    /// created.
     pub(super) fn begin(path: &Path, force: bool) -> Result<Self, Error> {
         let destination = Destination::new(path, force)?;
         if destination.examine(FileType::Directory)? {
             refuse_other_than_layout(&destination)?;
         }
         let temporary = destination.temporary();
-        let creating = "creating a directory beside";
+        let creating = "creating a directory next to";
         let dir = destination.parent.ensure_dir(&temporary, 0o700).context(creating, path.display())?;
-        let lock = DirLock::try_exclusive(&dir).context("locking the directory beside", path.display())?;
+        let lock = DirLock::try_exclusive(&dir).context("locking the directory next to", path.display())?;
         let lock = lock.ok_or_else(|| Error::Busy { path: destination.shown() })?;
-        for name in dir.names().context("listing", "what an earlier export left")? {
-            remove::tree(&dir, &name).context("removing", "what an earlier export left")?;
+        for name in dir.names().context("listing", "leftovers of an earlier export")? {
+            remove::tree(&dir, &name).context("removing", "leftovers of an earlier export")?;
         }
         Ok(Directory { destination, temporary: Some(temporary), dir, _lock: lock })
     }
 
-    /// The directory, to write to.
+    /// Returns the directory, for writing.
     pub(super) fn dir(&self) -> Result<Dir, Error> {
         self.dir.try_clone().context("opening", self.destination.shown())
     }
 
-    /// Puts the directory, whose content is flushed, in its place.
+    /// Gives the directory its name. Its content must be flushed.
     pub(super) fn finish(mut self) -> Result<(), Error> {
         let replaces = self.destination.examine(FileType::Directory)?;
         let Some(temporary) = &self.temporary else { return Ok(()) };
@@ -178,7 +186,7 @@ impl Directory {
         if replaces {
             refuse_other_than_layout(&self.destination)?;
             parent.exchange(&temporary[..], name).context("replacing", self.destination.shown())?;
-            // What it replaced has the other name now, and goes when this is dropped.
+            // The replaced directory now has the temporary name, and is removed when this value is dropped.
             return parent.sync().context("flushing the directory of", self.destination.shown());
         }
         match parent.rename_new(temporary, parent, name) {
@@ -192,23 +200,24 @@ impl Directory {
     }
 }
 
-/// By force a layout is replaced by another one, and nothing else.
+/// Fails unless the existing directory is an OCI layout: `--force` replaces nothing else.
 fn refuse_other_than_layout(destination: &Destination) -> Result<(), Error> {
     let there = destination.parent.open_dir(&destination.name);
     let there =
         there.and_then(|dir| dir.try_stat(b"oci-layout")).context("examining", destination.shown())?;
     match there {
         Some(_) => Ok(()),
-        None => {
-            Err(Error::Irreplaceable { path: destination.shown(), what: "a directory, but no OCI layout" })
-        }
+        None => Err(Error::Irreplaceable {
+            path: destination.shown(),
+            what: "a directory other than an OCI layout",
+        }),
     }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
-            // The error that led here is the one to tell, and the next export removes what is left.
+            // An earlier error is already being returned, and the next export removes the leftovers.
             let _ = remove::tree(&self.destination.parent, temporary);
         }
     }

@@ -1,4 +1,4 @@
-//! An OCI image layout, a directory, as one tar. What its index says is not looked at: who takes the tar proves it.
+//! Packing of an OCI image layout into one tar. The index is not parsed; the receiver verifies the tar.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write};
@@ -9,10 +9,14 @@ use super::error::Context;
 use super::tar::{self, END, Kind};
 use larder_sys::Dir;
 
-/// Longest path of a member, bytes.
+/// Maximum length of a member's path, bytes.
 const MAX_PATH: usize = 100;
 
-/// Writes the layout in the directory `layout`. Links in it are not followed, and other files than those of a layout left out.
+/// Writes the layout in the directory `layout` as a tar to `out`. Links are not followed, and files that do
+/// not belong to a layout are skipped.
+///
+/// # Errors
+/// A file of the layout is missing or cannot be read, or `out` cannot be written.
 pub fn pack(layout: &Path, out: &mut dyn Write) -> Result<(), Error> {
     let shown = layout.display().to_string();
     let root = Dir::open(layout).context("opening", &shown)?;

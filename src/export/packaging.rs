@@ -1,11 +1,11 @@
-//! The container image of a program: an OCI image layout whose one layer is the program and the few files that it needs
-//! around it. No container engine takes part, and the same input gives the same bytes.
+//! The container image of a program: an OCI image layout with one layer, which contains the program and the
+//! few files that it needs. No container engine is involved, and the same input gives the same bytes.
 //!
 //! ```text
-//! etc/passwd, group     root, and who the image runs as
-//! etc/nsswitch.conf     names of hosts are in /etc/hosts and DNS: what the C library that is linked in knows by itself
-//! etc/ssl/certs/ca-certificates.crt      authorities; others are mounted there, or named by SSL_CERT_FILE
-//! etc/larder, run/larder, tmp, var/lib/larder      empty: for mounts, or to be written to
+//! etc/passwd, group     root, and the user of the image
+//! etc/nsswitch.conf     host names come from /etc/hosts and DNS, as in the statically linked C library
+//! etc/ssl/certs/ca-certificates.crt      CA certificates; others are mounted there, or set by SSL_CERT_FILE
+//! etc/larder, run/larder, tmp, var/lib/larder      empty: mount points and writable directories
 //! usr/bin/larder        the program
 //! ```
 
@@ -27,38 +27,38 @@ use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_model::platform::Platform;
 use larder_model::seal::Compression;
 
-/// User and group of the image, by number: a kubelet that is told `runAsNonRoot` believes no name.
+/// User and group of the image. They are numeric because a kubelet with `runAsNonRoot` does not accept names.
 pub const USER: u32 = 65532;
 
-/// Where the program is in the image, as on a host.
+/// Path of the program in the image, as on a host.
 const PROGRAM: &str = "usr/bin/larder";
 
-/// Where the authorities are in the image, as on Debian.
-const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
+/// Path of the CA certificates in the image, as on Debian.
+const CA_CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// One member of the layer, and its content.
+/// A member of the layer and its content.
 type Entry = (Member<'static>, Bytes);
 
-/// What an image is made of.
+/// Inputs of a container image.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The program, which needs no library beside itself.
+    /// Path of the program, which must be statically linked.
     pub path: PathBuf,
-    /// Certificate authorities, PEM.
+    /// Path of the CA certificates, PEM.
     pub authorities: PathBuf,
-    /// Its tag in the layout.
+    /// Tag of the image in the layout.
     pub tag: String,
-    /// The commit that it was built from.
+    /// The commit that the program was built from.
     pub revision: Option<String>,
-    /// When that was.
+    /// Time of that commit.
     pub created: DateTime<Utc>,
 }
 
 impl Program {
-    /// Writes the layout to `out` and answers the digest of the manifest.
+    /// Writes the layout to `out` and returns the digest of the manifest.
     ///
     /// # Errors
-    /// [`Error`]; nothing is left at `out`, and what was there before is untouched.
+    /// Any [`Error`]. On failure nothing is created at `out`, and an existing output is unchanged.
     pub fn package(&self, out: &Path, force: bool) -> Result<Digest, Error> {
         let shown = self.path.display();
         let program = File::open(&self.path).context("opening", &shown)?;
@@ -72,7 +72,7 @@ impl Program {
         Ok(digest)
     }
 
-    /// In the order of their paths, directories before what is in them.
+    /// Returns the members in the order of their paths, with directories before their contents.
     fn files(&self) -> Result<Vec<Entry>, Error> {
         let read = |path: &Path| fs::read(path).map(Bytes::from).context("reading", path.display());
         let passwd = format!(
@@ -87,7 +87,7 @@ impl Program {
             file("etc/passwd", 0o644, passwd),
             directory("etc/ssl/", 0o755, 0),
             directory("etc/ssl/certs/", 0o755, 0),
-            file(AUTHORITIES, 0o644, read(&self.authorities)?),
+            file(CA_CERTIFICATES, 0o644, read(&self.authorities)?),
             directory("run/", 0o755, 0),
             directory("run/larder/", 0o755, USER),
             directory("tmp/", 0o1777, 0),
@@ -105,9 +105,9 @@ impl Program {
         let mut layer = None;
         target.stream(None, &mut |out| {
             let written = compress::encode(Compression::Gzip, out, |take| pack(files, take))?;
-            let place = oci::place(&written);
+            let info = oci::info(&written);
             layer = Some(written);
-            Ok(place)
+            Ok(info)
         })?;
         let layers: Vec<_> = layer.iter().map(|layer| oci::layer(layer, Compression::Gzip)).collect();
         let config = document(target, "the config", &self.config(&diff_id(files)?))?;
@@ -163,8 +163,8 @@ fn file(name: &'static str, mode: u32, content: impl Into<Bytes>) -> Entry {
     (Member { name, kind: Kind::File, mode, owner: 0, size: content.len() as u64 }, content)
 }
 
-/// The tar of the layer, piece by piece.
-fn pack(files: &[Entry], take: &mut compress::Take<'_>) -> Result<(), Error> {
+/// Passes the tar of the layer to `take` in chunks.
+fn pack(files: &[Entry], take: &mut compress::ChunkSink<'_>) -> Result<(), Error> {
     for (member, content) in files {
         take(Bytes::copy_from_slice(&member.header()))?;
         take(content.clone())?;
@@ -182,7 +182,7 @@ fn diff_id(files: &[Entry]) -> Result<Digest, Error> {
     Ok(hasher.finish())
 }
 
-/// This host's, for which the program was built.
+/// Returns the platform of this host, for which the program was built.
 fn platform() -> Value {
     let Platform { os, architecture, variant } = Platform::host();
     let mut platform = json!({"os": os, "architecture": architecture});
@@ -195,7 +195,7 @@ fn platform() -> Value {
 fn document(target: &mut dyn Target, what: &'static str, value: &Value) -> Result<Written, Error> {
     let bytes = oci::to_json(what, value)?;
     let written = Written { digest: Digest::sha256(&bytes), size: bytes.len() as u64 };
-    target.file(&oci::place(&written).path, &bytes)?;
+    target.file(&oci::info(&written).path, &bytes)?;
     Ok(written)
 }
 
@@ -207,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// The smallest program without libraries: an ELF header and no segment.
+    /// Returns the smallest program without libraries: an ELF header and no segment.
     fn program(dir: &Path) -> Program {
         let mut elf = vec![0; 64];
         elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn others_read_it_and_it_is_the_same_again() {
+    fn output_is_readable_and_reproducible() {
         let dir = tempfile::tempdir().unwrap();
         let program = program(dir.path());
         let at = |name: &str| dir.path().join(name);
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_libraries_is_refused() {
+    fn dynamic_programs_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let mut program = program(dir.path());
         for other in ["/proc/self/exe", "/etc/passwd"] {

@@ -1,7 +1,8 @@
-//! The image file of a disk volume.
+//! Export of the image file of a disk volume.
 //!
-//! Where the file system can, the copy shares the blocks of the original; else holes stay holes. Either way every byte is
-//! read once, for its sha256, which is written beside the image in the form of sha256sum(1).
+//! If the file system supports it, the copy shares the blocks of the original. Otherwise holes are preserved.
+//! Either way every byte is read once to compute its sha256, which is written next to the image in the format
+//! of sha256sum(1).
 
 use std::fs::File;
 use std::io::Write;
@@ -18,10 +19,10 @@ use larder_model::digest::{Algorithm, Hasher};
 use larder_sys::lock::Lock;
 use larder_sys::{Dir, space};
 
-/// Bytes read at once.
+/// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// The disk, which nobody fills or removes as long as this is there.
+/// The disk image. No process can write to or remove it while this value exists.
 struct Disk {
     image: File,
     _lock: Lock,
@@ -37,7 +38,7 @@ impl Disk {
         }
         let lock = Lock::try_shared(&dir, IMAGE).context("locking", "disk.img")?;
         let lock = lock.ok_or_else(|| Error::InUse { path: path() })?;
-        let lease = Lease::shared(&dir)?.ok_or_else(|| Error::Leaving { path: path() })?;
+        let lease = Lease::shared(&dir)?.ok_or_else(|| Error::BeingRemoved { path: path() })?;
         volume::seal::read(volume)?;
         let image = dir.open_file(IMAGE).context("opening", "disk.img")?;
         Ok(Disk { image, _lock: lock, _lease: lease })
@@ -88,12 +89,13 @@ pub(super) fn export_to(
         Ok(())
     };
     let report = read(&disk.image, monitor, &mut put)?;
-    // A hole at the end.
+    // Write a hole at the end.
     put(report.size, &[]).and_then(|()| out.flush()).context("writing", "the image")?;
     Ok(report)
 }
 
-/// Reads the whole disk for its sum; `take` gets what is not a hole, and where it lies.
+/// Reads the whole disk image and computes its checksum. `take` receives the data, without holes, and its
+/// offset.
 pub(super) fn read(
     image: &File,
     monitor: &Monitor,
@@ -106,7 +108,7 @@ pub(super) fn read(
     let zeros = vec![0; CHUNK];
     let mut at = 0;
     while at < size {
-        let data = space::next_data(image, at).context("looking for data in", "the image")?;
+        let data = space::next_data(image, at).context("finding data in", "the image")?;
         let data = data.map_or(size..size, |data| data.start.min(size)..data.end.min(size));
         while at < data.start {
             let len = chunk(data.start - at);

@@ -1,7 +1,8 @@
-//! The image of a disk becomes a volume again.
+//! Import of a disk image as a volume.
 //!
-//! It is compared with the sum beside it, if there is one, checked as a file system, mounted read-only by nobody else, and
-//! proven from its own bytes. Only then does it count as sealed.
+//! The image is compared with its checksum file, if there is one. It is then checked as a file system,
+//! mounted read-only in a private namespace, and verified from its own content. Only then does the volume
+//! count as sealed.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -10,7 +11,7 @@ use std::path::Path;
 
 use super::error::Context;
 use super::raw;
-use super::summed::beside;
+use super::summed::checksum_path;
 use super::{Error, Monitor};
 use crate::verify::apart::verify_apart;
 use crate::volume::disk::{self, Superblock};
@@ -20,23 +21,23 @@ use larder_model::seal::CacheManifest;
 use larder_model::trust::Trust;
 use larder_sys::space;
 
-/// Most bytes of a file of sums that are looked at.
+/// Maximum number of bytes read from a checksum file.
 const MAX_SUMS: u64 = 64 << 10;
 
-/// Whether the file at `path` is the image of a disk: an ext4 or an EROFS.
+/// Reports whether the file at `path` is a disk image: an ext4 or EROFS file system.
 pub fn is_image(path: &Path) -> bool {
     path.is_file()
         && File::open(path).and_then(|file| Superblock::read(&file)).is_ok_and(|found| found.is_some())
 }
 
-/// Makes the image at `input` the sealed volume `volume`.
+/// Imports the image at `input` as the sealed volume `volume`.
 ///
 /// # Errors
-/// [`Error`]; then `volume` is not sealed, and the same call may be tried again.
+/// Any [`Error`]. In that case `volume` is not sealed, and the same call can be repeated.
 pub fn restore(input: &Path, volume: &Path, monitor: &Monitor) -> Result<CacheManifest, Error> {
     let shown = input.display().to_string();
     let image = File::open(input).context("opening", &shown)?;
-    let want = sum_beside(input)?;
+    let want = expected_checksum(input)?;
     let receiving = disk::receive(volume)?;
     let file = receiving.file();
     let report = if space::reflink(&image, file).context("sharing the blocks of", &shown)? {
@@ -49,10 +50,10 @@ pub fn restore(input: &Path, volume: &Path, monitor: &Monitor) -> Result<CacheMa
     if let (Some(want), Some(found)) = (want, report.sha256)
         && want != found
     {
-        return Err(Error::Sum { path: shown, want, found });
+        return Err(Error::Checksum { path: shown, want, found });
     }
     let entered = receiving.enter()?;
-    verify_apart(entered.path(), &Trust::default()).map_err(|e| Error::Unproven {
+    verify_apart(entered.path(), &Trust::default()).map_err(|e| Error::Unverified {
         path: shown,
         class: e.class(),
         why: e.to_string(),
@@ -66,9 +67,9 @@ pub fn restore(input: &Path, volume: &Path, monitor: &Monitor) -> Result<CacheMa
     Ok(sealed)
 }
 
-/// What the file of sums beside the image says of it, in the form of sha256sum(1).
-fn sum_beside(input: &Path) -> Result<Option<Digest>, Error> {
-    let path = beside(input);
+/// Reads the checksum file next to the image, in the format of sha256sum(1). `None` if there is none.
+fn expected_checksum(input: &Path) -> Result<Option<Digest>, Error> {
+    let path = checksum_path(input);
     let mut text = String::new();
     match File::open(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -79,10 +80,10 @@ fn sum_beside(input: &Path) -> Result<Option<Digest>, Error> {
     let hex = text.split_whitespace().next().unwrap_or_default().trim_start_matches('\\');
     match format!("sha256:{hex}").parse() {
         Ok(digest) => Ok(Some(digest)),
-        Err(_) => Err(Error::Unproven {
+        Err(_) => Err(Error::Unverified {
             path: path.display().to_string(),
             class: Class::Corrupt,
-            why: "it is no file of sha256sum".to_owned(),
+            why: "it is not in the format of sha256sum".to_owned(),
         }),
     }
 }

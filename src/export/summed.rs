@@ -1,4 +1,4 @@
-//! An image of a disk and, beside it, its sum as sha256sum(1) writes and checks it.
+//! A disk image with a checksum file next to it, in the format of sha256sum(1).
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,7 +11,8 @@ use super::{Error, Report};
 use larder_model::digest::Digest;
 use larder_sys::Dir;
 
-/// An image that is being written. Dropped, neither it nor its sum is there.
+/// An image that is being written. If dropped before `finish`, neither the image nor its checksum file is
+/// left.
 #[derive(Debug)]
 pub(super) struct Summed {
     out: PathBuf,
@@ -20,27 +21,30 @@ pub(super) struct Summed {
 }
 
 impl Summed {
-    /// Begins the image that is to be at `out`.
+    /// Starts the image that is renamed to `out` at the end.
+    ///
+    /// # Errors
+    /// The image or its checksum file cannot be created, or exists and cannot be replaced.
     pub(super) fn begin(out: &Path, force: bool) -> Result<Self, Error> {
         let image = Unfinished::begin(out, force)?;
-        Ok(Summed { out: out.to_owned(), image, sum: Unfinished::begin(&beside(out), force)? })
+        Ok(Summed { out: out.to_owned(), image, sum: Unfinished::begin(&checksum_path(out), force)? })
     }
 
-    /// The image, to write to.
+    /// Returns the image, for writing.
     pub(super) fn file(&self) -> Result<File, Error> {
         self.image.file()
     }
 
-    /// The directory that it will be in.
+    /// Returns the directory of the output.
     pub(super) fn parent(&self) -> Result<Dir, Error> {
         self.image.parent()
     }
 
-    /// Puts it in its place, and its sum after it.
+    /// Gives the image and then its checksum file their names.
     pub(super) fn finish(self, report: Report) -> Result<Report, Error> {
         if let Some(sha256) = &report.sha256 {
             let line = line(sha256, &self.out);
-            self.sum.file()?.write_all(&line).context("writing", "the sum beside the image")?;
+            self.sum.file()?.write_all(&line).context("writing", "the checksum file")?;
         }
         self.image.finish()?;
         self.sum.finish()?;
@@ -48,14 +52,15 @@ impl Summed {
     }
 }
 
-/// The file of sums beside an image.
-pub(super) fn beside(out: &Path) -> PathBuf {
+/// Returns the path of the checksum file of an image.
+pub(super) fn checksum_path(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".sha256");
     name.into()
 }
 
-/// A line of sha256sum(1), which escapes names with a line break or a backslash.
+/// Returns a line in the format of sha256sum(1), which escapes names that contain a line break or a
+/// backslash.
 pub(super) fn line(sha256: &Digest, out: &Path) -> Vec<u8> {
     let name = out.file_name().unwrap_or_default().as_bytes();
     let odd = name.iter().any(|byte| matches!(byte, b'\\' | b'\n' | b'\r'));

@@ -1,33 +1,33 @@
-//! Headers of the archives that are written: POSIX ustar, without a time.
+//! Tar headers of the written archives: POSIX ustar, with no modification time.
 
-/// Size of a block.
+/// Size of a block, bytes.
 pub(super) const BLOCK: usize = 512;
 
-/// What ends a tar: two blocks of zeros.
+/// End of a tar: two blocks of zeros.
 pub(super) const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// What a member is.
+/// Type of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
     Directory,
 }
 
-/// What a header says.
+/// Fields of a header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member<'a> {
-    /// At most 100 bytes.
+    /// Name of at most 100 bytes.
     pub(super) name: &'a str,
     pub(super) kind: Kind,
-    /// Permission bits.
+    /// Permission bits of the mode.
     pub(super) mode: u32,
-    /// User and group.
+    /// Numeric user and group.
     pub(super) owner: u32,
-    /// Bytes of content.
+    /// Size of the content, bytes.
     pub(super) size: u64,
 }
 
-/// The header of a file or directory of root's. `name` has at most 100 bytes.
+/// Returns the header of a file or directory of root. `name` has at most 100 bytes.
 pub(super) fn header(name: &str, kind: Kind, size: u64) -> [u8; BLOCK] {
     let mode = match kind {
         Kind::File => 0o644,
@@ -50,7 +50,8 @@ impl Member<'_> {
         put(&mut block, 108, format!("{owner:07o}\0").as_bytes());
         put(&mut block, 116, format!("{owner:07o}\0").as_bytes());
         block[156] = flag;
-        // Eleven octal digits end at 8 GiB; above that base-256, which is GNU's and read by all.
+        // Eleven octal digits represent up to 8 GiB. Above that, GNU's base-256 is used, which all readers
+        // support.
         if size < 1 << 33 {
             put(&mut block, 124, format!("{size:011o}\0").as_bytes());
             put(&mut block, 257, b"ustar\x0000");
@@ -67,7 +68,7 @@ impl Member<'_> {
     }
 }
 
-/// Bytes from the end of `size` bytes to the next block.
+/// Returns the number of bytes from the end of `size` bytes to the next block.
 pub(super) fn padding(size: u64) -> usize {
     usize::try_from(size.wrapping_neg() % BLOCK as u64).unwrap_or(0)
 }
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_reader_reads_them() {
+    fn the_tar_crate_reads_the_headers() {
         let name = format!("blobs/sha256/{}", "a".repeat(64));
         for size in [0, 1, 511, 512, (1 << 33) - 1, 1 << 33, 1 << 40] {
             let block = header(&name, Kind::File, size);

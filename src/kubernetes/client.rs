@@ -1,4 +1,4 @@
-//! The way to the API server.
+//! Connection to the API server.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,7 +10,7 @@ use kube::{Client, Config};
 use crate::config::cluster::Cluster;
 use larder_model::class::Class;
 
-/// There is no way to the cluster.
+/// A client for the cluster cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The kubeconfig cannot be used.
@@ -18,45 +18,51 @@ pub enum ConnectError {
     Kubeconfig {
         /// UID of the cluster.
         uid: String,
-        /// The file.
+        /// Path of the kubeconfig.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Error of the kubeconfig parser.
         source: Box<kube::config::KubeconfigError>,
     },
-    /// This process is in no pod.
+    /// No kubeconfig is configured, and this process does not run in a pod.
     #[error(
-        "cluster {uid}: larder does not run in a pod of it: {source}; name a kubeconfig to run elsewhere"
+        "cluster {uid}: larder does not run in a pod of this cluster: {source}; set a kubeconfig to run elsewhere"
     )]
     InCluster {
         /// UID of the cluster.
         uid: String,
-        /// What is missing.
+        /// Error that names the missing file or variable.
         source: Box<kube::config::InClusterError>,
     },
-    /// The client cannot be made.
+    /// The configuration is valid, but the client cannot be created.
     #[error("cluster {uid}: {source}")]
     Client {
         /// UID of the cluster.
         uid: String,
-        /// Why not.
+        /// Error of the client library.
         source: Box<kube::Error>,
     },
 }
 
 impl ConnectError {
-    /// The class that decides exit code and retry.
+    /// Returns the class, which decides exit code and retry.
     pub fn class(&self) -> Class {
         Class::Invalid
     }
 }
 
-/// A client for the cluster: by the kubeconfig that is named, else by the ServiceAccount of the pod. A kubeconfig that
-/// happens to lie about is never looked for.
+/// Creates a client for the cluster, from the configured kubeconfig or else from the ServiceAccount of the
+/// pod. The default locations of a kubeconfig are never searched.
+///
+/// # Errors
+/// The kubeconfig is invalid, or there is none and this process does not run in a pod.
 pub async fn connect(cluster: &Cluster) -> Result<Client, ConnectError> {
     connect_by(&cluster.uid, cluster.kubeconfig.as_deref()).await
 }
 
-/// The same for the cluster that is called `uid` in errors.
+/// Creates a client as [`connect`] does. Errors name the cluster `uid`.
+///
+/// # Errors
+/// The kubeconfig is invalid, or there is none and this process does not run in a pod.
 pub async fn connect_by(uid: &str, kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
     let uid = || uid.to_owned();
     let mut config = match kubeconfig {
@@ -74,12 +80,12 @@ pub async fn connect_by(uid: &str, kubeconfig: Option<&Path>) -> Result<Client, 
             Config::incluster().map_err(failed)?
         }
     };
-    // Requests are repeated in one place (fault::ask).
+    // Only `fault::request!` retries.
     config.default_retry = false;
     Client::try_from(config).map_err(|source| ConnectError::Client { uid: uid(), source: Box::new(source) })
 }
 
-/// A client that can be shown, and says nothing then.
+/// A client with a `Debug` implementation that prints no details.
 pub struct ApiServer(Client);
 
 impl From<Client> for ApiServer {

@@ -1,4 +1,5 @@
-//! Conditions of an image cache (Kubernetes API conventions, "Typical status properties"), and how far its build is.
+//! Conditions of an image cache (Kubernetes API conventions, "Typical status properties"), and the progress
+//! of its build.
 
 use chrono::SecondsFormat;
 
@@ -7,7 +8,7 @@ use crate::caches::record::Record;
 use larder_model::image_cache::Status;
 use larder_model::size::ByteSize;
 
-/// One condition as it is now.
+/// The current state of one condition.
 struct Now {
     type_: &'static str,
     holds: bool,
@@ -15,14 +16,15 @@ struct Now {
     message: String,
 }
 
-/// The conditions of a record. The time of one that has not changed is kept from `before`.
+/// Returns the conditions of a record. A condition that has not changed keeps its transition time from
+/// `before`.
 pub(super) fn of(
     record: &Record,
     before: Option<&ImageCacheStatus>,
     generation: Option<i64>,
 ) -> Vec<Condition> {
     let before = before.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    // What changes a condition is noted as an event.
+    // Every change of a condition is recorded as an event.
     let since = record.events.back().map_or(record.status_since, |event| event.time);
     let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
     let condition = |now: Now| {
@@ -71,7 +73,7 @@ fn progressing(record: &Record) -> Now {
 fn degraded(record: &Record) -> Now {
     let holds = match record.status {
         Status::Failed | Status::Unavailable => true,
-        // The refresh of one that is served has failed.
+        // The image cache is served, and its refresh has failed.
         Status::Available => record.message.is_some(),
         Status::Creating | Status::Deleting => false,
     };
@@ -84,7 +86,7 @@ fn degraded(record: &Record) -> Now {
     }
 }
 
-/// How far the build is. `None` without a build, or before its images are resolved.
+/// Returns the progress of the build. `None` without a build, or before its images are resolved.
 pub(super) fn progress(record: &Record) -> Option<Progress> {
     if record.work.is_none() || record.progress.len() < record.spec.images.len() {
         return None;
@@ -103,10 +105,7 @@ pub(super) fn progress(record: &Record) -> Option<Progress> {
 
 fn describe(now: &Progress) -> String {
     let (received, size) = (ByteSize(now.received), ByteSize(now.compressed_size));
-    format!(
-        "{} of {} layers are on the volume; {received} of {size} were received",
-        now.layers_done, now.layers
-    )
+    format!("{} of {} layers are on the volume; received {received} of {size}", now.layers_done, now.layers)
 }
 
 #[cfg(test)]
@@ -119,7 +118,7 @@ pub(super) mod tests {
     use larder_model::digest::Digest;
     use larder_model::image_cache::{CacheId, Spec};
 
-    /// A record that was ordered and nothing more.
+    /// Returns a record that was just requested.
     pub(in super::super) fn record() -> Record {
         let spec = Spec {
             name: "web".parse().unwrap(),
@@ -132,15 +131,15 @@ pub(super) mod tests {
         Record::new(CacheId::random(), "team-a".parse().unwrap(), spec, DateTime::UNIX_EPOCH)
     }
 
-    /// Status and reason of each condition.
-    fn told(conditions: &[Condition]) -> Vec<String> {
+    /// Returns status and reason of each condition.
+    fn summaries(conditions: &[Condition]) -> Vec<String> {
         conditions.iter().map(|one| format!("{}={} {}", one.type_, one.status, one.reason)).collect()
     }
 
     #[test]
     fn from_the_queue_to_a_failed_refresh() {
         let mut record = record();
-        let now = |record: &Record| told(&of(record, None, Some(1)));
+        let now = |record: &Record| summaries(&of(record, None, Some(1)));
         assert_eq!(
             now(&record),
             ["Ready=False Creating", "Progressing=True Queued", "Degraded=False AsExpected"]
@@ -161,7 +160,7 @@ pub(super) mod tests {
         }];
         let building = &of(&record, None, None)[1];
         assert_eq!(building.reason, "Building");
-        assert_eq!(building.message, "1 of 4 layers are on the volume; 1 MiB of 4 MiB were received");
+        assert_eq!(building.message, "1 of 4 layers are on the volume; received 1 MiB of 4 MiB");
         assert_eq!(progress(&record).unwrap().percent, "25%");
         record.work = None;
         record.turn(Status::Available, DateTime::UNIX_EPOCH, "sealed");
@@ -181,7 +180,7 @@ pub(super) mod tests {
         record.turn(Status::Available, DateTime::UNIX_EPOCH + TimeDelta::seconds(5), "sealed");
         let after = of(&record, Some(&before), None);
         let times: Vec<&str> = after.iter().map(|one| one.last_transition_time.as_str()).collect();
-        // There is work to do still, and nothing is wrong.
+        // A build is still queued, and nothing is degraded.
         assert_eq!(times, ["1970-01-01T00:00:05Z", "1970-01-01T00:00:00Z", "1970-01-01T00:00:00Z"]);
     }
 }

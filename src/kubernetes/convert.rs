@@ -1,7 +1,7 @@
-//! A record as a custom resource, and back.
+//! Conversion between records and custom resources.
 //!
-//! `spec` is what was ordered, `status` is the rest. An object without a status is an order that nobody has looked at yet:
-//! one by kubectl, or one by a daemon that died in the middle.
+//! `spec` is the request, `status` is everything else. An object without a status is a request that no daemon
+//! has processed yet: created by kubectl, or by a daemon that stopped in the middle.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -20,26 +20,26 @@ use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
 use larder_model::seal::Totals;
 
-/// Most bytes of the histories of layers: an object must stay well below the 1.5 MiB that etcd takes
+/// Maximum size of the layer histories, bytes. An object must stay well below the 1.5 MiB that etcd accepts
 /// (etcd.io/docs, `--max-request-bytes`).
 const MAX_LAYER_BYTES: usize = 600 << 10;
-/// About what one takes.
+/// Approximate size of one layer history, bytes.
 const LAYER_BYTES: usize = 220;
 
-/// What an object is.
+/// The interpretation of an object.
 #[derive(Debug)]
 pub enum Read {
     /// An image cache.
     Record(Box<Record>),
-    /// Nobody has looked at it yet.
+    /// No daemon has processed it yet.
     New,
-    /// What was asked for makes no sense, and nothing was made for it. Says why.
+    /// The spec is invalid, and nothing was made for it. Contains the reason.
     Invalid(String),
-    /// Its status is not what Larder writes. Says why.
+    /// The status was not written by Larder. Contains the reason.
     Corrupt(String),
 }
 
-/// Reads an object. `cluster` is the UID of the cluster that it is in.
+/// Interprets an object. `cluster` is the UID of the cluster that contains it.
 pub fn read(object: &ImageCache, cluster: &str) -> Read {
     let meta = &object.metadata;
     let spec = spec(meta, &object.spec, cluster);
@@ -51,7 +51,7 @@ pub fn read(object: &ImageCache, cluster: &str) -> Read {
     };
     match spec.and_then(|spec| record(meta, spec, status)) {
         Ok(record) => Read::Record(Box::new(record)),
-        // Nothing was made for it, so nothing can be lost by passing it over.
+        // Nothing was made for it, so nothing is lost if it is skipped.
         Err(reason) if status.content.is_none() && status.work.is_none() && status.generation == 0 => {
             Read::Invalid(reason)
         }
@@ -59,17 +59,18 @@ pub fn read(object: &ImageCache, cluster: &str) -> Read {
     }
 }
 
-/// The version of an object. Decimal and comparable (KEP-5504); here it only has to be equal or not.
+/// Returns the version of an object. Versions are decimal and ordered (KEP-5504); here they are only compared
+/// for equality.
 pub fn version(meta: &ObjectMeta) -> Option<u64> {
     meta.resource_version.as_ref()?.parse().ok()
 }
 
-/// The identity of an object.
+/// Returns the ID of an image cache: the UID of its object.
 pub fn id(meta: &ObjectMeta) -> Option<CacheId> {
     meta.uid.as_ref()?.parse().ok()
 }
 
-/// When an object was made, to the second.
+/// Returns the creation time of an object, to the second.
 pub fn created(meta: &ObjectMeta) -> DateTime<Utc> {
     meta.creation_timestamp.as_ref().map_or(DateTime::UNIX_EPOCH, |time| of_timestamp(time.0))
 }
@@ -79,7 +80,7 @@ fn of_timestamp(time: Timestamp) -> DateTime<Utc> {
     DateTime::from_timestamp(time.as_second(), nanoseconds).unwrap_or_default()
 }
 
-/// What was ordered, as a new object.
+/// Converts the spec of a record to a new object.
 pub fn object(record: &Record, cluster: &str) -> ImageCache {
     let spec = &record.spec;
     let mut object = ImageCache::new(
@@ -100,7 +101,10 @@ pub fn object(record: &Record, cluster: &str) -> ImageCache {
     object
 }
 
-/// What was ordered, every field within its limits.
+/// Converts the spec of an object and checks the limits of every field.
+///
+/// # Errors
+/// A field is invalid. The text names it.
 pub fn spec(meta: &ObjectMeta, spec: &ImageCacheSpec, cluster: &str) -> Result<Spec, String> {
     let name = meta.name.as_deref().unwrap_or_default().parse::<CacheName>();
     let images =
@@ -119,7 +123,8 @@ pub fn spec(meta: &ObjectMeta, spec: &ImageCacheSpec, cluster: &str) -> Result<S
     Ok(spec)
 }
 
-/// A mistake in an order that a person wrote: the API of the vendor accepts it, and it is surely not what was meant.
+/// Finds a mistake in a spec that was written by hand: the vendor's API accepts it, but it cannot be
+/// intended. `None` if there is none.
 pub fn mistake(spec: &Spec) -> Option<String> {
     let twice = spec.images.iter().enumerate().find(|(at, image)| spec.images[..*at].contains(image));
     let twice = twice.map(|(at, image)| format!("spec.images[{at}]: {} is listed twice", image.given()));
@@ -154,7 +159,7 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
         })
     });
     let mut record = Record {
-        id: id(meta).ok_or("metadata.uid is no UUID")?,
+        id: id(meta).ok_or("metadata.uid is not a UUID")?,
         tenant: tenant.map_err(|e| format!("metadata.namespace: {e}"))?,
         spec,
         created_at: time("createdAt", &status.created_at)?,
@@ -171,7 +176,7 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
         generation: status.generation,
         events: events.collect::<Result<_, _>>()?,
         sequence: status.sequence,
-        // No archive gets to the builders of a cluster.
+        // Builders in a cluster cannot receive an archive.
         import: None,
         ordered_by: word("orderedBy", &status.ordered_by)?,
         progress: Vec::new(),
@@ -179,7 +184,7 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
     if record.work.is_some() {
         record.progress = progress.collect::<Result<_, _>>()?;
     }
-    // Whoever deletes the object itself wants the cache to go.
+    // Deleting the object requests the deletion of the image cache.
     if let Some(since) = &meta.deletion_timestamp
         && record.status != Status::Deleting
     {
@@ -229,7 +234,7 @@ fn content(content: &crd::Content) -> Result<record::Content, String> {
     })
 }
 
-/// The status that says what the record says. What others than the record say is kept from `before`.
+/// Converts a record to a status. Fields that other writers own are kept from `before`.
 pub fn status(
     record: &Record,
     before: Option<&ImageCacheStatus>,
@@ -250,15 +255,15 @@ pub fn status(
     ImageCacheStatus {
         since: text(record.status_since),
         message: record.message.clone(),
-        class: record.class.map(|class| said(&class)),
+        class: record.class.map(|class| json_string(&class)),
         created_at: text(record.created_at),
         expires_at: record.expires_at().map(text),
-        ordered_by: said(&record.ordered_by),
+        ordered_by: json_string(&record.ordered_by),
         observed_generation: generation,
         conditions: conditions::of(record, before, generation),
         images,
         progress: conditions::progress(record),
-        content: record.content.as_ref().map(|content| written(content, text(content.sealed_at))),
+        content: record.content.as_ref().map(|content| stored_content(content, text(content.sealed_at))),
         work: record.work.as_ref().map(|work| crd::Work {
             generation: work.generation,
             attempts: work.attempts,
@@ -274,7 +279,7 @@ pub fn status(
     }
 }
 
-/// The status of what cannot be an image cache at all.
+/// Returns the status of an object that cannot be an image cache.
 pub fn refusal(reason: &str, generation: Option<i64>, now: DateTime<Utc>) -> ImageCacheStatus {
     let now = now.to_rfc3339_opts(SecondsFormat::AutoSi, true);
     let phase = Status::Failed.to_string();
@@ -282,8 +287,8 @@ pub fn refusal(reason: &str, generation: Option<i64>, now: DateTime<Utc>) -> Ima
         since: now.clone(),
         created_at: now.clone(),
         message: Some(reason.to_owned()),
-        class: Some(said(&larder_model::class::Class::Invalid)),
-        ordered_by: said(&OrderedBy::Cluster),
+        class: Some(json_string(&larder_model::class::Class::Invalid)),
+        ordered_by: json_string(&OrderedBy::Cluster),
         observed_generation: generation,
         conditions: vec![crd::Condition {
             type_: "Ready".to_owned(),
@@ -328,7 +333,7 @@ fn sealed_images(content: &record::Content) -> Vec<crd::ImageState> {
     images.collect()
 }
 
-fn written(content: &record::Content, sealed_at: String) -> crd::Content {
+fn stored_content(content: &record::Content, sealed_at: String) -> crd::Content {
     let number = |reference: &String| {
         let at = content.images.iter().position(|image| image.reference == *reference)?;
         u8::try_from(at).ok()
@@ -339,7 +344,7 @@ fn written(content: &record::Content, sealed_at: String) -> crd::Content {
         compressed_size: layer.compressed_size,
         size: layer.size,
         elapsed_ms: layer.elapsed_ms,
-        origin: said(&layer.origin),
+        origin: json_string(&layer.origin),
     });
     let images = content.images.iter().map(|image| crd::SealedImage {
         reference: image.reference.clone(),
@@ -364,11 +369,11 @@ fn written(content: &record::Content, sealed_at: String) -> crd::Content {
     }
 }
 
-/// The one word that a value is in JSON.
-fn said(value: &impl Serialize) -> String {
+/// Returns the JSON string of a value that serialises to one.
+fn json_string(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word,
-        other => unreachable!("{other:?} is not one word"),
+        other => unreachable!("{other:?} is not a string"),
     }
 }
 
@@ -414,7 +419,7 @@ mod tests {
         let mut object = object(record, "here");
         object.metadata.uid = Some(record.id.to_string());
         object.status = Some(status(record, None, Some(1)));
-        // As an API server would hand it out.
+        // As an API server returns it.
         let json = serde_json::to_string(&object).unwrap();
         match read(&serde_json::from_str(&json).unwrap(), "here") {
             Read::Record(record) => *record,
@@ -469,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_of_an_object_decides() {
+    fn status_and_spec_decide_how_an_object_is_read() {
         let record = record();
         let mut object = object(&record, "here");
         object.metadata.uid = Some(record.id.to_string());

@@ -1,9 +1,11 @@
-//! Snapshots offered in other namespaces: a VolumeSnapshot there, and a pre-provisioned content with the handle of the owner
-//! and the policy Retain, so that deleting a copy leaves the storage alone.
+//! Copies of snapshots in other namespaces: a VolumeSnapshot there, and a pre-provisioned content with the
+//! handle of the owner's snapshot. The content has the policy Retain, so that deleting a copy does not delete
+//! the storage.
 //!
-//! The namespace of the tenant gets one. So does each namespace that `spec.share` names, if its annotation
-//! [`ACCEPT_FROM`](super::names::ACCEPT_FROM) lists the tenant: a copy counts against the quota of the namespace that receives
-//! it, and nodes give its layers to the pods of that namespace. Larder also needs the right to make VolumeSnapshots there.
+//! The tenant's namespace always gets a copy. Each namespace in `spec.share` also gets one if its annotation
+//! [`ACCEPT_FROM`](super::names::ACCEPT_FROM) lists the tenant: a copy counts against the quota of the
+//! namespace that receives it, and nodes serve its layers to the pods of that namespace. Larder also needs
+//! permission to create VolumeSnapshots there.
 
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
@@ -12,13 +14,13 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::client::ApiServer;
 use super::crd::CopyState;
-use super::fault::{Fault, ask, opt};
+use super::fault::{Fault, opt, request};
 use super::names::{MANAGER, Names, copy, object};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use crate::caches::record::ClusterSnapshot;
 use crate::caches::volumes::VolumeId;
 
-/// The copies of an installation.
+/// Creates and deletes the copies of one installation.
 #[derive(Debug)]
 pub struct Copies {
     client: ApiServer,
@@ -27,13 +29,13 @@ pub struct Copies {
 }
 
 impl Copies {
-    /// Those that `names` made.
+    /// Returns the copies of the installation `names`.
     pub fn new(client: Client, names: Names) -> Self {
         Copies { client: client.into(), names, turn: Mutex::default() }
     }
 
-    /// Held from the look at what a record asks for until it is done: who offers and who takes back must not meet, or a copy
-    /// would be made of what goes.
+    /// Locks the copies. The lock must be held from reading the record until the copies match it. Otherwise
+    /// one task could create a copy that another one is deleting.
     pub async fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().await
     }
@@ -46,7 +48,7 @@ impl Copies {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Offers a snapshot in a namespace, if it is not there yet, and says whether it can be used.
+    /// Creates the copy of a snapshot in a namespace if it does not exist, and returns its state.
     pub async fn offer(&self, volume: &VolumeId, snapshot: &ClusterSnapshot, namespace: &str) -> CopyState {
         match self.try_offer(volume, snapshot, namespace).await {
             Ok(ready) => CopyState { namespace: namespace.to_owned(), ready, message: None },
@@ -67,8 +69,8 @@ impl Copies {
         let parameters = PatchParams::apply(MANAGER).force().validation_strict();
         let labels = self.names.labels(volume);
         let snapshots = self.snapshots(namespace);
-        let doing = format!("offering the snapshot {name} in {namespace}");
-        let present = opt(ask!(&doing, snapshots.get(&name)))?;
+        let doing = format!("copying the snapshot {name} to {namespace}");
+        let present = opt(request!(&doing, snapshots.get(&name)))?;
         let present = present
             .filter(|one| one.spec.source.volume_snapshot_content_name.as_deref() == Some(&content_name));
         if let Some(present) = &present
@@ -77,7 +79,7 @@ impl Copies {
             return Ok(present.metadata.deletion_timestamp.is_none());
         }
         let contents = self.contents();
-        if present.is_some() && opt(ask!(&doing, contents.get(&content_name)))?.is_some() {
+        if present.is_some() && opt(request!(&doing, contents.get(&content_name)))?.is_some() {
             return Ok(false);
         }
         let content = json!({
@@ -92,9 +94,10 @@ impl Copies {
                 "volumeSnapshotRef": {"name": name, "namespace": namespace},
             },
         });
-        // The content first: whoever finds it knows of the copy. Both are new, or as they were; a content whose copy somebody
-        // has deleted is free again, for the reference in it is written as a whole (its schema says atomic).
-        let content = ask!(&doing, contents.patch(&content_name, &parameters, &Patch::Apply(&content)))?;
+        // The content is created first, so that a copy can always be found by its content. Both objects are
+        // new or unchanged. If a user deleted the copy, its content is free again, because the reference in
+        // it is written as a whole (atomic in its schema).
+        let content = request!(&doing, contents.patch(&content_name, &parameters, &Patch::Apply(&content)))?;
         let copied = json!({
             "apiVersion": "snapshot.storage.k8s.io/v1",
             "kind": "VolumeSnapshot",
@@ -102,7 +105,7 @@ impl Copies {
                 "name": name,
                 "namespace": namespace,
                 "labels": labels,
-                // Should this come late, after somebody has taken it back, the cluster collects it.
+                // If the copy is created after its content was deleted, the garbage collector deletes it.
                 "ownerReferences": [{
                     "apiVersion": "snapshot.storage.k8s.io/v1",
                     "kind": "VolumeSnapshotContent",
@@ -112,14 +115,18 @@ impl Copies {
             },
             "spec": {"source": {"volumeSnapshotContentName": content_name}},
         });
-        let made = ask!(&doing, snapshots.patch(&name, &parameters, &Patch::Apply(&copied)))?;
+        let made = request!(&doing, snapshots.patch(&name, &parameters, &Patch::Apply(&copied)))?;
         Ok(made.is_ready())
     }
 
-    /// Takes back the copies in namespaces that `unwanted` names, and says how many are not gone yet.
+    /// Deletes the copies in the namespaces for which `unwanted` returns `true`. Returns the number of copies
+    /// that still exist.
+    ///
+    /// # Errors
+    /// A request failed.
     pub async fn remove(&self, volume: &VolumeId, unwanted: impl Fn(&str) -> bool) -> Result<usize, Fault> {
         let contents = self.contents();
-        let found = ask!("listing snapshot contents", contents.list(&self.names.of(volume)))?;
+        let found = request!("listing snapshot contents", contents.list(&self.names.of(volume)))?;
         let mut left = 0;
         for content in found.items {
             let (name, reference) = (content.name_any(), &content.spec.volume_snapshot_ref);
@@ -128,20 +135,21 @@ impl Copies {
             }
             left += 1;
             let snapshots = self.snapshots(&reference.namespace);
-            let doing = format!("taking back the snapshot {} from {}", reference.name, reference.namespace);
-            let present = match opt(ask!(&doing, snapshots.get(&reference.name))) {
-                // The right was taken away, or the namespace: the content alone is of no use to anybody.
+            let doing = format!("deleting the copy {} in {}", reference.name, reference.namespace);
+            let present = match opt(request!(&doing, snapshots.get(&reference.name))) {
+                // The permission was revoked or the namespace deleted: without the copy, its content is
+                // unused.
                 Err(fault) if fault.code() == 403 => None,
                 other => other?,
             };
-            // Not one that somebody else made under that name.
+            // A VolumeSnapshot of the same name that another program created is kept.
             if present
                 .is_some_and(|one| one.spec.source.volume_snapshot_content_name.as_deref() == Some(&name))
             {
-                opt(ask!(&doing, snapshots.delete(&reference.name, &DeleteParams::default())))?;
+                opt(request!(&doing, snapshots.delete(&reference.name, &DeleteParams::default())))?;
             }
             let doing = format!("deleting the snapshot content {name}");
-            if opt(ask!(&doing, contents.delete(&name, &DeleteParams::default())))?.is_none() {
+            if opt(request!(&doing, contents.delete(&name, &DeleteParams::default())))?.is_none() {
                 left -= 1;
             }
         }

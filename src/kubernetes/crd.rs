@@ -1,13 +1,11 @@
-//! The custom resource: what a tenant writes, and what Larder says of it.
+//! The custom resource: the spec, which a tenant writes, and the status, which Larder writes.
 //!
-//! `config/kubernetes/crd.yaml` is made of these types (`larder config crd`), and a test holds the two equal. What a
-//! tenant may write (`spec`) is bounded field by field, so that no object of a tenant can keep another from being read.
-//! `status` is Larder's alone: whoever gives others the right to write it gives the daemon away.
+//! `config/kubernetes/crd.yaml` is generated from these types (`larder config crd`), and a test compares the
+//! two. Every field that a tenant can write (`spec`) is bounded, so that no tenant's object can prevent
+//! another from being read. Only Larder can write `status`: permission to write it amounts to control of the
+//! daemon.
 
-#![expect(
-    unreachable_pub,
-    reason = "the derive of the schema repeats the structure where nobody else sees it"
-)]
+#![expect(unreachable_pub, reason = "the derive of the schema repeats the structure in a private scope")]
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
@@ -16,12 +14,15 @@ use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The CustomResourceDefinition as YAML.
+/// Returns the CustomResourceDefinition as YAML.
+///
+/// # Errors
+/// The definition cannot be serialised.
 pub fn yaml() -> Result<String, serde_saphyr::SerializeError> {
     serde_saphyr::to_string(&definition())
 }
 
-/// The CustomResourceDefinition, as it is shipped.
+/// Returns the CustomResourceDefinition that is shipped.
 pub fn definition() -> CustomResourceDefinition {
     let mut definition = ImageCache::crd();
     for version in &mut definition.spec.versions {
@@ -32,7 +33,8 @@ pub fn definition() -> CustomResourceDefinition {
     definition
 }
 
-/// Removes the formats of unsigned integers: OpenAPI has none, and API servers warn about them. `minimum` holds the same.
+/// Removes the formats of unsigned integers: OpenAPI does not define them, and API servers warn about them.
+/// `minimum` expresses the same limit.
 fn known_formats(schema: &mut JSONSchemaProps) {
     if schema.format.as_deref().is_some_and(|format| format.starts_with("uint")) {
         schema.format = None;
@@ -43,7 +45,7 @@ fn known_formats(schema: &mut JSONSchemaProps) {
     }
 }
 
-/// The wanted image cache. Only `retentionDays`, `share`, `refresh` and `evict` can be changed.
+/// The requested image cache. Only `retentionDays`, `share`, `refresh` and `evict` can be changed.
 #[derive(Clone, Debug, PartialEq, CustomResource, KubeSchema, Serialize, Deserialize)]
 #[kube(
     group = "larder.dev",
@@ -54,9 +56,9 @@ fn known_formats(schema: &mut JSONSchemaProps) {
     namespaced,
     status = "ImageCacheStatus",
     derive = "PartialEq",
-    doc = "A list of container images, pulled, verified and unpacked on a volume that becomes a snapshot.",
+    doc = "Container images, pulled, verified and unpacked on a volume that becomes a snapshot.",
     validation = Rule::new("self.metadata.name.matches('^[a-z]([a-z0-9-]{0,126}[a-z0-9])?$')")
-        .message("metadata.name: want 1 to 128 of a-z 0-9 '-', a letter first and no '-' last"),
+        .message("metadata.name: must be 1 to 128 characters of a-z 0-9 '-', start with a letter and not end with '-'"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress.percent"),
     printcolumn(name = "Size", type_ = "integer", json_path = ".spec.imageCacheSize", description = "GiB"),
@@ -73,47 +75,50 @@ fn known_formats(schema: &mut JSONSchemaProps) {
     )
 )]
 #[x_kube(
-    validation = Rule::new("self.images == oldSelf.images").message("images: they never change: make another image cache"),
-    validation = Rule::new("self.imageCacheSize == oldSelf.imageCacheSize").message("imageCacheSize: it never changes"),
-    validation = Rule::new("self.cluster == oldSelf.cluster").message("cluster: it never changes"),
+    validation = Rule::new("self.images == oldSelf.images").message("images: immutable: create another image cache"),
+    validation = Rule::new("self.imageCacheSize == oldSelf.imageCacheSize").message("imageCacheSize: immutable"),
+    validation = Rule::new("self.cluster == oldSelf.cluster").message("cluster: immutable"),
     validation = Rule::new("self.imagePullSecrets == oldSelf.imagePullSecrets")
-        .message("imagePullSecrets: they never change: make another image cache")
+        .message("imagePullSecrets: immutable: create another image cache")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ImageCacheSpec {
-    /// References of 1 to 20 images, each once. A tag is resolved when the image cache is built.
+    /// References of 1 to 20 images, without duplicates. A tag is resolved when the image cache is built.
     #[schemars(length(min = 1, max = 20), inner(length(min = 1, max = 1024)))]
     pub images: Vec<String>,
-    /// Size of the volume, GiB: 20 to 400; 20 by default. It must be at least three times the compressed size of the images.
+    /// Size of the volume in GiB, from 20 to 400; default 20. It must be at least three times the compressed
+    /// size of the images.
     #[serde(default = "smallest")]
     #[schemars(range(min = 20, max = 400))]
     pub image_cache_size: u32,
-    /// Days until the image cache expires: 0 to 10000; 0, the default, is never.
+    /// Days until the image cache expires, from 0 to 10000. With 0, the default, it never expires.
     #[serde(default)]
     #[schemars(range(min = 0, max = 10000))]
     pub retention_days: u32,
-    /// UID of the cluster that builds the image cache. Empty, the default, is the cluster that the object is in.
+    /// UID of the cluster that builds the image cache. Empty, the default, means the cluster that contains
+    /// the object.
     #[serde(default)]
     #[schemars(length(max = 512))]
     pub cluster: String,
-    /// Up to 64 pull secrets, each `namespace:name`, in the order in which they are tried. A secret of another namespace must
-    /// name this namespace in its annotation `larder.dev/pull-by`.
+    /// Up to 64 pull secrets, each `namespace:name`, in the order in which they are tried. A secret of
+    /// another namespace must list this namespace in its annotation `larder.dev/pull-by`.
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(max = 512)))]
     pub image_pull_secrets: Vec<String>,
-    /// Up to 32 other namespaces in which the snapshot is offered. Each must list this namespace in its annotation
-    /// `larder.dev/accept-from`.
+    /// Up to 32 other namespaces in which the snapshot is offered. Each must list this namespace in its
+    /// annotation `larder.dev/accept-from`.
     #[serde(default)]
     #[schemars(
         length(max = 32),
         inner(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))
     )]
     pub share: Vec<String>,
-    /// When the image cache is refreshed without a request. Without it, only requests refresh the image cache.
+    /// Schedule for automatic refreshes. Without it, the image cache is refreshed only on request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh: Option<Refresh>,
-    /// Whether Larder may delete the image cache when its namespace needs room and the image cache is the least recently used
-    /// one that is not in use; false by default. Larder may always do so with image caches that it created on a miss.
+    /// `true` if Larder can delete the image cache when its namespace needs room. It deletes the least
+    /// recently used image cache that is not in use. The default is `false`. Image caches that Larder
+    /// created on a miss can always be deleted this way.
     #[serde(default, skip_serializing_if = "is_false")]
     pub evict: bool,
 }
@@ -123,29 +128,32 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// A refresh resolves the tags again and builds what they point to now. The present snapshot is served until the new one is ready.
+/// Automatic refresh: resolves the tags again and builds the images that they point to now. The current
+/// snapshot is served until the new one is ready.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refresh {
-    /// Five fields as in crontab(5): minute, hour, day of month, month, day of week. `0 3 * * *` is each day at 3:00. Each image
-    /// cache is refreshed up to ten minutes later, at an offset that follows from its UID. Times that passed while no daemon
-    /// ran count as one.
+    /// Five fields as in crontab(5): minute, hour, day of month, month, day of week. `0 3 * * *` is each day
+    /// at 3:00. Each image cache is refreshed up to ten minutes later, at an offset derived from its UID.
+    /// Scheduled times that passed while no daemon ran count as one.
     #[schemars(length(min = 9, max = 128), regex(pattern = "^[0-9A-Za-z*,/#-]+( +[0-9A-Za-z*,/#-]+){4}$"))]
     pub schedule: String,
-    /// Time zone of the schedule, as in the IANA database: `Europe/Berlin`. `UTC` by default.
+    /// Time zone of the schedule, as in the IANA database: `Europe/Berlin`. The default is `UTC`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[0-9A-Za-z+_/-]+$"))]
     pub time_zone: Option<String>,
-    /// `DigestChanged`, the default: refresh only if a tag points to another image than on the snapshot. `Always`: refresh each time.
+    /// `DigestChanged`, the default: refresh only if a tag points to another image than on the snapshot.
+    /// `Always`: refresh each time.
     #[serde(default)]
     pub when: When,
 }
 
-/// Which scheduled times lead to a build.
+/// Condition under which a scheduled time starts a build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[schemars(inline)]
 pub enum When {
-    // Comments here would turn the enumeration into a choice of schemas, which the schema of a custom resource cannot be.
+    // Doc comments on the variants would turn the enumeration into a `oneOf`, which a structural schema does
+    // not allow.
     #[expect(missing_docs, reason = "see above; the field describes the values")]
     Always,
     #[default]
@@ -157,190 +165,191 @@ fn smallest() -> u32 {
     larder_model::image_cache::spec::MIN_SIZE_GIB
 }
 
-/// What became of it.
+/// The observed state of the image cache. Only Larder writes it.
 #[derive(Clone, Debug, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageCacheStatus {
     /// `Creating`, `Available`, `Failed`, `Unavailable` or `Deleting`.
     #[schemars(length(max = 32))]
     pub phase: String,
-    /// Since when, RFC 3339.
+    /// Time of the last change of `phase`, RFC 3339.
     #[schemars(length(max = 64))]
     pub since: String,
-    /// The reason of a failure or of an abnormal state.
+    /// Reason of a failure or of an abnormal state.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8192))]
     pub message: Option<String>,
-    /// The class of the failure, for programs.
+    /// Class of the failure, for programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub class: Option<String>,
-    /// When it was ordered, to the nanosecond.
+    /// Time of the request, RFC 3339 with nanoseconds.
     #[schemars(length(max = 64))]
     pub created_at: String,
-    /// When its retention ends.
+    /// Time at which the retention ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub expires_at: Option<String>,
-    /// Who ordered it: `api` or `cluster`.
+    /// Origin of the request: `api` or `cluster`.
     #[schemars(length(max = 32))]
     pub ordered_by: String,
-    /// The generation of the spec that this was made from.
+    /// Generation of the spec that this status is based on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: the snapshot can be used. `Progressing`: a build is under way. `Degraded`: a person must act.
+    /// `Ready`: the snapshot can be used. `Progressing`: a build is in progress. `Degraded`: a person must
+    /// act.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,
-    /// The images: of the build while there is one, else of the snapshot.
+    /// The images: those of the build while one is in progress, otherwise those of the snapshot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub images: Vec<ImageState>,
-    /// How far the build is, while there is one and its images are resolved.
+    /// Progress of the build, once its images are resolved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// The snapshot that is served.
+    /// The snapshot that is currently served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
-    /// The build that was asked for and has not ended.
+    /// The build that was requested and has not ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
-    /// Number of the last volume that was begun.
+    /// Number of the most recent volume.
     #[serde(default)]
     pub generation: u32,
-    /// The last events, oldest first.
+    /// The most recent events, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub events: Vec<Happened>,
-    /// Number of the last event.
+    /// Number of the most recent event.
     #[serde(default)]
     pub sequence: u64,
-    /// Where the snapshot is offered.
+    /// Namespaces in which the snapshot is offered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub copies: Vec<CopyState>,
-    /// Refreshes by the schedule: the next one, and how the last one ended.
+    /// Scheduled refreshes: the next one, and the result of the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refresh: Option<RefreshState>,
-    /// When the image cache was last in use, RFC 3339: by a pod on a node, or by a claim that was restored from a copy. Accurate to
-    /// about ten minutes.
+    /// Time of the last use, RFC 3339: by a pod on a node, or by a claim that was restored from a copy.
+    /// Accurate to about ten minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub last_used: Option<String>,
 }
 
-/// Refreshes by the schedule.
+/// State of the scheduled refreshes.
 #[derive(Clone, Debug, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefreshState {
-    /// The schedule and time zone that `nextTime` was computed from.
+    /// Schedule and time zone that `nextTime` was computed from.
     #[schemars(length(max = 256))]
     pub schedule: String,
-    /// When the next refresh is due, RFC 3339. Absent if the schedule has no next time.
+    /// Time of the next refresh, RFC 3339. Absent if the schedule has no next time.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub next_time: Option<String>,
-    /// When the last scheduled refresh began, RFC 3339.
+    /// Start of the last scheduled refresh, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub last_time: Option<String>,
-    /// `Started`; `Refreshed`: there is a new snapshot; `Unchanged`: no tag moved; `Skipped`: nothing could be refreshed at that
-    /// time; `Failed`; `Invalid`: the schedule cannot be used.
+    /// `Started`; `Refreshed`: there is a new snapshot; `Unchanged`: no tag moved; `Skipped`: nothing could
+    /// be refreshed at that time; `Failed`; `Invalid`: the schedule cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub last_result: Option<String>,
-    /// The reason of the last result.
+    /// Reason of the last result.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
-    /// Number of the volume that the last refresh began.
+    /// Number of the volume that the last refresh created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
 }
 
-/// A condition as Kubernetes has it.
+/// A condition, as in the Kubernetes API conventions.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What it is about.
+    /// Type of the condition, such as `Ready`.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub type_: String,
     /// `True`, `False` or `Unknown`.
     #[schemars(length(max = 16))]
     pub status: String,
-    /// Why, in one word.
+    /// Reason in one word, for programs.
     #[schemars(length(max = 64))]
     pub reason: String,
-    /// Why, for people.
+    /// Explanation of the reason for people.
     #[schemars(length(max = 8192))]
     pub message: String,
-    /// Since when, RFC 3339.
+    /// Time of the last change of `status`, RFC 3339.
     #[schemars(length(max = 64))]
     pub last_transition_time: String,
-    /// The generation of the spec that it was made from.
+    /// Generation of the spec that this condition is based on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }
 
-/// One image.
+/// State of one image.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageState {
-    /// The reference as given.
+    /// The reference as given in the spec.
     #[schemars(length(max = 1024))]
     pub reference: String,
-    /// The manifest it stands for.
+    /// Digest of the manifest that the reference resolved to.
     #[schemars(length(max = 256))]
     pub manifest: String,
-    /// Number of its layers.
+    /// Number of layers of the image.
     pub layers: u32,
-    /// Of these, on the volume.
+    /// Number of layers that are on the volume.
     pub layers_done: u32,
-    /// Compressed size of these layers, bytes.
+    /// Compressed size of the layers, bytes.
     pub compressed_size: u64,
-    /// Bytes of them that came from a registry.
+    /// Number of these bytes that were received from a registry.
     pub received: u64,
 }
 
-/// How far a build is, over all images. A layer that several images share counts for each.
+/// Progress of a build over all images. A layer that several images share is counted for each of them.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
-    /// Layers that are on the volume, for people: `45%`.
+    /// Share of the layers that are on the volume, for people: `45%`.
     #[schemars(length(max = 8))]
     pub percent: String,
-    /// Number of layers.
+    /// Number of layers in total.
     pub layers: u64,
-    /// Of these, on the volume.
+    /// Number of layers that are on the volume.
     pub layers_done: u64,
     /// Compressed size of the layers, bytes.
     pub compressed_size: u64,
-    /// Bytes of them that came from a registry.
+    /// Number of these bytes that were received from a registry.
     pub received: u64,
 }
 
-/// What is served.
+/// The content that is served.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Content {
-    /// Number of its volume.
+    /// Number of the volume.
     pub generation: u32,
-    /// When it was sealed.
+    /// Time at which the volume was sealed, RFC 3339.
     #[schemars(length(max = 64))]
     pub sealed_at: String,
-    /// Digest of what `cache.json` on it says.
+    /// Digest of the content that `cache.json` on the volume describes.
     #[schemars(length(max = 256))]
     pub digest: String,
-    /// The snapshot.
+    /// The VolumeSnapshot of the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
-    /// Images and what they resolved to.
+    /// The images, with the digests that they resolved to.
     #[schemars(length(max = 20))]
     pub images: Vec<SealedImage>,
     /// Sums over all layers.
     pub totals: Totals,
-    /// The layers, by what became of them.
+    /// The layers, each with its origin.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096))]
     pub layers: Vec<Layer>,
@@ -350,19 +359,19 @@ pub struct Content {
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
-    /// Its namespace: Larder's own.
+    /// Namespace of the VolumeSnapshot: Larder's own.
     #[schemars(length(max = 63))]
     pub namespace: String,
-    /// Its name; copies in other namespaces have the same.
+    /// Name of the VolumeSnapshot. Copies in other namespaces have the same name.
     #[schemars(length(max = 253))]
     pub name: String,
-    /// What the storage calls it.
+    /// Handle of the snapshot in the storage system.
     #[schemars(length(max = 1024))]
     pub handle: String,
-    /// The CSI driver that has it.
+    /// Name of the CSI driver.
     #[schemars(length(max = 253))]
     pub driver: String,
-    /// Smallest volume that it can be restored to, bytes.
+    /// Minimum size of a volume that is restored from the snapshot, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_size: Option<u64>,
 }
@@ -370,78 +379,78 @@ pub struct Snapshot {
 /// An image of the snapshot.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct SealedImage {
-    /// The reference as given.
+    /// The reference as given in the spec.
     #[schemars(length(max = 1024))]
     pub reference: String,
-    /// Digest of its manifest.
+    /// Digest of the manifest.
     #[schemars(length(max = 256))]
     pub manifest: String,
-    /// Digest of the index that the tag pointed to, where there was one.
+    /// Digest of the index that the tag pointed to. Absent if the tag pointed to a manifest.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub index: Option<String>,
 }
 
-/// Sums.
+/// Sums over all layers.
 #[derive(Clone, Copy, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Totals {
-    /// Number of layers.
+    /// Number of layers in total.
     pub layers: u64,
-    /// Compressed bytes of the distinct blobs.
+    /// Compressed size of the distinct blobs, bytes.
     pub compressed_size: u64,
-    /// Bytes of the distinct tars.
+    /// Size of the distinct layer tars, bytes.
     pub size: u64,
-    /// Their members.
+    /// Number of entries of the distinct layer tars.
     pub entries: u64,
 }
 
-/// One layer. Images are numbers of `images`, for there may be thousands of layers.
+/// One layer. Images are given as indexes into `images`, because there can be thousands of layers.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Layer {
-    /// Digest of the blob.
+    /// Digest of the compressed blob.
     #[schemars(length(max = 256))]
     pub blob: String,
-    /// Numbers of the images that have it, from 0.
+    /// Indexes of the images that contain the layer, from 0.
     #[schemars(length(max = 20))]
     pub images: Vec<u8>,
     /// Size of the blob, bytes.
     pub compressed_size: u64,
-    /// Size of the tar, bytes.
+    /// Size of the uncompressed tar, bytes.
     pub size: u64,
-    /// From the start of its fetch to its commit, milliseconds.
+    /// Time from the start of the download to the commit, milliseconds.
     pub elapsed_ms: u64,
-    /// `fetched`, `present` or `reused`.
+    /// Origin of the layer: `fetched`, `present` or `reused`.
     #[schemars(length(max = 32))]
     pub origin: String,
 }
 
-/// A build to carry out.
+/// A build that is queued or in progress.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Work {
-    /// Number of the volume that is filled.
+    /// Number of the volume that the build fills.
     pub generation: u32,
-    /// How often a builder was started for it.
+    /// Number of builders that were started for it.
     pub attempts: u32,
-    /// What the build waits for, while it waits: a node, a disk, a snapshot.
+    /// Reason why the build waits: for a node, a disk or a snapshot. Absent if it does not wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub waiting: Option<String>,
 }
 
-/// Something that happened.
+/// An event in the history of the image cache.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Happened {
-    /// Number within the cache, from 1.
+    /// Number of the event within the image cache, from 1.
     pub sequence: u64,
-    /// When, RFC 3339.
+    /// Time of the event, RFC 3339.
     #[schemars(length(max = 64))]
     pub time: String,
-    /// The status from then on.
+    /// Status of the image cache after the event.
     #[schemars(length(max = 32))]
     pub status: String,
-    /// What, for people.
+    /// Description of the event for people.
     #[schemars(length(max = 8192))]
     pub message: String,
 }
@@ -449,12 +458,12 @@ pub struct Happened {
 /// A copy of the snapshot in one namespace.
 #[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct CopyState {
-    /// The namespace.
+    /// Namespace of the copy.
     #[schemars(length(max = 63))]
     pub namespace: String,
-    /// Whether it can be used there.
+    /// `true` if the copy can be used.
     pub ready: bool,
-    /// Why not.
+    /// Reason why the copy cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
@@ -467,13 +476,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shipped_file_is_this() {
+    fn the_shipped_file_is_current() {
         let shipped = include_str!("../../config/kubernetes/crd.yaml");
         assert_eq!(shipped, yaml().unwrap(), "larder config crd > config/kubernetes/crd.yaml");
     }
 
-    /// Every list and every text has an upper limit (a rule of CEL may otherwise cost too much, and an object be too large),
-    /// and nothing is kept that no type names.
+    /// Every list and every string has a maximum length. Without one, the cost of a CEL rule could exceed the
+    /// limit, or an object could be too large. Fields that no type names are not preserved.
     #[test]
     fn everything_is_bounded() {
         fn check(path: &str, schema: &Value) {
@@ -492,7 +501,8 @@ mod tests {
                         check(&format!("{path}.{key}"), value);
                     }
                 }
-                // The formats that API servers know (apiextensions-apiserver pkg/apiserver/validation/formats.go).
+                // The formats that API servers know (apiextensions-apiserver
+                // pkg/apiserver/validation/formats.go).
                 Some("integer") => assert!(
                     matches!(schema["format"].as_str(), None | Some("int32" | "int64")),
                     "{path}: {}",

@@ -1,4 +1,4 @@
-//! A daemon of a cluster: the parts put together, and what runs beside the API.
+//! A daemon of a cluster: its parts, and the tasks that run next to the API.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::inventory::Inventory;
 use super::leader::{self, Ended};
 use super::lease::Lease;
 use super::names::Names;
-use super::node::held::Keeper;
-use super::runner::{KubeRunner, Pace};
+use super::node::held::PodReleaser;
+use super::runner::{BuildTiming, KubeRunner};
 use super::store::KubeStore;
 use super::upkeep::{self, Upkeep};
 use super::uses::Uses;
@@ -23,69 +23,66 @@ use super::watch::Watch;
 use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
 use crate::caches::service::{Parts, Service, StartError};
 use crate::config::Config;
-use crate::config::caches::Holder;
 use crate::config::cluster::Cluster;
 use crate::telemetry::metrics::Metrics;
 use larder_model::class::Class;
 use larder_model::image_cache::CacheId;
 use larder_sys::clock::Clock;
 
-/// How often the progress of a build is written for other daemons and for `kubectl`.
-const TELL: Duration = Duration::from_secs(5);
-/// Pause between two looks at what is due of the upkeep of image caches.
-const UPKEEP: Duration = Duration::from_secs(5);
-/// Claims of tenants are listed again after this many of these pauses: ten minutes.
-const USES_PART: u32 = 120;
+/// Interval between two writes of a build's progress, for other daemons and for `kubectl`.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval between two checks for due upkeep of image caches.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Number of these intervals between two lists of a tenant namespace's claims: ten minutes.
+const USES_INTERVALS: u32 = 120;
 
-/// How a daemon of a cluster goes about it.
+/// Intervals and timeouts of a daemon of a cluster.
 #[derive(Clone, Debug)]
-pub struct Habits {
-    /// How patient builds are.
-    pub pace: Pace,
-    /// For how long the lease of the one that leads is good.
+pub struct Tuning {
+    /// Intervals and timeouts of builds.
+    pub builds: BuildTiming,
+    /// Duration of the leader lease.
     pub lease: Duration,
-    /// How often the progress of a build is written down.
-    pub tell: Duration,
-    /// Pause between two looks at what is due: refreshes, last uses, image caches on a miss.
+    /// Interval between two writes of a build's progress.
+    pub progress: Duration,
+    /// Interval between two checks for due refreshes, last uses and image caches to create on a miss.
     pub upkeep: Duration,
 }
 
-impl Habits {
-    /// As the configuration has it.
+impl Tuning {
+    /// Returns the settings for a configuration.
     pub fn of(cluster: &Cluster) -> Self {
-        Habits { pace: Pace::of(cluster), lease: leader::GOOD_FOR, tell: TELL, upkeep: UPKEEP }
+        Tuning {
+            builds: BuildTiming::of(cluster),
+            lease: leader::LEASE_DURATION,
+            progress: PROGRESS_INTERVAL,
+            upkeep: UPKEEP_INTERVAL,
+        }
     }
 }
 
-/// The configuration of what plans on the host of a daemon: it fills no volume, so it matters not what could hold one.
-pub fn of_planner(config: &Config) -> Config {
-    let mut config = config.clone();
-    config.caches.volume_kind = Holder::Directory;
-    config
-}
-
-/// A daemon cannot start, or not go on.
+/// A daemon cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no way to the cluster.
+    /// The client for the cluster cannot be created.
     #[error(transparent)]
     Connect(#[from] client::ConnectError),
-    /// The configuration cannot be used for builders.
+    /// The configuration cannot be passed to builders.
     #[error(transparent)]
     Runner(#[from] ChildRunnerError),
     /// The records cannot be read.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// It leads no more.
-    #[error("{0}; this larder ends, to begin anew")]
+    /// This daemon is no longer the leader.
+    #[error("{0}; this process exits and must be started again")]
     Ended(Ended),
-    /// The watch came to an end, which it does not.
-    #[error("the watch of image caches broke off")]
+    /// A watch ended, which must not happen.
+    #[error("a watch of the cluster ended unexpectedly")]
     Watch,
 }
 
 impl Error {
-    /// The class that decides exit code and retry.
+    /// Returns the class, which decides exit code and retry.
     pub fn class(&self) -> Class {
         match self {
             Error::Connect(e) => e.class(),
@@ -105,22 +102,26 @@ pub struct Daemon {
     watch: Watch,
     upkeep: Arc<Upkeep>,
     lease: Lease,
-    /// `None` if pods are not held back.
-    keeper: Option<Keeper>,
+    /// `None` if pods are not held back until their image cache is attached.
+    releaser: Option<PodReleaser>,
 }
 
 impl Daemon {
-    /// Puts the parts together. Answers requests from then on; the rest is [`run`](Daemon::run)'s.
+    /// Connects the parts. The daemon answers requests from then on; [`run`](Daemon::run) does everything
+    /// else.
+    ///
+    /// # Errors
+    /// The configuration cannot be passed to builders, or the records cannot be read.
     pub async fn new(
         client: Client,
         cluster: &Cluster,
         config: &Config,
-        habits: Habits,
+        tuning: Tuning,
         planner: ChildRunner,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, Error> {
-        // Pods are named anew each time, processes in them are not.
+        // `HOSTNAME` is unique for each pod, but not for each process in it.
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "larder".to_owned());
         let identity = format!("{host}_{}", CacheId::random());
         let own = &cluster.namespace;
@@ -128,11 +129,11 @@ impl Daemon {
         let store = Arc::new(KubeStore::new(client.clone(), &cluster.uid, own, &identity));
         let inventory = Inventory::new(&client, &names);
         let runner =
-            KubeRunner::new(client.clone(), cluster, config, habits.pace, planner, inventory.clone())?;
+            KubeRunner::new(client.clone(), cluster, config, tuning.builds, planner, inventory.clone())?;
         let runner = Arc::new(runner);
         let copies = Arc::new(Copies::new(client.clone(), names.clone()));
-        let used_for = habits.upkeep * USES_PART;
-        let uses = Uses::new(client.clone(), Arc::clone(&clock), &cluster.node_namespace, used_for);
+        let claims_interval = tuning.upkeep * USES_INTERVALS;
+        let uses = Uses::new(client.clone(), Arc::clone(&clock), &cluster.node_namespace, claims_interval);
         let uses = Arc::new(uses);
         let volumes = KubeVolumes::new(
             client.clone(),
@@ -147,7 +148,7 @@ impl Daemon {
             volumes: Arc::new(volumes),
             clock: Arc::clone(&clock),
             metrics,
-            tell_progress: Some(habits.tell),
+            tell_progress: Some(tuning.progress),
         };
         let service = Service::new(parts, config).await?;
         let reporter = || Reporter::new(client.clone(), "larder.dev/daemon", &identity);
@@ -158,7 +159,7 @@ impl Daemon {
             clock: Arc::clone(&clock),
             reporter: reporter(),
             cluster: cluster.uid.clone(),
-            every: habits.upkeep,
+            every: tuning.upkeep,
         };
         let upkeep = Arc::new(Upkeep::new(parts, &config.upkeep));
         let watch = Watch {
@@ -173,26 +174,32 @@ impl Daemon {
             reporter: reporter(),
             upkeep: Arc::clone(&upkeep),
         };
-        let keeper = cluster
+        let releaser = cluster
             .hold_pods
-            .then(|| Keeper::new(client.clone(), service.clone(), &cluster.node_namespace, &identity));
-        let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
-        Ok(Daemon { service, runner, watch, upkeep, lease, keeper })
+            .then(|| PodReleaser::new(client.clone(), service.clone(), &cluster.node_namespace, &identity));
+        let lease = Lease::new(client, own, leader::NAME, &identity, tuning.lease);
+        Ok(Daemon { service, runner, watch, upkeep, lease, releaser })
     }
 
-    /// Takes up a configuration that was read again, for builders that are started from now on. The cluster stays as it was.
+    /// Applies a reloaded configuration to builders that start from now on. The cluster settings do not
+    /// change.
+    ///
+    /// # Errors
+    /// The configuration cannot be passed to builders.
     pub fn reload(&self, config: &Config) -> Result<(), Error> {
         self.upkeep.reload(&config.upkeep);
         Ok(self.runner.reload(config)?)
     }
 
-    /// The image caches.
+    /// Returns the service that manages the image caches.
     pub fn service(&self) -> &Service {
         &self.service
     }
 
-    /// Watches, waits for its turn and leads, until `stop`. An error is the end of this daemon: whoever leads by now must not
-    /// be written over.
+    /// Watches the cluster, waits for the leader lease and leads, until `stop`.
+    ///
+    /// # Errors
+    /// The daemon must exit. Another daemon may lead by now, and this one must not write any more.
     pub async fn run(&self, stop: &CancellationToken) -> Result<(), Error> {
         tokio::select! {
             ended = leader::lead(&self.lease, &self.service, stop) => match ended {
@@ -202,21 +209,21 @@ impl Daemon {
             },
             () = self.watch.run() => Err(Error::Watch),
             () = self.upkeep.run() => Err(Error::Watch),
-            () = self.keep() => Err(Error::Watch),
+            () = self.release_pods() => Err(Error::Watch),
         }
     }
 
-    async fn keep(&self) {
-        match &self.keeper {
-            Some(keeper) => keeper.run().await,
+    async fn release_pods(&self) {
+        match &self.releaser {
+            Some(releaser) => releaser.run().await,
             None => std::future::pending().await,
         }
     }
 
-    /// Lets the next one lead, when everything is still.
+    /// Releases the leader lease, so that another daemon can lead at once. Call it when all work has stopped.
     pub async fn release(&self) {
         if let Err(fault) = self.lease.release().await {
-            tracing::warn!("the next larder leads a little later: {fault}");
+            tracing::warn!("could not release the leader lease; it will expire: {fault}");
         }
     }
 }

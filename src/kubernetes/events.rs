@@ -1,5 +1,5 @@
-//! Events (`events.k8s.io/v1`) about pods and image caches, as `kubectl describe` shows them. An event can be lost, and nothing
-//! depends on one.
+//! Events (`events.k8s.io/v1`) about pods and image caches, as `kubectl describe` shows them. Events can be
+//! lost, and nothing depends on them.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -13,28 +13,31 @@ use super::fault::{Fault, TIMEOUT};
 use super::names::MANAGER;
 use larder_model::escape::escape_to;
 
-/// Maximum length of a note, characters; the API server accepts 1024 bytes (pkg/apis/core/validation/events.go).
+/// Maximum length of a note, characters. The API server accepts 1024 bytes
+/// (pkg/apis/core/validation/events.go).
 pub(super) const MAX_NOTE: usize = 250;
-/// Maximum length of the name of the reporting instance (the same file).
+/// Maximum length of the name of the reporting instance, characters (the same file).
 const MAX_INSTANCE: usize = 128;
 
-/// What is reported about an object.
+/// The variable part of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Report {
-    /// Second part of the event's name, after the name of the object. Two processes that report the same event give it the same name,
-    /// and the API server creates it once. `None` if the API server generates the name.
+    /// Second part of the event's name, after the name of the object. Two processes that report the same
+    /// event use the same name, and the API server creates it once. With `None`, the API server generates the
+    /// name.
     pub(super) suffix: Option<String>,
-    /// Whether the event is a warning, which a person should act on.
+    /// `true` for a warning, which a person should act on.
     pub(super) warning: bool,
-    /// What was done: one word.
+    /// The action, in one word.
     pub(super) action: &'static str,
-    /// Why the event was created: one word, for programs.
+    /// The reason, in one word, for programs.
     pub(super) reason: String,
-    /// For people.
+    /// Explanation of the event for people.
     pub(super) note: String,
 }
 
-/// Creates events in the name of one process. kube's recorder would take an event with another note for a repetition.
+/// Creates events in the name of one process. kube's recorder would treat an event with another note as a
+/// repetition.
 #[derive(Debug)]
 pub(super) struct Reporter {
     client: ApiServer,
@@ -43,7 +46,7 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Events of the controller `controller`, of which this process is `instance`.
+    /// Returns a reporter for the controller `controller`, of which this process is `instance`.
     pub(super) fn new(client: Client, controller: &'static str, instance: &str) -> Self {
         let instance = instance.chars().take(MAX_INSTANCE).collect();
         Reporter { client: client.into(), controller, instance }
@@ -59,8 +62,9 @@ impl Reporter {
             match tokio::time::timeout(TIMEOUT, api.create(&parameters, &event)).await {
                 Ok(Err(error)) => {
                     let fault = Fault::new("creating an event", error);
-                    // Another process, or this one before a restart, has reported it. A namespace that ends takes no events.
-                    if !fault.is_already_there() && !fault.is_not_found() {
+                    // Another process, or this one before a restart, has reported it. A namespace that is
+                    // being deleted accepts no events.
+                    if !fault.already_exists() && !fault.is_not_found() {
                         tracing::warn!("{fault}");
                     }
                 }
@@ -74,7 +78,8 @@ impl Reporter {
         let object = about.name.as_deref().unwrap_or(MANAGER);
         Event {
             metadata: ObjectMeta {
-                // What is before the generated part ends like a name (pkg/apis/core/validation), so not with a dot.
+                // The part before the generated suffix must be a valid name (pkg/apis/core/validation), so it
+                // cannot end with a dot.
                 generate_name: report.suffix.is_none().then(|| format!("{object}-")),
                 name: report.suffix.map(|suffix| format!("{object}.{suffix}")),
                 namespace: Some(about.namespace.clone().unwrap_or_else(|| "default".to_owned())),

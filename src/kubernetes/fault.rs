@@ -1,4 +1,4 @@
-//! What a cluster says when it does not do what it was asked.
+//! Failed requests to the API server, and retries.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use crate::caches::store::StoreError;
 use crate::caches::volumes::StateError;
 use larder_model::class::Class;
 
-/// Most time of one request that is no watch and no log.
+/// Maximum duration of one request that is not a watch or a log stream.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a request is made again after a failure that a later try may heal.
-const RETRIES: u32 = 5;
-/// The pause before it is; doubles each time.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Longest text of an API server that is repeated, characters.
-const LONGEST: usize = 1024;
+/// Maximum number of retries after a transient failure.
+const MAX_RETRIES: u32 = 5;
+/// Delay before the first retry. It doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of characters of an API server's message that are kept.
+const MAX_MESSAGE_CHARS: usize = 1024;
 
 /// A request to the API server failed.
 #[derive(Debug)]
@@ -28,16 +28,16 @@ pub struct Fault {
 #[derive(Debug)]
 enum Error {
     Kube(kube::Error),
-    Late,
+    Timeout,
 }
 
 impl Fault {
-    /// A failure of the client, while doing this.
+    /// Creates a fault of the client library. `doing` describes the failed action.
     pub fn new(doing: impl Into<String>, error: kube::Error) -> Self {
         Fault { doing: doing.into(), error: Error::Kube(error) }
     }
 
-    /// The HTTP status; 0 where there was no answer.
+    /// Returns the HTTP status; 0 if there was no response.
     pub fn code(&self) -> u16 {
         match &self.error {
             Error::Kube(kube::Error::Api(status)) => status.code,
@@ -45,20 +45,20 @@ impl Fault {
         }
     }
 
-    /// There is no such object.
+    /// Reports whether the object does not exist.
     pub fn is_not_found(&self) -> bool {
         self.code() == 404
     }
 
-    /// Somebody made an object of that name.
-    pub fn is_already_there(&self) -> bool {
+    /// Reports whether an object of that name already exists.
+    pub fn already_exists(&self) -> bool {
         matches!(&self.error, Error::Kube(kube::Error::Api(status)) if status.reason == "AlreadyExists")
     }
 
-    /// The object is another version or another object than the one that was read. A patch for another object is 422, because
-    /// `metadata.uid` is immutable (Kubernetes 1.36).
+    /// Reports whether the object has changed since it was read, or was replaced by another of the same name.
+    /// A patch of a replaced object fails with 422, because `metadata.uid` is immutable (Kubernetes 1.36).
     pub fn is_conflict(&self) -> bool {
-        (self.code() == 409 && !self.is_already_there()) || self.is_other_object()
+        (self.code() == 409 && !self.already_exists()) || self.is_other_object()
     }
 
     fn is_other_object(&self) -> bool {
@@ -67,8 +67,9 @@ impl Fault {
         status.code == 422 && causes.into_iter().any(|cause| cause.field == "metadata.uid")
     }
 
-    /// A ResourceQuota is used up. Its refusal is told from one of RBAC by text alone (k8s.io/apiserver
-    /// pkg/admission/plugin/resourcequota/controller.go: `exceeded quota: …`); both are 403 Forbidden.
+    /// Reports whether a ResourceQuota is exhausted. Only the text distinguishes this from an RBAC refusal
+    /// (k8s.io/apiserver pkg/admission/plugin/resourcequota/controller.go: `exceeded quota: …`); both are 403
+    /// Forbidden.
     pub fn is_quota(&self) -> bool {
         let text = match &self.error {
             Error::Kube(kube::Error::Api(status)) if status.code == 403 => status.message.as_str(),
@@ -77,20 +78,21 @@ impl Fault {
         text.contains("exceeded quota")
     }
 
-    /// A ResourceQuota is not counted yet, and the API server refuses what it limits (the same file: `status unknown for quota: …`).
-    /// The controller manager counts a new kind within five and a half minutes: it looks for new kinds every 30 s, and at all
-    /// quotas every 5 minutes (pkg/controller/resourcequota).
+    /// Reports whether the usage of a ResourceQuota is not computed yet, so that the API server refuses the
+    /// kinds that it limits (the same file: `status unknown for quota: …`). The controller manager computes
+    /// the usage of a new kind within five and a half minutes: it discovers new kinds every 30 s, and
+    /// recomputes all quotas every 5 minutes (pkg/controller/resourcequota).
     fn is_uncounted(&self) -> bool {
         matches!(&self.error, Error::Kube(kube::Error::Api(status))
             if status.code == 403 && status.message.contains("status unknown for quota"))
     }
 
-    /// Whether a later try may heal it.
+    /// Reports whether a retry can succeed.
     pub fn is_transient(&self) -> bool {
         match &self.error {
-            Error::Late => true,
+            Error::Timeout => true,
             Error::Kube(kube::Error::Api(_)) if self.is_uncounted() => true,
-            // 401: the token is being renewed. Whoever asks can do nothing but ask again.
+            // 401: the token is being renewed. The caller can only retry.
             Error::Kube(kube::Error::Api(status)) => matches!(status.code, 401 | 429 | 500..),
             Error::Kube(
                 kube::Error::Auth(_)
@@ -103,7 +105,7 @@ impl Fault {
         }
     }
 
-    /// The class that decides status and retry.
+    /// Returns the class, which decides status and retry.
     pub fn class(&self) -> Class {
         match self.code() {
             _ if self.is_transient() => Class::Transient,
@@ -120,10 +122,10 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.doing)?;
         match &self.error {
-            Error::Late => write!(f, "the API server gave no answer within {} s", TIMEOUT.as_secs()),
+            Error::Timeout => write!(f, "the API server did not answer within {} s", TIMEOUT.as_secs()),
             Error::Kube(kube::Error::Api(status)) => {
-                let message: String = status.message.chars().take(LONGEST).collect();
-                write!(f, "the API server says {} {}: {message}", status.code, status.reason)
+                let message: String = status.message.chars().take(MAX_MESSAGE_CHARS).collect();
+                write!(f, "the API server returned {} {}: {message}", status.code, status.reason)
             }
             Error::Kube(error) => write!(f, "{error}"),
         }
@@ -142,59 +144,57 @@ impl From<Fault> for StoreError {
     fn from(fault: Fault) -> Self {
         match fault.is_transient() {
             true => StoreError::Unreachable(fault.to_string()),
-            false => {
-                StoreError::Failed { doing: "asking the cluster for", reason: fault.to_string(), full: false }
-            }
+            false => StoreError::Failed { doing: "accessing", reason: fault.to_string(), full: false },
         }
     }
 }
 
-/// How often a request was made.
+/// Counts the retries of one request.
 #[derive(Debug, Default)]
-pub(super) struct Tries(u32);
+pub(super) struct Retries(u32);
 
-impl Tries {
-    /// Looks at what came of a try: what is to be answered, or nothing after a pause, where another may help.
-    pub(super) async fn judge<T>(
+impl Retries {
+    /// Evaluates one attempt. Returns its result, or `None` after a pause if the caller must retry.
+    pub(super) async fn next_step<T>(
         &mut self,
         doing: &str,
-        tried: Result<kube::Result<T>, Elapsed>,
+        attempt: Result<kube::Result<T>, Elapsed>,
     ) -> Option<Result<T, Fault>> {
-        let error = match tried {
+        let error = match attempt {
             Ok(Ok(done)) => return Some(Ok(done)),
             Ok(Err(error)) => Error::Kube(error),
-            Err(_) => Error::Late,
+            Err(_) => Error::Timeout,
         };
         let fault = Fault { doing: doing.to_owned(), error };
-        if self.0 == RETRIES || !fault.is_transient() {
+        if self.0 == MAX_RETRIES || !fault.is_transient() {
             return Some(Err(fault));
         }
-        let pause = PAUSE * 2_u32.pow(self.0);
+        let pause = FIRST_PAUSE * 2_u32.pow(self.0);
         self.0 += 1;
-        tracing::debug!("{fault}; it is tried again in {} ms", pause.as_millis());
+        tracing::debug!("{fault}; retrying in {} ms", pause.as_millis());
         tokio::time::sleep(pause).await;
         None
     }
 }
 
-/// Makes a request, and makes it again while that may help. It may have been carried out without an answer: what is asked
-/// must bear to be done twice.
-macro_rules! ask {
+/// Sends a request, with retries after transient failures. A request without a response may have been
+/// executed, so it must be idempotent.
+macro_rules! request {
     ($doing:expr, $request:expr $(,)?) => {{
-        let mut tries = $crate::kubernetes::fault::Tries::default();
+        let mut retries = $crate::kubernetes::fault::Retries::default();
         loop {
-            let tried = tokio::time::timeout($crate::kubernetes::fault::TIMEOUT, $request).await;
-            if let Some(result) = tries.judge(AsRef::<str>::as_ref(&$doing), tried).await {
+            let attempt = tokio::time::timeout($crate::kubernetes::fault::TIMEOUT, $request).await;
+            if let Some(result) = retries.next_step(AsRef::<str>::as_ref(&$doing), attempt).await {
                 break result;
             }
         }
     }};
 }
-pub(super) use ask;
+pub(super) use request;
 
-/// What is not there is nothing to complain of.
-pub(super) fn opt<T>(asked: Result<T, Fault>) -> Result<Option<T>, Fault> {
-    match asked {
+/// Maps "not found" to `Ok(None)`.
+pub(super) fn opt<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match result {
         Ok(found) => Ok(Some(found)),
         Err(fault) if fault.is_not_found() => Ok(None),
         Err(fault) => Err(fault),

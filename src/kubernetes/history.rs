@@ -1,7 +1,8 @@
-//! The history of an image cache as events of the cluster: what its record notes, how far its build is, and its copies.
+//! The history of an image cache as Kubernetes events: the events of its record, the progress of its build,
+//! and its copies.
 //!
-//! The name of each event follows from what it is about, so a daemon that begins to lead does not repeat those of the one
-//! before it.
+//! The name of each event is derived from its subject, so a new leader does not repeat the events of its
+//! predecessor.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -14,20 +15,20 @@ use crate::caches::record::{Happened, Record};
 use larder_model::digest::Digest;
 use larder_model::image_cache::Status;
 
-/// Maximum age of what is still reported when a daemon first sees a record.
-const FRESH: TimeDelta = TimeDelta::minutes(5);
-/// Progress is reported in steps of this many percent.
-const STEP: u64 = 25;
+/// Maximum age of an event that is still reported when a daemon first sees a record.
+const MAX_AGE: TimeDelta = TimeDelta::minutes(5);
+/// Step in which progress is reported, percent.
+const PROGRESS_STEP: u64 = 25;
 
-/// What was reported of a record.
+/// The events of a record that were already reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reported {
     sequence: u64,
-    /// The volume whose progress it is, and how far it was, percent.
+    /// Number of the volume and its reported progress, percent.
     progress: (u32, u64),
 }
 
-/// The reference to an image cache that its events have.
+/// Returns the object reference of an image cache for its events.
 pub(super) fn reference(object: &ImageCache) -> ObjectReference {
     ObjectReference {
         api_version: Some("larder.dev/v1".to_owned()),
@@ -39,18 +40,19 @@ pub(super) fn reference(object: &ImageCache) -> ObjectReference {
     }
 }
 
-/// What is new in a record since `before`; of a record that was not seen before, what is fresh at `now`.
+/// Returns the reports that are new in a record since `before`. For a record that was not seen before, these
+/// are the recent ones at `now`.
 pub(super) fn news(record: &Record, before: Option<Reported>, now: DateTime<Utc>) -> (Vec<Report>, Reported) {
     let is_new = |event: &&Happened| match before {
         Some(before) => event.sequence > before.sequence,
-        None => now - event.time < FRESH,
+        None => now - event.time < MAX_AGE,
     };
     let mut reports: Vec<Report> =
-        record.events.iter().filter(is_new).map(|event| noted(record, event)).collect();
+        record.events.iter().filter(is_new).map(|event| event_report(record, event)).collect();
     let mut reported = Reported { sequence: record.sequence, ..before.unwrap_or_default() };
     if let (Some(work), Some(now)) = (&record.work, conditions::progress(record)) {
         let generation = work.generation;
-        let percent = now.layers_done * 100 / now.layers.max(1) / STEP * STEP;
+        let percent = now.layers_done * 100 / now.layers.max(1) / PROGRESS_STEP * PROGRESS_STEP;
         let seen = if reported.progress.0 == generation { reported.progress.1 } else { 0 };
         if percent > seen {
             reported.progress = (generation, percent);
@@ -66,7 +68,7 @@ pub(super) fn news(record: &Record, before: Option<Reported>, now: DateTime<Utc>
     (reports, reported)
 }
 
-fn noted(record: &Record, event: &Happened) -> Report {
+fn event_report(record: &Record, event: &Happened) -> Report {
     Report {
         suffix: Some(format!("{}-{}", short(record), event.sequence)),
         warning: matches!(event.status, Status::Failed | Status::Unavailable),
@@ -76,7 +78,7 @@ fn noted(record: &Record, event: &Happened) -> Report {
     }
 }
 
-/// Events about copies that were not as they are now.
+/// Returns reports about copies whose state differs from `before`.
 pub(super) fn copies(record: &Record, before: &[CopyState], now: &[CopyState]) -> Vec<Report> {
     let changed =
         now.iter().filter(|state| !before.contains(state) && (state.ready || state.message.is_some()));
@@ -97,7 +99,8 @@ pub(super) fn copies(record: &Record, before: &[CopyState], now: &[CopyState]) -
     reports.collect()
 }
 
-/// The beginning of the UID: an image cache of the same name that was deleted has other events.
+/// Returns the first characters of the UID. They distinguish the events of a deleted image cache from those
+/// of a new one with the same name.
 fn short(record: &Record) -> String {
     record.id.to_string().chars().take(8).collect()
 }
@@ -119,7 +122,7 @@ mod tests {
         let (first, reported) = news(&record, None, start + TimeDelta::seconds(1));
         assert_eq!(notes(&first), ["ordered"]);
         assert_eq!(news(&record, Some(reported), start), (Vec::new(), reported));
-        assert_eq!(notes(&news(&record, None, start + FRESH).0), Vec::<&str>::new());
+        assert_eq!(notes(&news(&record, None, start + MAX_AGE).0), Vec::<&str>::new());
         record.turn(Status::Failed, start, "no such tag");
         let (second, _) = news(&record, Some(reported), start);
         assert_eq!(notes(&second), ["no such tag"]);

@@ -1,7 +1,9 @@
-//! What was made for image caches, as watches saw it last: Jobs, pods, claims, snapshots, and the contents behind copies.
+//! The objects that were made for image caches, as the watches last saw them: Jobs, pods, claims, snapshots,
+//! and contents of copies.
 //!
-//! A watch costs the API server one request, and then only what changes, however many image caches there are. It is behind
-//! by milliseconds, or by an outage. So the inventory says where to look and when; the caller reads the object before it acts.
+//! A watch costs the API server one request and then only the changes, regardless of the number of image
+//! caches. It lags behind by milliseconds, or by the length of an outage. The inventory therefore only
+//! indicates where and when to look. The caller must read an object before it acts on it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -26,13 +28,15 @@ use crate::caches::volumes::{StateError, VolumeId};
 use larder_model::class::Class;
 use larder_model::image_cache::CacheId;
 
-/// How long a reader waits for the first lists of all watches.
-const FIRST: Duration = Duration::from_secs(30);
-/// How many changes a listener may be behind before it takes every object for changed.
-const BEHIND: usize = 1024;
+/// Maximum time that a reader waits for the first lists of all watches.
+const FIRST_LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Capacity of the channel of changes. A listener that lags further behind must treat every object as
+/// changed.
+const MAX_LAG: usize = 1024;
 
-/// On the content of a copy whose VolumeSnapshot is being deleted (external-snapshotter, pkg/utils/util.go,
-/// `AnnVolumeSnapshotBeingDeleted`). A content with the policy Retain outlives its snapshot.
+/// Annotation of the content of a copy whose VolumeSnapshot is being deleted (external-snapshotter,
+/// pkg/utils/util.go, `AnnVolumeSnapshotBeingDeleted`). A content with the policy Retain outlives its
+/// snapshot.
 const BEING_DELETED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted";
 
 /// The kinds that are watched.
@@ -47,34 +51,34 @@ enum Kind {
 
 const KINDS: usize = 5;
 
-/// One object, as far as it matters here.
+/// The fields of an object that the inventory keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Object {
     volume: VolumeId,
-    /// Of a content: the namespace of its copy.
+    /// For a content: the namespace of its copy.
     offered: String,
-    /// Of a snapshot or a content: whether it can be used, and is not being deleted.
+    /// For a snapshot or a content: `true` if it can be used and is not being deleted.
     ready: bool,
 }
 
-/// A copy of a snapshot, as the content behind it says.
+/// A copy of a snapshot, according to its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Copy {
-    /// Name of the content.
+    /// Name of the VolumeSnapshotContent.
     pub(super) content: String,
-    /// The namespace in which it is offered.
+    /// Namespace in which the copy is offered.
     pub(super) namespace: String,
-    /// Whether it can be used there, and is not being deleted.
+    /// `true` if the copy can be used and is not being deleted.
     pub(super) ready: bool,
 }
 
 type Objects = HashMap<CacheId, BTreeMap<(Kind, String), Object>>;
 
-/// The inventory. Clones share it.
+/// The objects of one installation. Clones share their state.
 #[derive(Clone)]
 pub struct Inventory {
     objects: Arc<Mutex<Objects>>,
-    /// How many of the kinds were listed once.
+    /// Number of kinds whose first list is complete.
     listed: watch::Receiver<usize>,
     changes: broadcast::Sender<CacheId>,
     _watches: Arc<JoinSet<()>>,
@@ -87,21 +91,29 @@ impl fmt::Debug for Inventory {
 }
 
 impl Inventory {
-    /// Begins to watch what the installation `names` makes. In a runtime.
+    /// Starts watching the objects of the installation `names`. Must be called inside a Tokio runtime.
     pub fn new(client: &Client, names: &Names) -> Self {
         let (listed, receiver) = watch::channel(0);
         let table = Table {
             objects: Arc::default(),
             listed: Arc::new(listed),
-            changes: broadcast::channel(BEHIND).0,
+            changes: broadcast::channel(MAX_LAG).0,
             names: names.clone(),
         };
         let labels = names.selector();
         let selected = || Config::default().labels(&labels);
         let mut watches = JoinSet::new();
-        watches.spawn(table.clone().follow(Kind::Job, own::<Job>(client, names, selected()), exists));
-        watches.spawn(table.clone().follow(Kind::Pod, own::<Pod>(client, names, selected()), exists));
-        let claims = own::<PersistentVolumeClaim>(client, names, selected());
+        watches.spawn(table.clone().follow(
+            Kind::Job,
+            watch_metadata::<Job>(client, names, selected()),
+            exists,
+        ));
+        watches.spawn(table.clone().follow(
+            Kind::Pod,
+            watch_metadata::<Pod>(client, names, selected()),
+            exists,
+        ));
+        let claims = watch_metadata::<PersistentVolumeClaim>(client, names, selected());
         watches.spawn(table.clone().follow(Kind::Claim, claims, exists));
         let snapshots = Api::<VolumeSnapshot>::namespaced(client.clone(), &names.namespace);
         let snapshots = watcher::watcher(snapshots, selected());
@@ -127,22 +139,24 @@ impl Inventory {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether every kind was listed once.
+    /// Reports whether the first list of every kind is complete.
     pub(super) fn is_complete(&self) -> bool {
         *self.listed.borrow() == KINDS
     }
 
-    /// The volumes that something was made for.
+    /// Returns the volumes for which any object exists.
     ///
     /// # Errors
-    /// The first lists of the watches have not arrived: the API server does not answer, or a right is missing.
+    /// The first lists of the watches are not complete: the API server does not answer, or a permission is
+    /// missing.
     pub(super) async fn volumes(&self) -> Result<Vec<VolumeId>, StateError> {
         let mut listed = self.listed.clone();
-        let complete = tokio::time::timeout(FIRST, listed.wait_for(|listed| *listed == KINDS)).await;
+        let complete =
+            tokio::time::timeout(FIRST_LIST_TIMEOUT, listed.wait_for(|listed| *listed == KINDS)).await;
         if !matches!(complete, Ok(Ok(_))) {
             return Err(StateError::Cluster {
                 class: Class::Transient,
-                reason: "what was made for image caches is not known: its watches have not started (see the log, and \
+                reason: "the objects of image caches are not known yet: the watches have not started (see the log, and check \
                          that the rights of config/kubernetes/rbac.yaml are in effect)"
                     .to_owned(),
             });
@@ -155,14 +169,15 @@ impl Inventory {
         Ok(all)
     }
 
-    /// Whether the snapshot of a volume can be used. `false` may only mean that the watch is behind.
+    /// Reports whether the snapshot of a volume can be used. `false` can also mean that the watch lags
+    /// behind.
     pub(super) fn is_sealed(&self, volume: &VolumeId) -> bool {
         let objects = self.objects();
         let mut own = objects.get(&volume.id).into_iter().flatten();
         own.any(|((kind, _), object)| *kind == Kind::Snapshot && object.volume == *volume && object.ready)
     }
 
-    /// The copies of a volume's snapshot.
+    /// Returns the copies of a volume's snapshot.
     pub(super) fn copies(&self, volume: &VolumeId) -> Vec<Copy> {
         let objects = self.objects();
         let own = objects.get(&volume.id).into_iter().flatten();
@@ -175,18 +190,18 @@ impl Inventory {
             .collect()
     }
 
-    /// Listens for changes of any object.
+    /// Subscribes to changes of all objects.
     pub(super) fn changes(&self) -> broadcast::Receiver<CacheId> {
         self.changes.subscribe()
     }
 
-    /// Listens for changes of what was made for one image cache, from now on.
+    /// Subscribes to changes of the objects of one image cache.
     pub(super) fn changes_of(&self, id: CacheId) -> Changes {
         Changes { id, receiver: self.changes() }
     }
 }
 
-/// Listens for changes of what was made for one image cache.
+/// A subscription to changes of the objects of one image cache.
 #[derive(Debug)]
 pub(super) struct Changes {
     id: CacheId,
@@ -194,20 +209,20 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Waits until something has changed since the last call, at most `longest`.
-    pub(super) async fn wait(&mut self, longest: Duration) {
-        let _ = tokio::time::timeout(longest, async {
+    /// Waits until an object has changed since the last call, for at most `max_wait`.
+    pub(super) async fn wait(&mut self, max_wait: Duration) {
+        let _ = tokio::time::timeout(max_wait, async {
             loop {
                 match self.receiver.recv().await {
                     Ok(id) if id != self.id => {}
-                    // Behind: it may have been this one.
+                    // The receiver lags: this image cache may have changed as well.
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 }
             }
         })
         .await;
-        // What has changed meanwhile is seen by the look that follows.
+        // The caller reads the objects after this call, so it sees all changes that are still queued.
         while !matches!(
             self.receiver.try_recv(),
             Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed)
@@ -215,7 +230,7 @@ impl Changes {
     }
 }
 
-fn own<K>(
+fn watch_metadata<K>(
     client: &Client,
     names: &Names,
     config: Config,
@@ -231,7 +246,7 @@ fn exists<K>(_: &K) -> (String, bool) {
     (String::new(), false)
 }
 
-/// What the watches write.
+/// The state that the watches write.
 #[derive(Clone)]
 struct Table {
     objects: Arc<Mutex<Objects>>,
@@ -241,12 +256,12 @@ struct Table {
 }
 
 impl Table {
-    /// Follows one kind and does not return. After an error, the watch starts again, with growing pauses.
+    /// Follows one kind and does not return. After an error, the watch restarts with growing pauses.
     async fn follow<K>(
         self,
         kind: Kind,
         events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
-        look: impl Fn(&K) -> (String, bool) + Send,
+        extract: impl Fn(&K) -> (String, bool) + Send,
     ) where
         K: ResourceExt + Send,
     {
@@ -255,11 +270,11 @@ impl Table {
         let mut counted = false;
         while let Some(event) = events.next().await {
             match event {
-                Err(error) => tracing::warn!("watching what was made for image caches ({kind:?}): {error}"),
+                Err(error) => tracing::warn!("watching objects of image caches ({kind:?}): {error}"),
                 Ok(Event::Init) => found.clear(),
-                Ok(Event::InitApply(object)) => found.extend(self.put(kind, &object, &look)),
+                Ok(Event::InitApply(object)) => found.extend(self.put(kind, &object, &extract)),
                 Ok(Event::Apply(object)) => {
-                    self.put(kind, &object, &look);
+                    self.put(kind, &object, &extract);
                 }
                 Ok(Event::Delete(object)) => {
                     if let Some(volume) = self.names.volume(object.meta()) {
@@ -267,7 +282,7 @@ impl Table {
                     }
                 }
                 Ok(Event::InitDone) => {
-                    self.keep(kind, &std::mem::take(&mut found));
+                    self.remove_missing(kind, &std::mem::take(&mut found));
                     if !std::mem::replace(&mut counted, true) {
                         self.listed.send_modify(|listed| *listed += 1);
                     }
@@ -284,13 +299,13 @@ impl Table {
         &self,
         kind: Kind,
         object: &K,
-        look: &impl Fn(&K) -> (String, bool),
+        extract: &impl Fn(&K) -> (String, bool),
     ) -> Option<(CacheId, String)> {
         let volume = self.names.volume(object.meta())?;
         let (id, name) = (volume.id, object.name_any());
-        let (offered, ready) = look(object);
+        let (offered, ready) = extract(object);
         self.objects().entry(id).or_default().insert((kind, name.clone()), Object { volume, offered, ready });
-        // An error says that nobody listens.
+        // An error only means that there is no receiver.
         let _ = self.changes.send(id);
         Some((id, name))
     }
@@ -307,8 +322,8 @@ impl Table {
         let _ = self.changes.send(id);
     }
 
-    /// Removes objects that a new list does not contain.
-    fn keep(&self, kind: Kind, found: &[(CacheId, String)]) {
+    /// Removes the objects that a new list does not contain.
+    fn remove_missing(&self, kind: Kind, found: &[(CacheId, String)]) {
         let found: std::collections::HashSet<&(CacheId, String)> = found.iter().collect();
         let gone: Vec<(CacheId, String)> = self
             .objects()

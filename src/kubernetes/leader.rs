@@ -1,56 +1,59 @@
-//! One daemon leads: it builds, expires and sweeps. The others answer requests and wait for their turn.
+//! Leader election. The leader builds, expires and sweeps; the other daemons answer requests and wait for the
+//! lease.
 
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::lease::{Lease, Tried};
+use super::lease::{Lease, LeaseAttempt};
 use crate::caches::service::{Service, StartError};
 use larder_model::class::Class;
 
-/// How long the lease is valid. As in client-go (tools/leaderelection: 15, 10 and 2 s), the leader renews it after two fifteenths of
-/// that, and gives up when two thirds have passed without a renewal: before any other daemon can take it.
-pub const GOOD_FOR: Duration = Duration::from_secs(15);
-/// Name of the lease.
+/// Duration of the lease. As in client-go (tools/leaderelection: 15, 10 and 2 s), the leader renews the lease
+/// after two fifteenths of this time. It stops leading when two thirds have passed without a renewal, which
+/// is before another daemon can acquire the lease.
+pub const LEASE_DURATION: Duration = Duration::from_secs(15);
+/// Name of the Lease object.
 pub const NAME: &str = "larder";
 
-/// Why somebody leads no more.
+/// The reason why a daemon stopped leading.
 #[derive(Debug, thiserror::Error)]
 pub enum Ended {
-    /// It was asked to stop.
-    #[error("asked to stop")]
+    /// The daemon was requested to stop.
+    #[error("requested to stop")]
     Stopped,
-    /// The lease could not be renewed in time, or somebody else has it. This daemon must not write any more.
-    #[error("the lease {NAME} is lost: another larder may lead by now")]
+    /// The lease could not be renewed in time, or another daemon holds it. This daemon must not write any
+    /// more.
+    #[error("the lease {NAME} is lost: another daemon may lead by now")]
     Lost,
-    /// The work could not be taken up.
+    /// The service could not start to lead.
     #[error(transparent)]
     Start(#[from] StartError),
 }
 
-/// Waits for the lease, lets the service lead, and holds on. Returns when that has come to an end; the service must then be
-/// stopped, and the lease released after that.
+/// Waits for the lease, lets the service lead, and renews the lease. After it returns, the caller must stop
+/// the service first and then release the lease.
 pub async fn lead(lease: &Lease, service: &Service, stop: &CancellationToken) -> Ended {
     let every = lease.duration() * 2 / 15;
     loop {
-        match lease.try_take().await {
-            Ok(Tried::Taken) => break,
+        match lease.try_acquire().await {
+            Ok(LeaseAttempt::Acquired) => break,
             Ok(_) => {}
-            Err(fault) => tracing::warn!("who leads is not known: {fault}"),
+            Err(fault) => tracing::warn!("cannot read the leader lease: {fault}"),
         }
         tokio::select! {
             () = tokio::time::sleep(every) => {}
             () = stop.cancelled() => return Ended::Stopped,
         }
     }
-    tracing::info!("this larder leads");
-    let holding = hold(lease, every);
+    tracing::info!("this daemon is now the leader");
+    let renewing = renew(lease, every);
     let leading = async {
         loop {
             match service.lead().await {
                 Ok(()) => break std::future::pending().await,
                 Err(StartError::Store(error)) if error.class() == Class::Transient => {
-                    tracing::warn!("leading begins later: {error}");
+                    tracing::warn!("cannot start to lead, retrying: {error}");
                     tokio::time::sleep(every).await;
                 }
                 Err(error) => break Ended::Start(error),
@@ -58,25 +61,25 @@ pub async fn lead(lease: &Lease, service: &Service, stop: &CancellationToken) ->
         }
     };
     tokio::select! {
-        ended = holding => ended,
+        ended = renewing => ended,
         ended = leading => ended,
         () = stop.cancelled() => Ended::Stopped,
     }
 }
 
-/// Renews the lease until that fails for too long.
-async fn hold(lease: &Lease, every: Duration) -> Ended {
+/// Renews the lease until renewals have failed for too long.
+async fn renew(lease: &Lease, every: Duration) -> Ended {
     let limit = lease.duration() * 2 / 3;
     let mut renewed = Instant::now();
     loop {
         tokio::time::sleep(every).await;
-        let asked = Instant::now();
+        let started = Instant::now();
         let left = limit.saturating_sub(renewed.elapsed());
-        match tokio::time::timeout(left, lease.try_take()).await {
-            Ok(Ok(Tried::Taken)) => renewed = asked,
-            Ok(Ok(Tried::Raced)) => {}
-            Ok(Ok(Tried::Held)) | Err(_) => return Ended::Lost,
-            Ok(Err(fault)) => tracing::warn!("renewing: {fault}"),
+        match tokio::time::timeout(left, lease.try_acquire()).await {
+            Ok(Ok(LeaseAttempt::Acquired)) => renewed = started,
+            Ok(Ok(LeaseAttempt::Raced)) => {}
+            Ok(Ok(LeaseAttempt::Held)) | Err(_) => return Ended::Lost,
+            Ok(Err(fault)) => tracing::warn!("renewing the leader lease: {fault}"),
         }
         if renewed.elapsed() >= limit {
             return Ended::Lost;

@@ -1,7 +1,8 @@
-//! A Lease of `coordination.k8s.io`: one holder at a time, by compare-and-swap on its resourceVersion.
+//! A Lease of `coordination.k8s.io` with one holder at a time, by compare-and-swap on its resourceVersion.
 //!
-//! Clocks of machines are not compared. A holder is gone when its lease was seen unchanged for as long as it is good
-//! (as client-go has it, tools/leaderelection); and a holder stops well before others may think so.
+//! The clocks of machines are not compared. A lease is expired when it was seen unchanged for its whole
+//! duration (as in client-go, tools/leaderelection). A holder stops well before others can consider the lease
+//! expired.
 
 use std::time::{Duration, Instant};
 
@@ -12,32 +13,32 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use tokio::sync::Mutex;
 
-use super::fault::{Fault, ask, opt};
+use super::fault::{Fault, opt, request};
 use super::names::MANAGER;
 
-/// A lease as one process sees it.
+/// A lease from the point of view of one process.
 #[derive(Debug)]
 pub struct Lease {
     api: Api<Object>,
     name: String,
-    /// Who this process is.
+    /// Identity of this process.
     identity: String,
     duration: Duration,
     seen: Mutex<Option<Seen>>,
 }
 
-/// What came of a try.
+/// The result of an attempt to acquire a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tried {
-    /// This process has it.
-    Taken,
-    /// Somebody else has it.
+pub enum LeaseAttempt {
+    /// This process holds the lease.
+    Acquired,
+    /// Another process holds the lease.
     Held,
-    /// It changed meanwhile: who has it is to be asked again.
+    /// The lease changed during the attempt. The caller must try again to learn its holder.
     Raced,
 }
 
-/// Somebody else's hold, and since when it has not moved.
+/// A version of a lease that another process holds, and the time at which it was first seen.
 #[derive(Debug)]
 struct Seen {
     version: Option<String>,
@@ -45,7 +46,7 @@ struct Seen {
 }
 
 impl Lease {
-    /// The lease `name`, good for `duration` from each renewal on.
+    /// Returns the lease `name`, which stays valid for `duration` after each renewal.
     pub fn new(client: Client, namespace: &str, name: &str, identity: &str, duration: Duration) -> Self {
         Lease {
             api: Api::namespaced(client, namespace),
@@ -56,42 +57,49 @@ impl Lease {
         }
     }
 
-    /// For how long it is good.
+    /// Returns how long the lease stays valid after a renewal.
     pub fn duration(&self) -> Duration {
         self.duration
     }
 
-    /// Takes it, or takes it once more, if nobody else has it.
-    pub async fn try_take(&self) -> Result<Tried, Fault> {
+    /// Acquires or renews the lease, unless another process holds it.
+    ///
+    /// # Errors
+    /// A request failed.
+    pub async fn try_acquire(&self) -> Result<LeaseAttempt, Fault> {
         let doing = format!("reading the lease {}", self.name);
-        let Some(present) = opt(ask!(&doing, self.api.get(&self.name)))? else {
-            return self.make().await;
+        let Some(present) = opt(request!(&doing, self.api.get(&self.name)))? else {
+            return self.create().await;
         };
         let spec = present.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
-        let mine = holder == Some(&self.identity);
-        if holder.is_some() && !mine && !self.is_over(&present, &spec).await {
-            return Ok(Tried::Held);
+        let is_own = holder == Some(&self.identity);
+        if holder.is_some() && !is_own && !self.is_expired(&present, &spec).await {
+            return Ok(LeaseAttempt::Held);
         }
         let now = now();
         let taken = LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: Some(self.seconds()),
             renew_time: Some(now.clone()),
-            acquire_time: if mine { spec.acquire_time } else { Some(now) },
-            lease_transitions: Some(spec.lease_transitions.unwrap_or(0) + i32::from(!mine)),
+            acquire_time: if is_own { spec.acquire_time } else { Some(now) },
+            lease_transitions: Some(spec.lease_transitions.unwrap_or(0) + i32::from(!is_own)),
             ..LeaseSpec::default()
         };
         self.replace(Object { spec: Some(taken), ..present }).await
     }
 
-    /// Lets it go, if this process has it.
+    /// Releases the lease if this process holds it.
+    ///
+    /// # Errors
+    /// A request failed.
     pub async fn release(&self) -> Result<(), Fault> {
         let doing = format!("reading the lease {}", self.name);
-        let Some(mut present) = opt(ask!(&doing, self.api.get(&self.name)))? else { return Ok(()) };
+        let Some(mut present) = opt(request!(&doing, self.api.get(&self.name)))? else { return Ok(()) };
         let spec = present.spec.get_or_insert_default();
         if spec.holder_identity.as_deref() == Some(&self.identity) {
-            // client-go's way to say that nobody need wait (tools/leaderelection, release): no holder, and soon over.
+            // Same as client-go (tools/leaderelection, release): no holder and a short duration, so that no
+            // process waits.
             spec.holder_identity = None;
             spec.lease_duration_seconds = Some(1);
             self.replace(present).await?;
@@ -99,13 +107,13 @@ impl Lease {
         Ok(())
     }
 
-    /// Whether the holder has not moved for as long as its lease is good.
-    async fn is_over(&self, present: &Object, spec: &LeaseSpec) -> bool {
-        let good_for = u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0);
+    /// Reports whether the lease has not changed for its whole duration.
+    async fn is_expired(&self, present: &Object, spec: &LeaseSpec) -> bool {
+        let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0);
         let mut seen = self.seen.lock().await;
         match &*seen {
             Some(before) if before.version == present.metadata.resource_version => {
-                before.since.elapsed() >= Duration::from_secs(good_for)
+                before.since.elapsed() >= Duration::from_secs(seconds)
             }
             _ => {
                 *seen =
@@ -115,7 +123,7 @@ impl Lease {
         }
     }
 
-    async fn make(&self) -> Result<Tried, Fault> {
+    async fn create(&self) -> Result<LeaseAttempt, Fault> {
         let now = now();
         let object = Object {
             metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
@@ -128,19 +136,19 @@ impl Lease {
                 ..LeaseSpec::default()
             }),
         };
-        let doing = format!("making the lease {}", self.name);
-        match ask!(&doing, self.api.create(&parameters(), &object)) {
-            Ok(_) => Ok(Tried::Taken),
-            Err(fault) if fault.is_already_there() => Ok(Tried::Raced),
+        let doing = format!("creating the lease {}", self.name);
+        match request!(&doing, self.api.create(&parameters(), &object)) {
+            Ok(_) => Ok(LeaseAttempt::Acquired),
+            Err(fault) if fault.already_exists() => Ok(LeaseAttempt::Raced),
             Err(fault) => Err(fault),
         }
     }
 
-    async fn replace(&self, object: Object) -> Result<Tried, Fault> {
+    async fn replace(&self, object: Object) -> Result<LeaseAttempt, Fault> {
         let doing = format!("writing the lease {}", self.name);
-        match ask!(&doing, self.api.replace(&self.name, &parameters(), &object)) {
-            Ok(_) => Ok(Tried::Taken),
-            Err(fault) if fault.is_conflict() || fault.is_not_found() => Ok(Tried::Raced),
+        match request!(&doing, self.api.replace(&self.name, &parameters(), &object)) {
+            Ok(_) => Ok(LeaseAttempt::Acquired),
+            Err(fault) if fault.is_conflict() || fault.is_not_found() => Ok(LeaseAttempt::Raced),
             Err(fault) => Err(fault),
         }
     }

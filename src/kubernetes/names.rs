@@ -1,4 +1,4 @@
-//! How objects are named and labelled.
+//! Names and labels of objects.
 
 use std::collections::BTreeMap;
 
@@ -8,47 +8,51 @@ use kube::api::ListParams;
 use crate::caches::volumes::VolumeId;
 use larder_model::image_cache::{CacheId, TenantName};
 
-/// The field manager of everything that is applied.
+/// Field manager of everything that Larder applies.
 pub const MANAGER: &str = "larder";
-/// Keeps an ImageCache until everything that was made for it is gone.
+/// Finalizer that keeps an ImageCache until everything that was made for it is deleted.
 pub const FINALIZER: &str = "larder.dev/content";
-/// On a Secret: namespaces, separated by commas, whose image caches may use it as a pull secret; `*` is all.
+/// Annotation of a Secret: namespaces, separated by commas, whose image caches can use it as a pull secret;
+/// `*` is all.
 pub const PULL_BY: &str = "larder.dev/pull-by";
-/// On a Namespace: the namespaces, separated by commas, whose image caches it accepts when they are shared with it; `*` is all.
+/// Annotation of a Namespace: the namespaces, separated by commas, whose shared image caches it accepts; `*`
+/// is all.
 pub const ACCEPT_FROM: &str = "larder.dev/accept-from";
-/// On a VolumeSnapshot: how the build of its volume ended, as one JSON line.
+/// Annotation of a VolumeSnapshot: the result of the build of its volume, as one JSON line.
 pub const RESULT: &str = "larder.dev/result";
-/// On a VolumeSnapshot: the digest of the `cache.json` that the verifier found on the volume, before the snapshot was taken.
+/// Annotation of a VolumeSnapshot: digest of the `cache.json` that the verifier found on the volume before
+/// the snapshot was taken.
 pub const VERIFIED: &str = "larder.dev/verified";
-/// On an ImageCache: the hash of the Idempotency-Key that it was made with, and that of the request.
+/// Annotation of an ImageCache: hash of the Idempotency-Key that it was created with.
 pub const KEY: &str = "larder.dev/idempotency-key";
-/// The second part of [`KEY`].
+/// Annotation of an ImageCache: hash of the request that came with [`KEY`].
 pub const REQUEST: &str = "larder.dev/idempotent-request";
-/// On an ImageCache: whose create it was, so that one whose answer was lost is known again.
+/// Annotation of an ImageCache: a random value that identifies the create request, so that a daemon
+/// recognises an object whose response was lost.
 pub const NONCE: &str = "larder.dev/nonce";
 
-/// On a claim of a node: when a pod of the node last used the image cache, RFC 3339.
+/// Annotation of a claim of a node: when a pod of the node last used the image cache, RFC 3339.
 pub const LAST_USED: &str = "larder.dev/last-used";
 
-/// Label of an ImageCache that Larder created: why ([`MISS`]).
+/// Label of an ImageCache that Larder created itself: the reason, such as [`MISS`].
 pub const CREATED_BY: &str = "larder.dev/created-by";
 /// Value of [`CREATED_BY`]: pods needed the image, and no image cache contained it.
 pub const MISS: &str = "miss";
 
-/// Where a pod has its volume.
+/// Mount path of the volume in a pod.
 pub const VOLUME: &str = "/cache";
 
-/// On a pod: which program it runs. Network policies select by it.
+/// Label of a pod: the program it runs. Network policies select by it.
 const APP: &str = "app.kubernetes.io/name";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-/// On everything that is made for a volume: the UID of its image cache, and the number of the volume.
+/// Label of every object that is made for a volume: the UID of its image cache.
 pub const ID: &str = "larder.dev/id";
-/// The second part of [`ID`].
+/// Label of every object that is made for a volume: the number of the volume.
 pub const GENERATION: &str = "larder.dev/generation";
 const TENANT: &str = "larder.dev/tenant";
 const INSTALLATION: &str = "larder.dev/installation";
 
-/// What Larder in one namespace makes. Two in one cluster do not touch what is the other's.
+/// Names and labels of one installation. Two installations in one cluster do not touch each other's objects.
 #[derive(Clone, Debug)]
 pub struct Names {
     /// The namespace of this installation.
@@ -56,7 +60,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Labels of everything that is made for a volume.
+    /// Returns the labels of every object that is made for a volume.
     pub fn labels(&self, volume: &VolumeId) -> BTreeMap<String, String> {
         let pairs = [
             (APP, "larder-builder".to_owned()),
@@ -69,19 +73,20 @@ impl Names {
         pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
-    /// Labels of the Job and the pod that verify a volume. No network policy that permits traffic selects them.
+    /// Returns the labels of the Job and the pod that verify a volume. No network policy that permits traffic
+    /// selects them.
     pub fn verifier_labels(&self, volume: &VolumeId) -> BTreeMap<String, String> {
         let mut labels = self.labels(volume);
         labels.insert(APP.to_owned(), "larder-verifier".to_owned());
         labels
     }
 
-    /// The label selector of everything that this installation made for image caches.
+    /// Returns the label selector of everything that this installation made for image caches.
     pub fn selector(&self) -> String {
         format!("{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}", self.namespace)
     }
 
-    /// Selects what was made for one volume.
+    /// Selects the objects of one volume.
     pub fn of(&self, volume: &VolumeId) -> ListParams {
         ListParams::default().labels(&format!(
             "{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}={},{GENERATION}={}",
@@ -89,13 +94,13 @@ impl Names {
         ))
     }
 
-    /// Selects what was made for one image cache.
+    /// Selects the objects of one image cache.
     pub fn of_cache(&self, id: CacheId) -> ListParams {
         ListParams::default()
             .labels(&format!("{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}={id}", self.namespace))
     }
 
-    /// The volume that an object was made for, as its labels say.
+    /// Returns the volume that an object was made for, according to its labels.
     pub fn volume(&self, meta: &ObjectMeta) -> Option<VolumeId> {
         let labels = meta.labels.as_ref()?;
         if labels.get(MANAGED_BY)? != MANAGER || *labels.get(INSTALLATION)? != self.namespace {
@@ -109,7 +114,8 @@ impl Names {
     }
 }
 
-/// Name of Job, PVC, Secret and VolumeSnapshot. Fits a label (63): Jobs put theirs into one.
+/// Returns the name of the Job, PVC, Secret and VolumeSnapshot of a volume. It fits a label (63 characters),
+/// because Jobs put their name into one.
 pub fn object(volume: &VolumeId) -> String {
     match volume.generation {
         1 => format!("ic-{}", volume.id),
@@ -117,7 +123,7 @@ pub fn object(volume: &VolumeId) -> String {
     }
 }
 
-/// The cache and the number of the volume that [`object()`] names.
+/// Returns the cache and the volume number of a name that [`object()`] produced.
 pub fn volume_of(name: &str) -> Option<(CacheId, u32)> {
     const UUID: usize = 36;
     let rest = name.strip_prefix("ic-")?;
@@ -129,22 +135,24 @@ pub fn volume_of(name: &str) -> Option<(CacheId, u32)> {
     Some((id, generation))
 }
 
-/// Name of the Job that verifies a volume. It fits a label (63 characters).
+/// Returns the name of the Job that verifies a volume. It fits a label (63 characters).
 pub fn verifier(volume: &VolumeId) -> String {
     format!("{}-verify", object(volume))
 }
 
-/// Name of the content behind the copy in a namespace. Dots, which no namespace has, keep the parts apart.
+/// Returns the name of the content behind the copy in a namespace. Dots, which namespace names cannot
+/// contain, separate the parts.
 pub fn copy(volume: &VolumeId, namespace: &str) -> String {
     format!("{}.{}.{namespace}", object(volume), volume.generation)
 }
 
-/// Whether a list of namespaces, as [`PULL_BY`] and [`ACCEPT_FROM`] have it, contains `namespace`. `None` contains none.
+/// Reports whether a list of namespaces, in the format of [`PULL_BY`] and [`ACCEPT_FROM`], contains
+/// `namespace`. `None` contains none.
 pub fn is_listed(list: Option<&str>, namespace: &str) -> bool {
     list.is_some_and(|list| list.split(',').map(str::trim).any(|one| one == "*" || one == namespace))
 }
 
-/// The namespace of a tenant.
+/// Returns the namespace of a tenant.
 pub fn namespace(tenant: &TenantName) -> &str {
     tenant.as_str()
 }
@@ -180,7 +188,7 @@ mod tests {
             assert_eq!(is_listed(Some(list), "team-a"), has, "{list}");
         }
         assert!(!is_listed(None, "team-a"));
-        // The second volume of one namespace is not the first of another.
+        // The second volume of one namespace must not have the same name as the first of another.
         assert_ne!(copy(&VolumeId { generation: 2, ..volume.clone() }, "x"), copy(&volume, "2-x"));
     }
 }

@@ -1,47 +1,53 @@
-//! `larder node`: the agent of one node. It sees to it that the image caches that are wanted there are attached there.
+//! `larder node`: the agent of one node. It attaches the image caches that are wanted on the node.
 //!
 //! ```text
-//! pods of the node, namespaces, ImageCaches ──► wish      which volumes are wanted, and by whom
-//! claims, holders, what is attached ──────────► holding   one step for each: what there is, nearer to what is wanted
-//!                                                 │
-//!                 claim from the snapshot ◄───────┤ agent  takes the steps, one pass after the other
-//!                 holder pod on this node ◄───────┤
-//!                 attach, detach          ◄───────┘
+//! pods of the node, namespaces, ImageCaches ──► desired   which volumes are wanted, and by which pods
+//! claims, holders, attached volumes ──────────► observed  the next step for each volume
+//!                                                  │
+//!                 claim from the snapshot ◄────────┤ agent  takes the steps, one pass after the other
+//!                 holder pod on this node ◄────────┤
+//!                 attach, detach          ◄────────┘
 //! ```
 //!
-//! A pod that runs cannot gain a claim, so each volume has a pod of its own on the node, which does nothing but hold it: the
-//! kubelet mounts the volume for the pod, and the agent, who sees the kubelet's directory, attaches what is mounted there.
+//! A running pod cannot gain a claim. Therefore each volume has a pod of its own on the node, the holder,
+//! which only keeps the claim in use. The kubelet mounts the volume for that pod. The agent can see the
+//! kubelet's directory and attaches the volume that is mounted there.
 //!
-//! | where | what |
+//! | where (Pod Security) | what |
 //! |---|---|
-//! | the namespace of volumes, Pod Security "restricted" | the copy of the snapshot, which daemons offer there; claims `ic-<uid>-<node>`; pods that hold them |
-//! | another, "privileged" | the agents, who may not make pods there |
-//! | the node | what is attached, by [`Attacher`], under names that follow from those of claims |
+//! | the namespace of volumes, "restricted" | copies (from daemons); claims `ic-<uid>-<node>`; holders |
+//! | another namespace, "privileged" | the agents, which cannot create pods there |
+//! | the node | attached volumes, by [`Attacher`], under names derived from those of claims |
 //!
-//! All state is in these objects and on the node. Every pass begins with what is seen, so an agent that was killed goes on
-//! where it was. Claims and holders are owned by the Node object: when a node is gone, the cluster's own garbage collector
-//! takes them away, and nobody needs the right to look after the nodes of others.
+//! All state is in these objects and on the node. Every pass starts from the observed state, so a killed
+//! agent continues after a restart. The Node object owns claims and holders: when a node is deleted, the
+//! garbage collector of the cluster deletes them, and no component needs permission for the nodes of others.
 //!
-//! # What is believed
+//! # Trust
 //!
-//! The status of ImageCaches, which is Larder's alone; and what lies in the namespace of volumes, where nobody else may write.
-//! The volume itself is not: it is attached only if it is sealed, with the digest that the record of its cache has.
+//! The agent trusts the status of ImageCaches, which only Larder can write, and the objects in the namespace
+//! of volumes, which only Larder can write. It does not trust the volume: a volume is attached only if it is
+//! sealed, with the digest in the record of its cache.
 
-mod act;
 pub mod agent;
 pub mod attacher;
 mod backoff;
+mod cluster_view;
+mod desired;
+mod executor;
+mod follow;
 pub mod health;
 pub(super) mod held;
-mod holding;
-mod known;
+mod labels;
+mod mount_point;
+mod notify;
 mod objects;
-mod place;
+mod observed;
 mod readiness;
 mod scoped;
-mod tell;
+mod settings;
 mod used;
-mod wish;
 
-pub use agent::{Agent, Settings};
+pub use agent::Agent;
 pub use attacher::{AttachFault, Attacher};
+pub use settings::Settings;

@@ -1,20 +1,24 @@
-//! Pull secrets of the cluster, read by name at the moment they are needed.
+//! Pull secrets of the cluster, read by name when they are needed.
 //!
-//! Whoever orders must not learn which secrets exist: one that is absent, forbidden, of another type or malformed gives no
-//! credential, and all are named in the same words ([`Unusable`]).
+//! The requester must not learn which secrets exist. A secret that is absent, forbidden, of another type or
+//! malformed gives no credential, and all of these are reported with the same text ([`Unusable`]).
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::{Client, ResourceExt as _};
 
-use super::fault::{Fault, ask};
+use super::fault::{Fault, request};
 use super::names::{PULL_BY, is_listed};
 use crate::caches::pull_secrets::{Content, Form, Unusable};
 use crate::caches::record::OrderedBy;
 use larder_model::image_cache::TenantName;
 use larder_model::pull_secret::PullSecretName;
 
-/// The secrets that give a credential, in the order given, each once. The names of the others go to `unusable`.
+/// Reads the secrets that give a credential, in the given order and without duplicates. The names of the
+/// others are added to `unusable`.
+///
+/// # Errors
+/// A request failed and can succeed later.
 pub async fn read(
     client: &Client,
     tenant: &TenantName,
@@ -38,10 +42,10 @@ pub async fn read(
     Ok(usable)
 }
 
-/// 403 and 404 are the same.
+/// Reads a secret. Returns `None` for both 403 and 404.
 async fn find(client: &Client, name: &PullSecretName) -> Result<Option<Secret>, Fault> {
     let api: Api<Secret> = Api::namespaced(client.clone(), name.namespace());
-    match ask!("reading a pull secret", api.get(name.name())) {
+    match request!("reading a pull secret", api.get(name.name())) {
         Ok(secret) => Ok(Some(secret)),
         Err(fault) if fault.is_transient() => Err(fault),
         Err(fault) => {
@@ -51,8 +55,10 @@ async fn find(client: &Client, name: &PullSecretName) -> Result<Option<Secret>, 
     }
 }
 
-/// What the API orders may name is in the configuration. Who writes objects may name the secrets of the namespace, which they
-/// could mount as well; others have to say so themselves, or writing an object would be reading everybody's secrets.
+/// Reports whether a request can use a secret. The configuration limits the secrets of API requests. The
+/// author of an object can use the secrets of its namespace, because a pod there can mount them anyway. A
+/// secret of another namespace must permit it by annotation. Otherwise, permission to write objects would be
+/// permission to read every secret.
 fn may_use(secret: &Secret, tenant: &TenantName, ordered_by: OrderedBy, name: &PullSecretName) -> bool {
     if ordered_by == OrderedBy::Api || name.namespace() == tenant.as_str() {
         return true;
@@ -60,7 +66,7 @@ fn may_use(secret: &Secret, tenant: &TenantName, ordered_by: OrderedBy, name: &P
     is_listed(secret.annotations().get(PULL_BY).map(String::as_str), tenant.as_str())
 }
 
-/// The bytes that the kubelet would read, well-formed.
+/// Returns the bytes that the kubelet would read. `None` if they are malformed.
 fn content(secret: Secret) -> Option<Content> {
     let form = match secret.type_.as_deref() {
         Some("kubernetes.io/dockerconfigjson") => Form::DockerConfigJson,
@@ -83,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_secrets_may_be_named() {
+    fn secrets_of_other_namespaces_need_an_annotation() {
         let (team, name) = ("team".parse().unwrap(), "other:registry".parse().unwrap());
         let may = |pull_by: &str, by| may_use(&secret(pull_by), &team, by, &name);
         assert!(may("", OrderedBy::Api) && !may("", OrderedBy::Cluster));
@@ -93,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_kubelet_reads() {
+    fn only_secrets_that_a_kubelet_accepts() {
         let of = |type_: &str, key: &str, text: &str| {
             let data = [(key.to_owned(), ByteString(text.as_bytes().to_vec()))];
             content(Secret { type_: Some(type_.to_owned()), data: Some(data.into()), ..Secret::default() })
@@ -107,7 +113,7 @@ mod tests {
         assert_eq!(of("kubernetes.io/dockercfg", ".dockercfg", cfg).unwrap().form, Form::DockerCfg);
         assert!(of("Opaque", ".dockerconfigjson", json).is_none());
         assert!(of("kubernetes.io/dockercfg", ".dockerconfigjson", json).is_none());
-        // An API server takes it (facts of Kubernetes): only its being JSON is checked there.
+        // API servers accept this (facts of Kubernetes): they only check that it is JSON.
         assert!(of("kubernetes.io/dockerconfigjson", ".dockerconfigjson", r#"{"auths":[1]}"#).is_none());
     }
 }

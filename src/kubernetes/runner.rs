@@ -1,17 +1,19 @@
-//! A build in the cluster: from an order to a snapshot that is ready.
+//! A build in the cluster, from a build order to a ready snapshot.
 //!
 //! ```text
-//! Job, suspended ──► Secret, PVC (the Job owns them) ──► Job goes on ──► its pod ends
-//!                       ──► Job of the verifier (the Job owns it) ──► its pod ends ──► VolumeSnapshot ──► Job goes
+//! Job, suspended ──► Secret, PVC (owned by the Job) ──► Job resumes ──► its pod ends
+//!     ──► Job of the verifier (owned by the Job) ──► its pod ends ──► VolumeSnapshot ──► Job deleted
 //! ```
 //!
-//! Each step looks what is there, does the next thing, and looks again. So it can be broken off anywhere, and whoever is
-//! next goes on: the Job exists for one attempt, the snapshot carries the result of the build in an annotation, and once it
-//! is ready nothing else is needed. Being asked to stop leaves everything as it is: a Job goes on without us, and the sweep
-//! removes what no record needs.
+//! Each step reads the current state, does the next thing, and reads the state again. So a build can be
+//! interrupted anywhere, and the next daemon continues it. The Job exists for one attempt. The snapshot has
+//! the result of the build in an annotation, and once it is ready nothing else is needed. A request to stop
+//! leaves all objects in place: a Job continues without the daemon, and the sweep deletes objects that no
+//! record needs.
 //!
-//! The builder parsed what strangers wrote, so its word is not enough: a snapshot is taken only after a second pod, which
-//! read the volume and nothing else, has verified it. The digest that it found is in another annotation of the snapshot.
+//! The builder parses untrusted data, so its result alone is not trusted. A snapshot is taken only after a
+//! second pod, which reads only the volume, has verified it. The digest that it found is stored in another
+//! annotation of the snapshot.
 
 mod attachments;
 mod follow;
@@ -41,8 +43,7 @@ use self::attachments::Attachments;
 use self::objects::Parts;
 use self::waits::Waits;
 use super::client::ApiServer;
-use super::daemon::of_planner;
-use super::fault::{Fault, ask, opt};
+use super::fault::{Fault, opt, request};
 use super::inventory::{Changes, Inventory};
 use super::names::{MANAGER, Names, RESULT, object};
 use super::pull_secrets;
@@ -54,6 +55,7 @@ use crate::caches::runner::{BuildOrder, Ended, Runner};
 use crate::caches::volumes::VolumeId;
 use crate::config::Config;
 use crate::config::caches::Caches;
+use crate::config::caches::Holder;
 use crate::config::cluster::Cluster;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -64,38 +66,40 @@ use larder_model::job::{Job, LayerFormat};
 use larder_model::plan_report::PlanReport;
 use larder_model::pull_secret::PullSecretName;
 
-/// Most bytes of a result in an annotation: all annotations of an object together may have 256 KiB
-/// (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).
+/// Maximum size of a result in an annotation, bytes. All annotations of an object together are limited to 256
+/// KiB (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).
 const MAX_RESULT: usize = 64 << 10;
 
-/// A build looks at its objects when one of them has changed, and after this many times [`Pace::look`].
-const LOOKS: u32 = 30;
+/// A build reads its objects when one of them has changed, and after this many times [`BuildTiming::look`].
+const MAX_LOOKS: u32 = 30;
 
-/// Why a pod does not go.
-const STUCK: &str = "nothing is heard of its node; see that it is back, or taken out of the cluster";
+/// Explanation for a pod that does not terminate, with a hint.
+const NODE_GONE: &str = "its node does not respond; bring the node back or remove it from the cluster";
 
-/// How patient a runner is.
+/// Intervals and timeouts of a runner.
 #[derive(Clone, Debug)]
-pub struct Pace {
-    /// How often it looks.
+pub struct BuildTiming {
+    /// Unit of the intervals at which a runner reads its objects.
     pub look: Duration,
-    /// How long a builder may not start.
+    /// Maximum time until a builder starts.
     pub pending: Duration,
-    /// How long a build waits before the reason is reported, and how often the reason is looked for again.
+    /// Duration of a wait before its reason is reported, and the interval between later checks of the
+    /// reason.
     pub report: Duration,
-    /// How long the disk may stay attached to the node of a builder that has ended. The builder has synced it all the same.
+    /// Maximum time that the disk may stay attached to the node of a builder that has ended. After that the
+    /// snapshot is taken anyway, because the builder has synced the disk.
     pub attached: Duration,
-    /// How long a snapshot may take.
+    /// Maximum time until a snapshot is ready.
     pub snapshot: Duration,
-    /// Longest pause after the API server failed.
+    /// Maximum delay between retries after the API server failed.
     pub outage: Duration,
 }
 
-impl Pace {
-    /// As the configuration has it.
+impl BuildTiming {
+    /// Returns the timing for a configuration.
     pub fn of(cluster: &Cluster) -> Self {
         let minutes = |minutes: u32| Duration::from_secs(u64::from(minutes) * 60);
-        Pace {
+        BuildTiming {
             look: Duration::from_secs(1),
             pending: minutes(cluster.pending_timeout_minutes),
             report: Duration::from_secs(30),
@@ -106,27 +110,27 @@ impl Pace {
     }
 }
 
-/// Starts builders as pods.
+/// Runs builders as pods.
 #[derive(Debug)]
 pub struct KubeRunner {
     client: ApiServer,
     names: Names,
     cluster: Cluster,
     in_effect: RwLock<Arc<InEffect>>,
-    pace: Pace,
-    /// Plans are made here: they move no layer byte and need no disk.
+    timing: BuildTiming,
+    /// Makes plans on this host: they download no layers and need no disk.
     planner: ChildRunner,
     inventory: Inventory,
-    /// Watched from the first build on.
+    /// The attachments of disks, watched from the first build on.
     attachments: OnceLock<Attachments>,
 }
 
-/// What comes from the configuration, and is replaced when that is read again.
+/// The settings that a reload of the configuration replaces.
 #[derive(Debug)]
 struct InEffect {
     caches: Caches,
     layer_format: LayerFormat,
-    /// What builders read of the configuration.
+    /// The part of the configuration that builders read, as TOML.
     config: String,
 }
 
@@ -142,11 +146,11 @@ impl InEffect {
     }
 }
 
-/// A step that did not go on.
+/// The reason why a step did not complete.
 enum Halt {
-    /// The cluster failed.
+    /// A request to the cluster failed.
     Fault(Fault),
-    /// The build has come to an end.
+    /// The build has ended.
     Ended(Ended),
 }
 
@@ -157,12 +161,15 @@ impl From<Fault> for Halt {
 }
 
 impl KubeRunner {
-    /// A runner for the configuration in effect.
+    /// Creates a runner for a configuration.
+    ///
+    /// # Errors
+    /// The configuration cannot be passed to builders.
     pub fn new(
         client: Client,
         cluster: &Cluster,
         config: &Config,
-        pace: Pace,
+        timing: BuildTiming,
         planner: ChildRunner,
         inventory: Inventory,
     ) -> Result<Self, ChildRunnerError> {
@@ -171,17 +178,20 @@ impl KubeRunner {
             names: Names { namespace: cluster.namespace.clone() },
             cluster: cluster.clone(),
             in_effect: RwLock::new(Arc::new(InEffect::of(config)?)),
-            pace,
+            timing,
             planner,
             inventory,
             attachments: OnceLock::new(),
         })
     }
 
-    /// Takes up a configuration that was read again.
+    /// Applies a reloaded configuration.
+    ///
+    /// # Errors
+    /// The configuration cannot be passed to builders.
     pub fn reload(&self, config: &Config) -> Result<(), ChildRunnerError> {
         let new = Arc::new(InEffect::of(config)?);
-        self.planner.reload(&of_planner(config))?;
+        self.planner.reload(&planner_config(config))?;
         *self.in_effect.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
     }
@@ -198,53 +208,53 @@ impl KubeRunner {
         Api::namespaced(self.client.clone(), &self.names.namespace)
     }
 
-    /// Carries an order out, whatever the API server does meanwhile.
-    async fn carry_out(&self, order: &BuildOrder, lines: &mpsc::Sender<Line>) -> Ended {
+    /// Runs a build to its end and retries while the API server fails.
+    async fn run_build(&self, order: &BuildOrder, lines: &mpsc::Sender<Line>) -> Ended {
         let volume = VolumeId { tenant: order.tenant.clone(), id: order.id, generation: order.generation };
         let with = self.in_effect();
         let changes = tokio::sync::Mutex::new(self.inventory.changes_of(order.id));
         let build = Build { runner: self, with, order, name: object(&volume), volume, lines, changes };
-        let mut pause = self.pace.look;
+        let mut pause = self.timing.look;
         loop {
-            match Box::pin(build.go_on()).await {
+            match Box::pin(build.advance()).await {
                 Ok(ended) | Err(Halt::Ended(ended)) => return ended,
                 Err(Halt::Fault(fault)) if fault.is_transient() || fault.is_conflict() => {
-                    tracing::warn!(cache = %order.id, "a build waits for the cluster: {fault}");
+                    tracing::warn!(cache = %order.id, "a step of a build failed, retrying: {fault}");
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(self.pace.outage);
+                    pause = (pause * 2).min(self.timing.outage);
                 }
-                // A quota, a right, a rule of admission: it does not go away by asking again.
+                // A quota, a permission or an admission rule: a retry does not help.
                 Err(Halt::Fault(fault)) => return exhausted(fault.class(), fault.to_string()),
             }
         }
     }
 }
 
-/// One build under way.
+/// A build in progress.
 struct Build<'a> {
     runner: &'a KubeRunner,
     with: Arc<InEffect>,
     order: &'a BuildOrder,
     volume: VolumeId,
-    /// Of Job, Secret, PVC and VolumeSnapshot.
+    /// Name of the Job, Secret, PVC and VolumeSnapshot.
     name: String,
     lines: &'a mpsc::Sender<Line>,
-    /// Changes of what was made for the image cache.
+    /// Changes of the objects of the image cache.
     changes: tokio::sync::Mutex<Changes>,
 }
 
 impl Build<'_> {
-    /// Waits until there is something new to look at. A watch can miss a change, so this ends after a while in any case.
+    /// Waits until an object has changed. A watch can miss a change, so this also returns after a timeout.
     async fn pause(&self) {
-        let look = self.runner.pace.look;
-        self.changes.lock().await.wait(look * LOOKS).await;
-        // What changes together is seen together.
+        let look = self.runner.timing.look;
+        self.changes.lock().await.wait(look * MAX_LOOKS).await;
+        // Changes at the same time are handled together.
         tokio::time::sleep(look / 20).await;
     }
 
-    /// Goes on from whatever is there.
-    async fn go_on(&self) -> Result<Ended, Halt> {
-        // One that was given up is on its way out, and its name not free before it is gone.
+    /// Continues the build from the current state.
+    async fn advance(&self) -> Result<Ended, Halt> {
+        // A snapshot that was given up is being deleted, and its name is not free until it is gone.
         if let Some(snapshot) = self.snapshot().await?
             && snapshot.metadata.deletion_timestamp.is_none()
         {
@@ -264,8 +274,8 @@ impl Build<'_> {
         let secrets = secrets.await?;
         let job = self.job(&secrets).await?;
         if job.spec.as_ref().is_some_and(|spec| spec.suspend == Some(true)) && verdict::end(&job).is_none() {
-            self.furnish(&job, &secrets).await?;
-            self.resume().await?;
+            self.create_dependents(&job, &secrets).await?;
+            self.unsuspend().await?;
         }
         let ended = match self.follow(unusable).await? {
             Ended::Result(outcome) => match self.verify(&job, &outcome).await? {
@@ -278,7 +288,7 @@ impl Build<'_> {
             ended => ended,
         };
         if let Ended::Died(_) = &ended {
-            // The next attempt begins anew.
+            // The next attempt starts from the beginning.
             self.delete_job().await?;
         }
         Ok(ended)
@@ -290,23 +300,24 @@ impl Build<'_> {
         Parts { names, cluster, caches, layer_format: *layer_format, volume: &self.volume, job }
     }
 
-    /// The job that the builder gets: its secrets are those that there are.
+    /// Returns the job for the builder, with the pull secrets that exist.
     fn build_job(&self, secrets: &[(PullSecretName, Content)]) -> Job {
         Job { pull_secrets: secrets.iter().map(|(name, _)| name.clone()).collect(), ..self.order.job.clone() }
     }
 
-    /// The Job of this build, made if need be.
+    /// Returns the Job of this build. Creates it if necessary.
     async fn job(&self, secrets: &[(PullSecretName, Content)]) -> Result<KubeJob, Halt> {
         loop {
             match self.find_job(&self.name).await? {
                 Some(job) if job.metadata.deletion_timestamp.is_none() => return Ok(job),
-                // One of an earlier attempt: its name is not free before it is gone.
+                // From an earlier attempt: its name is not free until it is gone.
                 Some(_) => self.pause().await,
                 None => {
                     self.check_storage_class().await?;
                     let deadline = self.order.job.deadline.map(|deadline| deadline - chrono::Utc::now());
-                    let longest = self.longest();
-                    let seconds = deadline.map_or(longest, |left| left.num_seconds().clamp(1, longest));
+                    let timeout_seconds = self.timeout_seconds();
+                    let seconds =
+                        deadline.map_or(timeout_seconds, |left| left.num_seconds().clamp(1, timeout_seconds));
                     let job = self.build_job(secrets);
                     let object = self.parts(&job).job(secrets, seconds);
                     return self.apply("the job", &self.name, &object).await;
@@ -317,11 +328,11 @@ impl Build<'_> {
 
     async fn find_job(&self, name: &str) -> Result<Option<KubeJob>, Fault> {
         let jobs: Api<KubeJob> = self.runner.own();
-        opt(ask!(&format!("reading the job {name}"), jobs.get(name)))
+        opt(request!(&format!("reading the job {name}"), jobs.get(name)))
     }
 
-    /// How long a builder or verifier may take, seconds.
-    fn longest(&self) -> i64 {
+    /// Returns the maximum duration of a builder or verifier, seconds.
+    fn timeout_seconds(&self) -> i64 {
         i64::from(self.with.caches.build_timeout_minutes) * 60
     }
 
@@ -331,17 +342,21 @@ impl Build<'_> {
             return Ok(());
         }
         let classes: Api<StorageClass> = Api::all(self.runner.client.clone());
-        match opt(ask!("reading the storage class", classes.get(class)))? {
+        match opt(request!("reading the storage class", classes.get(class)))? {
             Some(_) => Ok(()),
             None => Err(Halt::Ended(exhausted(
                 Class::Internal,
-                format!("there is no StorageClass {class:?} in the cluster: see cluster.storage_class"),
+                format!("there is no StorageClass {class:?} in the cluster; check cluster.storage_class"),
             ))),
         }
     }
 
-    /// Makes Secret and PVC, owned by the Job. What is left of an earlier Job goes first.
-    async fn furnish(&self, job: &KubeJob, secrets: &[(PullSecretName, Content)]) -> Result<(), Halt> {
+    /// Creates Secret and PVC, owned by the Job. Leftovers of an earlier Job are deleted first.
+    async fn create_dependents(
+        &self,
+        job: &KubeJob,
+        secrets: &[(PullSecretName, Content)],
+    ) -> Result<(), Halt> {
         let build_job = self.build_job(secrets);
         let parts = self.parts(&build_job);
         let secret = parts.secret(job, &self.with.config, secrets);
@@ -353,8 +368,8 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// Applies an object that belongs to the Job. One that cannot become what it shall be is of an earlier Job or attempt
-    /// (immutable content, another controller): it is removed, and made when it is gone.
+    /// Applies an object that belongs to the Job. If an object of an earlier Job or attempt cannot be updated
+    /// (immutable content, another controller), it is deleted and then created again.
     async fn apply<K>(&self, what: &str, name: &str, object: &Value) -> Result<K, Halt>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
@@ -365,17 +380,17 @@ impl Build<'_> {
     {
         let api: Api<K> = self.runner.own();
         let parameters = PatchParams::apply(MANAGER).force().validation_strict();
-        let doing = format!("making {what} {name}");
+        let doing = format!("creating {what} {name}");
         loop {
-            match ask!(&doing, api.patch(name, &parameters, &Patch::Apply(object))) {
+            match request!(&doing, api.patch(name, &parameters, &Patch::Apply(object))) {
                 Ok(made) if made.meta().deletion_timestamp.is_none() => return Ok(made),
                 Ok(_) => {}
                 Err(fault) if fault.code() == 422 => {
                     let why = fault.to_string();
-                    let removing = format!("removing an earlier {name}");
-                    let removed = opt(ask!(&removing, api.delete(name, &DeleteParams::default())))?;
+                    let removing = format!("deleting an earlier {name}");
+                    let removed = opt(request!(&removing, api.delete(name, &DeleteParams::default())))?;
                     if removed.is_none() {
-                        // Nothing was in the way: the object itself is refused.
+                        // No object was in the way: the new one itself is refused.
                         return Err(fault.into());
                     }
                     tracing::debug!("{why}");
@@ -386,12 +401,12 @@ impl Build<'_> {
         }
     }
 
-    async fn resume(&self) -> Result<(), Fault> {
+    async fn unsuspend(&self) -> Result<(), Fault> {
         let jobs: Api<KubeJob> = self.runner.own();
         let doing = format!("starting the job {}", self.name);
         let patch = json!({"spec": {"suspend": false}});
         let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        ask!(&doing, jobs.patch(&self.name, &parameters, &Patch::Merge(&patch)))?;
+        request!(&doing, jobs.patch(&self.name, &parameters, &Patch::Merge(&patch)))?;
         Ok(())
     }
 
@@ -408,10 +423,10 @@ impl Build<'_> {
     async fn snapshot(&self) -> Result<Option<VolumeSnapshot>, Fault> {
         let api: Api<VolumeSnapshot> = self.runner.own();
         let doing = format!("reading the snapshot {}", self.name);
-        opt(ask!(&doing, api.get(&self.name)))
+        opt(request!(&doing, api.get(&self.name)))
     }
 
-    /// Takes the snapshot of a volume whose verifier found the digest `verified`.
+    /// Takes the snapshot of a volume in which the verifier found the digest `verified`.
     async fn take_snapshot(&self, outcome: &Outcome, verified: &Digest) -> Result<VolumeSnapshot, Halt> {
         self.wait_until_detached().await?;
         let result = outcome.to_short_line(MAX_RESULT);
@@ -420,23 +435,24 @@ impl Build<'_> {
         let made: VolumeSnapshot = self.apply("the snapshot", &self.name, &snapshot).await?;
         let of = made.spec.source.persistent_volume_claim_name.as_deref();
         if of != Some(&self.name) {
-            let message = format!("the snapshot {} is of {of:?}: somebody else made it", self.name);
+            let message = format!("the snapshot {} was taken from {of:?} by another program", self.name);
             return Err(Halt::Ended(exhausted(Class::Conflict, message)));
         }
         Ok(made)
     }
 
-    /// A disk that is still mounted has a journal to replay.
+    /// Waits until the disk is detached, for a limited time. The file system of a disk that is still mounted
+    /// has a journal to replay.
     async fn wait_until_detached(&self) -> Result<(), Fault> {
         let claims: Api<PersistentVolumeClaim> = self.runner.own();
         let doing = format!("reading the volume claim {}", self.name);
-        let claim = opt(ask!(&doing, claims.get(&self.name)))?;
+        let claim = opt(request!(&doing, claims.get(&self.name)))?;
         let Some(disk) = claim.and_then(|claim| claim.spec?.volume_name) else { return Ok(()) };
         let attachments = self.runner.attachments.get_or_init(|| Attachments::new(&self.runner.client));
         let mut waits = self.waits();
-        let most = self.runner.pace.attached;
-        while let Some(left) = most.checked_sub(waits.elapsed()) {
-            let pause = left.min(self.runner.pace.report);
+        let limit = self.runner.timing.attached;
+        while let Some(left) = limit.checked_sub(waits.elapsed()) {
+            let pause = left.min(self.runner.timing.report);
             if tokio::time::timeout(pause, attachments.detached(&disk)).await.is_ok() {
                 waits.end();
                 return Ok(());
@@ -445,17 +461,17 @@ impl Build<'_> {
                 waits.report(format!("the disk {disk} is still attached to the node of its builder"));
             }
         }
-        tracing::warn!(cache = %self.order.id, disk, "a snapshot is taken of a disk that is still attached");
+        tracing::warn!(cache = %self.order.id, disk, "taking a snapshot of a disk that is still attached");
         Ok(())
     }
 
-    /// Waits until a snapshot is ready, and lets go what it was made from.
+    /// Waits until a snapshot is ready, and deletes the Job that it was made from.
     async fn finish(&self, mut snapshot: VolumeSnapshot) -> Result<Ended, Halt> {
         let mut waits = self.waits();
         while !snapshot.is_ready() {
             let why = || escape_to(snapshot.error().unwrap_or("its driver gives no reason"), 400);
-            if waits.elapsed() >= self.runner.pace.snapshot {
-                let limit = self.runner.pace.snapshot.as_secs();
+            if waits.elapsed() >= self.runner.timing.snapshot {
+                let limit = self.runner.timing.snapshot.as_secs();
                 let message = format!("the snapshot was not ready within {limit} s: {}", why());
                 return Ok(exhausted(Class::Transient, message));
             }
@@ -465,26 +481,29 @@ impl Build<'_> {
             self.pause().await;
             snapshot = match self.snapshot().await? {
                 Some(snapshot) if snapshot.metadata.deletion_timestamp.is_none() => snapshot,
-                _ => return Ok(Ended::Died("its snapshot was deleted by somebody else".to_owned())),
+                _ => return Ok(Ended::Died("another program deleted its snapshot".to_owned())),
             };
         }
         self.delete_job().await?;
         let result = snapshot.annotations().get(RESULT).and_then(|text| serde_json::from_str(text).ok());
         Ok(match result {
             Some(outcome) => Ended::Result(outcome),
-            None => exhausted(Class::Corrupt, format!("the snapshot {} tells no result", self.name)),
+            None => exhausted(
+                Class::Corrupt,
+                format!("the snapshot {} has no result in its annotations", self.name),
+            ),
         })
     }
 
     fn waits(&self) -> Waits<'_> {
-        Waits::new(self.lines, self.runner.pace.report)
+        Waits::new(self.lines, self.runner.timing.report)
     }
 
-    /// Deletes the Job; the cluster collects pods, Secret and PVC with it.
+    /// Deletes the Job. The cluster deletes pods, Secret and PVC with it.
     async fn delete_job(&self) -> Result<(), Fault> {
         let jobs: Api<KubeJob> = self.runner.own();
         let doing = format!("deleting the job {}", self.name);
-        opt(ask!(&doing, jobs.delete(&self.name, &DeleteParams::foreground())))?;
+        opt(request!(&doing, jobs.delete(&self.name, &DeleteParams::foreground())))?;
         Ok(())
     }
 }
@@ -502,7 +521,7 @@ impl Runner for KubeRunner {
     ) -> BoxFuture<'a, Ended> {
         Box::pin(async move {
             tokio::select! {
-                ended = self.carry_out(&order, &lines) => ended,
+                ended = self.run_build(&order, &lines) => ended,
                 () = stop.cancelled() => Ended::Stopped,
             }
         })
@@ -522,12 +541,20 @@ impl Runner for KubeRunner {
             let found: HashMap<PullSecretName, Content> = match read.await {
                 Ok(found) => found.into_iter().collect(),
                 Err(fault) => {
-                    tracing::warn!(%tenant, "a plan cannot be made: {fault}");
-                    let message = "the cluster cannot be reached for now".to_owned();
+                    tracing::warn!(%tenant, "planning failed: {fault}");
+                    let message = "the cluster is not reachable; try again later".to_owned();
                     return Err(verdict::outcome(Class::Transient, message).failures);
                 }
             };
             self.planner.plan_with(job, unusable_secrets, found).await
         })
     }
+}
+
+/// Returns the configuration for planners on the daemon's host. They write no volume, so the volume kind does
+/// not matter.
+pub fn planner_config(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.caches.volume_kind = Holder::Directory;
+    config
 }

@@ -1,7 +1,7 @@
-//! The image caches of the cluster as a watch saw them last.
+//! Index of the image caches of the cluster, as a watch last saw them.
 //!
-//! A watch is behind the API server, by milliseconds or by an outage. So this index finds what needs attention; the caller
-//! reads the object again before it acts.
+//! A watch lags behind the API server by milliseconds, or by the length of an outage. The index therefore
+//! only finds what needs attention. The caller must read the object again before it acts.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,32 +12,33 @@ use tokio::sync::watch;
 use crate::caches::store::Stored;
 use larder_model::image_cache::CacheId;
 
-/// Namespace and name of an object. Those of one UID never change.
-pub(super) type Place = (String, String);
+/// Namespace and name of an object. They never change for a given UID.
+pub(super) type ObjectName = (String, String);
 
-/// What the status of an object says.
+/// The status of an object, as last seen.
 #[derive(Clone, Debug)]
-pub(super) enum Said {
-    /// A record. Histories of layers are left out: they are the largest part of it, and nobody looks for them here.
+pub(super) enum SeenStatus {
+    /// A record. The histories of its layers are removed: they are its largest part and are not read from the
+    /// index.
     Record(Arc<Stored>),
-    /// Nothing yet, or that the order is refused.
+    /// No status yet, or a refusal.
     Nothing,
-    /// Something that Larder did not write. Says what.
+    /// A status that Larder did not write. Contains the reason.
     Corrupt(String),
 }
 
 #[derive(Debug)]
 struct Entry {
-    place: Place,
+    name: ObjectName,
     version: u64,
-    said: Said,
+    status: SeenStatus,
 }
 
-/// The index.
+/// The index of image caches by their ID.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     entries: Mutex<HashMap<CacheId, Entry>>,
-    /// Whether every object of the cluster was seen once.
+    /// `true` once every object of the cluster was seen.
     complete: watch::Sender<bool>,
 }
 
@@ -46,54 +47,55 @@ impl Seen {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes up a version of an object, unless a later one is here.
-    pub(super) fn note(&self, id: CacheId, place: Place, version: u64, mut said: Said) {
-        if let Said::Record(stored) = &mut said
+    /// Stores a version of an object, unless the index has a later one.
+    pub(super) fn note(&self, id: CacheId, name: ObjectName, version: u64, mut status: SeenStatus) {
+        if let SeenStatus::Record(stored) = &mut status
             && let Some(content) = &mut Arc::make_mut(stored).record.content
         {
             content.layers = Vec::new();
         }
         let mut entries = self.entries();
-        // Versions of one object grow (KEP-5504): the watch may be slower than the answer to a write of our own.
+        // Versions of one object increase (KEP-5504). The watch can be slower than the response to a write of
+        // this process.
         if entries.get(&id).is_none_or(|entry| entry.version <= version) {
-            entries.insert(id, Entry { place, version, said });
+            entries.insert(id, Entry { name, version, status });
         }
     }
 
-    /// Forgets an object, and returns the record that it had.
+    /// Removes an object and returns its record.
     pub(super) fn forget(&self, id: CacheId) -> Option<Arc<Stored>> {
-        match self.entries().remove(&id)?.said {
-            Said::Record(stored) => Some(stored),
-            Said::Nothing | Said::Corrupt(_) => None,
+        match self.entries().remove(&id)?.status {
+            SeenStatus::Record(stored) => Some(stored),
+            SeenStatus::Nothing | SeenStatus::Corrupt(_) => None,
         }
     }
 
-    /// All objects were seen.
+    /// Notes that every object was seen.
     pub(super) fn complete(&self) {
         self.complete.send_replace(true);
     }
 
-    /// The IDs of all objects.
+    /// Returns the IDs of all objects.
     pub(super) fn ids(&self) -> Vec<CacheId> {
         self.entries().keys().copied().collect()
     }
 
-    /// Where an object is.
-    pub(super) fn place(&self, id: CacheId) -> Option<Place> {
-        self.entries().get(&id).map(|entry| entry.place.clone())
+    /// Returns namespace and name of an object.
+    pub(super) fn name(&self, id: CacheId) -> Option<ObjectName> {
+        self.entries().get(&id).map(|entry| entry.name.clone())
     }
 
-    /// What an object says.
-    pub(super) fn get(&self, id: CacheId) -> Option<Said> {
-        self.entries().get(&id).map(|entry| entry.said.clone())
+    /// Returns the status of an object.
+    pub(super) fn get(&self, id: CacheId) -> Option<SeenStatus> {
+        self.entries().get(&id).map(|entry| entry.status.clone())
     }
 
-    /// What all objects say; `None` if not every object was seen once within `patience`.
-    pub(super) async fn all(&self, patience: Duration) -> Option<Vec<(Place, Said)>> {
+    /// Returns the status of all objects; `None` if not every object was seen within `patience`.
+    pub(super) async fn all(&self, patience: Duration) -> Option<Vec<(ObjectName, SeenStatus)>> {
         let mut complete = self.complete.subscribe();
         tokio::time::timeout(patience, complete.wait_for(|complete| *complete)).await.ok()?.ok()?;
         let entries = self.entries();
-        Some(entries.values().map(|entry| (entry.place.clone(), entry.said.clone())).collect())
+        Some(entries.values().map(|entry| (entry.name.clone(), entry.status.clone())).collect())
     }
 }
 
@@ -105,15 +107,15 @@ mod tests {
     async fn an_earlier_version_does_not_replace_a_later_one() {
         let seen = Seen::default();
         let id = CacheId::random();
-        let place = ("team-a".to_owned(), "web".to_owned());
+        let name = ("team-a".to_owned(), "web".to_owned());
         assert!(seen.all(Duration::ZERO).await.is_none());
-        seen.note(id, place.clone(), 7, Said::Corrupt("seven".to_owned()));
-        seen.note(id, place.clone(), 6, Said::Nothing);
-        assert!(matches!(seen.get(id), Some(Said::Corrupt(what)) if what == "seven"));
-        seen.note(id, place.clone(), 8, Said::Nothing);
-        assert!(matches!(seen.get(id), Some(Said::Nothing)));
+        seen.note(id, name.clone(), 7, SeenStatus::Corrupt("seven".to_owned()));
+        seen.note(id, name.clone(), 6, SeenStatus::Nothing);
+        assert!(matches!(seen.get(id), Some(SeenStatus::Corrupt(what)) if what == "seven"));
+        seen.note(id, name.clone(), 8, SeenStatus::Nothing);
+        assert!(matches!(seen.get(id), Some(SeenStatus::Nothing)));
         seen.complete();
-        assert_eq!((seen.place(id), seen.all(Duration::ZERO).await.unwrap().len()), (Some(place), 1));
+        assert_eq!((seen.name(id), seen.all(Duration::ZERO).await.unwrap().len()), (Some(name), 1));
         assert!(seen.forget(id).is_none());
         assert!(seen.ids().is_empty());
     }

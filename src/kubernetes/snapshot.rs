@@ -1,9 +1,10 @@
-//! VolumeSnapshots and their contents (`snapshot.storage.k8s.io/v1`), as far as Larder reads and writes them.
+//! VolumeSnapshots and their contents (`snapshot.storage.k8s.io/v1`). Only the fields that Larder uses are
+//! declared.
 
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
 
-/// What a snapshot is made of.
+/// Spec of a VolumeSnapshot.
 #[derive(Clone, Debug, Default, PartialEq, CustomResource, Serialize, Deserialize)]
 #[kube(
     group = "snapshot.storage.k8s.io",
@@ -16,47 +17,47 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSnapshotSpec {
-    /// The class; none in a copy.
+    /// Name of the VolumeSnapshotClass; `None` in a copy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_snapshot_class_name: Option<String>,
-    /// The volume or the content.
+    /// Origin of the snapshot: a claim or a content.
     pub source: Source,
 }
 
-/// One of the two.
+/// Origin of a snapshot. Exactly one field is set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// A PVC of the same namespace.
+    /// Name of a PVC in the same namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim_name: Option<String>,
-    /// A content that is there already.
+    /// Name of a content that already exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_snapshot_content_name: Option<String>,
 }
 
-/// What became of it.
+/// Status of a VolumeSnapshot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSnapshotStatus {
-    /// Its content.
+    /// Name of the content that the snapshot is bound to.
     pub bound_volume_snapshot_content_name: Option<String>,
-    /// Whether it can be used. Not looked at again afterwards.
+    /// `true` if the snapshot can be used. The controller does not check it again afterwards.
     pub ready_to_use: Option<bool>,
-    /// Smallest volume that it can be restored to: a quantity.
+    /// Minimum size of a volume that is restored from the snapshot, as a quantity.
     pub restore_size: Option<String>,
-    /// The last failure. Not the end: the controller tries again.
+    /// The last failure. The controller retries after it.
     pub error: Option<SnapshotError>,
 }
 
-/// A failure.
+/// Failure of a snapshot operation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotError {
-    /// Why.
+    /// Explanation of the failure for people.
     pub message: Option<String>,
 }
 
-/// What the storage has.
+/// Spec of a VolumeSnapshotContent, the snapshot in the storage system.
 #[derive(Clone, Debug, Default, PartialEq, CustomResource, Serialize, Deserialize)]
 #[kube(
     group = "snapshot.storage.k8s.io",
@@ -68,67 +69,67 @@ pub struct SnapshotError {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSnapshotContentSpec {
-    /// What becomes of the snapshot in the storage when this goes: `Delete` or `Retain`.
+    /// `Delete` or `Retain`: whether the storage system keeps the snapshot when this object is deleted.
     pub deletion_policy: String,
-    /// The CSI driver.
+    /// Name of the CSI driver.
     pub driver: String,
-    /// Where it comes from.
+    /// Origin of the content.
     #[serde(default)]
     pub source: ContentSource,
-    /// The VolumeSnapshot that it belongs to.
+    /// The VolumeSnapshot that the content is bound to.
     pub volume_snapshot_ref: Reference,
-    /// `Filesystem`.
+    /// Mode of the volume; always `Filesystem`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_volume_mode: Option<String>,
 }
 
-/// Where a content comes from.
+/// Origin of a VolumeSnapshotContent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContentSource {
-    /// A snapshot that the storage has already.
+    /// Handle of a snapshot that already exists in the storage system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_handle: Option<String>,
 }
 
-/// Names an object.
+/// Reference to a VolumeSnapshot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reference {
-    /// Its name.
+    /// Name of the VolumeSnapshot.
     #[serde(default)]
     pub name: String,
-    /// Its namespace.
+    /// Namespace of the VolumeSnapshot.
     #[serde(default)]
     pub namespace: String,
-    /// Its UID, once it is bound to it.
+    /// UID of the VolumeSnapshot, once the two are bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
 }
 
-/// What the storage says.
+/// Status of a VolumeSnapshotContent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSnapshotContentStatus {
-    /// What the storage calls it.
+    /// Handle of the snapshot in the storage system.
     pub snapshot_handle: Option<String>,
-    /// Whether it can be used.
+    /// `true` if the snapshot can be used.
     pub ready_to_use: Option<bool>,
-    /// Smallest volume that it can be restored to, bytes.
+    /// Minimum size of a volume that is restored from the snapshot, bytes.
     pub restore_size: Option<i64>,
 }
 
 impl VolumeSnapshot {
-    /// Whether it can be used.
+    /// Reports whether the snapshot can be used.
     pub fn is_ready(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.ready_to_use == Some(true))
     }
 
-    /// The last failure.
+    /// Returns the message of the last failure.
     pub fn error(&self) -> Option<&str> {
         self.status.as_ref()?.error.as_ref()?.message.as_deref()
     }
 
-    /// Name of its content, once it has one.
+    /// Returns the name of the bound content. `None` until it is bound.
     pub fn content(&self) -> Option<&str> {
         self.status.as_ref()?.bound_volume_snapshot_content_name.as_deref()
     }

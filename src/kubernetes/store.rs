@@ -1,9 +1,9 @@
-//! Records as custom resources.
+//! Stores records as custom resources.
 //!
-//! Compare-and-swap is a PUT of the status with the resourceVersion that was read. A create is a POST of the order, whose
-//! name the API server lets only one have, and a PUT of its status. What must hold over several objects (quota, capacity, one
-//! record for one Idempotency-Key) is checked and written by one daemon at a time, under a Lease that is held for a moment;
-//! a ResourceQuota holds whatever becomes of that.
+//! Compare-and-swap is a PUT of the status with the resourceVersion that was read. A create is a POST of the
+//! spec, whose name the API server accepts only once, followed by a PUT of the status. Conditions over
+//! several objects (quota, capacity, one record for each Idempotency-Key) are checked and written by one
+//! daemon at a time, under a short Lease. A ResourceQuota is enforced independently of that.
 
 mod keys;
 #[cfg(test)]
@@ -24,10 +24,10 @@ use self::keys::Keys;
 use super::client::ApiServer;
 use super::convert::{self, Read};
 use super::crd::ImageCache;
-use super::fault::{Fault, ask, opt};
-use super::lease::{Lease, Tried};
+use super::fault::{Fault, opt, request};
+use super::lease::{Lease, LeaseAttempt};
 use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
-use super::seen::{Place, Said, Seen};
+use super::seen::{ObjectName, Seen, SeenStatus};
 use super::upkeep::schedule;
 use crate::caches::record::{OrderedBy, Record};
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
@@ -35,24 +35,26 @@ use crate::caches::volumes::UNLIMITED;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
 use larder_sys::clock::guard::Noted;
 
-/// For how long one daemon may be at a create before another takes its place.
-const TURN: Duration = Duration::from_secs(10);
-/// How often it is looked whether the turn has come.
-const LOOK: Duration = Duration::from_millis(50);
-/// The ConfigMap with the clocks as they were noted last.
-const CLOCK: &str = "larder-clock";
-/// Objects of one answer of a list.
-const PAGE: u32 = 500;
+/// Duration of the admission lease: another daemon can acquire it this long after its holder stopped.
+const ADMISSION_LEASE: Duration = Duration::from_secs(10);
+/// Interval between attempts to acquire the admission lease.
+const ADMISSION_POLL: Duration = Duration::from_millis(50);
+/// Name of the ConfigMap that contains the last saved clock readings.
+const CLOCK_CONFIGMAP: &str = "larder-clock";
+/// Maximum number of objects in one response to a list request.
+const PAGE_SIZE: u32 = 500;
 
-/// For how long after a create its object still tells the key, should the key itself not have been kept.
-const REPAIR: TimeDelta = TimeDelta::hours(1);
+/// Time after a create in which the annotations of its object replace the idempotency key, in case the key
+/// was not stored.
+const REPAIR_WINDOW: TimeDelta = TimeDelta::hours(1);
 
-/// How long a survey waits until the watch has seen all objects. It then lists them, which takes much memory.
-const FIRST: Duration = Duration::from_secs(30);
-/// Shortest time between two lists of the cluster's objects for UIDs that the watch has not seen.
-const LIST_AGAIN: Duration = Duration::from_secs(1);
+/// Maximum time that a survey waits for the watch to see all objects. After that it lists them, which takes
+/// much memory.
+const FIRST_LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Minimum interval between two lists of the cluster's objects for UIDs that the watch has not seen.
+const MIN_LIST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Records in the cluster's own store.
+/// Keeps records in the cluster's own store.
 #[derive(Debug)]
 pub struct KubeStore {
     client: ApiServer,
@@ -61,21 +63,22 @@ pub struct KubeStore {
     keys: Keys,
     clock: Api<ConfigMap>,
     admission: Lease,
-    /// One create at a time in this process; the lease is for those between processes.
+    /// Serialises creates in this process. The lease serialises them between processes.
     turn: tokio::sync::Mutex<()>,
     seen: Seen,
-    /// When the objects of the cluster were listed for a UID that the watch had not seen.
+    /// Time of the last list of all objects for a UID that the watch had not seen.
     listed: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl KubeStore {
-    /// The store of the cluster `cluster`, with what is Larder's own in `own`. `identity` tells this process from others.
+    /// Returns the store of the cluster `cluster`. `own` is Larder's own namespace. `identity` identifies
+    /// this process.
     pub fn new(client: Client, cluster: &str, own: &str, identity: &str) -> Self {
         KubeStore {
             cluster: cluster.to_owned(),
             keys: Keys::new(client.clone(), own),
             clock: Api::namespaced(client.clone(), own),
-            admission: Lease::new(client.clone(), own, "larder-admission", identity, TURN),
+            admission: Lease::new(client.clone(), own, "larder-admission", identity, ADMISSION_LEASE),
             turn: tokio::sync::Mutex::default(),
             seen: Seen::default(),
             listed: tokio::sync::Mutex::default(),
@@ -83,7 +86,7 @@ impl KubeStore {
         }
     }
 
-    /// UID of the cluster.
+    /// Returns the UID of the cluster.
     pub fn cluster(&self) -> &str {
         &self.cluster
     }
@@ -92,53 +95,61 @@ impl KubeStore {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Takes up a version of an object that was read or watched.
-    pub fn know(&self, object: &ImageCache) {
+    /// Adds a version of an object that was read or watched to the index.
+    pub fn index(&self, object: &ImageCache) {
         let meta = &object.metadata;
         let (Some(id), Some(version)) = (convert::id(meta), convert::version(meta)) else { return };
-        let said = match convert::read(object, &self.cluster) {
-            Read::Record(record) => Said::Record(Arc::new(Stored { version, record: *record })),
-            Read::New | Read::Invalid(_) => Said::Nothing,
-            Read::Corrupt(what) => Said::Corrupt(what),
+        let status = match convert::read(object, &self.cluster) {
+            Read::Record(record) => SeenStatus::Record(Arc::new(Stored { version, record: *record })),
+            Read::New | Read::Invalid(_) => SeenStatus::Nothing,
+            Read::Corrupt(what) => SeenStatus::Corrupt(what),
         };
-        self.seen.note(id, (object.namespace().unwrap_or_default(), object.name_any()), version, said);
+        self.seen.note(id, (object.namespace().unwrap_or_default(), object.name_any()), version, status);
     }
 
-    /// Forgets an object that is gone, and returns its record.
-    pub(super) fn unknow(&self, id: CacheId) -> Option<Arc<Stored>> {
+    /// Removes an object that is gone from the index and returns its record.
+    pub(super) fn unindex(&self, id: CacheId) -> Option<Arc<Stored>> {
         self.seen.forget(id)
     }
 
-    /// The watch has seen every object: `known` are the IDs of those that there are. Returns the others.
+    /// Notes that the watch has seen every object: `known` are the IDs of those that exist. Returns the other
+    /// IDs of the index.
     pub(super) fn complete(&self, known: &HashSet<CacheId>) -> Vec<CacheId> {
         self.seen.complete();
         self.seen.ids().into_iter().filter(|id| !known.contains(id)).collect()
     }
 
-    /// The record of an object as the watch saw it last.
+    /// Returns the record of an object as the watch last saw it.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if its status is not what Larder writes.
+    /// [`StoreError::Corrupt`] if Larder did not write the status.
     pub(super) fn seen(&self, id: CacheId) -> Result<Option<Arc<Stored>>, StoreError> {
-        let place = || self.seen.place(id).unwrap_or_default();
+        let name = || self.seen.name(id).unwrap_or_default();
         match self.seen.get(id) {
-            Some(Said::Record(stored)) => Ok(Some(stored)),
-            Some(Said::Nothing) | None => Ok(None),
-            Some(Said::Corrupt(what)) => Err(corrupt_at(&place(), what)),
+            Some(SeenStatus::Record(stored)) => Ok(Some(stored)),
+            Some(SeenStatus::Nothing) | None => Ok(None),
+            Some(SeenStatus::Corrupt(what)) => Err(corrupt_at(&name(), what)),
         }
     }
 
-    /// What an object is, with its version.
+    /// Converts an object to a record with its version. `None` if there is no record yet, or the spec is
+    /// invalid.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if Larder did not write the status.
     pub fn read(&self, object: &ImageCache) -> Result<Option<Stored>, StoreError> {
         match convert::read(object, &self.cluster) {
             Read::Record(record) => {
                 let version = convert::version(&object.metadata).ok_or_else(|| {
-                    corrupt(object, format!("resourceVersion {:?} is no number", object.resource_version()))
+                    corrupt(
+                        object,
+                        format!("resourceVersion {:?} is not a number", object.resource_version()),
+                    )
                 })?;
                 Ok(Some(Stored { version, record: *record }))
             }
             Read::New | Read::Invalid(_) => Ok(None),
-            // Were it left out, its volumes would be nobody's, and swept.
+            // If it were skipped, its volumes would have no owner and be swept.
             Read::Corrupt(what) => Err(corrupt(object, what)),
         }
     }
@@ -149,11 +160,11 @@ impl KubeStore {
             None => Api::all(self.client.clone()),
         };
         let mut objects = Vec::new();
-        let mut parameters = ListParams::default().limit(PAGE);
+        let mut parameters = ListParams::default().limit(PAGE_SIZE);
         loop {
-            let page = match ask!("listing image caches", api.list(&parameters)) {
+            let page = match request!("listing image caches", api.list(&parameters)) {
                 Ok(page) => page,
-                // The list is too old to be gone on with (410): from the start.
+                // The continue token has expired (410): start again.
                 Err(fault) if fault.code() == 410 && !objects.is_empty() => {
                     objects.clear();
                     parameters.continue_token = None;
@@ -167,53 +178,54 @@ impl KubeStore {
                 break;
             }
         }
-        objects.iter().for_each(|object| self.know(object));
+        objects.iter().for_each(|object| self.index(object));
         Ok(objects)
     }
 
-    /// The object of an identity.
+    /// Reads an object by its ID.
     async fn find(&self, id: CacheId) -> Result<Option<ImageCache>, Fault> {
-        let Some((namespace, name)) = self.place(id).await? else { return Ok(None) };
+        let Some((namespace, name)) = self.name(id).await? else { return Ok(None) };
         let doing = format!("reading the image cache {namespace}/{name}");
         let api = self.of(&namespace);
-        let found = opt(ask!(&doing, api.get(&name)))?;
+        let found = opt(request!(&doing, api.get(&name)))?;
         let found = found.filter(|object| convert::id(&object.metadata) == Some(id));
         match &found {
-            Some(object) => self.know(object),
+            Some(object) => self.index(object),
             None => drop(self.seen.forget(id)),
         }
         Ok(found)
     }
 
-    /// Where an object is. The watch knows, but for objects of the last moment: for these the API server is asked, at most once
-    /// each [`LIST_AGAIN`], because anybody can ask for a UID that there is not.
-    async fn place(&self, id: CacheId) -> Result<Option<Place>, Fault> {
-        if let Some(place) = self.seen.place(id) {
-            return Ok(Some(place));
+    /// Returns namespace and name of an object. The watch knows all but the newest objects. For those, the
+    /// API server is queried at most once per [`MIN_LIST_INTERVAL`], because clients can request UIDs that do
+    /// not exist.
+    async fn name(&self, id: CacheId) -> Result<Option<ObjectName>, Fault> {
+        if let Some(name) = self.seen.name(id) {
+            return Ok(Some(name));
         }
         let mut listed = self.listed.lock().await;
-        if let Some(place) = self.seen.place(id) {
-            return Ok(Some(place));
+        if let Some(name) = self.seen.name(id) {
+            return Ok(Some(name));
         }
-        if let Some(left) = listed.and_then(|at| LIST_AGAIN.checked_sub(at.elapsed())) {
+        if let Some(left) = listed.and_then(|at| MIN_LIST_INTERVAL.checked_sub(at.elapsed())) {
             tokio::time::sleep(left).await;
         }
-        let found = self.places().await;
+        let found = self.note_names().await;
         *listed = Some(Instant::now());
         found?;
-        Ok(self.seen.place(id))
+        Ok(self.seen.name(id))
     }
 
-    /// Notes where all objects are.
-    async fn places(&self) -> Result<(), Fault> {
+    /// Records the names of all objects in the index.
+    async fn note_names(&self) -> Result<(), Fault> {
         let api: Api<ImageCache> = Api::all(self.client.clone());
-        let mut parameters = ListParams::default().limit(PAGE);
+        let mut parameters = ListParams::default().limit(PAGE_SIZE);
         loop {
-            let page = ask!("listing image caches", api.list_metadata(&parameters))?;
+            let page = request!("listing image caches", api.list_metadata(&parameters))?;
             for object in &page.items {
                 if let Some(id) = convert::id(&object.metadata) {
-                    let place = (object.namespace().unwrap_or_default(), object.name_any());
-                    self.seen.note(id, place, 0, Said::Nothing);
+                    let name = (object.namespace().unwrap_or_default(), object.name_any());
+                    self.seen.note(id, name, 0, SeenStatus::Nothing);
                 }
             }
             parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
@@ -223,10 +235,10 @@ impl KubeStore {
         }
     }
 
-    /// Waits until this daemon may check and write what must hold over several objects.
+    /// Waits for the admission lease, under which conditions over several objects are checked.
     async fn turn(&self) -> Result<(), Fault> {
-        while self.admission.try_take().await? != Tried::Taken {
-            tokio::time::sleep(LOOK).await;
+        while self.admission.try_acquire().await? != LeaseAttempt::Acquired {
+            tokio::time::sleep(ADMISSION_POLL).await;
         }
         Ok(())
     }
@@ -240,7 +252,7 @@ impl KubeStore {
         let _turn = self.turn.lock().await;
         self.turn().await?;
         let created = self.admit(record, admission, key).await;
-        // Whoever is next need not wait until it is over.
+        // Release the lease now, so that the next daemon does not wait for its expiry.
         if let Err(fault) = self.admission.release().await {
             tracing::debug!("{fault}");
         }
@@ -261,21 +273,21 @@ impl KubeStore {
             return answer.of(key).map(|record| Created::Before(Box::new(record)));
         }
         let own = self.objects(Some(namespace(tenant))).await?;
-        // One whose daemon died between the record and the key.
+        // A daemon may have stopped between writing the record and the key.
         if let (Some(key), Some(hash)) = (&key, &hash)
             && let Some(object) = own.iter().find(|object| {
                 annotation(object, KEY) == Some(hash)
-                    && record.created_at - convert::created(&object.metadata) < REPAIR
+                    && record.created_at - convert::created(&object.metadata) < REPAIR_WINDOW
             })
         {
-            // Whoever may write objects can write the annotation: it makes no other order out of one.
+            // Anyone who can write objects can forge the annotation: the spec must match the request as well.
             let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
             let same = spec
                 .is_ok_and(|spec| Spec { retention_days: record.spec.retention_days, ..spec } == record.spec);
             if !same || annotation(object, REQUEST) != Some(&hex(&key.request)) {
                 return Err(StoreError::KeyReused);
             }
-            let stored = self.settle(object.clone(), &record).await?;
+            let stored = self.init_status(object.clone(), &record).await?;
             let first = Record::new(
                 stored.record.id,
                 stored.record.tenant,
@@ -308,19 +320,19 @@ impl KubeStore {
             annotations.insert(REQUEST.to_owned(), hex(&key.request));
         }
         let object = self.post(&record, object, own.len()).await?;
-        let stored = self.settle(object, &record).await?;
+        let stored = self.init_status(object, &record).await?;
         if let (Some(key), Some(hash)) = (&key, &hash) {
             self.keys.keep(hash, key, &stored.record).await?;
         }
         Ok(Created::New(stored))
     }
 
-    /// GiB that all records reserve, those that nobody has looked at yet included.
+    /// Returns the GiB that all records reserve, including objects that are not adopted yet.
     async fn reserved_gib(&self) -> Result<u64, StoreError> {
         self.reserved_by(&self.objects(None).await?)
     }
 
-    /// GiB that the records of `objects` reserve.
+    /// Returns the GiB that the records of `objects` reserve.
     fn reserved_by(&self, objects: &[ImageCache]) -> Result<u64, StoreError> {
         let mut reserved = 0;
         for object in objects {
@@ -333,16 +345,16 @@ impl KubeStore {
         Ok(reserved)
     }
 
-    /// Makes the object of an order.
+    /// Creates the object of a request.
     async fn post(&self, record: &Record, object: ImageCache, have: usize) -> Result<ImageCache, StoreError> {
         let api = self.of(namespace(&record.tenant));
         let name = record.spec.name.as_str();
-        let doing = format!("making the image cache {}/{name}", record.tenant);
-        match ask!(&doing, api.create(&post_parameters(), &object)) {
+        let doing = format!("creating the image cache {}/{name}", record.tenant);
+        match request!(&doing, api.create(&post_parameters(), &object)) {
             Ok(object) => Ok(object),
-            Err(fault) if fault.is_already_there() => {
-                // Ours, if an earlier try was carried out and its answer was lost.
-                let present = opt(ask!(&doing, api.get(name)))?;
+            Err(fault) if fault.already_exists() => {
+                // This request created it, if an earlier attempt succeeded and its response was lost.
+                let present = opt(request!(&doing, api.get(name)))?;
                 present
                     .filter(|present| annotation(present, NONCE) == Some(&record.id.to_string()))
                     .ok_or_else(|| StoreError::NameTaken(record.spec.name.clone()))
@@ -353,16 +365,16 @@ impl KubeStore {
         }
     }
 
-    /// Gives an object without a status the one of a record that has just been ordered.
-    async fn settle(&self, object: ImageCache, record: &Record) -> Result<Stored, StoreError> {
-        self.know(&object);
+    /// Writes the first status of an object, from the record of a new request.
+    async fn init_status(&self, object: ImageCache, record: &Record) -> Result<Stored, StoreError> {
+        self.index(&object);
         if let Some(stored) = self.read(&object)? {
             return Ok(stored);
         }
         let id = convert::id(&object.metadata).ok_or_else(|| corrupt(&object, "it has no UID".to_owned()))?;
         let record = Record { id, ..record.clone() };
         match self.put(object, record).await {
-            // An earlier try was carried out and its answer was lost.
+            // An earlier attempt succeeded and its response was lost.
             Err(StoreError::Changed(_)) => match self.find(id).await? {
                 Some(present) => self.read(&present)?.ok_or(StoreError::Changed(id)),
                 None => Err(StoreError::Gone(id)),
@@ -377,13 +389,14 @@ impl KubeStore {
         let name = object.name_any();
         let api = self.of(namespace(&record.tenant));
         object.status = Some(convert::status(&record, object.status.as_ref(), object.metadata.generation));
-        // Half of an object is this list, and a PUT leaves it as it is.
+        // This list is about half of an object, and a PUT without it leaves it unchanged.
         object.metadata.managed_fields = None;
         let doing = format!("writing the status of the image cache {}/{name}", record.tenant);
-        match ask!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
+        match request!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
             Ok(written) => {
-                self.know(&written);
-                self.read(&written)?.ok_or_else(|| corrupt(&written, "its status was not kept".to_owned()))
+                self.index(&written);
+                self.read(&written)?
+                    .ok_or_else(|| corrupt(&written, "the API server did not keep its status".to_owned()))
             }
             Err(fault) if fault.is_conflict() => Err(StoreError::Changed(id)),
             Err(fault) if fault.is_not_found() => Err(StoreError::Gone(id)),
@@ -394,8 +407,8 @@ impl KubeStore {
     async fn replace(&self, stored: Stored) -> Result<Stored, StoreError> {
         let Stored { version, record } = stored;
         let object = self.find(record.id).await?.ok_or(StoreError::Gone(record.id))?;
-        let place = (object.namespace().unwrap_or_default(), object.name_any());
-        if place != (namespace(&record.tenant).to_owned(), record.spec.name.to_string()) {
+        let name = (object.namespace().unwrap_or_default(), object.name_any());
+        if name != (namespace(&record.tenant).to_owned(), record.spec.name.to_string()) {
             let reason = "tenant and name of a record never change".to_owned();
             return Err(StoreError::Failed { doing: "writing", reason, full: false });
         }
@@ -416,11 +429,11 @@ impl KubeStore {
             let only = Preconditions { resource_version: object.resource_version(), uid: object.uid() };
             let parameters = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
             let doing = format!("deleting the image cache {namespace}/{name}");
-            match ask!(&doing, api.delete(&name, &parameters)) {
+            match request!(&doing, api.delete(&name, &parameters)) {
                 Ok(_) => {}
                 Err(fault) if fault.is_conflict() => return Err(StoreError::Changed(id)),
                 Err(fault) if fault.is_not_found() => {
-                    self.unknow(id);
+                    self.unindex(id);
                     return Ok(());
                 }
                 Err(fault) => return Err(fault.into()),
@@ -430,18 +443,26 @@ impl KubeStore {
                 None => return Ok(()),
             }
         }
-        self.unpin(&object).await?;
-        self.unknow(id);
+        self.remove_finalizer(&object).await?;
+        self.unindex(id);
         Ok(())
     }
 
-    /// Lets an object go that is being deleted and that nothing was made for.
-    pub async fn let_go(&self, object: &ImageCache) -> Result<(), StoreError> {
+    /// Removes the finalizer of an object that is being deleted and for which nothing was made.
+    ///
+    /// # Errors
+    /// A request failed.
+    pub async fn finalize(&self, object: &ImageCache) -> Result<(), StoreError> {
         let ours = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
-        if ours && object.metadata.deletion_timestamp.is_some() { self.unpin(object).await } else { Ok(()) }
+        if ours && object.metadata.deletion_timestamp.is_some() {
+            self.remove_finalizer(object).await
+        } else {
+            Ok(())
+        }
     }
 
-    /// Writes the status again if the order has changed since: when it expires is said there, too.
+    /// Writes the status again if the spec has changed since the last write, because the expiry time in the
+    /// status depends on it.
     ///
     /// # Errors
     /// A request failed.
@@ -453,14 +474,14 @@ impl KubeStore {
         let Some(present) = self.find(stored.record.id).await? else { return Ok(()) };
         let Some(Stored { record, .. }) = self.read(&present)? else { return Ok(()) };
         match self.put(present, record).await {
-            // Whoever was faster has observed it, or is heard of again.
+            // The writer that was faster has observed it, or the watch delivers the object again.
             Ok(_) | Err(StoreError::Changed(_) | StoreError::Gone(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Takes our finalizer off an object, whatever else is there.
-    async fn unpin(&self, object: &ImageCache) -> Result<(), StoreError> {
+    /// Removes Larder's finalizer from an object and keeps all others.
+    async fn remove_finalizer(&self, object: &ImageCache) -> Result<(), StoreError> {
         let finalizers: Vec<&String> =
             object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
         self.set_finalizers(object, json!(finalizers)).await
@@ -473,13 +494,13 @@ impl KubeStore {
     ) -> Result<(), StoreError> {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
         let api = self.of(&namespace);
-        // The version makes it a compare-and-swap: nobody's finalizer is lost.
+        // The version makes this a compare-and-swap, so that no other finalizer is lost.
         let patch =
             json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
         let doing = format!("writing the finalizers of the image cache {namespace}/{name}");
         let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let id = convert::id(&object.metadata).ok_or_else(|| corrupt(object, "it has no UID".to_owned()))?;
-        match ask!(&doing, api.patch(&name, &parameters, &Patch::Merge(&patch))) {
+        match request!(&doing, api.patch(&name, &parameters, &Patch::Merge(&patch))) {
             Ok(_) => Ok(()),
             Err(fault) if fault.is_not_found() => Ok(()),
             Err(fault) if fault.is_conflict() => Err(StoreError::Changed(id)),
@@ -487,8 +508,11 @@ impl KubeStore {
         }
     }
 
-    /// Takes up an object that nobody has looked at yet, as a create would: checked against name, quota and capacity. What
-    /// does not pass fails, and says why.
+    /// Adopts an object that was created without the API, with the same checks as a create: name, quota and
+    /// capacity. If a check fails, the image cache becomes `Failed`, with the reason.
+    ///
+    /// # Errors
+    /// A request failed, or Larder did not write the status of an object.
     pub async fn adopt(
         &self,
         namespace_of: &str,
@@ -498,14 +522,14 @@ impl KubeStore {
     ) -> Result<(), StoreError> {
         let _turn = self.turn.lock().await;
         self.turn().await?;
-        let adopted = self.take_up(namespace_of, name, admission, now).await;
+        let adopted = self.try_adopt(namespace_of, name, admission, now).await;
         if let Err(fault) = self.admission.release().await {
             tracing::debug!("{fault}");
         }
         adopted
     }
 
-    async fn take_up(
+    async fn try_adopt(
         &self,
         namespace_of: &str,
         name: &str,
@@ -514,7 +538,7 @@ impl KubeStore {
     ) -> Result<(), StoreError> {
         let api = self.of(namespace_of);
         let doing = format!("reading the image cache {namespace_of}/{name}");
-        let Some(object) = opt(ask!(&doing, api.get(name)))? else { return Ok(()) };
+        let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
         if object.status.is_some() || object.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
@@ -529,7 +553,7 @@ impl KubeStore {
                 }
             }
             (Ok(spec), Ok(_)) => {
-                let reason = format!("spec.cluster: {:?} is another cluster than this one", spec.cluster);
+                let reason = format!("spec.cluster: {:?} refers to another cluster", spec.cluster);
                 return self.refuse(object, &reason, now).await;
             }
             (Err(reason), _) | (_, Err(reason)) => return self.refuse(object, &reason, now).await,
@@ -540,7 +564,7 @@ impl KubeStore {
         let own = self.objects(Some(namespace_of)).await?;
         let have = own.iter().filter(|other| other.status.is_some()).count();
         let need_gib = record.reserved_gib();
-        // The objects of the tenant and of the cluster count this one already.
+        // The objects of the tenant and of the cluster already include this one.
         let others = self.reserved_by(&own)?.saturating_sub(need_gib);
         let mut refused = admission.tenant_space.check(need_gib, others).err();
         if have >= admission.max_per_tenant {
@@ -559,15 +583,15 @@ impl KubeStore {
             self.put(object, record).await?;
             return Ok(());
         }
-        // Before there is anything to remove, so that nothing can be left behind.
+        // The finalizer is set before anything is created, so that nothing can be left behind.
         if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
             let finalizers: Vec<&str> =
                 object.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
             self.set_finalizers(&object, json!(finalizers)).await?;
         }
-        let Some(object) = opt(ask!(&doing, api.get(name)))? else { return Ok(()) };
+        let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
         if convert::id(&object.metadata) == Some(id) && object.status.is_none() {
-            tracing::info!(tenant = %record.tenant, cache = %id, name, "ordered by an object");
+            tracing::info!(tenant = %record.tenant, cache = %id, name, "image cache requested by an object");
             self.put(object, record).await?;
         }
         Ok(())
@@ -580,24 +604,25 @@ impl KubeStore {
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-        tracing::info!(namespace, name, "an image cache that cannot be: {reason}");
+        tracing::info!(namespace, name, "image cache refused: {reason}");
         object.status = Some(convert::refusal(reason, object.metadata.generation, now));
         object.metadata.managed_fields = None;
         let api = self.of(&namespace);
         let doing = format!("writing the status of the image cache {namespace}/{name}");
-        match ask!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
-            // Whoever was faster is heard of again.
+        match request!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
+            // If another writer was faster, the watch delivers the object again.
             Err(fault) if !fault.is_conflict() && !fault.is_not_found() => Err(fault.into()),
             _ => Ok(()),
         }
     }
 
     async fn noted(&self) -> Result<Option<Noted>, StoreError> {
-        let Some(map) = opt(ask!("reading the noted clocks", self.clock.get(CLOCK)))? else {
+        let Some(map) = opt(request!("reading the saved clock readings", self.clock.get(CLOCK_CONFIGMAP)))?
+        else {
             return Ok(None);
         };
         let text = map.data.and_then(|mut data| data.remove("noted"));
-        // One that cannot be read is none: it only makes expiry more careful.
+        // An unreadable value is treated as absent, which only delays expiry.
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
@@ -608,10 +633,13 @@ impl KubeStore {
             full: false,
         })?;
         let map = json!({
-            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CLOCK}, "data": {"noted": text},
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CLOCK_CONFIGMAP}, "data": {"noted": text},
         });
         let parameters = PatchParams::apply(MANAGER).force();
-        ask!("noting the clocks", self.clock.patch(CLOCK, &parameters, &Patch::Apply(&map)))?;
+        request!(
+            "saving the clock readings",
+            self.clock.patch(CLOCK_CONFIGMAP, &parameters, &Patch::Apply(&map))
+        )?;
         Ok(())
     }
 }
@@ -632,11 +660,11 @@ fn corrupt(object: &ImageCache, what: String) -> StoreError {
     corrupt_at(&(object.namespace().unwrap_or_default(), object.name_any()), what)
 }
 
-fn corrupt_at((namespace, name): &Place, what: String) -> StoreError {
+fn corrupt_at((namespace, name): &ObjectName, what: String) -> StoreError {
     StoreError::Corrupt {
         path: format!("imagecaches/{namespace}/{name}"),
         what,
-        remedy: "see who may write imagecaches/status, and delete the object".to_owned(),
+        remedy: "check who can write imagecaches/status, and delete the object".to_owned(),
     }
 }
 
@@ -673,15 +701,15 @@ impl Store for KubeStore {
 
     fn survey(&self) -> BoxFuture<'_, Result<Vec<Arc<Stored>>, StoreError>> {
         Box::pin(async move {
-            let Some(all) = self.seen.all(FIRST).await else {
+            let Some(all) = self.seen.all(FIRST_LIST_TIMEOUT).await else {
                 return Ok(Store::list(self, None).await?.into_iter().map(Arc::new).collect());
             };
             let mut records = Vec::with_capacity(all.len());
-            for (place, said) in all {
-                match said {
-                    Said::Record(stored) => records.push(stored),
-                    Said::Nothing => {}
-                    Said::Corrupt(what) => return Err(corrupt_at(&place, what)),
+            for (name, status) in all {
+                match status {
+                    SeenStatus::Record(stored) => records.push(stored),
+                    SeenStatus::Nothing => {}
+                    SeenStatus::Corrupt(what) => return Err(corrupt_at(&name, what)),
                 }
             }
             Ok(records)

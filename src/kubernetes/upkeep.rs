@@ -1,14 +1,15 @@
-//! Image caches that keep themselves: refreshes by a schedule, the time of the last use, image caches for images that pods miss,
-//! and deletion of those that nobody used for long. The daemon that leads does it.
+//! Automatic upkeep of image caches: scheduled refreshes, the time of the last use, image caches for images
+//! that pods miss, and eviction of unused ones. Only the leader does it.
 //!
 //! ```text
-//! watch ──► see() ──► what is known of each image cache ──► refresh     status.refresh, Service::refresh
-//!                                                       ├─► last_used   status.lastUsed
-//!                     claims (uses) ────────────────────┤
-//!                     pods of annotated namespaces ─────┴─► create, evict ImageCache objects
+//! watch ──► see() ──► last state of each image cache ─┬─► refresh     status.refresh, Service::refresh
+//!                                                     ├─► last_used   status.lastUsed
+//!                     claims (uses) ──────────────────┤
+//!                     pods of annotated namespaces ───┴─► create, evict ImageCache objects
 //! ```
 //!
-//! Nothing polls one image cache: every step looks at what the watches have brought, and makes requests for what is due.
+//! Nothing polls a single image cache. Every step reads what the watches delivered and sends requests only
+//! for what is due.
 
 mod create;
 mod evict;
@@ -31,7 +32,7 @@ use super::client::ApiServer;
 use super::convert::{self, Read};
 use super::crd::ImageCache;
 use super::events::{Report, Reporter};
-use super::fault::{Fault, ask};
+use super::fault::{Fault, request};
 use super::history;
 use super::uses::Uses;
 use crate::caches::record::Record;
@@ -40,20 +41,20 @@ use crate::config::upkeep::Upkeep as Settings;
 use larder_model::image_cache::CacheId;
 use larder_sys::clock::Clock;
 
-/// How long after a failure a step is tried again.
-const AGAIN: Duration = Duration::from_secs(30);
+/// Delay before a failed step is retried.
+const RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// An image cache as it was seen last.
+/// An image cache as last seen.
 #[derive(Clone, Debug)]
 struct Seen {
-    /// Without what takes much memory.
+    /// The object without its large fields.
     object: ImageCache,
     record: Record,
-    /// Not looked at before this time, because a step failed.
+    /// The image cache is skipped until this time, because a step failed.
     not_before: Option<Instant>,
 }
 
-/// What upkeep needs from the daemon.
+/// The dependencies that the daemon provides.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) client: ApiServer,
@@ -61,13 +62,13 @@ pub(super) struct Parts {
     pub(super) uses: Arc<Uses>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) reporter: Reporter,
-    /// UID of the cluster.
+    /// UID of the cluster of this daemon.
     pub(super) cluster: String,
-    /// Pause between two looks at what is due.
+    /// Interval between two checks for due upkeep.
     pub(super) every: Duration,
 }
 
-/// Image caches that keep themselves.
+/// Refreshes, creates and evicts image caches automatically.
 #[derive(Debug)]
 pub(super) struct Upkeep {
     client: ApiServer,
@@ -79,7 +80,7 @@ pub(super) struct Upkeep {
     every: Duration,
     settings: RwLock<Settings>,
     seen: Mutex<BTreeMap<CacheId, Seen>>,
-    /// Whether all image caches were seen once.
+    /// `true` once all image caches were seen.
     complete: AtomicBool,
 }
 
@@ -100,7 +101,7 @@ impl Upkeep {
         }
     }
 
-    /// Uses a configuration that was read again.
+    /// Applies a reloaded configuration.
     pub(super) fn reload(&self, settings: &Settings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
     }
@@ -113,11 +114,11 @@ impl Upkeep {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an image cache as the watch brought it.
+    /// Stores an image cache that the watch delivered.
     pub(super) fn see(&self, id: CacheId, object: &ImageCache) {
-        self.uses.know(id, object);
+        self.uses.note_copies(id, object);
         let version = convert::version(&object.metadata);
-        // The answer to a write may come before the watch brings what was written before it.
+        // The response to a write can arrive before the watch delivers an earlier version.
         let is_known = |seen: &Seen| convert::version(&seen.object.metadata) > version;
         if self.seen().get(&id).is_some_and(is_known) {
             return;
@@ -145,26 +146,26 @@ impl Upkeep {
         seen.insert(id, Seen { object, record, not_before });
     }
 
-    /// Notes that the watch has brought all image caches.
+    /// Notes that the watch has delivered all image caches.
     pub(super) fn seen_all(&self) {
         self.complete.store(true, Ordering::Release);
     }
 
-    /// Forgets an image cache that is gone.
+    /// Removes an image cache that is gone.
     pub(super) fn forget(&self, id: CacheId) {
         self.seen().remove(&id);
         self.uses.forget(id);
     }
 
-    /// Runs all parts of upkeep until it is dropped.
+    /// Runs all parts of upkeep until the future is dropped.
     pub(super) async fn run(&self) {
-        tokio::join!(self.uses.watch(), self.keep_fresh(), self.keep_uses(), self.keep_missed());
+        tokio::join!(self.uses.watch(), self.run_refreshes(), self.run_last_used(), self.run_misses());
     }
 
-    /// Looks at an image cache again later, after a failure.
-    fn put_off(&self, id: CacheId) {
+    /// Skips an image cache for a while after a failure.
+    fn postpone(&self, id: CacheId) {
         if let Some(seen) = self.seen().get_mut(&id) {
-            seen.not_before = Some(Instant::now() + AGAIN);
+            seen.not_before = Some(Instant::now() + RETRY_DELAY);
         }
     }
 
@@ -172,17 +173,17 @@ impl Upkeep {
     async fn write(&self, id: CacheId, object: &ImageCache, status: Value) -> Result<(), Fault> {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
         let api: Api<ImageCache> = Api::namespaced(self.client.clone(), &namespace);
-        // Not one of the same name that was made since.
+        // The UID excludes a newer object of the same name.
         let patch = json!({"metadata": {"uid": object.uid()}, "status": status});
         let doing = format!("writing the status of the image cache {namespace}/{name}");
-        match ask!(&doing, api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))) {
+        match request!(&doing, api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))) {
             Ok(written) => {
                 self.see(id, &written);
                 Ok(())
             }
-            // The watch brings what it is now.
+            // The watch delivers the current version.
             Err(fault) if fault.is_conflict() || fault.is_not_found() => {
-                self.put_off(id);
+                self.postpone(id);
                 Ok(())
             }
             Err(fault) => Err(fault),

@@ -1,13 +1,15 @@
-//! What uses the volumes of image caches: claims of nodes, and claims that tenants restored from a copy.
+//! Finds the claims that use the volumes of image caches: claims of nodes, and claims that tenants restored
+//! from a copy.
 //!
-//! | claim | known by |
+//! | claim | source |
 //! |---|---|
-//! | in the namespace of volumes, made by the agent of a node | one watch of metadata |
-//! | in a namespace that has a copy, with the copy as its source | a list of that namespace, at most every ten minutes while the answer is "in use" |
+//! | in the namespace of volumes, created by the agent of a node | one watch of metadata |
+//! | in a namespace with a copy, with the copy as its source | a list, cached for ten minutes if in use |
 //!
-//! A claim uses a volume as long as the claim exists. A claim that is not bound yet needs the snapshot: a provisioner refuses a
-//! snapshot that is being deleted (external-provisioner, pkg/controller/controller.go, getSnapshotSource), and the snapshot waits
-//! for the claim, so both would wait for ever.
+//! A claim uses a volume as long as the claim exists. A claim that is not bound yet also needs the snapshot:
+//! a provisioner refuses a snapshot that is being deleted (external-provisioner,
+//! pkg/controller/controller.go, getSnapshotSource), and the snapshot waits for the claim. Both would wait
+//! for each other.
 
 mod nodes;
 mod tenants;
@@ -28,14 +30,14 @@ use crate::caches::volumes::VolumeId;
 use larder_model::image_cache::CacheId;
 use larder_sys::clock::Clock;
 
-/// What uses the volumes of image caches.
+/// The claims that use the volumes of image caches.
 #[derive(Debug)]
 pub struct Uses {
     client: ApiServer,
     clock: Arc<dyn Clock>,
-    /// Namespace of the claims of nodes; empty if there are no nodes with agents.
+    /// Namespace of the claims of nodes; empty if no nodes have agents.
     node_namespace: String,
-    /// How long "this claim uses it" is believed.
+    /// Maximum age of a cached answer "in use".
     used_for: Duration,
     state: Mutex<State>,
 }
@@ -44,15 +46,15 @@ pub struct Uses {
 struct State {
     nodes: Nodes,
     tenants: Tenants,
-    /// Namespaces that have copies of an image cache, without the one of nodes.
-    places: HashMap<CacheId, BTreeSet<String>>,
-    /// Replaced volumes that were in use when they were last looked at.
+    /// Namespaces that have copies of an image cache, without the namespace of volumes.
+    namespaces: HashMap<CacheId, BTreeSet<String>>,
+    /// Replaced volumes that were in use when they were last checked.
     previous: HashMap<CacheId, BTreeSet<u32>>,
 }
 
 impl Uses {
-    /// Uses in a cluster whose nodes have their claims in `node_namespace`; empty if none does. An answer "in use" is believed for
-    /// `used_for`.
+    /// Returns the uses in a cluster whose nodes have their claims in `node_namespace`; empty if no node has
+    /// an agent. The answer "in use" is cached for `used_for`.
     pub fn new(client: Client, clock: Arc<dyn Clock>, node_namespace: &str, used_for: Duration) -> Self {
         Uses {
             client: client.into(),
@@ -67,28 +69,28 @@ impl Uses {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes where an image cache has copies. A namespace that is no longer shared with stays until the daemon ends: volumes that
-    /// were replaced before can still have copies there.
-    pub fn know(&self, id: CacheId, object: &ImageCache) {
+    /// Records the namespaces in which an image cache has copies. A namespace that is no longer shared with
+    /// stays until the daemon ends, because volumes that were replaced earlier can still have copies there.
+    pub fn note_copies(&self, id: CacheId, object: &ImageCache) {
         let mut state = self.state();
-        let places = state.places.entry(id).or_default();
-        places.extend(object.namespace());
+        let namespaces = state.namespaces.entry(id).or_default();
+        namespaces.extend(object.namespace());
         let copies = object.status.iter().flat_map(|status| &status.copies);
         let shared = copies.map(|copy| copy.namespace.clone());
-        places.extend(shared.filter(|namespace| *namespace != self.node_namespace));
+        namespaces.extend(shared.filter(|namespace| *namespace != self.node_namespace));
     }
 
-    /// Forgets an image cache that is gone.
+    /// Removes an image cache that is gone.
     pub fn forget(&self, id: CacheId) {
         let mut state = self.state();
-        state.places.remove(&id);
+        state.namespaces.remove(&id);
         state.previous.remove(&id);
     }
 
-    /// What uses a volume. `None` if nothing does.
+    /// Returns a text that names a claim that uses a volume. `None` if it is not in use.
     ///
     /// # Errors
-    /// A request failed and can succeed later: nothing is known of the volume.
+    /// A request failed and can succeed later. The use of the volume is then unknown.
     pub async fn of(&self, volume: &VolumeId) -> Result<Option<String>, Fault> {
         let used = self.find(volume.id, volume.generation).await?;
         let mut state = self.state();
@@ -100,45 +102,45 @@ impl Uses {
         Ok(used)
     }
 
-    /// What uses any volume of an image cache. `None` if nothing does.
+    /// Returns a text that names a claim that uses any volume of an image cache. `None` if it is not in use.
     ///
     /// # Errors
-    /// As [`of`](Uses::of).
+    /// The same as for [`of`](Uses::of).
     pub async fn of_any(&self, id: CacheId) -> Result<Option<String>, Fault> {
         self.find(id, None).await
     }
 
-    /// Notes that a volume is being discarded.
+    /// Records that a volume is being deleted.
     pub fn release(&self, volume: &VolumeId) {
         if let Some(previous) = self.state().previous.get_mut(&volume.id) {
             previous.remove(&volume.generation);
         }
     }
 
-    /// Number of replaced volumes of an image cache that stay because they are in use.
+    /// Returns the number of replaced volumes of an image cache that are kept because they are in use.
     pub fn previous(&self, id: CacheId) -> usize {
         self.state().previous.get(&id).map_or(0, BTreeSet::len)
     }
 
     async fn find(&self, id: CacheId, generation: impl Into<Option<u32>>) -> Result<Option<String>, Fault> {
         let generation = generation.into();
-        let places = {
+        let namespaces = {
             let state = self.state();
             let known = self.node_namespace.is_empty() || state.nodes.is_known();
-            let Some(places) = state.places.get(&id).filter(|_| known) else {
+            let Some(namespaces) = state.namespaces.get(&id).filter(|_| known) else {
                 return Ok(Some("its uses are not known yet".to_owned()));
             };
             if let Some(claim) = state.nodes.claim_of(id, generation) {
                 return Ok(Some(format!("the claim {}/{claim} of a node uses it", self.node_namespace)));
             }
-            places.clone()
+            namespaces.clone()
         };
-        for namespace in &places {
+        for namespace in &namespaces {
             let of = |tenants: &Tenants, max_age| tenants.claim_of(namespace, id, generation, max_age);
             if let Some(Some(claim)) = of(&self.state().tenants, self.used_for) {
                 return Ok(Some(format!("the claim {namespace}/{claim} uses it")));
             }
-            // An earlier list does not have the claims that were made since.
+            // A cached list does not contain the claims that were created since.
             self.list(namespace).await?;
             if let Some(Some(claim)) = of(&self.state().tenants, self.used_for) {
                 return Ok(Some(format!("the claim {namespace}/{claim} uses it")));
@@ -154,11 +156,12 @@ impl Uses {
         Ok(())
     }
 
-    /// Lists namespaces with copies that were not listed for ten minutes, at most `max` of them. Returns how many were listed.
-    pub async fn look_around(&self, max: usize) -> usize {
+    /// Lists namespaces with copies that were not listed for ten minutes, at most `max` of them. Returns the
+    /// number of lists.
+    pub async fn list_stale(&self, max: usize) -> usize {
         let due: BTreeSet<String> = {
             let state = self.state();
-            let all = state.places.values().flatten();
+            let all = state.namespaces.values().flatten();
             all.filter(|namespace| !state.tenants.is_listed(namespace, self.used_for)).cloned().collect()
         };
         let mut listed = 0;
@@ -171,17 +174,17 @@ impl Uses {
         listed
     }
 
-    /// When an image cache was last in use, as far as is known.
+    /// Returns the time of the last known use of an image cache.
     pub fn last_used(&self, id: CacheId) -> Option<DateTime<Utc>> {
         let state = self.state();
-        let places = state.places.get(&id)?;
-        let tenants = places.iter().filter_map(|namespace| state.tenants.last_used(namespace, id));
-        // An agent is trusted no further than to say that a cache of its node is in use.
+        let namespaces = state.namespaces.get(&id)?;
+        let tenants = namespaces.iter().filter_map(|namespace| state.tenants.last_used(namespace, id));
+        // An agent can report that a cache is in use now, but not in the future.
         let nodes = state.nodes.last_used(id).map(|time| time.min(self.clock.now()));
         tenants.chain(nodes).max()
     }
 
-    /// Watches the claims of nodes. Does not return.
+    /// Watches the claims of nodes and does not return.
     pub async fn watch(&self) {
         if self.node_namespace.is_empty() {
             std::future::pending::<()>().await;
@@ -190,7 +193,7 @@ impl Uses {
     }
 }
 
-/// The cache and the number of the volume that an object was made for, as its labels say.
+/// Returns the cache and the volume number of an object, according to its labels.
 fn labelled(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<(CacheId, u32)> {
     let labels = meta.labels.as_ref()?;
     Some((labels.get(super::names::ID)?.parse().ok()?, labels.get(super::names::GENERATION)?.parse().ok()?))

@@ -1,5 +1,5 @@
-//! What there is of an image cache in the cluster, and how it goes: copies before their owner, for the storage of a copy is the
-//! owner's, and a copy whose owner has gone still says that it is ready.
+//! The objects of an image cache in the cluster, and their deletion. Copies are deleted before their owner,
+//! because they share its storage: a copy without its owner still reports that it is ready.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use serde_json::json;
 use super::client::ApiServer;
 use super::convert::created;
 use super::copies::Copies;
-use super::fault::{Fault, ask, opt};
+use super::fault::{Fault, opt, request};
 use super::inventory::Inventory;
 use super::names::{MANAGER, Names, RESULT, VOLUME, object, verifier};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
@@ -29,7 +29,7 @@ use larder_model::class::Class;
 use larder_model::event::Outcome;
 use larder_model::image_cache::CacheId;
 
-/// Volumes as snapshots of a cluster.
+/// Implements volumes as snapshots of a cluster.
 #[derive(Debug)]
 pub struct KubeVolumes {
     client: ApiServer,
@@ -40,7 +40,7 @@ pub struct KubeVolumes {
 }
 
 impl KubeVolumes {
-    /// Those of the installation `names`.
+    /// Returns the volumes of the installation `names`.
     pub fn new(
         client: Client,
         names: Names,
@@ -59,16 +59,16 @@ impl KubeVolumes {
         Api::namespaced(self.client.clone(), &self.names.namespace)
     }
 
-    async fn made<K>(&self, api: Api<K>, what: &str, id: CacheId) -> Result<Vec<VolumeId>, Fault>
+    async fn made<K>(&self, api: Api<K>, kind: &str, id: CacheId) -> Result<Vec<VolumeId>, Fault>
     where
         K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
     {
-        let found = ask!(&format!("listing {what}"), api.list_metadata(&self.names.of_cache(id)))?;
+        let found = request!(&format!("listing {kind}"), api.list_metadata(&self.names.of_cache(id)))?;
         Ok(found.items.iter().filter_map(|object| self.names.volume(&object.metadata)).collect())
     }
 
-    /// What was made for an image cache, as the API server says now. Secrets are not listed: whoever may list them may read
-    /// them, and a Job takes its own along.
+    /// Lists the volumes of an image cache from the API server. Secrets are not listed, because permission to
+    /// list them includes reading them. They are deleted together with their Job.
     async fn made_for(&self, id: CacheId) -> Result<Vec<VolumeId>, Fault> {
         let mut all = self.made::<Job>(self.own(), "jobs", id).await?;
         all.extend(self.made::<PersistentVolumeClaim>(self.own(), "volume claims", id).await?);
@@ -83,25 +83,25 @@ impl KubeVolumes {
     async fn snapshot(&self, volume: &VolumeId) -> Result<Option<VolumeSnapshot>, Fault> {
         let api: Api<VolumeSnapshot> = self.own();
         let name = object(volume);
-        opt(ask!(&format!("reading the snapshot {name}"), api.get(&name)))
+        opt(request!(&format!("reading the snapshot {name}"), api.get(&name)))
     }
 
     async fn content(&self, snapshot: &VolumeSnapshot) -> Result<Option<VolumeSnapshotContent>, Fault> {
         let Some(name) = snapshot.content() else { return Ok(None) };
         let api: Api<VolumeSnapshotContent> = Api::all(self.client.clone());
-        opt(ask!(&format!("reading the snapshot content {name}"), api.get(name)))
+        opt(request!(&format!("reading the snapshot content {name}"), api.get(name)))
     }
 
     async fn sealed(&self, volume: &VolumeId) -> Result<Sealed, StateError> {
-        let incomplete = |what: &str| StateError::Cluster {
-            reason: format!("the snapshot {} {what}", object(volume)),
+        let incomplete = |problem: &str| StateError::Cluster {
+            reason: format!("the snapshot {} {problem}", object(volume)),
             class: Class::Transient,
         };
         let snapshot = self.snapshot(volume).await?.ok_or_else(|| incomplete("is gone"))?;
         let content = self.content(&snapshot).await?.ok_or_else(|| incomplete("has no content"))?;
         let of = &content.spec.volume_snapshot_ref;
         if (&of.namespace, &of.name) != (&self.names.namespace, &object(volume)) || of.uid != snapshot.uid() {
-            return Err(incomplete("has the content of another"));
+            return Err(incomplete("is bound to the content of another snapshot"));
         }
         let status = content.status.unwrap_or_default();
         let handle = status.snapshot_handle.ok_or_else(|| incomplete("has no handle"))?;
@@ -147,9 +147,9 @@ impl KubeVolumes {
             return Ok(Discarded::Going);
         }
         let job = self.delete::<Job>(&name, &DeleteParams::foreground()).await?;
-        // Collected with the Job, like the claim.
+        // Normally deleted together with the Job of the build, like the claim.
         let job = self.delete::<Job>(&verifier(volume), &DeleteParams::foreground()).await? || job;
-        // Collected with the Job, unless that is gone and never owned it.
+        // Deleted together with the Job, unless the Job is gone or never owned the claim.
         let claim = self.delete::<PersistentVolumeClaim>(&name, &DeleteParams::default()).await?;
         let Some(snapshot) = self.snapshot(volume).await? else {
             return Ok(if job || claim { Discarded::Going } else { Discarded::Gone });
@@ -157,7 +157,7 @@ impl KubeVolumes {
         if let Some(content) = self.content(&snapshot).await?
             && content.spec.deletion_policy != "Delete"
         {
-            self.will_be_deleted(&content).await?;
+            self.set_deletion_policy(&content).await?;
         }
         let going = snapshot.metadata.deletion_timestamp.is_some();
         self.delete::<VolumeSnapshot>(&name, &DeleteParams::default()).await?;
@@ -167,7 +167,7 @@ impl KubeVolumes {
         })
     }
 
-    /// Whether there was anything to delete.
+    /// Deletes an object. Returns `false` if it did not exist.
     async fn delete<K>(&self, name: &str, parameters: &DeleteParams) -> Result<bool, Fault>
     where
         K: kube::Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
@@ -175,22 +175,23 @@ impl KubeVolumes {
     {
         let api: Api<K> = self.own();
         let kind = K::kind(&K::DynamicType::default()).to_lowercase();
-        Ok(opt(ask!(&format!("deleting the {kind} {name}"), api.delete(name, parameters)))?.is_some())
+        Ok(opt(request!(&format!("deleting the {kind} {name}"), api.delete(name, parameters)))?.is_some())
     }
 
-    /// With a class that retains, the storage would keep for ever what nobody knows any more.
-    async fn will_be_deleted(&self, content: &VolumeSnapshotContent) -> Result<(), Fault> {
+    /// With a class that retains snapshots, the storage would keep a snapshot that no object refers to.
+    async fn set_deletion_policy(&self, content: &VolumeSnapshotContent) -> Result<(), Fault> {
         let api: Api<VolumeSnapshotContent> = Api::all(self.client.clone());
         let name = content.name_any();
         let patch = json!({"spec": {"deletionPolicy": "Delete"}});
         let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let doing = format!("changing the deletion policy of the snapshot content {name}");
-        ask!(&doing, api.patch(&name, &parameters, &Patch::Merge(&patch)))?;
+        request!(&doing, api.patch(&name, &parameters, &Patch::Merge(&patch)))?;
         Ok(())
     }
 }
 
-/// While a disk is restored from it, a snapshot stays (external-snapshotter, volumesnapshot-as-source-protection).
+/// Reports whether a disk is being restored from a snapshot. Until then, the snapshot is not deleted
+/// (external-snapshotter, volumesnapshot-as-source-protection).
 fn is_held(snapshot: &VolumeSnapshot) -> bool {
     let mut finalizers = snapshot.finalizers().iter();
     snapshot.metadata.deletion_timestamp.is_some()
@@ -203,12 +204,12 @@ impl Volumes for KubeVolumes {
     }
 
     fn places(&self, _: VolumeId) -> BoxFuture<'_, Result<Places, StateError>> {
-        // Each pod has its own, and nothing is shared.
+        // Each pod has its own volume, and nothing is shared.
         Box::pin(async { Ok(Places { volume: VOLUME.into(), share: VOLUME.into() }) })
     }
 
     fn imports(&self) -> Option<&Imports> {
-        // A pod could only get an archive by way of the network.
+        // A pod could receive an archive only over the network.
         None
     }
 
@@ -223,7 +224,7 @@ impl Volumes for KubeVolumes {
 
     fn is_sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<bool, StateError>> {
         Box::pin(async move {
-            // A leader asks for each image cache when it begins; most are in the inventory.
+            // A new leader checks every image cache; the inventory has most of them.
             Ok(self.inventory.is_sealed(&volume)
                 || self.snapshot(&volume).await?.is_some_and(|snapshot| snapshot.is_ready()))
         })

@@ -1,7 +1,7 @@
-//! Follows the objects of the cluster: every daemon passes changes on to its HTTP clients, and the leader takes up new orders
-//! and keeps the copies of snapshots as they should be.
+//! Follows the objects of the cluster. Every daemon forwards changes to its HTTP clients. The leader also
+//! adopts new objects and keeps the copies of snapshots up to date.
 //!
-//! All of it is watched. A pass over all objects makes no request for one that is as it should be.
+//! All state comes from watches. A pass over all objects sends no request for an object that is up to date.
 
 mod accepts;
 
@@ -23,7 +23,7 @@ use super::convert;
 use super::copies::Copies;
 use super::crd::{CopyState, ImageCache};
 use super::events::{Report, Reporter};
-use super::fault::{Fault, ask};
+use super::fault::{Fault, request};
 use super::history::{self, Reported};
 use super::inventory::Inventory;
 use super::names::{self, ACCEPT_FROM, Names, namespace};
@@ -36,67 +36,68 @@ use crate::caches::volumes::VolumeId;
 use larder_model::image_cache::{CacheId, Status};
 use larder_sys::clock::Clock;
 
-/// First pause after an object could not be settled. It doubles each time, up to [`AGAIN`].
-const SOON: Duration = Duration::from_secs(1);
-/// How often all objects are looked at, whatever the watches report.
-const AGAIN: Duration = Duration::from_secs(60);
-/// How often copies are read that are ready as far as the watches know. Half of it at least: image caches take turns.
-const COPIES_AGAIN: Duration = Duration::from_secs(6 * 3600);
+/// Delay after an object could not be processed. It doubles each time, up to [`RESYNC_INTERVAL`].
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Interval between two passes over all objects, independent of the watches.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum interval between two reads of copies that are ready according to the watches. Image caches are
+/// spread over the second half of it.
+const COPIES_RESYNC: Duration = Duration::from_secs(6 * 3600);
 
 /// Watches the objects of a cluster.
 #[derive(Debug)]
 pub struct Watch {
-    /// The way to the cluster.
+    /// Client for the cluster.
     pub client: ApiServer,
-    /// The records.
+    /// The records of image caches.
     pub store: Arc<KubeStore>,
-    /// The image caches.
+    /// The service that manages image caches.
     pub service: Service,
-    /// Names of objects of this installation.
+    /// Names of the objects of this installation.
     pub names: Names,
-    /// The namespace in which snapshots are offered to nodes. Empty if they are not.
+    /// Namespace in which snapshots are offered to nodes. Empty if no nodes have agents.
     pub node_namespace: String,
-    /// The snapshots in other namespaces.
+    /// Copies of snapshots in other namespaces.
     pub copies: Arc<Copies>,
-    /// What was made for image caches.
+    /// The objects that were made for image caches.
     pub inventory: Inventory,
-    /// The time.
+    /// Clock for admission and for the age of events.
     pub clock: Arc<dyn Clock>,
     /// Creates events about image caches.
     pub(super) reporter: Reporter,
-    /// Keeps image caches by themselves.
+    /// Refreshes, evicts and creates image caches automatically.
     pub(super) upkeep: Arc<Upkeep>,
 }
 
-/// What is known of the objects.
+/// State of the watch, by image cache.
 #[derive(Default)]
-struct Known {
-    /// The objects as they were seen last, without the parts that the store has.
+struct State {
+    /// The objects as last seen, without the parts that the store keeps.
     objects: HashMap<CacheId, Arc<ImageCache>>,
-    /// Numbers of the last events that were passed on.
+    /// Number of the last event that was forwarded.
     passed_on: HashMap<CacheId, u64>,
-    /// When copies are read again.
+    /// Time of the next read of the copies.
     due: HashMap<CacheId, Instant>,
-    /// What was reported of each object.
+    /// Events that were already reported.
     reported: HashMap<CacheId, Reported>,
-    /// What namespaces accept.
+    /// Namespaces and the tenants that they accept.
     accepts: Accepts,
 }
 
 impl Watch {
-    /// Watches until it is dropped.
+    /// Watches until the future is dropped.
     pub async fn run(&self) {
         let objects: Api<ImageCache> = Api::all(self.client.clone());
-        // It starts again by itself after 410, an error or a dropped connection, slower each time.
+        // The watcher restarts after 410, an error or a dropped connection, with growing pauses.
         let mut events = watcher::watcher(objects, watcher::Config::default()).default_backoff().boxed();
         let mut namespaces = accepts::watch(&self.client).boxed();
         let mut changes = self.inventory.changes();
-        let mut known = Known::default();
+        let mut state = State::default();
         let mut listed: HashSet<CacheId> = HashSet::new();
         let mut led = false;
-        let mut pause = SOON;
-        let mut look = Instant::now() + AGAIN;
-        let mut tick = tokio::time::interval(SOON / 4);
+        let mut pause = FIRST_DELAY;
+        let mut look = Instant::now() + RESYNC_INTERVAL;
+        let mut tick = tokio::time::interval(FIRST_DELAY / 4);
         loop {
             let soon = |pause: Duration, look: Instant| look.min(Instant::now() + pause);
             let event = tokio::select! {
@@ -106,7 +107,7 @@ impl Watch {
                         None => return,
                         Some(Err(error)) => tracing::warn!("watching namespaces: {error}"),
                         Some(Ok(event)) => {
-                            if known.accepts.take(event) {
+                            if state.accepts.apply(event) {
                                 look = soon(Duration::ZERO, look);
                             }
                         }
@@ -115,8 +116,8 @@ impl Watch {
                 }
                 changed = changes.recv() => {
                     match changed {
-                        Ok(id) if !self.settle(id, &mut known).await => {
-                            pause = SOON;
+                        Ok(id) if !self.reconcile(id, &mut state).await => {
+                            pause = FIRST_DELAY;
                             look = soon(pause, look);
                         }
                         Ok(_) => {}
@@ -127,11 +128,11 @@ impl Watch {
                 }
                 _ = tick.tick() => {
                     let leads = self.service.leads();
-                    // The leader before may have missed some.
+                    // The previous leader may have missed some changes.
                     if Instant::now() >= look || leads != led {
                         led = leads;
-                        let done = self.look_at_all(&mut known).await;
-                        pause = if done { AGAIN } else { (pause * 2).min(AGAIN) };
+                        let done = self.process_all(&mut state).await;
+                        pause = if done { RESYNC_INTERVAL } else { (pause * 2).min(RESYNC_INTERVAL) };
                         look = Instant::now() + pause;
                     }
                     continue;
@@ -142,84 +143,84 @@ impl Watch {
                 Some(Err(error)) => tracing::warn!("watching image caches: {error}"),
                 Some(Ok(Event::Init)) => listed.clear(),
                 Some(Ok(Event::InitApply(object) | Event::Apply(object))) => {
-                    self.store.know(&object);
+                    self.store.index(&object);
                     let Some(id) = convert::id(&object.metadata) else { continue };
                     listed.insert(id);
                     self.upkeep.see(id, &object);
                     let object = Arc::new(slim(object));
-                    known.objects.insert(id, Arc::clone(&object));
-                    if !self.take_up(id, &object, &mut known).await {
-                        pause = SOON;
+                    state.objects.insert(id, Arc::clone(&object));
+                    if !self.process(id, &object, &mut state).await {
+                        pause = FIRST_DELAY;
                         look = soon(pause, look);
                     }
                 }
                 Some(Ok(Event::InitDone)) => {
-                    // Deleted while nobody watched.
+                    // Deleted while the watch was interrupted.
                     let mut gone: HashSet<CacheId> = self.store.complete(&listed).into_iter().collect();
-                    gone.extend(known.objects.keys().filter(|id| !listed.contains(id)));
-                    gone.into_iter().for_each(|id| self.gone(id, &mut known));
+                    gone.extend(state.objects.keys().filter(|id| !listed.contains(id)));
+                    gone.into_iter().for_each(|id| self.gone(id, &mut state));
                     listed.clear();
                     self.upkeep.seen_all();
                 }
                 Some(Ok(Event::Delete(object))) => {
                     if let Some(id) = convert::id(&object.metadata) {
-                        self.gone(id, &mut known);
+                        self.gone(id, &mut state);
                     }
                 }
             }
         }
     }
 
-    fn gone(&self, id: CacheId, known: &mut Known) {
+    fn gone(&self, id: CacheId, state: &mut State) {
         self.upkeep.forget(id);
-        known.objects.remove(&id);
-        known.passed_on.remove(&id);
-        known.due.remove(&id);
-        known.reported.remove(&id);
-        if let Some(stored) = self.store.unknow(id) {
+        state.objects.remove(&id);
+        state.passed_on.remove(&id);
+        state.due.remove(&id);
+        state.reported.remove(&id);
+        if let Some(stored) = self.store.unindex(id) {
             self.service.notice_gone(&stored.record);
         }
     }
 
-    async fn look_at_all(&self, known: &mut Known) -> bool {
+    async fn process_all(&self, state: &mut State) -> bool {
         let all: Vec<(CacheId, Arc<ImageCache>)> =
-            known.objects.iter().map(|(id, object)| (*id, Arc::clone(object))).collect();
+            state.objects.iter().map(|(id, object)| (*id, Arc::clone(object))).collect();
         let mut done = true;
         for (id, object) in all {
-            done &= self.take_up(id, &object, known).await;
+            done &= self.process(id, &object, state).await;
         }
         done
     }
 
-    /// Returns whether nothing is left to do for an object in this version.
-    async fn take_up(&self, id: CacheId, object: &ImageCache, known: &mut Known) -> bool {
-        let done = self.try_take_up(id, object, known).await;
-        done.unwrap_or_else(|error| postponed(object, &error))
+    /// Processes an object. Returns whether nothing is left to do for this version.
+    async fn process(&self, id: CacheId, object: &ImageCache, state: &mut State) -> bool {
+        let done = self.try_process(id, object, state).await;
+        done.unwrap_or_else(|error| log_failure(object, &error))
     }
 
-    /// Does what a change of the objects behind an image cache asks for. Returns whether nothing is left to do.
-    async fn settle(&self, id: CacheId, known: &mut Known) -> bool {
-        let Some(object) = known.objects.get(&id).cloned() else { return true };
+    /// Reacts to a change of the objects behind an image cache. Returns whether nothing is left to do.
+    async fn reconcile(&self, id: CacheId, state: &mut State) -> bool {
+        let Some(object) = state.objects.get(&id).cloned() else { return true };
         let done = match self.store.seen(id) {
-            Ok(Some(stored)) => self.settle_copies(&object, &stored.record, known).await,
+            Ok(Some(stored)) => self.reconcile_copies(&object, &stored.record, state).await,
             Ok(None) => return true,
             Err(error) => Err(error),
         };
-        done.unwrap_or_else(|error| postponed(&object, &error))
+        done.unwrap_or_else(|error| log_failure(&object, &error))
     }
 
-    async fn try_take_up(
+    async fn try_process(
         &self,
         id: CacheId,
         object: &ImageCache,
-        known: &mut Known,
+        state: &mut State,
     ) -> Result<bool, StoreError> {
         let leads = self.service.leads();
         let deleted = object.metadata.deletion_timestamp.is_some();
         if object.status.is_none() && !deleted {
             if leads {
                 let namespace = object.namespace().unwrap_or_default();
-                // A namespace that no tenant can have is refused further on.
+                // `adopt` refuses a namespace that cannot be a tenant's.
                 let tenant = namespace.parse().ok();
                 let (admission, now) = (self.service.admission(tenant.as_ref())?, self.clock.now());
                 self.store.adopt(&namespace, &object.name_any(), admission, now).await?;
@@ -228,51 +229,52 @@ impl Watch {
         }
         let Some(stored) = self.store.seen(id)? else {
             if leads && deleted {
-                self.store.let_go(object).await?;
+                self.store.finalize(object).await?;
             }
             return Ok(true);
         };
         let record = &stored.record;
         if leads {
             self.store.observe(object, &stored).await?;
-            let before = known.reported.get(&id).copied();
+            let before = state.reported.get(&id).copied();
             let (reports, reported) = history::news(record, before, self.clock.now());
-            known.reported.insert(id, reported);
+            state.reported.insert(id, reported);
             self.report(object, reports);
         } else {
-            // Another daemon reports. What it has not reported when this one leads is found by its age.
-            known.reported.remove(&id);
+            // Another daemon reports. When this one becomes the leader, it selects unreported events by their
+            // age.
+            state.reported.remove(&id);
         }
-        let passed_on = known.passed_on.insert(id, record.sequence).unwrap_or(0);
+        let passed_on = state.passed_on.insert(id, record.sequence).unwrap_or(0);
         self.service.notice(record, passed_on).await?;
-        self.settle_copies(object, record, known).await
+        self.reconcile_copies(object, record, state).await
     }
 
-    /// Makes the copies of an available image cache as they should be. Returns whether nothing is left to do.
-    async fn settle_copies(
+    /// Brings the copies of an available image cache up to date. Returns whether nothing is left to do.
+    async fn reconcile_copies(
         &self,
         object: &ImageCache,
         record: &Record,
-        known: &mut Known,
+        state: &mut State,
     ) -> Result<bool, StoreError> {
         if !self.service.leads() || record.status != Status::Available {
             return Ok(true);
         }
-        let Some((wanted, refused)) = self.wanted(object, record, &known.accepts) else { return Ok(false) };
+        let Some((wanted, refused)) = self.wanted(object, record, &state.accepts) else { return Ok(false) };
         let id = record.id;
-        let due = *known.due.entry(id).or_insert_with(|| next_read(id));
-        if Instant::now() < due && self.is_settled(object, record, &wanted, &refused) {
+        let due = *state.due.entry(id).or_insert_with(|| next_read(id));
+        if Instant::now() < due && self.copies_match(object, record, &wanted, &refused) {
             return Ok(true);
         }
         let done = self.copy(object, record, &wanted, refused).await?;
         if done {
-            known.due.insert(id, next_read(id));
+            state.due.insert(id, next_read(id));
         }
         Ok(done)
     }
 
-    /// Whether the copies are as they should be, as far as the watches know.
-    fn is_settled(
+    /// Reports whether the copies are up to date according to the watches.
+    fn copies_match(
         &self,
         object: &ImageCache,
         record: &Record,
@@ -300,7 +302,7 @@ impl Watch {
             && object.status.as_ref().is_some_and(|status| status.copies == states)
     }
 
-    /// Makes the copies that are wanted, and removes others. Returns whether all are as they should be.
+    /// Creates the wanted copies and deletes the others. Returns whether all of them are ready.
     async fn copy(
         &self,
         object: &ImageCache,
@@ -309,7 +311,7 @@ impl Watch {
         refused: Vec<CopyState>,
     ) -> Result<bool, StoreError> {
         let _turn = self.copies.turn().await;
-        // The watch may be behind: an image cache that is being deleted gets no copies any more.
+        // The watch can lag behind: an image cache that is being deleted must get no more copies.
         let Some(stored) = self.store.get(record.id).await? else { return Ok(true) };
         let record = &stored.record;
         let Some(content) = record.content.as_ref().filter(|_| record.status == Status::Available) else {
@@ -329,14 +331,14 @@ impl Watch {
             .all(|namespace| states.iter().any(|state| state.namespace == *namespace && state.ready));
         let before = object.status.as_ref().map(|status| status.copies.as_slice()).unwrap_or_default();
         if before != states {
-            self.tell(object, &states).await?;
+            self.write_copies(object, &states).await?;
             self.report(object, history::copies(record, before, &states));
         }
         Ok(ready)
     }
 
-    /// The namespaces that get a copy, and those of `share` that do not accept one. `None` if it is not known yet what namespaces
-    /// accept: a copy must not be removed because of that.
+    /// Returns the namespaces that get a copy, and those of `share` that do not accept one. `None` if the
+    /// annotations of namespaces are not known yet: copies must not be removed then.
     fn wanted(
         &self,
         object: &ImageCache,
@@ -347,9 +349,9 @@ impl Watch {
         wanted.extend(Some(self.node_namespace.clone()).filter(|namespace| !namespace.is_empty()));
         let mut refused: Vec<CopyState> = Vec::new();
         for share in &object.spec.share {
-            let known = wanted.contains(share) || refused.iter().any(|state| state.namespace == *share);
-            // The owner itself is in Larder's own namespace.
-            if known || *share == self.names.namespace {
+            let listed = wanted.contains(share) || refused.iter().any(|state| state.namespace == *share);
+            // The VolumeSnapshot that owns the storage is already in Larder's own namespace.
+            if listed || *share == self.names.namespace {
                 continue;
             }
             if accepts.accepts(share, &record.tenant)? {
@@ -357,8 +359,8 @@ impl Watch {
                 continue;
             }
             let message = format!(
-                "the namespace does not accept image caches of {}: its administrator has to list that \
-                 namespace in its annotation {ACCEPT_FROM}",
+                "the namespace does not accept image caches of {}: its administrator must add that \
+                 namespace to its annotation {ACCEPT_FROM}",
                 record.tenant
             );
             refused.push(CopyState { namespace: share.clone(), ready: false, message: Some(message) });
@@ -373,20 +375,20 @@ impl Watch {
         reports.into_iter().for_each(|report| self.reporter.report(&about, report));
     }
 
-    async fn tell(&self, object: &ImageCache, states: &[CopyState]) -> Result<(), Fault> {
+    async fn write_copies(&self, object: &ImageCache, states: &[CopyState]) -> Result<(), Fault> {
         let name = object.name_any();
         let api: Api<ImageCache> =
             Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
         let patch = json!({"metadata": {"uid": object.uid()}, "status": {"copies": states}});
         let doing = format!("writing the copies of the image cache {name}");
-        match ask!(&doing, api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))) {
+        match request!(&doing, api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))) {
             Err(fault) if !fault.is_conflict() && !fault.is_not_found() => Err(fault),
             _ => Ok(()),
         }
     }
 }
 
-/// Without what the store keeps of it.
+/// Removes the parts of an object that the store keeps.
 fn slim(mut object: ImageCache) -> ImageCache {
     object.metadata.managed_fields = None;
     if let Some(status) = &mut object.status {
@@ -399,14 +401,15 @@ fn slim(mut object: ImageCache) -> ImageCache {
     object
 }
 
-/// When copies are read again: in a half to the whole of [`COPIES_AGAIN`], so that a leader does not read all at once.
+/// Returns the time of the next read of the copies: after half to all of [`COPIES_RESYNC`], derived from the
+/// ID, so that a leader does not read all copies at once.
 fn next_read(id: CacheId) -> Instant {
     let turn = u32::from_str_radix(&id.to_string()[..2], 16).unwrap_or(0);
-    Instant::now() + COPIES_AGAIN / 2 + COPIES_AGAIN / 2 * turn / 256
+    Instant::now() + COPIES_RESYNC / 2 + COPIES_RESYNC / 2 * turn / 256
 }
 
-fn postponed(object: &ImageCache, error: &StoreError) -> bool {
+fn log_failure(object: &ImageCache, error: &StoreError) -> bool {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    tracing::warn!(namespace, name, "an image cache is looked at again later: {error}");
+    tracing::warn!(namespace, name, "processing an image cache failed, retrying: {error}");
     false
 }

@@ -1,15 +1,15 @@
-//! Whether who attaches a cache may read its images, by the word of the registries that they came from.
+//! Checks with the source registries that the user who attaches a cache can read its images.
 //!
-//! A cache is built with somebody's pull secrets, and afterwards has no registry before it that would ask for them. With the
-//! policy `verify` its registries are asked before it is attached: for each image they must give the manifest by the digest
-//! that the volume has, and the index where it has one, for the credentials of who attaches.
+//! A cache is built with pull secrets, but no registry checks credentials when it is used later. With the
+//! policy `verify`, the registries are contacted before the cache is attached. For each image they must
+//! return the manifest by the digest on the volume, and the index if there is one, for the given credentials.
 //!
-//! - Only the registry itself is asked, no mirror ([`Registry::may_read`]).
-//! - What a registry does not have, or hides, is denied: nobody can say who may read it.
-//! - A volume is one thing. One image that may not be read refuses the whole, since its layers are found by chain ID and lie
-//!   beside the others, whatever images are made known.
-//! - Credentials that are named stand alone: the docker config of the user who runs this, root's most often, is used only where
-//!   neither secrets nor docker configs are named.
+//! - Only the registry itself is contacted, never a mirror ([`Registry::may_read`]).
+//! - An image that the registry does not have, or hides, is denied, because its readers are unknown.
+//! - A volume is checked as a whole. One denied image rejects all of it: layers are found by chain ID,
+//!   whichever images are registered.
+//! - Explicit credentials are used alone. The docker config of the current user (usually root) is only used
+//!   if neither secrets nor docker configs are given.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -30,42 +30,42 @@ use larder_model::reference::ImageReference;
 use larder_model::seal::Content;
 use larder_registry::{self, Fault, Observer, Registry, Retry};
 
-/// Manifests asked for at once.
-const AT_ONCE: usize = 8;
-/// Until all registries have answered, retries included: a manifest comes as slowly as a registry likes.
+/// Maximum number of manifests that are requested in parallel.
+const MAX_PARALLEL: usize = 8;
+/// Time limit for all registries, retries included. Each registry decides how slowly it answers.
 const DEADLINE: Duration = Duration::from_secs(300);
-/// Refusals that a message tells.
-const TOLD: usize = 5;
+/// Maximum number of refusals listed in a message.
+const MAX_LISTED: usize = 5;
 
-/// Who may attach a cache.
+/// The access check before a cache is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Policy {
-    /// Whoever may run the command
+    /// No check
     #[default]
     Any,
-    /// Who may read all of its images, as their registries say now
+    /// Check that the credentials can read all of its images from their registries
     Verify,
 }
 
-/// A cache is not for who attaches it, or nobody can say now whether it is.
+/// The access check failed, or could not be completed.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    /// The client cannot be made as configured.
-    #[error("asking registries who may read the images of the volume: {0}")]
+    /// The registry client cannot be created from the configuration.
+    #[error("checking access to the images of the volume: {0}")]
     Setup(#[from] larder_registry::Error),
-    /// There are no threads to ask with.
-    #[error("asking registries who may read the images of the volume: starting threads: {0}")]
+    /// The threads for the requests cannot be started.
+    #[error("checking access to the images of the volume: starting threads: {0}")]
     Threads(std::io::Error),
-    /// The volume names something that no registry can be asked for.
-    #[error("cache.json of the volume cannot be believed: {0}")]
+    /// The volume contains an image reference that no registry can resolve.
+    #[error("cache.json of the volume is not valid: {0}")]
     Content(String),
-    /// Some images may not be read.
+    /// The credentials cannot read some images.
     #[error(transparent)]
     Refused(Refused),
 }
 
 impl AccessError {
-    /// The class, from which the exit code follows.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             AccessError::Setup(e) => e.class(),
@@ -76,24 +76,24 @@ impl AccessError {
     }
 }
 
-/// The images that were not proven to be for who asks.
+/// The images that the credentials could not be shown to read.
 #[derive(Debug)]
 pub struct Refused {
-    /// They, in the order of the volume.
+    /// The refused images, in the order of the volume.
     pub images: Vec<Refusal>,
-    /// Images of the volume.
+    /// Number of images on the volume.
     pub of: usize,
     absent: Vec<PullSecretName>,
 }
 
-/// One image that may not be read.
+/// One image that the credentials cannot read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Its reference as given to the cache.
+    /// The image reference as given when the cache was built.
     pub image: String,
-    /// `Denied`, also where the registry does not have it; `Transient` where the registry could not be asked.
+    /// `Denied`, also if the registry does not have the image; `Transient` if the registry does not respond.
     pub class: Class,
-    /// What the registry answered and what helps.
+    /// The registry's answer, and a hint.
     pub reason: String,
 }
 
@@ -110,16 +110,16 @@ impl fmt::Display for Refused {
         let (refused, of) = (self.images.len(), self.of);
         write!(
             f,
-            "{refused} of {of} images of the volume are not proven to be yours to read, so none is attached"
+            "{refused} of {of} images of the volume cannot be read with these credentials, so none is attached"
         )?;
-        // What decides comes first, where not all are told.
+        // The refusals that decide the class come first, in case the list is cut.
         let mut images: Vec<&Refusal> = self.images.iter().collect();
         images.sort_by_key(|refusal| refusal.class != self.class());
-        for Refusal { image, reason, .. } in images.iter().take(TOLD) {
+        for Refusal { image, reason, .. } in images.iter().take(MAX_LISTED) {
             write!(f, "; {image}: {reason}")?;
         }
-        if refused > TOLD {
-            write!(f, "; and {} more", refused - TOLD)?;
+        if refused > MAX_LISTED {
+            write!(f, "; and {} more", refused - MAX_LISTED)?;
         }
         match self.class() {
             Class::Denied if !self.absent.is_empty() => f.write_str(&no_credential_in(&self.absent)),
@@ -128,33 +128,38 @@ impl fmt::Display for Refused {
     }
 }
 
-/// As whom registries are asked.
+/// A registry client with the credentials to check.
 #[derive(Debug)]
-pub struct Asker {
+pub struct AccessChecker {
     registry: Registry,
     absent: Vec<PullSecretName>,
 }
 
-impl Asker {
-    /// With the credentials of `order`, for the images of a volume. Its files are read here.
+impl AccessChecker {
+    /// Creates a checker with the credentials of `order`, for the images of a volume. Reads the credential
+    /// files.
+    ///
+    /// # Errors
+    /// The content is not valid, or the client cannot be created.
     pub fn new(order: &RegistryOrder, config: &Config, content: &Content) -> Result<Self, AccessError> {
         let images: Vec<ImageReference> = images(content)?.into_iter().map(|image| image.reference).collect();
-        let (registry, absent) = connect(&alone(order), config, &images, Arc::new(ToLog))?;
-        Ok(Asker { registry, absent })
+        let (registry, absent) =
+            connect(&without_user_config(order), config, &images, Arc::new(LogObserver))?;
+        Ok(AccessChecker { registry, absent })
     }
 }
 
-/// Credentials that are named stand alone.
-fn alone(order: &RegistryOrder) -> RegistryOrder {
+/// Removes the user's docker config if other credentials are given.
+fn without_user_config(order: &RegistryOrder) -> RegistryOrder {
     let named = order.secrets_dir.is_some() || !order.pull_secrets.is_empty();
     RegistryOrder { user_docker_config: order.user_docker_config && !named, ..order.clone() }
 }
 
-/// Whether the images of a volume may be read.
+/// Checks that the images of a volume can be read.
 ///
 /// # Errors
-/// [`AccessError::Refused`] names those that may not, and those of which it could not be found out.
-pub async fn check(policy: Policy, content: &Content, asker: &Asker) -> Result<(), AccessError> {
+/// [`AccessError::Refused`] lists the images that cannot be read, and those that could not be checked.
+pub async fn check(policy: Policy, content: &Content, checker: &AccessChecker) -> Result<(), AccessError> {
     if policy == Policy::Any {
         return Ok(());
     }
@@ -167,7 +172,7 @@ pub async fn check(policy: Policy, content: &Content, asker: &Asker) -> Result<(
         .collect();
     let deadline = Instant::now() + DEADLINE;
     let answers = stream::iter(manifests).map(|(reference, digest)| async move {
-        let answer = match timeout_at(deadline, asker.registry.may_read(reference, digest)).await {
+        let answer = match timeout_at(deadline, checker.registry.may_read(reference, digest)).await {
             Ok(answer) => answer.err().map(|error| refused(&error)),
             Err(_) => {
                 let reason = format!("no answer from {} in time; try again later", reference.registry());
@@ -177,7 +182,7 @@ pub async fn check(policy: Policy, content: &Content, asker: &Asker) -> Result<(
         answer.map(|refused| ((reference.name(), digest), refused))
     });
     let answers: HashMap<(String, &Digest), (Class, String)> =
-        answers.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
+        answers.buffer_unordered(MAX_PARALLEL).filter_map(std::future::ready).collect().await;
     let refusals = images.iter().filter_map(|image| {
         let refused = image.digests.iter().find_map(|digest| answers.get(&(image.reference.name(), *digest)));
         let (class, reason) = refused?.clone();
@@ -187,10 +192,13 @@ pub async fn check(policy: Policy, content: &Content, asker: &Asker) -> Result<(
     if refusals.is_empty() {
         return Ok(());
     }
-    Err(AccessError::Refused(Refused { images: refusals, of: images.len(), absent: asker.absent.clone() }))
+    Err(AccessError::Refused(Refused { images: refusals, of: images.len(), absent: checker.absent.clone() }))
 }
 
-/// The same for who has no runtime. With [`Policy::Any`] no file is read and nobody is asked.
+/// Blocking version of [`check`]. With [`Policy::Any`], reads no file and contacts no registry.
+///
+/// # Errors
+/// Those of [`check`], and [`AccessError::Threads`].
 pub fn check_blocking(
     policy: Policy,
     content: &Content,
@@ -200,30 +208,28 @@ pub fn check_blocking(
     if policy == Policy::Any {
         return Ok(());
     }
-    let asker = Asker::new(order, config, content)?;
+    let checker = AccessChecker::new(order, config, content)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(AccessError::Threads)?;
-    runtime.block_on(Box::pin(check(policy, content, &asker)))
+    runtime.block_on(Box::pin(check(policy, content, &checker)))
 }
 
-/// An image, and what its registry is asked for.
-struct Asked<'a> {
+/// An image, and the digests to request from its registry.
+struct ImageDigests<'a> {
     reference: ImageReference,
     digests: Vec<&'a Digest>,
 }
 
-fn images(content: &Content) -> Result<Vec<Asked<'_>>, AccessError> {
+fn images(content: &Content) -> Result<Vec<ImageDigests<'_>>, AccessError> {
     let images = content.images.iter().map(|image| {
         let reference: ImageReference =
             image.reference.parse().map_err(|e| AccessError::Content(format!("an image of it: {e}")))?;
-        // Runtimes go by the one, people by the other: the registry is asked for what both mean.
+        // Runtimes use the name and people use the reference, so both must mean the same image.
         if reference.to_string() != image.name {
             let (name, given) = (&image.name, &image.reference);
-            return Err(AccessError::Content(format!(
-                "it calls the image {given:?} {name:?}, which it is not"
-            )));
+            return Err(AccessError::Content(format!("the image {given:?} has the wrong name {name:?}")));
         }
-        Ok(Asked { reference, digests: [&image.manifest].into_iter().chain(&image.index).collect() })
+        Ok(ImageDigests { reference, digests: [&image.manifest].into_iter().chain(&image.index).collect() })
     });
     images.collect()
 }
@@ -232,22 +238,22 @@ fn refused(error: &larder_registry::Error) -> (Class, String) {
     match error {
         larder_registry::Error::Request { what, host, fault: Fault::NotFound(answer) } => {
             let found = format!("{what} from {host}: not found ({answer})");
-            let remedy = "it was deleted or is hidden from these credentials, and who may read it cannot be asked: give \
-                          others, or build the cache anew";
+            let remedy = "it was deleted or is hidden from these credentials, so access cannot be checked: use other \
+                          credentials, or build the cache again";
             (Class::Denied, format!("{found}; {remedy}"))
         }
         other => (other.class(), other.to_string()),
     }
 }
 
-/// Retries go to the log.
+/// Logs retries as warnings.
 #[derive(Debug)]
-struct ToLog;
+struct LogObserver;
 
-impl Observer for ToLog {
+impl Observer for LogObserver {
     fn retried(&self, retry: &Retry) {
         let Retry { host, what, reason, wait } = retry;
-        tracing::warn!(host, what, reason, wait_ms = wait.as_millis(), "a registry is asked again");
+        tracing::warn!(host, what, reason, wait_ms = wait.as_millis(), "retrying a registry request");
     }
 }
 
@@ -268,15 +274,15 @@ mod tests {
             reach: Reach::Any,
             min_layer_rate: None,
         };
-        assert!(alone(&order).user_docker_config);
+        assert!(without_user_config(&order).user_docker_config);
         let secrets_dir = Some("/s".into());
-        assert!(!alone(&RegistryOrder { secrets_dir, ..order.clone() }).user_docker_config);
+        assert!(!without_user_config(&RegistryOrder { secrets_dir, ..order.clone() }).user_docker_config);
         let pull_secrets = vec!["team:registry".parse().unwrap()];
-        assert!(!alone(&RegistryOrder { pull_secrets, ..order }).user_docker_config);
+        assert!(!without_user_config(&RegistryOrder { pull_secrets, ..order }).user_docker_config);
     }
 
     #[test]
-    fn many_refusals_are_told_in_short() {
+    fn long_lists_of_refusals_are_cut() {
         let refusal = |number: usize| Refusal {
             image: format!("r.io/app-{number}:1"),
             class: if number == 9 { Class::Denied } else { Class::Transient },

@@ -1,33 +1,35 @@
-//! `larder attach` and `larder detach`: a sealed volume on a node, and what starts containers there told of it.
+//! `larder attach` and `larder detach`: mounts a sealed volume on a node and configures the container
+//! runtimes for it.
 //!
 //! ```text
-//! attach   plan: volume ─► opened where nobody sees it ─► cache.json, checks, limits     nothing is changed yet
-//!          ─► record ─► mounted at AT ─► image store ─► content cache ─► drop-ins of runtimes ─► unit ─► images in containerd
-//! detach   asked who uses it, and which images need it ─► images in containerd ─► drop-ins ─► record marked ─► content cache
-//!          ─► image store ─► unmounted ─► unit ─► record gone
+//! attach   plan: volume ─► private mount ─► cache.json, checks, limits     nothing is changed yet
+//!          ─► record ─► mounted at AT ─► image store ─► content cache ─► drop-ins of runtimes
+//!          ─► unit ─► images in containerd
+//! detach   check for users and dependent images ─► images in containerd ─► drop-ins ─► record marked
+//!          ─► content cache ─► image store ─► unmounted ─► unit ─► record removed
 //! ```
 //!
-//! The record (caches::attachments) is what others go by: the daemon does not remove a volume that has one, and the
-//! snapshotter serves the layers of the volumes that have one. It is written before the mount, and goes after the unmount; that
-//! the volume leaves is noted in it before.
-//! Every step may be repeated, so that what was cut off goes on when the same command runs again, as it does at each boot.
+//! Other parts depend on the record (caches::attachments). The daemon does not remove a volume that has one,
+//! and the snapshotter serves its layers. The record is written before the mount, and removed after the
+//! unmount. Before the unmount it is marked as leaving. Every step is idempotent. An interrupted command
+//! resumes when it runs again, which also happens at each boot.
 //!
-//! Configuration of others is never edited. What is written are whole files of ours ([`node::file`](crate::node::file)), which
-//! name all attached volumes and go with the last.
+//! Existing configuration files are never edited. Larder writes separate files
+//! ([`node::file`](crate::node::file)), which list all attached volumes and are removed with the last one.
 
-mod at_rest;
 mod containerd;
 mod dependents;
 mod detach;
 mod display;
 mod error;
-mod found;
+mod installed;
+mod offline;
 mod own_store;
 mod place;
-mod prove;
 mod ready;
-mod told;
+mod runtime_config;
 mod unit;
+mod verified;
 
 use std::path::{Path, PathBuf};
 
@@ -52,96 +54,97 @@ use larder_model::runtime::{Containerd, Runtime};
 use larder_model::seal::{CacheManifest, Content};
 use larder_model::trust::Trust;
 use larder_sys::{Dir, dm_verity, selinux};
-use prove::{Readable, prove};
+use verified::{Readable, verify_once};
 
-/// What containers/storage cannot do with a view: it maps IDs of the directory that has the layers, without the mounts in it.
-const NO_USER_NAMESPACES: &str = "podman and CRI-O start no container in a user namespace (--userns, hostUsers: false) from EROFS \
-     images: build the cache with --layer-format overlay if you need that";
+/// A limit of containers/storage: it maps IDs of the directory that contains the layers, without the mounts
+/// in it.
+const NO_USER_NAMESPACES: &str = "podman and CRI-O cannot start containers in a user namespace (--userns, hostUsers: false) from EROFS \
+     images: build the cache with --layer-format overlay if you need this";
 
-/// The node.
+/// The node on which volumes are attached.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// Where its file system is for this process: `/`, or where a container has it.
+    /// Root of the node's file system as this process sees it: `/`, or a mount in a container.
     pub root: PathBuf,
-    /// Its records.
+    /// The attachment records of the node.
     pub records: Attachments,
-    /// What was proven of volumes on it.
+    /// The recorded results of earlier verifications.
     pub proofs: Proofs,
-    /// Where its snapshotter answers.
+    /// Socket of the node's snapshotter.
     pub socket: PathBuf,
-    /// Where its snapshotter keeps what.
+    /// Data directory of the node's snapshotter.
     pub snapshots: PathBuf,
-    /// From where containerd's own EROFS snapshotter takes layers.
+    /// Directory from which containerd's own EROFS snapshotter takes layers.
     pub content_cache: PathBuf,
 }
 
 impl Host {
-    /// Where a path of the node is for this process.
+    /// Returns the path of this process for a path of the node.
     fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Makes the content cache what the records say.
+    /// Updates the content cache to match the records.
     fn link_layers(&self) -> Result<(), Error> {
         Ok(content_cache::update(&self.content_cache, &self.records, dm_verity::is_supported(&self.root))?)
     }
 }
 
-/// What is to be attached, and how.
+/// Parameters of `larder attach`.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// Directory of a volume, image file or block device.
     pub volume: PathBuf,
-    /// Where it is mounted; none: where it is already, or at the first free of `/icv`, `/icv2`, ….
+    /// Mount point. If `None`, the current mount point, or else the first free one of `/icv`, `/icv2`, ….
     pub at: Option<PathBuf>,
-    /// Whose signature it has to bear.
+    /// Required signature of the volume.
     pub trust: Trust,
-    /// The digest that its `cache.json` has to have; `None` for any.
+    /// Required digest of its `cache.json`; `None` accepts any.
     pub digest: Option<Digest>,
-    /// Whether every layer, and every other file that consumers read, is read and proven first.
+    /// `true` to read and verify every layer, and every other file that consumers read, first.
     pub verify_layers: bool,
-    /// Which runtimes are told of it; none: those that are found.
+    /// The runtimes to configure; `None` for all that are installed.
     pub runtimes: Option<Vec<Runtime>>,
-    /// Which containerd is meant, where that is told of it.
+    /// The containerd to configure, if it is one of the runtimes.
     pub containerd: Containerd,
-    /// Whether its images are to be known to containerd without a pull.
+    /// `true` to register its images in containerd without a pull.
     pub preload: bool,
-    /// How it is attached again at each boot; none: not at all.
+    /// The command that attaches it again at each boot; `None` to attach it only now.
     pub boot: Option<Boot>,
 }
 
-/// The command that a unit runs.
+/// The command line of the systemd unit.
 #[derive(Clone, Debug)]
 pub struct Boot {
-    /// The program, as the node has it.
+    /// Path of the program on the node.
     pub program: PathBuf,
-    /// Flags of `attach`, but what is attached and where.
+    /// Flags of `attach`, without the volume and the mount point.
     pub flags: Vec<String>,
-    /// Variables that it goes by, `NAME=value`.
+    /// Environment variables for the command, as `NAME=value`.
     pub environment: Vec<String>,
 }
 
-/// What is going to be done. As long as it lives, the volume is there.
+/// A verified plan to attach a volume. While it exists, the volume is not removed.
 #[derive(Debug)]
 pub struct Plan {
     host: Host,
     record: Attachment,
     manifest: CacheManifest,
-    /// The volume where nobody sees it; none where it is mounted already.
+    /// The private mount of the volume; `None` if it is already attached.
     entered: Option<Entered>,
     _lease: Option<Lease>,
     files: Vec<File>,
     preload: bool,
     notes: Vec<String>,
-    /// The records of what is attached already.
+    /// The records of the attached volumes.
     known: Vec<Attachment>,
 }
 
 impl Plan {
-    /// Reads and checks everything, and changes nothing but the records of what was proven.
+    /// Reads and checks everything. Changes nothing except the records of verified volumes.
     ///
     /// # Errors
-    /// [`Error`]: the volume is not what was asked for, or cannot be attached there.
+    /// [`Error`]: the volume is not the requested one, or cannot be attached there.
     pub fn make(order: &Order, host: &Host) -> Result<Self, Error> {
         let known = host.records.list()?;
         let volume = place::resolve(&order.volume)?;
@@ -176,13 +179,13 @@ impl Plan {
         if order.verify_layers {
             let seen = entered.as_ref().map_or(&*at, |entered| entered.path());
             let readable = Readable { volume: &volume, at: seen, cache: &manifest.digest };
-            prove(&readable, &order.trust, &host.proofs)?;
+            verify_once(&readable, &order.trust, &host.proofs)?;
         }
         let mut record = Attachment::new(&volume, &at, Utc::now());
         record.cache = Some(manifest.digest.clone());
         record.runtimes = match &order.runtimes {
             Some(runtimes) => runtimes.clone(),
-            None => found::runtimes(host),
+            None => installed::runtimes(host),
         };
         if order.preload && !record.runtimes.contains(&Runtime::Containerd) {
             record.runtimes.push(Runtime::Containerd);
@@ -192,13 +195,13 @@ impl Plan {
         if record.runtimes.contains(&Runtime::Containerd) {
             ready::check(order, &volume, &manifest.content)?;
             record.containerd = Some(order.containerd.clone());
-            // What containerd knows already it keeps knowing.
+            // Images that are already registered in containerd stay registered.
             record.preloaded = order.preload || before.is_some_and(|before| before.preloaded);
         }
         let is_for = |runtime| record.runtimes.contains(&runtime);
         let stores = is_for(Runtime::Podman) || is_for(Runtime::Crio);
         record.direct = stores && manifest.content.layer_format == LayerFormat::Overlay;
-        // Directories are a store as they are, but builds find their layers in a view alone.
+        // A volume of directories is already an image store, but builds find its layers only in a view.
         if stores && (!record.direct || is_for(Runtime::Podman)) {
             record.store = Some(place::store(&at));
         }
@@ -214,8 +217,8 @@ impl Plan {
         let mut attached: Vec<Attachment> =
             known.iter().filter(|other| other.at != at && !other.leaving).cloned().collect();
         attached.push(record.clone());
-        let told = told::all(host, &attached)?;
-        let mut notes = told.advice;
+        let runtimes = runtime_config::all(host, &attached)?;
+        let mut notes = runtimes.advice;
         if content_cache::has(&record) {
             notes.extend(ready::notes(host, &manifest.content));
         }
@@ -223,16 +226,16 @@ impl Plan {
             notes.push(NO_USER_NAMESPACES.to_owned());
         }
         if record.runtimes.is_empty() {
-            notes.push("no container runtime was found on this node: name one with --runtime".to_owned());
+            notes.push("no container runtime found on this node: specify one with --runtime".to_owned());
         }
         if selinux::is_enforcing() && entered.as_ref().is_some_and(|entered| entered.path() == volume) {
             notes.push(format!(
-                "SELinux enforces, and files of a directory keep their own labels: containers read them if they are \
+                "SELinux is enforcing, and files of a directory keep their own labels: containers can read them if they are \
                  container_ro_file_t (chcon -R -t container_ro_file_t {})",
                 volume.display()
             ));
         }
-        let mut files = told.files;
+        let mut files = runtimes.files;
         if let Some(boot) = &order.boot {
             files.push(unit::file(host, &record, boot)?);
         }
@@ -240,37 +243,37 @@ impl Plan {
         Ok(Plan { host, record, manifest, entered, _lease: lease, files, preload, notes, known })
     }
 
-    /// What the volume holds.
+    /// Returns the content of the volume.
     pub fn content(&self) -> &Content {
         &self.manifest.content
     }
 
-    /// Digest of its `cache.json`.
+    /// Returns the digest of its `cache.json`.
     pub fn cache(&self) -> &Digest {
         &self.manifest.digest
     }
 
-    /// Where it is going to be.
+    /// Returns the mount point of the volume.
     pub fn at(&self) -> &Path {
         &self.record.at
     }
 
-    /// What the operator should know, a sentence each.
+    /// Returns hints for the operator, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Carries the plan out, and returns what containerd was told of images, if anything.
+    /// Executes the plan. Returns the report of the images registered in containerd, if any.
     ///
     /// # Errors
-    /// [`Error`]; a volume that was not attached before leaves neither record nor mount then.
+    /// [`Error`]. A volume that was not attached before then has neither a record nor a mount.
     pub fn carry_out(mut self) -> Result<Option<Report>, Error> {
         let entered = self.entered.take();
         self.steps(entered).inspect_err(|_| {
             if !self.known.iter().any(|record| record.at == self.record.at)
                 && let Err(error) = self.undo()
             {
-                tracing::warn!(%error, at = %self.record.at.display(), "a failed attach left something: larder detach removes it");
+                tracing::warn!(%error, at = %self.record.at.display(), "cannot clean up after a failed attach: run larder detach");
             }
         })
     }
@@ -307,32 +310,32 @@ impl Plan {
         }
     }
 
-    /// Takes back what was done of a plan that failed: nobody uses the volume yet.
+    /// Undoes the steps of a failed plan. The volume has no users yet.
     fn undo(&self) -> Result<(), Error> {
         if let Some(containerd) = self.record.containerd.as_ref().filter(|_| self.preload) {
-            // One that cannot be reached was told nothing.
+            // A containerd that cannot be reached has no records of the volume.
             let _ = crate::node::containerd::block_on(containerd, async |containerd| {
                 containerd.forget(&self.manifest.digest).await
             });
         }
-        let told = self.untell();
+        let restored = self.restore_runtimes();
         detach::take_down(&self.record, false)?;
         self.host.records.forget(&self.record.at)?;
         self.host.link_layers()?;
-        told
+        restored
     }
 
-    /// Takes back what runtimes and systemd were told.
-    fn untell(&self) -> Result<(), Error> {
-        for file in told::all(&self.host, &self.known)?.files {
+    /// Restores the configuration of the runtimes and systemd.
+    fn restore_runtimes(&self) -> Result<(), Error> {
+        for file in runtime_config::all(&self.host, &self.known)?.files {
             file.write()?;
         }
         Ok(unit::gone(&self.host, &self.record.at).write()?)
     }
 }
 
-/// Keeps the daemon from removing a volume until it has a record. Disks do so while they are open; a volume that cannot be
-/// written to, or that was carried here, is nobody's to remove.
+/// Prevents the daemon from removing a volume before it has a record. Open disks are protected already. A
+/// volume that is read-only, or from another host, is not removed by a daemon.
 fn lease(volume: &Path) -> Result<Option<Lease>, Error> {
     let Ok(root) = Dir::open(volume) else { return Ok(None) };
     match Lease::shared(&root) {

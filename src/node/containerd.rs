@@ -1,30 +1,32 @@
-//! Images of caches in containerd, without a registry; and how containerd is told of the snapshotter.
+//! Registers images of caches in containerd without a registry, and configures containerd for the
+//! snapshotter.
 //!
-//! An image is known to containerd when there are a record with its name, its documents in the content store and snapshots of
-//! its layers. The snapshots are the snapshotter's, which has the layers of attached volumes by their chain IDs; records and
-//! documents are written here, as a pull would have written them, under a lease:
+//! containerd has an image if there is a record with its name, its documents in the content store, and
+//! snapshots of its layers. The snapshotter provides the snapshots: it has the layers of attached volumes by
+//! their chain IDs. This module writes the records and documents under a lease, as a pull writes them:
 //!
 //! ```text
-//! image record  app:1, app@sha256:…, sha256:<config>      labels: made by us of which cache; CRI's; pinned
+//! image record  app:1, app@sha256:…, sha256:<config>      labels: the caches it was made from; CRI's; pinned
 //!    └► index ─m.0► manifest ─config► config ─snapshot► top layer ► … ► base layer      (labels containerd.io/gc.ref.…)
 //! ```
 //!
-//! so that garbage collection keeps them for as long as a record is there. CRI knows an image by its tag, its digests and the
-//! digest of its config; that is why there are several records.
+//! Garbage collection keeps the documents while a record exists. CRI finds an image by its tag, its digests
+//! and the digest of its config, so there are several records.
 //!
-//! # Whose records are whose
+//! # Ownership of records
 //!
-//! A record of ours has a label for each cache of which it was made. One that somebody else made is left alone: where it is of
-//! another image, the image of the cache is not known by that name, and the report says so. Whoever pulls a name anew makes
-//! the record his own: containerd writes its labels anew then. [`Client::forget`] removes the records that are of one cache
-//! alone, and the label of it from those that are of several.
+//! A record that Larder made has a label for each cache it was made from. Records of other clients are left
+//! alone. If such a record is for another image, the cache's image is not registered under that name, and the
+//! report says so. When another client pulls the name again, containerd replaces the labels, so the record
+//! then belongs to that client. [`Client::forget`] removes the records of a single cache, and only the label
+//! from records of several caches.
 //!
 //! # Crashes
 //!
-//! Every step can be repeated. What a process that died had written and not named is kept by its lease for [`LEASE`], and
-//! collected then.
+//! Every step is idempotent. Documents that a crashed process wrote without a record are kept by its lease
+//! for [`LEASE`], and then collected.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
 //! | [`config`] | the drop-in file that makes containerd use the snapshotter |
 
@@ -38,18 +40,19 @@ mod forget;
 mod preload;
 mod records;
 mod usage;
+mod user;
 
-pub use dependents::{Going, Needing};
+pub use dependents::{DependentImage, LostSnapshots};
 pub use error::Error;
 pub use records::{Outcome, Record, Report};
-pub use usage::User;
+pub use user::User;
 
 use std::ops::Deref;
 use std::time::Duration;
 
 use larder_model::runtime::Containerd;
 
-/// For how long what was written and not named yet is kept.
+/// Duration of a lease, which protects written documents until they have a record.
 pub const LEASE: Duration = Duration::from_secs(3600);
 
 /// A client of one containerd.
@@ -71,10 +74,10 @@ impl Client {
     }
 }
 
-/// Runs `work` with a client of `containerd` to its end, for callers without a runtime.
+/// Runs `work` to completion with a client of `containerd`, for callers without an async runtime.
 ///
 /// # Errors
-/// Those of `work`, and [`Error::Runtime`].
+/// Returns the errors of `work`, and [`Error::Runtime`].
 pub fn block_on<T>(
     containerd: &Containerd,
     work: impl AsyncFnOnce(&Client) -> Result<T, Error>,

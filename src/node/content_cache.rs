@@ -1,14 +1,14 @@
-//! The one directory from which containerd's own EROFS snapshotter takes layers: a layer content cache (containerd 2.4,
-//! plugins/snapshots/erofs), in which each layer is a link to an attached volume that has it.
+//! The directory from which containerd's own EROFS snapshotter takes layers. It is a layer content cache
+//! (containerd 2.4, plugins/snapshots/erofs), in which each layer is a link to an attached volume.
 //!
 //! ```text
 //! sha256/<2 digits>/<diff ID>.erofs            /icv/erofs/sha256/<2 digits>/<diff ID>.erofs
 //! sha256/<2 digits>/<diff ID>.erofs.dmverity   the same with .dmverity, where the kernel has dm-verity
 //! ```
 //!
-//! containerd keeps absolute paths into the cache for as long as it has the layer, and does not look again. So the directory
-//! stays when volumes come and go, and each link leads to the volume that was attached last: an older volume can be detached when
-//! its containers ended.
+//! containerd stores absolute paths into the cache while it has the layer, and does not resolve them again.
+//! So the directory stays when volumes are attached and detached, and each link points to the volume that was
+//! attached last. An older volume can be detached once its containers have ended.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -29,36 +29,36 @@ use larder_model::seal::Content;
 use larder_sys::lock::DirLock;
 use larder_sys::{Dir, dir};
 
-/// Where containerd has the snapshots of its EROFS snapshotter, unless it is configured otherwise.
+/// The default directory of containerd's EROFS snapshotter.
 pub const CONTAINERD: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs";
-/// Mode of the directories.
+/// The mode of the directories.
 const MODE: u32 = 0o755;
-/// How long another process can take to change the directory.
+/// Maximum time to wait for another process that changes the directory.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The directory cannot be changed.
+/// The content cache cannot be updated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel refused.
+    /// A system call failed.
     #[error("{doing} {}: {source}", path.display())]
     Io {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// To what.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
     /// The records cannot be read.
     #[error(transparent)]
     Records(#[from] AttachmentError),
-    /// Another process changes it for too long.
+    /// Another process holds the lock for too long.
     #[error("another process has been changing {} for {} s: try again", .0.display(), PATIENCE.as_secs())]
     Busy(PathBuf),
 }
 
 impl Error {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Io { source, .. } => larder_layer::error::io_class(source),
@@ -76,24 +76,24 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 /// A volume whose layers are linked.
 #[derive(Debug)]
 struct Source {
-    /// Where it is mounted.
+    /// The mount point of the volume.
     at: PathBuf,
-    /// What it holds; none where it is not mounted now: its links stay as they are.
+    /// Content of the volume. `None` if it is not mounted now; its links then stay.
     content: Option<Content>,
 }
 
-/// Whether containerd's own EROFS snapshotter takes the layers of an attached volume.
+/// Reports whether containerd's own EROFS snapshotter uses the layers of an attached volume.
 pub fn has(record: &Attachment) -> bool {
     !record.leaving
         && record.containerd.as_ref().is_some_and(|containerd| containerd.snapshotter == Containerd::EROFS)
 }
 
-/// Makes the directory at `path` hold a link for each layer of the volumes that `records` say are there for it; of several with a
-/// layer, that of the volume that was attached last. Files of hash trees are linked if `verity`. Without volumes there is no
-/// directory.
+/// Updates the directory at `path`, so that it has a link for each layer of the volumes in `records` that are
+/// attached for it. If several volumes have a layer, the link points to the one that was attached last. Files
+/// of hash trees are also linked if `verity` is set. Without volumes, the directory is removed.
 ///
 /// # Errors
-/// [`Error`]; the same again goes on where it ended.
+/// [`Error`]; a repeated call resumes.
 pub fn update(path: &Path, records: &Attachments, verity: bool) -> Result<(), Error> {
     if !path.exists() && !records.list()?.iter().any(has) {
         return Ok(());
@@ -112,13 +112,14 @@ pub fn update(path: &Path, records: &Attachments, verity: bool) -> Result<(), Er
         link(&root, name, target).map_err(failed("linking in", path))?;
     }
     if sources.is_empty() {
-        // Another attach can be about to use it.
+        // This fails if another attach is already using the directory.
         let _ = fs::remove_dir(path);
     }
     Ok(())
 }
 
-/// The volumes, attached last last. Read under the lock, so that of two processes the second sees what the first one noted.
+/// Returns the volumes, the last attached last. Call this under the lock, so that the second of two processes
+/// sees the records of the first.
 fn sources(records: &Attachments) -> Result<Vec<Source>, Error> {
     let mut records = records.list()?;
     records.retain(has);
@@ -143,7 +144,7 @@ fn lock(root: &Dir, path: &Path) -> Result<DirLock, Error> {
     }
 }
 
-/// Names in the directory, and where they lead.
+/// Returns the names in the directory and their targets.
 fn wanted(sources: &[Source], verity: bool) -> BTreeMap<PathBuf, PathBuf> {
     let mut wanted = BTreeMap::new();
     for source in sources {
@@ -153,7 +154,7 @@ fn wanted(sources: &[Source], verity: bool) -> BTreeMap<PathBuf, PathBuf> {
             let image = Path::new(&algorithm).join(prefix).join(name);
             let below = source.at.join(OsStr::from_bytes(layout::EROFS));
             let tree = with(&image, layout::VERITY);
-            // That of another volume is not this image's.
+            // The hash tree of another volume does not belong to this image.
             wanted.remove(&tree);
             if verity && layer.image.as_ref().is_some_and(|image| image.verity.is_some()) {
                 wanted.insert(tree.clone(), below.join(&tree));
@@ -170,7 +171,7 @@ fn with(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Removes what is neither `wanted` nor a link that `stays`, and directories that are empty then.
+/// Removes the entries that are neither `wanted` nor links that `stays` accepts, and then empty directories.
 fn prune(
     dir: &Dir,
     at: &Path,
@@ -192,7 +193,7 @@ fn prune(
     Ok(())
 }
 
-/// Makes `name` a link to `target` in one step.
+/// Makes `name` a link to `target`, atomically.
 fn link(root: &Dir, name: &Path, target: &Path) -> io::Result<()> {
     let mut dir = root.try_clone()?;
     for part in name.parent().into_iter().flat_map(Path::components) {
@@ -209,10 +210,10 @@ fn link(root: &Dir, name: &Path, target: &Path) -> io::Result<()> {
     dir.rename(&new, &dir, name)
 }
 
-/// The layers whose links lead to the volume at `at`, whether or not it is mounted.
+/// Returns the layers whose links point to the volume at `at`, whether or not it is mounted.
 ///
 /// # Errors
-/// The directory cannot be read; that there is none is no error.
+/// The directory cannot be read. A missing directory is not an error.
 pub fn layers_of(path: &Path, at: &Path) -> Result<Vec<Digest>, Error> {
     let read = || -> io::Result<Vec<Digest>> {
         let root = match Dir::open(path) {
@@ -239,10 +240,10 @@ pub fn layers_of(path: &Path, at: &Path) -> Result<Vec<Digest>, Error> {
     read().map_err(failed("reading links in", path))
 }
 
-/// Where the layers lead that containerd has linked in the snapshotter's directory `root`.
+/// Returns the targets of the layer links in containerd's snapshotter directory `root`.
 ///
 /// # Errors
-/// The directory cannot be read; that there is none is no error.
+/// The directory cannot be read. A missing directory is not an error.
 pub fn linked(root: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(root.join("snapshots")) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,4 +1,5 @@
-//! Files of ours beside the configuration of others: written whole, removed whole, never edited.
+//! Files that Larder adds next to other programs' configuration. They are written and removed as a whole, and
+//! never edited.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,33 +10,33 @@ use std::path::{Path, PathBuf};
 use larder_model::class::Class;
 use larder_sys::{Dir, atomic, dir};
 
-/// How each of them begins, so that nobody else's is taken for one.
+/// The first line of each of these files. Files without it belong to others.
 pub const MARK: &str =
     "# Written by larder; `larder attach` and `larder detach` keep it. Other changes are lost.\n";
 
-/// Most bytes that such a file has: what it repeats of somebody else's, and a line for each volume.
+/// Maximum size of such a file, bytes. It can repeat other files, and has a line for each volume.
 const MAX: u64 = 4 << 20;
 
-/// A file is not written or removed.
+/// The errors of writing and removing a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is somebody else's.
-    #[error("{} is not larder's (its first line does not say so): move it away, or put what it says elsewhere", .0.display())]
+    /// The file was not written by Larder.
+    #[error("{} was not written by larder (it lacks larder's first line): move it away, or move its settings to another file", .0.display())]
     NotOurs(PathBuf),
-    /// The kernel refused.
+    /// A system call failed.
     #[error("{doing} {}: {source}", what.display())]
     Io {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// To what.
+        /// Path of the file or directory.
         what: PathBuf,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::NotOurs(_) => Class::Conflict,
@@ -49,28 +50,32 @@ fn failed(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { doing, what, source }
 }
 
-/// A file and what it is to be.
+/// A file and its required content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    /// Where, for this process.
+    /// Path of the file for this process.
     pub path: PathBuf,
-    /// All of it, which begins with [`MARK`]; none: it is to go.
+    /// The whole text, which starts with [`MARK`]; `None` to remove the file.
     pub text: Option<String>,
-    /// Its mode.
+    /// The mode of the file.
     pub mode: u32,
-    /// The same text without what may be a credential, where it has any.
+    /// The text without possible credentials, if it has any.
     pub shown: Option<String>,
-    /// A symbolic link to it by which others find it.
+    /// A symbolic link to the file, by which other programs find it.
     pub link: Option<PathBuf>,
 }
 
 impl File {
-    /// A file with a text, for everybody to read, or one that is to go.
+    /// Creates a world-readable file with a text, or a file to be removed.
     pub fn new(path: PathBuf, text: Option<String>) -> Self {
         File { path, text, mode: 0o644, shown: None, link: None }
     }
 
-    /// Whether something has to be done.
+    /// Reports whether the file on disk differs.
+    ///
+    /// # Errors
+    ///
+    /// The file was not written by Larder, or cannot be read.
     pub fn differs(&self) -> Result<bool, Error> {
         Ok(self.read()? != self.text || self.is_unlinked())
     }
@@ -80,7 +85,7 @@ impl File {
         there.is_some_and(|target| (target.as_deref() == Some(&self.path)) != self.text.is_some())
     }
 
-    /// What it is now; none where it is not there.
+    /// Returns the current text. `None` if the file does not exist.
     fn read(&self) -> Result<Option<String>, Error> {
         let Some((dir, name)) = self.open()? else { return Ok(None) };
         let bytes = match dir.read_file(name.as_bytes(), MAX) {
@@ -93,7 +98,11 @@ impl File {
         }
     }
 
-    /// Makes it what it is to be, durably.
+    /// Writes or removes the file, durably.
+    ///
+    /// # Errors
+    ///
+    /// The file was not written by Larder, or a system call failed.
     pub fn write(&self) -> Result<(), Error> {
         if !self.differs()? {
             return Ok(());
@@ -117,7 +126,7 @@ impl File {
     fn remove(&self) -> Result<(), Error> {
         if let Some(link) = &self.link {
             remove(link)?;
-            // Made for the link; others can have theirs in it.
+            // The directory was created for the link. If it contains other links, removing it fails.
             let _ = fs::remove_dir(link.parent().unwrap_or(link));
         }
         remove(&self.path)
@@ -164,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_stays() {
+    fn files_of_others_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("b.conf");
         fs::write(&path, "y = 2\n").unwrap();

@@ -1,5 +1,5 @@
-//! gRPC over a Unix socket, for those who ask: a connection for each call, so that a server may come and go. tonic's own
-//! transport is not compiled; this is what is needed of it.
+//! A gRPC client over a Unix socket. It opens a connection for each call, so that the server can restart at
+//! any time. It replaces tonic's own transport, which is not compiled in.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,21 +11,21 @@ use tokio::net::UnixStream;
 use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
 
-/// What stands between a client and a server.
+/// A connection service for clients.
 pub type Channel =
     BoxCloneSyncService<Request<Body>, Response<Incoming>, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Nobody answers at a socket; found among the sources of a [`tonic::Status`].
+/// The server at a socket does not answer. It is found among the sources of a [`tonic::Status`].
 #[derive(Debug, thiserror::Error)]
-#[error("nobody answers at {}: {source}", socket.display())]
+#[error("no answer at {}: {source}", socket.display())]
 pub struct Unreachable {
-    /// The socket.
+    /// Path of the socket.
     pub socket: PathBuf,
-    /// What the kernel says.
+    /// The error of the connection.
     pub source: io::Error,
 }
 
-/// To the server at `socket`.
+/// Returns a channel to the server at `socket`.
 pub fn channel(socket: PathBuf) -> Channel {
     BoxCloneSyncService::new(tower::service_fn(move |request| {
         let socket = socket.clone();
@@ -40,7 +40,7 @@ pub fn channel(socket: PathBuf) -> Channel {
     }))
 }
 
-/// What calls are addressed to; a socket has no name.
+/// Returns the address of requests. The host name is a placeholder, because a socket has none.
 pub fn origin() -> Uri {
     Uri::from_static("http://localhost")
 }

@@ -1,9 +1,10 @@
-//! How long the mount point of an image store may be: overlayfs takes all directories in one page of options.
+//! The maximum length of an image store's mount point: overlayfs takes all directories in one page of
+//! options.
 //!
-//! podman, buildah and CRI-O write one `/AT/overlay/l/<short name>` for each tree below a container, also where they can
-//! write shorter ones (containers/storage before 1.44, `drivers/overlay/overlay.go`, `get`: relative names are looked up in the
-//! primary store alone; newer ones name descriptors where a page does not do). The snapshotter has names of its own, so it does
-//! not matter to it where a volume is mounted.
+//! podman, buildah and CRI-O write one `/AT/overlay/l/<short name>` for each tree below a container, even
+//! where shorter names would be possible. containers/storage before 1.44 (`drivers/overlay/overlay.go`,
+//! `get`) resolves relative names only in the primary store. Newer versions pass descriptors if one page is
+//! too small. The snapshotter has its own short names, so the mount point does not matter for it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,25 +14,27 @@ use larder_model::chain::{ChainId, SHORT_NAME};
 use larder_model::class::Class;
 use larder_model::seal::Content;
 
-/// Most bytes of mount options: a page and no more (mount(2)), of which the NUL is one.
+/// Maximum size of the mount options, bytes: one page (mount(2)), including the NUL.
 pub const PAGE: usize = 4096;
 
-/// Most trees below a container for containers/storage before 1.44 (`maxDepth`); newer ones and the kernel take 500.
+/// Maximum number of trees below a container for containers/storage before 1.44 (`maxDepth`). Newer versions
+/// and the kernel allow 500.
 pub const DEPTH: usize = 128;
 
-/// What is beside the list: the container's own directories in the default place, twice, what `storage.conf` and podman add
-/// (`nodev,metacopy=on,volatile`), and a label of SELinux.
-const BESIDE: usize = "lowerdir=".len()
+/// Size of the options other than the list of layers, bytes. They are the container's own directories in the
+/// default location, twice, the options from `storage.conf` and podman (`nodev,metacopy=on,volatile`), and an
+/// SELinux label.
+const OTHER_OPTIONS: usize = "lowerdir=".len()
     + ",upperdir=/diff".len()
     + ",workdir=/work".len()
     + 2 * ("/var/lib/containers/storage/overlay/".len() + 64)
     + ",nodev,metacopy=on,volatile".len()
     + ",context=\"system_u:object_r:container_file_t:s0:c1022,c1023\"".len();
 
-/// What stands around a short name in the list.
-const AROUND: usize = "/overlay/l/:".len();
+/// Size of the text around a short name in the list, bytes.
+const NAME_OVERHEAD: usize = "/overlay/l/:".len();
 
-/// Trees of the image that has most.
+/// Returns the number of trees of the deepest image.
 pub fn deepest(content: &Content) -> usize {
     let trees: HashMap<&ChainId, usize> = content
         .layers
@@ -42,73 +45,80 @@ pub fn deepest(content: &Content) -> usize {
     content.images.iter().map(|image| of(&image.chain)).max().unwrap_or(0)
 }
 
-/// A store cannot be used at a path.
+/// A path cannot be the mount point of an image store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
-    /// podman, CRI-O and overlayfs separate paths by these bytes.
+pub enum MountPointError {
+    /// The path contains bytes that podman, CRI-O or overlayfs use as separators.
     #[error(
-        "{0:?}: a mount point of an image store has no colon, comma, quote, backslash or control character, and is UTF-8"
+        "{0:?}: the mount point of an image store must be UTF-8 without colons, commas, quotes, backslashes and control characters"
     )]
     Name(PathBuf),
-    /// It is too long.
+    /// The path is too long.
     #[error(
-        "{} is too long: an image of {trees} layers would not start, since overlayfs takes all of them in one page of options; mount \
+        "{} is too long: an image of {trees} layers could not start, because overlayfs limits the options to one page; mount \
          at a shorter path, at most {most} bytes", at.display()
     )]
     Long {
-        /// The path.
+        /// Path of the mount point.
         at: PathBuf,
-        /// Trees of the deepest image.
+        /// Number of trees of the deepest image.
         trees: usize,
-        /// Most bytes of the path.
+        /// Maximum length of the path, bytes.
         most: usize,
     },
-    /// No path is short enough.
+    /// No path is short enough for the image.
     #[error(
-        "an image of {trees} layers starts from no image store: overlayfs takes all of them in one page of options"
+        "an image of {trees} layers cannot start from any image store: overlayfs limits the options to one page"
     )]
     Deep {
-        /// Trees of the deepest image.
+        /// Number of trees of the deepest image.
         trees: usize,
     },
 }
 
-impl Unfit {
-    /// The class, which decides about the exit code.
+impl MountPointError {
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         Class::Invalid
     }
 }
 
-/// Whether every image of a volume starts from a store at `at`.
-pub fn check(content: &Content, at: &Path) -> Result<(), Unfit> {
+/// Checks that every image of a volume can start from a store at `at`.
+///
+/// # Errors
+///
+/// [`MountPointError`] with the reason.
+pub fn check(content: &Content, at: &Path) -> Result<(), MountPointError> {
     let refused = |c: char| matches!(c, ':' | ',' | '"' | '\\') || c.is_control();
     if at.to_str().is_none_or(|text| text.contains(refused)) {
-        return Err(Unfit::Name(at.to_owned()));
+        return Err(MountPointError::Name(at.to_owned()));
     }
     let trees = deepest(content);
     match longest_mount_point(content) {
-        None => Err(Unfit::Deep { trees }),
-        Some(most) if at.as_os_str().len() > most => Err(Unfit::Long { at: at.to_owned(), trees, most }),
+        None => Err(MountPointError::Deep { trees }),
+        Some(most) if at.as_os_str().len() > most => {
+            Err(MountPointError::Long { at: at.to_owned(), trees, most })
+        }
         Some(_) => Ok(()),
     }
 }
 
-/// Bytes of the mount options of a container of the deepest image, with the store at `at`. It starts where they are fewer
-/// than [`PAGE`] and [`deepest`] is at most [`DEPTH`].
+/// Returns the size of the mount options of a container of the deepest image, with the store at `at`, bytes.
+/// The container can start if this is less than [`PAGE`] and [`deepest`] is at most [`DEPTH`].
 pub fn options_len(content: &Content, at: &Path) -> usize {
-    BESIDE + deepest(content) * (at.as_os_str().len() + AROUND + SHORT_NAME)
+    OTHER_OPTIONS + deepest(content) * (at.as_os_str().len() + NAME_OVERHEAD + SHORT_NAME)
 }
 
-/// Most bytes that the path of the store may have so that every image starts; `None` where no path is short enough.
+/// Returns the maximum length of the store's path for which every image can start, bytes. `None` if no path
+/// is short enough.
 pub fn longest_mount_point(content: &Content) -> Option<usize> {
     let trees = deepest(content);
     if trees == 0 {
         return Some(PAGE - 1);
     }
-    let each = (PAGE - 1 - BESIDE) / trees;
-    // `/x` is the shortest.
-    each.checked_sub(AROUND + SHORT_NAME).filter(|len| *len >= 2 && trees <= DEPTH)
+    let each = (PAGE - 1 - OTHER_OPTIONS) / trees;
+    // The shortest path is `/x`.
+    each.checked_sub(NAME_OVERHEAD + SHORT_NAME).filter(|len| *len >= 2 && trees <= DEPTH)
 }
 
 #[cfg(test)]
@@ -166,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_mount_point_is_the_longest() {
+    fn the_longest_mount_point_is_exact() {
         for (depth, format, fixups, trees) in [
             (1, LayerFormat::Overlay, 0, 1),
             (60, LayerFormat::Erofs, 30, 90),
@@ -187,10 +197,10 @@ mod tests {
         assert!(longest_mount_point(&content(120, LayerFormat::Overlay, 0)).unwrap() >= 4);
         let deep = content(120, LayerFormat::Erofs, 9);
         assert_eq!(longest_mount_point(&deep), None);
-        assert_eq!(check(&deep, Path::new("/v")), Err(Unfit::Deep { trees: 129 }));
+        assert_eq!(check(&deep, Path::new("/v")), Err(MountPointError::Deep { trees: 129 }));
         for name in ["/a:b", "/a,b", "/a\nb", "/a\\b"] {
             let refused = check(&content(1, LayerFormat::Overlay, 0), Path::new(name));
-            assert_eq!(refused, Err(Unfit::Name(name.into())));
+            assert_eq!(refused, Err(MountPointError::Name(name.into())));
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Which cache serves a workload on this node best: of those that are attached, those that a daemon of this host has, and those
-//! that are named, by the ranking of [`model::matching`](larder_model::matching).
+//! Selects the best cache for a workload on this node. The candidates are attached volumes, volumes of the
+//! local daemon, and given volumes, ranked by [`model::matching`](larder_model::matching).
 //!
-//! One cache is chosen, since one is attached at a time; what it has not is named, even where another one has it. Images for
-//! machines of another kind do not count.
+//! Exactly one cache is selected, because one is attached at a time. The images that it lacks are listed,
+//! even if another cache has them. Images for other platforms do not count.
 
 mod volumes;
 
@@ -21,78 +21,83 @@ use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
 use larder_model::seal::Content;
 
-/// Where a cache is.
+/// The location of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Attached to this node already.
+pub enum Location {
+    /// The cache is attached to this node.
     Attached {
-        /// Where it is mounted.
+        /// The mount point of the volume.
         at: PathBuf,
     },
-    /// Somebody named it.
+    /// The user specified the volume.
     Named,
-    /// In the state directory of this host's daemon.
+    /// The cache is in the state directory of the local daemon.
     State {
-        /// Whose it is.
+        /// The owner of the cache.
         tenant: TenantName,
-        /// The cache that it is the volume of.
+        /// The ID of the cache in the daemon.
         id: CacheId,
     },
-    /// A daemon has it, and no volume that this process may read is the same.
+    /// A daemon has the cache, and no volume that this process can read is the same.
     Daemon {
-        /// The daemon, as it was named.
+        /// The address of the daemon, as given.
         host: String,
-        /// The cache there.
+        /// The ID of the cache in the daemon.
         id: CacheId,
-        /// The name of that.
+        /// The name of the cache in the daemon.
         name: String,
     },
 }
 
-/// The best cache.
+/// The best cache for a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Where it is.
-    pub place: Place,
-    /// The volume: a directory, an image file or a block device; none where only a daemon has it.
+pub struct BestCache {
+    /// The location of the cache.
+    pub place: Location,
+    /// The volume: a directory, an image file or a block device. `None` if only a daemon has it.
     pub volume: Option<PathBuf>,
-    /// Digest of what its `cache.json` says.
+    /// The digest in its `cache.json`.
     pub digest: Digest,
-    /// When it was sealed: on this node the time of `cache.json`, which a copy may have lost.
+    /// Time of the seal. On this node, this is the modification time of `cache.json`, which a copy might not
+    /// preserve.
     pub sealed_at: DateTime<Utc>,
-    /// How well it fits; what is missing is named here.
+    /// The score, with the missing images.
     pub score: Score,
 }
 
-/// The best cache does not hold all that was asked for.
+/// The best cache does not contain all requested images.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not cached: {}; the best cache holds {held} of {of} images: have one made that holds all of them, or pull what is missing",
+    "not cached: {}; the best cache contains {held} of {of} images: create a cache with all of them, or pull the missing ones",
     missing.join(", ")
 )]
 pub struct Incomplete {
-    /// The images that it lacks, as they were given.
+    /// The missing images, as given.
     pub missing: Vec<String>,
-    /// Images that it holds.
+    /// Number of images in the cache.
     pub held: usize,
-    /// Distinct images that were asked for.
+    /// Number of distinct images requested.
     pub of: usize,
 }
 
 impl Incomplete {
-    /// The class, from which the exit code follows.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         Class::NotFound
     }
 }
 
-impl Found {
-    /// Distinct images of the workload.
+impl BestCache {
+    /// Returns the number of distinct images of the workload.
     pub fn of(&self) -> usize {
         self.score.images.saturating_add(self.score.missing.len())
     }
 
-    /// For who must not pull: an error that names what is missing.
+    /// Fails if images are missing, for callers that must not pull.
+    ///
+    /// # Errors
+    ///
+    /// [`Incomplete`] with the missing images.
     pub fn require_all(&self) -> Result<(), Incomplete> {
         if self.score.missing.is_empty() {
             return Ok(());
@@ -102,13 +107,14 @@ impl Found {
     }
 }
 
-/// The best of `volumes` for images of `platform`; of those that are alike the first. None where none holds anything of it.
-pub fn best(volumes: &[Volume], images: &[ImageReference], platform: &Platform) -> Option<Found> {
+/// Selects the best of `volumes` for images of `platform`; the first of several equal ones. `None` if no
+/// volume has any of the images.
+pub fn best(volumes: &[Volume], images: &[ImageReference], platform: &Platform) -> Option<BestCache> {
     volumes.iter().fold(None, |best, volume| {
         let Some(score) = matching::score(&items(&volume.sealed.content, platform), images) else {
             return best;
         };
-        let found = Found {
+        let found = BestCache {
             place: volume.place.clone(),
             volume: Some(volume.path.clone()),
             digest: volume.sealed.digest.clone(),
@@ -119,26 +125,28 @@ pub fn best(volumes: &[Volume], images: &[ImageReference], platform: &Platform) 
     })
 }
 
-/// The best of all, with what a daemon found. A cache of which a volume is here is taken from here.
+/// Selects the best of `volumes` and the cache that a daemon found. If a volume has the same cache, it is
+/// preferred.
 pub fn best_with(
     volumes: &[Volume],
     images: &[ImageReference],
     platform: &Platform,
-    daemon: Option<Found>,
-) -> Option<Found> {
+    daemon: Option<BestCache>,
+) -> Option<BestCache> {
     let elsewhere = daemon.filter(|found| volumes.iter().all(|volume| volume.sealed.digest != found.digest));
     better(best(volumes, images, platform), elsewhere)
 }
 
-fn better(one: Option<Found>, other: Option<Found>) -> Option<Found> {
-    let rank = |found: &Option<Found>| found.as_ref().map(|found| found.score.rank(found.sealed_at));
+fn better(one: Option<BestCache>, other: Option<BestCache>) -> Option<BestCache> {
+    let rank = |found: &Option<BestCache>| found.as_ref().map(|found| found.score.rank(found.sealed_at));
     if rank(&other) > rank(&one) { other } else { one }
 }
 
 fn items<'a>(content: &'a Content, platform: &Platform) -> Vec<Item<'a>> {
     let runs = |offered: &Platform| {
         let same = (&offered.os, &offered.architecture) == (&platform.os, &platform.architecture);
-        // Which variants a machine runs is not known here, and who built the cache chose them.
+        // The variants that this machine supports are not known here, and the creator of the cache has
+        // selected them.
         same || platform.preference(offered).is_some()
     };
     let layers: HashMap<_, _> =
@@ -202,7 +210,7 @@ mod tests {
             totals: Totals::default(),
         };
         Volume {
-            place: Place::Named,
+            place: Location::Named,
             path: path.into(),
             sealed: CacheManifest::new(content).unwrap(),
             sealed_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds),
@@ -231,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn images_of_other_machines_do_not_count() {
+    fn images_for_other_platforms_do_not_count() {
         let held = [
             volume("/arm", &[("a:1", "linux/arm64", 900)], 0),
             volume("/newer-cpu", &[("a:1", "linux/amd64/v3", 5)], 0),
@@ -244,12 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_wins_only_with_what_is_not_here() {
+    fn a_daemon_wins_only_with_a_cache_that_is_not_local() {
         let volumes = [volume("/here", &[("a:1", "linux/amd64", 7)], 5)];
         let (images, platform) =
             (["a:1".parse().unwrap(), "b:1".parse().unwrap()], "linux/amd64".parse().unwrap());
-        let of_daemon = |digest: &Digest, images, seconds| Found {
-            place: Place::Daemon { host: "d".into(), id: CacheId::random(), name: "web".into() },
+        let of_daemon = |digest: &Digest, images, seconds| BestCache {
+            place: Location::Daemon { host: "d".into(), id: CacheId::random(), name: "web".into() },
             volume: None,
             digest: digest.clone(),
             sealed_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds),
@@ -259,7 +267,7 @@ mod tests {
         let (same, other) = (&volumes[0].sealed.digest, &Digest::sha256(b"other"));
         assert!(asked(None).volume.is_some());
         assert!(asked(Some(of_daemon(same, 1, 9))).volume.is_some(), "the same volume");
-        assert!(asked(Some(of_daemon(other, 1, 5))).volume.is_some(), "as good");
+        assert!(asked(Some(of_daemon(other, 1, 5))).volume.is_some(), "equal");
         assert!(asked(Some(of_daemon(other, 1, 6))).volume.is_none(), "newer");
         assert!(asked(Some(of_daemon(other, 2, 1))).volume.is_none(), "more images");
     }

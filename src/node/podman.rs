@@ -1,13 +1,13 @@
-//! Image stores in the configuration of podman, buildah and CRI-O, which read them by one library (containers/storage).
+//! Configures additional image stores for podman, buildah and CRI-O, which all use containers/storage.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-//! | [`config`] | which file makes them known, and what is in it |
-//! | [`dependents`] | images and containers of the node that stand on layers of a volume |
-//! | [`graph_roots`] | where the node keeps its own images |
-//! | [`node`] | what of it is on a node |
-//! | [`remove`] | removing such images and containers |
-//! | [`skeleton`] | what lies below the mount of a store, so that nobody trips over one that is not mounted |
+//! | [`config`] | the configuration file for the stores and its content |
+//! | [`dependents`] | images and containers of the node that use layers of a volume |
+//! | [`graph_roots`] | the directories in which the node stores its own images |
+//! | [`node`] | the programs and configuration of a node |
+//! | [`remove`] | removes dependent images and containers |
+//! | [`skeleton`] | an empty image store below each mount point, for when it is not mounted |
 
 pub mod config;
 pub mod dependents;

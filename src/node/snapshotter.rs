@@ -1,48 +1,56 @@
-//! `larder snapshotter`: a snapshotter for containerd (a proxy plugin of type `snapshot`), and all that a node needs of one.
+//! `larder snapshotter`: a containerd snapshotter (a proxy plugin of type `snapshot`) that can be the only
+//! one of a node.
 //!
-//! A layer that an attached volume has is never fetched: containerd asks for a place to unpack it, names it by its chain
-//! ID, and is told that it exists already. Everything else is kept as containerd's own overlay snapshotter would.
+//! A layer of an attached volume is never fetched. containerd asks for a directory to unpack it, with the
+//! chain ID of the layer, and the snapshotter answers that the layer already exists. All other snapshots are
+//! stored as in containerd's own overlay snapshotter.
 //!
 //! ```text
 //! containerd ──gRPC──► service ──► Snapshotter ──► store    records (SQLite)
-//!                                      │    ├────► links    what overlays stand on, under short names
-//!                                      │    └────► volumes  the attached ones, by the records of caches::attachments
+//!                                      │    ├────► links    the lower directories of overlays, under short names
+//!                                      │    └────► volumes  the attached volumes, by the records of caches::attachments
 //!                                      └─────────► usage
 //!
 //! ROOT/lock               held for the life of the process
 //! ROOT/snapshots.db       records, with its -wal
-//! ROOT/snapshots/N/fs     the files of snapshot N; none where they lie on a volume
-//! ROOT/snapshots/N/work   what overlayfs wants beside an upper directory
-//! ROOT/l/N                what overlays of its children stand on: a symbolic link to its fs or to the tree on a volume, or
-//! ROOT/l/N.0, N.1         directories over which the EROFS images of the layer are mounted, topmost first
-//! ROOT/l/N.from           a symbolic link to nowhere, which says of which volume
-//! ROOT/m/N/0, …           what snapshot N stands on, where its container is in a user namespace
+//! ROOT/snapshots/N/fs     the files of snapshot N; missing if they are on a volume
+//! ROOT/snapshots/N/work   the work directory that overlayfs needs next to an upper directory
+//! ROOT/l/N                lower directory for its children: a symbolic link to its fs or to the tree on a volume, or
+//! ROOT/l/N.0, N.1         mount points of the layer's EROFS images, topmost first
+//! ROOT/l/N.from           a dangling symbolic link that identifies the volume
+//! ROOT/m/N/0, …           the lower directories of snapshot N, if its container is in a user namespace
 //! ```
 //!
-//! The names in `l/` are short and have one parent, because overlayfs takes all lower directories in one page of options
-//! and containerd leaves out what their paths begin with in common: 120 layers take 500 bytes, wherever volumes are mounted.
+//! The names in `l/` are short and in one directory. overlayfs takes all lower directories in one page of
+//! options, and containerd removes their common prefix. So 120 layers take 500 bytes, wherever volumes are
+//! mounted.
 //!
-//! # Volumes come and go
+//! # Attaching and detaching volumes
 //!
-//! A volume is attached when its record is there and a sealed volume lies where the record says. Records are looked at
-//! whenever a layer is asked for and every [`EVERY`]. When a record is gone, or says that the volume leaves, links are taken back and images unmounted, so
-//! that the volume can be unmounted; who detaches marks the record first and then unmounts, again while it is busy. What
-//! runs keeps what it stands on: overlays hold the file systems below them, and images the files in which they lie, so that
-//! a volume of images is busy until the last container of it has ended. What would start, and what would be unpacked on such
-//! a layer, is refused with `UNAVAILABLE` until the volume, or another one with the same layers, is attached again, or until
-//! the images that have it are removed: containerd keeps names of its own for snapshots, and nothing here can take them back.
+//! A volume is attached if it has a record, and its sealed content is at the mount point in the record. The
+//! records are read at every request for a layer, and every [`POLL_INTERVAL`]. When a record is removed or
+//! marked as leaving, links are removed and images unmounted, so that the volume can be unmounted.
+//! `larder detach` marks the record first and then unmounts, with retries while the volume is busy.
 //!
-//! # What is believed
+//! Running containers keep their lower layers: an overlay keeps the file systems below it, and an image keeps
+//! its file open. So a volume of images is busy until its last container has ended. Starting a container or
+//! unpacking a layer on top of a missing layer fails with `UNAVAILABLE`. This lasts until a volume with the
+//! layer is attached again, or the images with it are removed. The snapshotter cannot revoke its snapshots,
+//! because containerd has its own names for them.
 //!
-//! The callers (the socket is root's), the records of attachments and what lies in ROOT. Of a volume, which is a file from
-//! elsewhere, nothing is: `cache.json` must hold its own digest, and each chain ID must be that of its parent and diff ID;
-//! paths on it are opened without following links. That the trees are what their chain IDs say is proven by `larder verify`.
+//! # Trust
+//!
+//! Callers are trusted (only root can use the socket), and so are the attachment records and the files in
+//! ROOT. A volume is not trusted, because it can come from elsewhere: `cache.json` must contain its own
+//! digest, each chain ID must match its parent and diff ID, and paths are opened without following links.
+//! `larder verify` checks that the content of the trees matches the chain IDs.
 //!
 //! # Crashes
 //!
-//! A snapshot is there when its row is: directories are made before, and removed after. What has no row is swept at the
-//! start and by `Cleanup`. Numbers are not given twice while the process lives. Rows are flushed before they are answered;
-//! files are when the kernel does so, as with containerd's own snapshotter.
+//! A snapshot exists while it has a row: its directories are created before the row, and removed after it.
+//! Files without a row are removed at the start and by `Cleanup`. Numbers are not reused while the process
+//! runs. Rows are flushed before a response is sent. Files are flushed by the kernel, as with containerd's
+//! own snapshotter.
 
 mod error;
 mod filter;
@@ -74,29 +82,29 @@ use links::Links;
 use store::Store;
 use volumes::Volumes;
 
-/// How often the records of attachments are looked at.
-pub const EVERY: Duration = Duration::from_secs(2);
+/// Interval at which the attachment records are read.
+pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The label by which callers see that the files of a snapshot lie on a volume; its value is [`YES`].
+/// The label of snapshots whose files are on a volume. Its value is [`YES`].
 pub const ON_VOLUME: &str = "larder.dev/on-volume";
-/// See [`ON_VOLUME`].
+/// The value of the label [`ON_VOLUME`].
 pub const YES: &str = "yes";
 
-/// Where it answers, unless it is told otherwise.
+/// The default path of the socket.
 pub const SOCKET: &str = "/run/larder-snapshotter/snapshotter.sock";
 
-/// Where a snapshotter keeps what, and what it looks at.
+/// The paths of a snapshotter.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Its own directory, on a file system that overlayfs takes upper directories from.
+    /// The data directory, on a file system that supports overlayfs upper directories.
     pub root: PathBuf,
-    /// Records of attachments ([`Layout::attached`](crate::caches::layout::Layout::attached)).
+    /// Directory of the attachment records ([`Layout::attached`](crate::caches::layout::Layout::attached)).
     pub attached: PathBuf,
-    /// Where containerd reaches it.
+    /// Path of the socket for containerd.
     pub socket: PathBuf,
 }
 
-/// What a snapshot is.
+/// The kind of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     View,
@@ -104,11 +112,11 @@ enum Kind {
     Committed,
 }
 
-/// What callers see of a snapshot.
+/// The public properties of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Info {
     name: String,
-    /// Empty without one.
+    /// Name of the parent. Empty if there is none.
     parent: String,
     kind: Kind,
     created: DateTime<Utc>,
@@ -118,7 +126,7 @@ struct Info {
 
 type Labels = BTreeMap<String, String>;
 
-/// How a snapshot is to be mounted.
+/// The mount of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
     kind: &'static str,
@@ -126,20 +134,20 @@ struct Mount {
     options: Vec<String>,
 }
 
-/// What a snapshot takes on disk.
+/// The disk usage of a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Usage {
-    /// Bytes.
+    /// Allocated size, bytes.
     size: u64,
     inodes: u64,
 }
 
-/// All of it but the socket. Blocks.
+/// The snapshotter without its socket. All methods block.
 #[derive(Debug)]
 struct Snapshotter {
     root: PathBuf,
     links: Links,
-    /// Options that every overlay has.
+    /// Options of every overlay mount.
     overlay: Vec<String>,
     store: Mutex<Store>,
     volumes: Mutex<Volumes>,
@@ -148,7 +156,8 @@ struct Snapshotter {
     _lock: Lock,
 }
 
-/// A panic of another caller leaves a transaction that was rolled back, and lists that are read anew.
+/// Locks a mutex. A panic of another caller is harmless: its transaction was rolled back, and lists are read
+/// again.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,43 +1,49 @@
-//! What a volume lacks as an additional image store of podman, buildah and CRI-O.
+//! Presents a volume as an additional image store of podman, buildah and CRI-O.
 //!
-//! A volume of EROFS images becomes a store by its view. A volume of directories is a store as it is, and containers use that one:
-//! containers/storage maps IDs of a store's `overlay` directory without the mounts in it, so that a container in a user
-//! namespace finds no layers in a view. A view of directories has the layers without images, for builds.
+//! A volume of EROFS images becomes a store through its view. A volume of directories is already a store, and
+//! containers use that one. A view would not do for them: containers/storage maps IDs in a store's `overlay`
+//! directory without the mounts in it, so a container in a user namespace finds no layers there. A view of
+//! directories has the layers but no images, for builds.
 //!
 //! ```text
-//! overlay/<ID>/diff          the image or directory of the layer, mounted; a second time where an image is on other parents, too
-//! overlay/<ID>.image/diff    the same where an image is laid over it, which is the diff then
-//! overlay/<ID>/link          the short name of diff
-//! overlay/<ID>/lower         l/<short name>:… of what is below diff
-//! overlay/l/<short name>     ../<ID>/diff
-//! overlay-layers/layers.json made again from cache.json, as are the records of images
-//! overlay-layers/<ID>.tar-split.gz   a symbolic link to the file on the volume
-//! view                       of which volume this is the view
+//! overlay/<ID>/diff          mount of the layer's image or directory; mounted again for other parents|
+//! overlay/<ID>.image/diff    the layer's image, if a fixup image is in <ID>/diff|
+//! overlay/<ID>/link          the short name of diff|
+//! overlay/<ID>/lower         l/<short name>:… of the layers below diff|
+//! overlay/l/<short name>     ../<ID>/diff|
+//! overlay-layers/layers.json created from cache.json, like the records of images|
+//! overlay-layers/<ID>.tar-split.gz   a symbolic link to the file on the volume|
+//! view                       the volume of this view
 //! ```
 //!
-//! Layers have the IDs that podman and buildah would give them: a build on one of the images finds its layers there. Those of
-//! other names it would copy into its own store, and fail where one has a hard link to a file of a lower layer.
+//! Layers have the IDs that podman and buildah would give them, so a build on one of the images finds its
+//! layers here. Layers with other IDs would be copied into the build's own store. That copy fails if a layer
+//! has a hard link to a file of a lower layer.
 //!
-//! containers/storage takes the names in `lower` as they are, and does not ask whose they are. So a layer of two images is two
-//! names, and they are not merged beforehand: an overlay of both would swallow the whiteouts that are meant for what lies
-//! below. The upper one has to be `diff`: a build compares its layer with the parent alone where the first name in its `lower` is
-//! that of the parent's `diff`, and mounts the parent otherwise, for which there is no place in a store that is read-only
-//! (`isParent`). What is copied out of the store (tar-split) is looked for in all of them, topmost first.
+//! containers/storage uses the names in `lower` as they are, and does not check their owner. So a layer with
+//! a fixup image has two names. They are not merged, because an overlay of both would consume the whiteouts
+//! for the layers below. The upper one must be `diff`. If the first name in the `lower` of a build's layer is
+//! that of the parent's `diff`, the build compares the layer only with the parent (`isParent`). Otherwise it
+//! mounts the parent, which is not possible in a read-only store. Files that are copied out of the store
+//! (tar-split) are searched in all of them, topmost first.
 //!
-//! A view of directories has short names of its own: containers/storage takes a name from the first store that has it, which is the
-//! volume, and a build on a layer of the view would not find its parent there. Names of EROFS images stay, since what was built on
-//! them has these names in its own `lower`.
+//! A view of directories has its own short names. containers/storage resolves a name in the first store that
+//! has it, which is the volume. With the same names, a build on a layer of the view would not find its parent
+//! there. The names of EROFS images are stable, because layers built on them have these names in their own
+//! `lower`.
 //!
-//! # All at once
+//! # Atomicity
 //!
-//! The store is a file system in memory with mounts in it. It is put together in a mount namespace of its own and attached
-//! in one step, read-only and for everybody to read, so that a crash leaves nothing and nobody sees a half of it. It goes out of
-//! sight in one step, too, after it was seen that no overlay stands on it and nobody has a file of it open.
+//! The store is a file system in memory with mounts in it. It is assembled in a private mount namespace and
+//! attached in one step, read-only and world-readable. So a crash leaves nothing behind, and no process sees
+//! a partial store. It is also removed in one step, after a check that no overlay uses it and no process has
+//! a file of it open.
 //!
-//! # What is believed
+//! # Trust
 //!
-//! `content`, whose digest was checked. Manifests and configs are held against their digests, and what `content` says of layers
-//! against them. No path of the volume is followed through links; nothing of it is copied but those documents.
+//! Only `content` is trusted, because its digest was checked. Manifests and configs are checked against their
+//! digests, and the layers in `content` against them. No symbolic link on the volume is followed. Only these
+//! documents are copied from it.
 
 mod error;
 mod tree;
@@ -58,11 +64,11 @@ use larder_sys::Dir;
 use larder_sys::mount;
 use larder_sys::mounts::Mounts;
 
-/// The file that says of which volume a view is.
+/// The file with the volume of a view.
 const NOTE: &str = "view";
 
-/// Makes the view of the volume at `volume`, whose seal has `content`, and mounts it over the directory `at`. Does nothing
-/// where it is already.
+/// Creates the view of the volume at `volume`, whose seal has `content`, and mounts it over the directory
+/// `at`. Does nothing if it is already mounted.
 ///
 /// # Errors
 /// [`Error`]; then nothing is mounted.
@@ -84,15 +90,15 @@ pub fn make(volume: &Path, content: &Content, at: &Path) -> Result<(), Error> {
     if mount::is_mount_point(&below).map_err(io("examining", &at))? {
         return Err(Error::Taken(at.display().to_string()));
     }
-    // Its end is the end of the namespace.
+    // The private namespace ends with the thread.
     let stage = &at;
     let made = thread::scope(|scope| scope.spawn(|| tree::assemble(&volume, content, &note, stage)).join());
-    let made = made.map_err(|_| io("making", stage)(std::io::Error::other("a thread ended")))??;
+    let made = made.map_err(|_| io("creating", stage)(std::io::Error::other("a thread panicked")))??;
     made.attach(&below).map_err(io("mounting over", stage))
 }
 
-/// Checks that podman and CRI-O can read the manifests and configs of a volume: one that they cannot takes the other images of all
-/// stores out of their lists.
+/// Checks that podman and CRI-O can read the manifests and configs of a volume. One unreadable image would
+/// remove the images of all stores from their lists.
 ///
 /// # Errors
 /// [`Error::Documents`] for the first such image.
@@ -101,55 +107,56 @@ pub fn check(volume: &Path, content: &Content) -> Result<(), Error> {
     tree::documents(&root, content).map(drop)
 }
 
-/// Whether a view is mounted at `at`.
+/// Reports whether a view is mounted at `at`.
 ///
 /// # Errors
-/// [`Error`]: the directory, or what is mounted, cannot be read.
+/// [`Error`]: the directory or the mount cannot be read.
 pub fn is_there(at: &Path) -> Result<bool, Error> {
-    let Some(at) = place(at)? else { return Ok(false) };
+    let Some(at) = canonical(at)? else { return Ok(false) };
     Ok(mount::is_larder_view(&at).map_err(io("examining", &at))? == Some(true))
 }
 
-/// The directory without symbolic links, where there is one.
-fn place(at: &Path) -> Result<Option<PathBuf>, Error> {
+/// Returns the canonical path of the directory, or `None` if it does not exist.
+fn canonical(at: &Path) -> Result<Option<PathBuf>, Error> {
     match at.canonicalize() {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         found => found.map(Some).map_err(io("opening", at)),
     }
 }
 
-/// Unmounts the view at `at`. Does nothing where nothing is mounted.
+/// Unmounts the view at `at`. Does nothing if nothing is mounted.
 ///
 /// # Errors
 /// [`Error`]: it is in use, or something else is mounted there; then nothing has changed.
 pub fn remove(at: &Path) -> Result<(), Error> {
-    let Some(at) = place(at)? else { return Ok(()) };
+    let Some(at) = canonical(at)? else { return Ok(()) };
     match mount::is_larder_view(&at).map_err(io("examining", &at))? {
         None => return Ok(()),
         Some(false) => return Err(Error::NotOurs(at.display().to_string())),
         Some(true) => {}
     }
     let busy = |who: String| Error::Busy { at: at.display().to_string(), who };
-    let mounts = Mounts::read().map_err(io("reading what is mounted for", &at))?;
+    let mounts = Mounts::read().map_err(io("reading the mounts for", &at))?;
     if let Some(overlay) = mounts.overlay_on(&at) {
-        return Err(busy(format!("the overlay at {} stands on it", overlay.display())));
+        return Err(busy(format!("the overlay at {} uses it", overlay.display())));
     }
     for point in mounts.points_in(&at) {
         if !mount::is_idle(point).map_err(io("examining", point))? {
-            return Err(busy(format!("somebody has a file below {} open", point.display())));
+            return Err(busy(format!("a process has a file below {} open", point.display())));
         }
     }
     mount::unmount_tree(&at).map_err(io("unmounting", &at))
 }
 
-/// A view of another volume, or of the same one at another place, has another note.
+/// Returns the note of a view. A view of another volume, or of the same volume at another path, has another
+/// note.
 fn note(root: &Dir, volume: &Path, content: &Content) -> Result<Vec<u8>, Error> {
     let digest = CacheManifest::new(content.clone()).map_err(Error::Json)?.digest;
     let (device, inode) = root.stat_self().map_err(io("examining", volume))?.identity;
     Ok(format!("{digest} {device}:{inode} {}\n", volume.display()).into_bytes())
 }
 
-/// The IDs by which podman and buildah know layers (containers/image, `storage_dest.go`).
+/// Returns the layer IDs that podman and buildah use (containers/image, `storage_dest.go`).
 fn ids(layers: &[Layer]) -> HashMap<&ChainId, String> {
     let mut ids: HashMap<&ChainId, String> = HashMap::new();
     for layer in layers {
@@ -163,14 +170,16 @@ fn ids(layers: &[Layer]) -> HashMap<&ChainId, String> {
     ids
 }
 
-/// The IDs by which image stores made of a volume know its layers: in its view, and in the volume where that is a store.
+/// Returns the IDs of the layers in the image stores of a volume: in its view, and in the volume itself if it
+/// is a store.
 pub fn layer_ids(content: &Content) -> impl Iterator<Item = String> {
     let direct = content.layer_format == LayerFormat::Overlay;
     let chains = content.layers.iter().filter(move |_| direct).map(|layer| layer.chain_id.hex().to_owned());
     ids(&content.layers).into_values().chain(chains)
 }
 
-/// The trees of a layer, topmost first: its short name, and what follows the ID in the name of its directory.
+/// Returns the trees of a layer, topmost first: the short name, and the suffix after the ID in the directory
+/// name.
 fn names(layer: &Layer) -> Vec<(String, &'static str)> {
     let hex = layer.chain_id.hex();
     match layer.image.as_ref().is_some_and(|image| image.fixup_size.is_some()) {
@@ -182,7 +191,7 @@ fn names(layer: &Layer) -> Vec<(String, &'static str)> {
     }
 }
 
-/// For each layer, the short names of it and of what is below it.
+/// Returns for each layer its short names, followed by those of the layers below it.
 fn stacks(layers: &[Layer]) -> HashMap<&ChainId, Vec<String>> {
     let mut stacks: HashMap<&ChainId, Vec<String>> = HashMap::new();
     for layer in layers {

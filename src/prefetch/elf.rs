@@ -1,7 +1,8 @@
-//! What the kernel and the dynamic loader take from an ELF file: its interpreter and the libraries that it names.
+//! The fields of an ELF file that the kernel and the dynamic loader use: its interpreter and the libraries
+//! that it names.
 //!
-//! The file is an enemy's. It is read by ranges, never whole and never more than [`MAX_RANGE`] at once; what cannot be
-//! read has no libraries.
+//! The file is untrusted. It is read by ranges of at most [`MAX_RANGE`], never as a whole. A file that cannot
+//! be read has no libraries.
 
 use std::ops::Range;
 
@@ -13,42 +14,42 @@ use object::elf::{
 use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _};
 use object::read::{ReadCache, ReadCacheOps, ReadRef, StringTable};
 
-/// First bytes of the file.
+/// Magic bytes of an ELF file.
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
 
-/// Most bytes of one table; what compilers write has a few KiB.
+/// Maximum size of one table, bytes; those that compilers write have a few KiB.
 const MAX_RANGE: u64 = 256 << 10;
 
-/// Most libraries that one file may name.
+/// Maximum number of libraries that one file can name.
 const MAX_NEEDED: usize = 512;
 
-/// What the loader compares before it takes a library.
+/// Properties that the loader compares before it accepts a library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Machine {
-    /// 64 bits.
+    /// `true` for 64-bit addresses.
     pub(super) wide: bool,
-    /// Little endian.
+    /// `true` for little-endian.
     pub(super) little: bool,
-    /// `e_machine`.
+    /// The `e_machine` of the header.
     pub(super) number: u16,
 }
 
-/// A program or a library.
+/// An ELF program or library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Object {
-    /// What it runs on.
+    /// The machine that it runs on.
     pub(super) machine: Machine,
-    /// The dynamic loader, of a program that has one.
+    /// Path of the dynamic loader; `None` for a static program or a library.
     pub(super) interpreter: Option<Vec<u8>>,
-    /// Libraries.
+    /// Names of libraries (`DT_NEEDED`).
     pub(super) needed: Vec<Vec<u8>>,
-    /// `DT_RPATH`, directories separated by colons.
+    /// `DT_RPATH`: directories separated by colons.
     pub(super) rpath: Option<Vec<u8>>,
-    /// `DT_RUNPATH`, the same.
+    /// `DT_RUNPATH`: directories separated by colons.
     pub(super) runpath: Option<Vec<u8>>,
 }
 
-/// Reads what is in the file, if it is one.
+/// Parses the file; `None` if it is not an ELF file.
 pub(super) fn read(file: impl ReadCacheOps) -> Option<Object> {
     let cache = ReadCache::new(file);
     let data = Ranges(&cache);
@@ -94,7 +95,7 @@ fn parse<'a, Elf: FileHeader<Endian = Endianness>>(data: impl ReadRef<'a>) -> Op
     Some(object)
 }
 
-/// A file of which no large range is read at once.
+/// A file from which no large range is read at a time.
 struct Ranges<'a, R: ReadCacheOps>(&'a ReadCache<R>);
 
 impl<R: ReadCacheOps> Clone for Ranges<'_, R> {
@@ -135,16 +136,16 @@ mod tests {
     }
 
     #[test]
-    fn this_very_program() {
+    fn reads_the_test_program() {
         let program = std::env::current_exe().unwrap();
         let object = read(File::open(&program).unwrap()).unwrap();
-        // Whatever the C library, a program of Rust's standard targets has it by name, or has no loader at all.
+        // Whatever the C library, a program of a standard Rust target either names it or has no loader.
         assert_eq!(object.interpreter.is_some(), object.needed.iter().any(|name| name.starts_with(b"libc.")));
         assert_eq!(object.machine.wide, cfg!(target_pointer_width = "64"));
     }
 
     #[test]
-    fn what_is_no_elf_has_nothing() {
+    fn other_files_are_not_elf() {
         for bytes in [&b""[..], b"#!/bin/sh", b"\x7fEL", b"\x7fELF\x03", b"\x7fELF\x02\x01\x01"] {
             assert_eq!(of(bytes), None);
         }
@@ -153,7 +154,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-        /// Any change of the first kilobyte of a real program: an answer within the limits, and no panic.
+        /// For any change in the first kilobyte of a real program, the result is within the limits and
+        /// nothing panics.
         #[test]
         fn damaged_headers(changes in proptest::collection::vec((0usize..1024, any::<u8>()), 1..16)) {
             let mut bytes = std::fs::read("/bin/true").unwrap();

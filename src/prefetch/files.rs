@@ -1,4 +1,4 @@
-//! Every regular file of a layer.
+//! Iteration over the regular files of a layer.
 
 use std::collections::HashSet;
 use std::io;
@@ -7,8 +7,8 @@ use larder_layer::path;
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, FileType, Stat};
 
-/// Calls `each` with every regular file of the tree at `diff`, each inode once: its directory, name, clean path and
-/// attributes.
+/// Calls `each` for every regular file of the tree at `diff`, once per inode, with its directory, name, clean
+/// path and attributes.
 pub(super) fn each(
     diff: Dir,
     each: impl FnMut(&Dir, &[u8], Vec<u8>, Stat) -> io::Result<()>,
@@ -18,7 +18,7 @@ pub(super) fn each(
 
 struct Files<F> {
     each: F,
-    /// Inodes with more than one name that were met.
+    /// Inodes with more than one name that were visited.
     linked: HashSet<(u64, u64)>,
 }
 

@@ -1,20 +1,21 @@
-//! `ld.so.cache`: where the loader of glibc finds libraries by name (glibc, sysdeps/generic/dl-cache.h).
+//! Parser of `ld.so.cache`, in which the loader of glibc finds libraries by name (glibc,
+//! sysdeps/generic/dl-cache.h).
 //!
-//! Only the present format, which older files carry behind the older one. Names that stand there more than once, for other
-//! machines or for better processors, are all kept: the loader's choice depends on the node.
+//! Only the current format is read; older files carry it after the older one. If a name occurs more than
+//! once, for other machines or newer processors, all paths are kept: the loader's choice depends on the node.
 
 use std::collections::HashMap;
 
 const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
 
-/// `struct cache_file_new` and `struct file_entry_new`, bytes.
+/// Sizes of `struct cache_file_new` and `struct file_entry_new`, bytes.
 const HEADER: usize = 48;
 const ENTRY: usize = 24;
 
-/// Paths by the name of the library, in the order of the file.
+/// Paths by library name, in the order of the file.
 pub(super) type Cache = HashMap<Vec<u8>, Vec<Vec<u8>>>;
 
-/// Reads the file. Entries that point nowhere are left out.
+/// Parses the file. Entries with offsets out of range are skipped.
 pub(super) fn parse(file: &[u8], little: bool) -> Cache {
     let mut cache = Cache::new();
     let Some(start) = file.windows(MAGIC.len()).position(|window| window == MAGIC) else { return cache };
@@ -46,7 +47,7 @@ pub(super) fn parse(file: &[u8], little: bool) -> Cache {
 mod tests {
     use super::*;
 
-    /// A file of `entries`, as ldconfig writes it.
+    /// Returns a file with `entries`, as ldconfig writes it.
     fn file(entries: &[(&str, &str)], little: bool) -> Vec<u8> {
         let number = |n: usize| {
             let n = u32::try_from(n).unwrap();
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_to_all_their_paths() {
+    fn names_map_to_all_their_paths() {
         for little in [true, false] {
             let new = file(
                 &[("libz.so.1", "/lib/v3/libz.so.1"), ("libz.so.1", "/lib/libz.so.1"), ("x", "y")],
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn any_cut_or_change_is_read_without_harm() {
+    fn truncated_and_changed_files_do_not_panic() {
         let whole = file(&[("a", "/a"), ("b", "/b")], true);
         for len in 0..whole.len() {
             parse(&whole[..len], true);

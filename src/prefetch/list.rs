@@ -1,4 +1,4 @@
-//! The form of `prefetch.list`.
+//! The format of `prefetch.list`.
 //!
 //! ```text
 //! larder-prefetch 1
@@ -8,11 +8,11 @@
 //! file <bytes> erofs/chain/<chain ID>.erofs/<path in the image>
 //! ```
 //!
-//! An `image` line is followed by its files, those that are read first before others. A file is named by the layer that
-//! holds it, from the root of the volume and without a symbolic link on the way, so that it can be read where nothing is
-//! merged, or mounted. Names and paths are the last word of a line and hold bytes outside printable ASCII, and the backslash, as
-//! `\xNN`; a line never holds another line break. Images are in the order of `cache.json`. A reader of version 1 refuses
-//! another version, and there are no other lines.
+//! An `image` line is followed by the files of the image, in the order in which a start reads them. A file is
+//! named by its path in a layer, from the root of the volume and without symbolic links. So it can be read
+//! where nothing is merged or mounted. Names and paths are the last word of a line; in them, the backslash
+//! and bytes outside printable ASCII are written as `\xNN`. So a line contains no other line break. Images
+//! are in the order of `cache.json`. A reader of version 1 rejects other versions and any other line.
 
 use larder_layer::path::{self, escape, unescape};
 use larder_model::digest::Digest;
@@ -26,30 +26,30 @@ pub struct Section {
     pub manifest: Digest,
     /// Name of the image.
     pub name: Vec<u8>,
-    /// Files, the first first.
+    /// Files in the order in which they are read.
     pub files: Vec<Entry>,
 }
 
 /// A regular file of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// The tree of a layer that holds it ([`layout::parts`](crate::volume::layout::parts)).
+    /// The layer's tree that contains it ([`layout::parts`](crate::volume::layout::parts)).
     pub tree: String,
     /// Clean path in the tree.
     pub path: Vec<u8>,
-    /// Size, bytes.
+    /// Size of the file, bytes.
     pub size: u64,
 }
 
-/// A line that is not of this form.
+/// A line that does not have this format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line} is not of the form that this larder knows ({HEADER:?})")]
+#[error("line {line} does not have the format {HEADER:?}")]
 pub struct Malformed {
-    /// Its number, from 1.
+    /// Line number, starting at 1.
     pub line: usize,
 }
 
-/// Writes the list.
+/// Writes the list of `sections`.
 pub fn render(sections: &[Section]) -> Vec<u8> {
     let mut text = format!("{HEADER}\n");
     for section in sections {
@@ -61,7 +61,10 @@ pub fn render(sections: &[Section]) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Reads a list that anybody may have written: trees are named by digits, paths are clean and lead nowhere but down.
+/// Parses an untrusted list. The digits of tree names, and that paths are clean and relative, are checked.
+///
+/// # Errors
+/// A line does not have the format.
 pub fn parse(list: &[u8]) -> Result<Vec<Section>, Malformed> {
     let mut sections: Vec<Section> = Vec::new();
     let body = list.strip_suffix(b"\n").unwrap_or(list);
@@ -89,7 +92,7 @@ pub fn parse(list: &[u8]) -> Result<Vec<Section>, Malformed> {
     Ok(sections)
 }
 
-/// Keyword, second word, and the rest as it is.
+/// Splits a line into its keyword, second word, and unparsed rest.
 fn words(line: &[u8]) -> Option<(&str, &str, &[u8])> {
     let mut words = line.splitn(3, |b| *b == b' ');
     let (keyword, second) = (words.next()?, words.next()?);
@@ -100,13 +103,13 @@ fn entry(size: &str, name: &[u8]) -> Option<Entry> {
     let (tree, rest) = split_tree(name)?;
     let path = unescape(rest)?;
     let is_clean = path::clean(&path).is_ok_and(|clean| clean == path && !clean.is_empty());
-    // Only as it is written: no sign, no leading zero.
+    // Only the canonical form is accepted: no sign, no leading zero.
     let bytes: u64 = size.parse().ok().filter(|bytes: &u64| bytes.to_string() == size)?;
     let tree = String::from_utf8(tree.to_vec()).ok()?;
     is_clean.then_some(Entry { tree, path, size: bytes })
 }
 
-/// The path of a tree, and what follows it.
+/// Splits a name into the path of a tree and the rest.
 fn split_tree(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let is_hex = |digits: &[u8]| digits.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let mut words = name.split(|b| *b == b'/');
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn rendered_lists_are_parsed() {
         let text = render(&sections());
         assert_eq!(text.iter().filter(|b| **b == b'\n').count(), 7);
         assert_eq!(parse(&text), Ok(sections()));
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_read() {
+    fn malformed_lists_are_rejected() {
         let layer = "ab".repeat(32);
         let image = format!("image {} x", Digest::sha256(b""));
         let file = |path: &str| format!("{HEADER}\n{image}\nfile 1 overlay/{layer}/diff/{path}\n");

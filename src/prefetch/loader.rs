@@ -1,6 +1,7 @@
-//! Which libraries the dynamic loader reads before a program's own first instruction: ld.so(8) of glibc, and musl's.
+//! The libraries that the dynamic loader reads before a program's first instruction: ld.so(8) of glibc, and
+//! the loader of musl.
 //!
-//! Directories for better processors (`glibc-hwcaps`) are known through `ld.so.cache` only.
+//! Directories for newer processors (`glibc-hwcaps`) are found only through `ld.so.cache`.
 
 use std::collections::HashSet;
 use std::io;
@@ -11,35 +12,35 @@ use super::start::Start;
 use super::view::Found;
 use larder_layer::path;
 
-/// Most names of libraries that one program can lead to.
+/// Maximum number of library names that one program can lead to.
 const MAX_NAMES: usize = 4096;
 
-/// Most bytes of `ld.so.cache` that are read; the largest distributions have 300 KiB.
+/// Maximum number of bytes of `ld.so.cache` that are read; the largest distributions have 300 KiB.
 const MAX_CACHE: u64 = 4 << 20;
 
-/// Most bytes of a list of libraries or directories.
+/// Maximum size of a list of libraries or directories, bytes.
 const MAX_TEXT: u64 = 64 << 10;
 
-/// Something that names libraries.
+/// A loaded object that names libraries.
 struct Loaded {
     object: Object,
     /// `$ORIGIN`: the directory in which the loader found it.
     origin: Vec<u8>,
-    /// What named it, in the order of loading.
+    /// Index of the object that named it, in the order of loading.
     by: Option<usize>,
 }
 
-/// Where the loader of this program looks.
+/// The search paths of a program's loader.
 struct Loader {
     machine: Machine,
     musl: bool,
-    /// From the environment of the image.
+    /// `LD_LIBRARY_PATH` from the image's environment.
     library_path: Vec<u8>,
     cache: Cache,
     defaults: Vec<Vec<u8>>,
 }
 
-/// Lists what a program with an interpreter loads, in the order in which it is loaded.
+/// Lists the files that a program with an interpreter loads, in the order of loading.
 pub(super) fn load(start: &mut Start<'_>, program: &Found, object: Object) -> io::Result<()> {
     let Some(interpreter) = object.interpreter.clone() else { return Ok(()) };
     let found = start.find(&interpreter)?;
@@ -104,7 +105,8 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The library that `name` means where `loaded[at]` names it; several where the node's processor decides.
+    /// Returns the library that `name` refers to in `loaded[at]`. The result has several libraries if the
+    /// choice depends on the node's processor.
     fn find(
         &self,
         start: &mut Start<'_>,
@@ -115,7 +117,7 @@ impl Loader {
         let origin = &loaded[at].origin;
         if name.contains(&b'/') {
             for path in expand(name, origin, self.machine) {
-                if let Some(library) = self.take(start, path)? {
+                if let Some(library) = self.open(start, path)? {
                     return Ok(vec![library]);
                 }
             }
@@ -134,7 +136,7 @@ impl Loader {
             let own = above.iter().map(|l| ([runpath(l), rpath(l)].join(&b':'), &l.origin));
             environment.into_iter().chain(own).collect()
         } else {
-            // An object with DT_RUNPATH has no DT_RPATH, and then those above it count for nothing either.
+            // An object with DT_RUNPATH ignores its own DT_RPATH and those of its ancestors.
             let inherits = loaded[at].object.runpath.is_none();
             let inherited = above.iter().filter(|l| inherits && l.object.runpath.is_none());
             let inherited = inherited.map(|l| (rpath(l), &l.origin));
@@ -143,7 +145,7 @@ impl Loader {
         for (dirs, origin) in groups {
             for dir in dirs.split(|b| matches!(b, b':' | b';')).filter(|dir| !dir.is_empty()) {
                 for dir in expand(dir, origin, self.machine) {
-                    if let Some(library) = self.take(start, path::join(&dir, name))? {
+                    if let Some(library) = self.open(start, path::join(&dir, name))? {
                         return Ok(vec![library]);
                     }
                     if start.is_full() {
@@ -154,43 +156,43 @@ impl Loader {
         }
         let mut cached = Vec::new();
         for path in self.cache.get(name).into_iter().flatten() {
-            cached.extend(self.take(start, path.clone())?);
+            cached.extend(self.open(start, path.clone())?);
         }
         if !cached.is_empty() {
             return Ok(cached);
         }
         for dir in &self.defaults {
-            if let Some(library) = self.take(start, path::join(dir, name))? {
+            if let Some(library) = self.open(start, path::join(dir, name))? {
                 return Ok(vec![library]);
             }
         }
         Ok(Vec::new())
     }
 
-    /// The library at `path`, if it is one for this machine.
-    fn take(&self, start: &mut Start<'_>, path: Vec<u8>) -> io::Result<Option<Library>> {
+    /// Opens the library at `path`; `None` if it is missing or for another machine.
+    fn open(&self, start: &mut Start<'_>, path: Vec<u8>) -> io::Result<Option<Library>> {
         let Some(found) = start.find(&path)? else { return Ok(None) };
         let object = found.open()?.and_then(elf::read).filter(|object| object.machine == self.machine);
         Ok(object.map(|object| (path, found, object)))
     }
 }
 
-/// A file of /etc, listed and read.
+/// Lists and reads a file of /etc.
 fn text(start: &mut Start<'_>, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let Some(found) = start.find(path)? else { return Ok(None) };
     start.list(&found);
     Ok(Some(found.head(MAX_TEXT)?))
 }
 
-/// Names in `ld.so.preload` and `LD_PRELOAD`.
+/// Splits `ld.so.preload` or `LD_PRELOAD` into names.
 fn words(text: &[u8]) -> Vec<Vec<u8>> {
     let lines = text.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b'#').next());
     let words = lines.flat_map(|line| line.split(|b| matches!(b, b' ' | b'\t' | b'\r' | b':')));
     words.filter(|word| !word.is_empty()).map(<[u8]>::to_vec).collect()
 }
 
-/// `$ORIGIN` and `$LIB` (ld.so(8), "Dynamic string tokens"); nothing where there is another token, which only the node knows.
-/// `$LIB` is what Debian and what others make of it.
+/// Expands `$ORIGIN` and `$LIB` (ld.so(8), "Dynamic string tokens"). The result is empty if there is another
+/// token, whose value only the node has. `$LIB` has Debian's value and those of other distributions.
 fn expand(text: &[u8], origin: &[u8], machine: Machine) -> Vec<Vec<u8>> {
     let origin = [b"/", origin].concat();
     let text = replace(&replace(text, b"${ORIGIN}", &origin), b"$ORIGIN", &origin);
@@ -206,7 +208,8 @@ fn expand(text: &[u8], origin: &[u8], machine: Machine) -> Vec<Vec<u8>> {
     expanded
 }
 
-/// Paths that grow beyond what the kernel takes are cut off: they name nothing.
+/// Replaces `token`. A path that becomes longer than the kernel accepts is truncated, because it names no
+/// file.
 fn replace(text: &[u8], token: &[u8], value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -222,7 +225,7 @@ fn replace(text: &[u8], token: &[u8], value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Debian's name of a machine, in its library directories (wiki.debian.org/Multiarch/Tuples).
+/// Returns Debian's name of a machine, used in its library directories (wiki.debian.org/Multiarch/Tuples).
 fn triplet(machine: Machine) -> Option<&'static str> {
     use object::elf;
     Some(match (elf::Machine(machine.number), machine.wide, machine.little) {

@@ -1,4 +1,4 @@
-//! How the layers of a volume lie on its disk.
+//! Fragmentation of the layers of a volume on its disk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,30 +18,30 @@ use larder_sys::extents;
 
 const GIB: u64 = 1 << 30;
 
-/// How the files of one layer, or of all, lie.
+/// Fragmentation of the files of one layer, or of all layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Placement {
-    /// Regular files with content, each inode once.
+    /// Number of regular files with content, each inode once.
     pub files: u64,
-    /// Those that lie in more than one piece.
+    /// Number of files that consist of more than one piece.
     pub fragmented: u64,
-    /// Bytes of their extents.
+    /// Total length of the extents, bytes.
     pub bytes: u64,
-    /// Extents of all files, as the file system counts them.
+    /// Number of extents of all files, as the file system counts them.
     pub extents: u64,
-    /// Pieces in which the whole lies: extents that follow one another on the disk, of whatever files, are one.
+    /// Number of pieces of the whole. Adjacent extents on the disk, of whatever files, are one piece.
     pub pieces: u64,
-    /// Files of which the file system does not tell where they lie.
+    /// Number of files whose location the file system does not report.
     pub unknown: u64,
 }
 
 impl Placement {
-    /// Extents for each GiB of content; a layer of small files has as many as it has files.
+    /// Returns the extents per GiB of content. A layer of small files has as many extents as files.
     pub fn extents_per_gib(&self) -> u64 {
         self.per_gib(self.extents)
     }
 
-    /// Pieces for each GiB of content: how often a disk that reads all of it in order has to go elsewhere.
+    /// Returns the pieces per GiB of content: the number of seeks of a disk that reads all of it in order.
     pub fn pieces_per_gib(&self) -> u64 {
         self.per_gib(self.pieces)
     }
@@ -52,15 +52,15 @@ impl Placement {
     }
 
     fn of(diff: Dir) -> io::Result<Self> {
-        let mut measuring = Measuring::default();
-        files::each(diff, |dir, name, _, _| measuring.file(&dir.open_file(name)?))?;
-        Ok(measuring.finish())
+        let mut measurement = Measurement::default();
+        files::each(diff, |dir, name, _, _| measurement.file(&dir.open_file(name)?))?;
+        Ok(measurement.finish())
     }
 
     fn of_files(files: impl IntoIterator<Item = File>) -> io::Result<Self> {
-        let mut measuring = Measuring::default();
-        files.into_iter().try_for_each(|file| measuring.file(&file))?;
-        Ok(measuring.finish())
+        let mut measurement = Measurement::default();
+        files.into_iter().try_for_each(|file| measurement.file(&file))?;
+        Ok(measurement.finish())
     }
 
     fn add(&mut self, other: &Placement) {
@@ -74,14 +74,14 @@ impl Placement {
 }
 
 #[derive(Default)]
-struct Measuring {
+struct Measurement {
     placement: Placement,
     all: Vec<(u64, u64)>,
 }
 
-impl Measuring {
+impl Measurement {
     fn file(&mut self, file: &File) -> io::Result<()> {
-        let Measuring { placement, all } = self;
+        let Measurement { placement, all } = self;
         let extents = extents::of(file, usize::MAX)?;
         match extents.filter(|extents| extents.iter().all(|extent| extent.physical.is_some())) {
             None => placement.unknown += 1,
@@ -106,14 +106,18 @@ impl Measuring {
     }
 }
 
-/// Ranges that do not begin where the one before them ends, in the order given.
+/// Counts the ranges that do not start at the end of their predecessor, in the given order.
 fn pieces(ranges: &[(u64, u64)]) -> u64 {
     let mut end = None;
     ranges.iter().filter(|(start, length)| end.replace(start.saturating_add(*length)) != Some(*start)).count()
         as u64
 }
 
-/// The placement of every layer, and their sum. A change set that is one image under several parents counts for each.
+/// Measures every layer, and returns the result by layer and the sum. A change set with one image for several
+/// parents counts for each.
+///
+/// # Errors
+/// A file of a layer cannot be read.
 pub fn of(root: &Dir, content: &Content) -> Result<(BTreeMap<ChainId, Placement>, Placement), Error> {
     let mut layers = BTreeMap::new();
     let mut total = Placement::default();

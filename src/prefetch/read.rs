@@ -1,8 +1,8 @@
-//! Reading files of a volume into the page cache with many requests under way at once.
+//! Reading files of a volume into the page cache with many requests in flight.
 //!
-//! Whatever makes a disk slow to answer, it answers many requests in the time of one. So files are opened by many threads,
-//! which reads directories and inodes, and then their ranges are read by as many, in the order in which they lie on the
-//! disk. posix_fadvise(2) with WILLNEED was no quicker where each read took 10 ms, and asked for some ranges twice.
+//! A disk with high latency answers many requests in the time of one. So many threads open the files, which
+//! reads directories and inodes. Then as many threads read the ranges, in the order in which they are on the
+//! disk. posix_fadvise(2) with WILLNEED was not faster with reads of 10 ms, and requested some ranges twice.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,32 +19,32 @@ use larder_model::job::LayerFormat;
 use larder_sys::extents::{self, Extent};
 use larder_sys::{Dir, dir};
 
-/// Requests under way at once. Where each takes 10 ms, 64 are a little quicker than 32, and 128 no more.
+/// Number of requests in flight. With reads of 10 ms, 64 are slightly faster than 32, and 128 are not faster.
 const DEPTH: usize = 64;
 
-/// Most bytes of one request.
+/// Maximum size of one request, bytes.
 const CHUNK: u64 = 256 << 10;
 
-/// Files that are open at once: below the usual limit of 1024 descriptors.
+/// Number of files open at a time; below the usual limit of 1024 descriptors.
 const BATCH: usize = 512;
 
-/// Most extents of one file; what lies behind them is left to the container.
+/// Maximum number of extents of one file. The container reads the rest itself.
 const MAX_EXTENTS: usize = 1 << 16;
 
-/// What was read.
+/// Number of files and bytes that were read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Files.
+    /// Number of files read.
     pub files: u64,
-    /// Bytes, holes left out.
+    /// Number of bytes read, without holes.
     pub bytes: u64,
 }
 
-/// A path that could not be read, and why.
+/// A path that could not be read, and the cause.
 pub(super) type Failed = (Vec<u8>, io::Error);
 
-/// Reads files of the volume at `root`, named by their paths from there. No symbolic link is followed, and what is not a
-/// regular file is an error.
+/// Reads files of the volume at `root`, given by their paths from there. Symbolic links are not followed. A
+/// path that is not a regular file is an error.
 pub(super) fn read(root: &Dir, paths: &[Vec<u8>]) -> Result<Totals, Failed> {
     let mut totals = Totals::default();
     for paths in paths.chunks(BATCH) {
@@ -63,7 +63,7 @@ pub(super) fn read(root: &Dir, paths: &[Vec<u8>]) -> Result<Totals, Failed> {
     Ok(totals)
 }
 
-/// Reads files that lie in images of the volume at `root`.
+/// Reads files in EROFS images of the volume at `root`.
 pub(super) fn read_in_images(root: &Dir, entries: &[Entry]) -> Result<Totals, Failed> {
     let mut names: Vec<&str> = entries.iter().map(|entry| entry.tree.as_str()).collect();
     names.sort_unstable();
@@ -80,7 +80,7 @@ pub(super) fn read_in_images(root: &Dir, entries: &[Entry]) -> Result<Totals, Fa
     Ok(Totals { files: entries.len() as u64, bytes: read.iter().sum() })
 }
 
-/// Reads all data of a file in an image, and says how much that is.
+/// Reads all data of a file in an image and returns its size in bytes.
 fn whole(image: &StoredDir, file: &[u8]) -> io::Result<u64> {
     let (parent, name) = path::split(file);
     let mut dir = image.try_clone()?;
@@ -100,8 +100,8 @@ fn whole(image: &StoredDir, file: &[u8]) -> io::Result<u64> {
     Ok(read)
 }
 
-/// Looks names up in directories of the volume, each by the path of its directory, and tells nothing: what is looked up is
-/// in the cache of the kernel afterwards, and so is what is not there.
+/// Looks names up in directories of the volume, each given with the path of its directory. Results are
+/// ignored. Afterwards, the kernel has the names in its cache, including those that do not exist.
 pub(super) fn look_up(root: &Dir, names: &[(Vec<u8>, Vec<u8>)]) {
     let look = |(dir, name): &(Vec<u8>, Vec<u8>)| {
         let _ = root.open_beneath(dir).and_then(|dir| dir.try_stat(name));
@@ -110,14 +110,14 @@ pub(super) fn look_up(root: &Dir, names: &[(Vec<u8>, Vec<u8>)]) {
     let _ = side_by_side(names, look);
 }
 
-/// Opens a file and asks where it lies.
+/// Opens a file and reads its extents.
 fn open(root: &Dir, path: &[u8]) -> io::Result<(File, Vec<Extent>)> {
     let (parent, name) = path::split(path);
     let file = root.open_beneath(parent)?.open_file(name)?;
     let stat = dir::stat_fd(&file)?;
     let extents = match extents::of(&file, MAX_EXTENTS)? {
         Some(extents) => extents,
-        // A sparse file may say that it is larger than any disk.
+        // A sparse file can claim a size larger than any disk.
         None => vec![Extent { logical: 0, physical: None, length: stat.size.min(stat.allocated.max(CHUNK)) }],
     };
     let within = |extent: Extent| {
@@ -156,8 +156,8 @@ fn read_range(file: &File, range: &Extent) -> io::Result<u64> {
     Ok(read as u64)
 }
 
-/// Does `work` for all items, [`DEPTH`] of them at once, begun in order. The answers are in order; after an error nothing
-/// more is begun.
+/// Runs `work` for all items in [`DEPTH`] threads, started in order. The results are in the order of the
+/// items. After an error no further item is started.
 pub(super) fn side_by_side<T: Sync, R: Send, E: Send>(
     items: &[T],
     work: impl Fn(&T) -> Result<R, E> + Sync,
@@ -174,7 +174,7 @@ pub(super) fn side_by_side<T: Sync, R: Send, E: Send>(
                     }
                     let Some((at, item)) = lock(&next).next() else { return };
                     match work(item) {
-                        Ok(answer) => lock(&done)[at] = Some(answer),
+                        Ok(result) => lock(&done)[at] = Some(result),
                         Err(error) => *lock(&failed) = Some(error),
                     }
                 }
@@ -188,6 +188,6 @@ pub(super) fn side_by_side<T: Sync, R: Send, E: Send>(
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A thread that panics ends the scope, too.
+    // A thread that panics also ends the scope.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

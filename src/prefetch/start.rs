@@ -1,5 +1,5 @@
-//! What is read of an image before its program runs: the program that the image's config names, what interprets and loads
-//! it, and the files in which a runtime and a C library look first.
+//! The files that a container start reads before its program runs. These are the program in the image's
+//! config, its interpreters and libraries, and the files that runtimes and C libraries read first.
 
 use std::collections::HashSet;
 use std::io;
@@ -11,23 +11,23 @@ use super::view::{Found, View};
 use larder_layer::path;
 use larder_model::manifest::Process;
 
-/// Most files of one image.
+/// Maximum number of files for one image.
 const MAX_FILES: usize = 1024;
 
-/// Most words of a command that are looked at.
+/// Maximum number of words of a command that are examined.
 const MAX_WORDS: usize = 64;
 
-/// Most interpreters behind one another; the kernel stops at five (`fs/exec.c`).
+/// Maximum depth of nested interpreters; the kernel stops at five (`fs/exec.c`).
 const MAX_SCRIPTS: u32 = 5;
 
-/// Bytes of a script that the kernel looks at (`BINPRM_BUF_SIZE`).
+/// Bytes of a script that the kernel reads (`BINPRM_BUF_SIZE`).
 const SCRIPT_LINE: u64 = 256;
 
-/// Runtimes find out in them who the user is.
-const BEFORE: [&[u8]; 2] = [b"/etc/passwd", b"/etc/group"];
+/// Files in which runtimes look up the user.
+const RUNTIME_FILES: [&[u8]; 2] = [b"/etc/passwd", b"/etc/group"];
 
-/// C libraries read them when a program asks for a user, a host or the time.
-const AFTER: [&[u8]; 2] = [b"/etc/nsswitch.conf", b"/etc/localtime"];
+/// Files that C libraries read when a program looks up a user, a host or the time.
+const LIBRARY_FILES: [&[u8]; 2] = [b"/etc/nsswitch.conf", b"/etc/localtime"];
 
 /// The start of one image's container.
 pub(super) struct Start<'a> {
@@ -39,22 +39,22 @@ pub(super) struct Start<'a> {
     files: Vec<Entry>,
 }
 
-/// The files of a start in the order in which they are read. `view` is of `trees`, topmost first.
+/// Returns the files of a start in the order in which they are read. `view` merges `trees`, topmost first.
 pub(super) fn files(view: View, trees: &[String], process: &Process) -> io::Result<Vec<Entry>> {
     let mut start = Start { view, process, trees, seen: HashSet::new(), files: Vec::new() };
-    start.each(&BEFORE)?;
+    start.each(&RUNTIME_FILES)?;
     start.command()?;
-    start.each(&AFTER)?;
+    start.each(&LIBRARY_FILES)?;
     Ok(start.files)
 }
 
 impl Start<'_> {
-    /// The regular file that `path` means in the container.
+    /// Finds the regular file that `path` refers to in the container.
     pub(super) fn find(&mut self, path: &[u8]) -> io::Result<Option<Found>> {
         self.view.file(path, self.process.working_dir.as_bytes())
     }
 
-    /// Puts a file on the list, once.
+    /// Adds a file to the list, once.
     pub(super) fn list(&mut self, found: &Found) {
         if self.files.len() < MAX_FILES && self.seen.insert((found.layer(), found.path.clone())) {
             let tree = self.trees[found.layer()].clone();
@@ -62,12 +62,12 @@ impl Start<'_> {
         }
     }
 
-    /// Whether looking on adds nothing.
+    /// Reports whether a limit was reached, so that no further file can be listed.
     pub(super) fn is_full(&self) -> bool {
         self.files.len() >= MAX_FILES || self.view.is_exhausted()
     }
 
-    /// A variable of the image; empty where it has none of that name.
+    /// Returns an environment variable of the image, or an empty string.
     pub(super) fn variable(&self, name: &str) -> &str {
         self.process.variable(name).unwrap_or_default()
     }
@@ -81,8 +81,8 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// The program, then what its arguments name: `docker-entrypoint.sh postgres`, `tini -- app`, `python3 app.py`,
-    /// `/bin/sh -c "exec app"`.
+    /// Lists the program, and the programs and files that its arguments name: `docker-entrypoint.sh
+    /// postgres`, `tini -- app`, `python3 app.py`, `/bin/sh -c "exec app"`.
     fn command(&mut self) -> io::Result<()> {
         let process = self.process;
         let mut words = process.args.iter().take(MAX_WORDS).map(String::as_bytes);
@@ -107,7 +107,7 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// A word of the command that may be a program or a file.
+    /// Lists a word of the command if it is a program or a file.
     fn argument(&mut self, word: &[u8]) -> io::Result<()> {
         if let Some(found) = self.executable(word)? {
             return self.program(&found, 0);
@@ -118,7 +118,7 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// The file that execvp(3) would take.
+    /// Finds the file that execvp(3) would run.
     fn executable(&mut self, name: &[u8]) -> io::Result<Option<Found>> {
         if name.contains(&b'/') {
             return Ok(self.find(name)?.filter(Found::is_executable));
@@ -136,7 +136,7 @@ impl Start<'_> {
         Ok(None)
     }
 
-    /// A program and all that runs it.
+    /// Lists a program, its interpreters and its libraries.
     fn program(&mut self, found: &Found, depth: u32) -> io::Result<()> {
         self.list(found);
         if depth > MAX_SCRIPTS || self.is_full() {
@@ -164,7 +164,7 @@ impl Start<'_> {
     }
 }
 
-/// The program that a line of shell begins with, where it can be seen without running a shell.
+/// Returns the program that a line of shell starts with, if it can be determined without running a shell.
 fn first_command(script: &[u8]) -> Option<&[u8]> {
     let mut words = script.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let word = words.find(|word| *word != b"exec" && !word.contains(&b'='))?;

@@ -1,8 +1,8 @@
-//! Regular files in the merged view of an image's layers, found as the kernel finds them in a container: symbolic links
-//! are followed inside the view, `..` of the root is the root.
+//! Regular files in the merged view of an image's layers, found as the kernel finds them in a container.
+//! Symbolic links are followed inside the view, and `..` of the root is the root.
 //!
-//! What is found must not depend on who looks, since `verify` computes the list again: what the owner could not read is
-//! passed over by root too.
+//! The result must not depend on the user, because `verify` computes the list again. So root also skips files
+//! and directories that their owner could not read.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,40 +15,41 @@ use larder_layer::path;
 use larder_layer::stored::{StoredDir, StoredFile};
 use larder_sys::{FileType, Stat};
 
-/// Longest path that the kernel takes (`PATH_MAX` without its NUL), bytes.
+/// Maximum length of a path in the kernel (`PATH_MAX` without its NUL), bytes.
 const PATH_MAX: usize = 4095;
 
-/// Most symbolic links on one path, as in the kernel.
+/// Maximum number of symbolic links on one path, as in the kernel.
 const MAX_LINKS: u32 = 40;
 
-/// Most directories looked in for one image. The start of a Python takes about a thousand; a hostile image ends here.
+/// Maximum number of directories searched for one image. The start of a Python program needs about a
+/// thousand; the limit stops hostile images.
 const MAX_STEPS: usize = 1 << 17;
 
-/// The layers of one image, merged.
+/// The merged layers of one image.
 #[derive(Debug)]
 pub(super) struct View {
     lower: Lower,
     steps: usize,
 }
 
-/// A regular file.
+/// A regular file in the view.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
-    /// Its path, without symbolic links on the way.
+    /// Path without symbolic links.
     pub(super) path: Vec<u8>,
-    /// Directory of the layer that holds it.
+    /// Directory of the layer that contains it.
     dir: Rc<Part>,
-    /// Its attributes.
+    /// Attributes of the file.
     pub(super) stat: Stat,
 }
 
 impl View {
-    /// The view of the trees of layers, topmost first.
+    /// Creates the view of layer trees, topmost first.
     pub(super) fn new(trees: impl IntoIterator<Item = StoredDir>) -> Self {
         View { lower: Lower::new(trees), steps: MAX_STEPS }
     }
 
-    /// The regular file that `path` means in a process whose working directory is `from`.
+    /// Returns the regular file that `path` refers to in a process whose working directory is `from`.
     pub(super) fn file(&mut self, path: &[u8], from: &[u8]) -> io::Result<Option<Found>> {
         match self.walk(path, from) {
             Err(e) if is_absent(&e) => Ok(None),
@@ -56,7 +57,7 @@ impl View {
         }
     }
 
-    /// Whether so much was looked for that nothing more is found.
+    /// Reports whether the limit of directories was reached, after which no file is found.
     pub(super) fn is_exhausted(&self) -> bool {
         self.steps == 0
     }
@@ -107,7 +108,7 @@ impl View {
         Ok(None)
     }
 
-    /// A directory by its path without symbolic links.
+    /// Returns the directory at `path`, which has no symbolic links.
     fn directory(&mut self, path: &[u8]) -> io::Result<Option<Vec<Rc<Part>>>> {
         let mut parts = self.lower.root().to_vec();
         for name in path::components(path) {
@@ -125,7 +126,7 @@ impl View {
             return Ok(Shown::Nothing);
         }
         for part in parts {
-            // To be read and searched by its owner.
+            // The owner must be able to read and search it.
             if part.stat_self()?.mode & 0o500 != 0o500 {
                 return Ok(Shown::Nothing);
             }
@@ -135,17 +136,17 @@ impl View {
 }
 
 impl Found {
-    /// Which tree holds it, counted from the topmost.
+    /// Returns the index of the tree that contains it, counted from the topmost.
     pub(super) fn layer(&self) -> usize {
         self.dir.layer
     }
 
-    /// Whether somebody may execute it.
+    /// Reports whether any user can execute it.
     pub(super) fn is_executable(&self) -> bool {
         self.stat.mode & 0o111 != 0
     }
 
-    /// Opens it for reading.
+    /// Opens it for reading; `None` if its owner cannot read it.
     pub(super) fn open(&self) -> io::Result<Option<StoredFile>> {
         if self.stat.mode & 0o400 == 0 {
             return Ok(None);
@@ -156,7 +157,7 @@ impl Found {
         }
     }
 
-    /// The first `limit` bytes.
+    /// Reads the first `limit` bytes.
     pub(super) fn head(&self, limit: u64) -> io::Result<Vec<u8>> {
         use std::io::Read as _;
         let mut bytes = Vec::new();
@@ -172,7 +173,7 @@ fn push_front(pending: &mut VecDeque<Vec<u8>>, path: &[u8]) {
     components.rev().for_each(|part| pending.push_front(part.to_vec()));
 }
 
-/// Errors that a path from an image can provoke; others are the file system's.
+/// Reports whether a path from an image can cause the error. Other errors are the file system's.
 fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_mean_what_they_mean_in_the_container() {
+    fn paths_resolve_as_in_the_container() {
         let dir = tempfile::tempdir().unwrap();
         let (top, base) = (dir.path().join("top"), dir.path().join("base"));
         for path in [&top, &base] {
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_maze_comes_to_an_end() {
+    fn the_number_of_steps_is_limited() {
         let dir = tempfile::tempdir().unwrap();
         let mut deep = dir.path().to_owned();
         for _ in 0..200 {

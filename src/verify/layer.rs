@@ -10,7 +10,7 @@ use super::tree::{Content, InodeKind, Tree};
 use crate::volume::layout;
 use larder_layer::decode::Decoder;
 use larder_layer::limits::Limits;
-use larder_layer::metadata::screen;
+use larder_layer::metadata::filter_xattrs;
 use larder_layer::overlay::Metadata;
 use larder_layer::overlay::lower::Lower;
 use larder_layer::path;
@@ -129,7 +129,7 @@ fn add(
         return Ok(());
     };
     let mut xattrs = member.xattrs;
-    screen(&clean, &mut xattrs).map_err(|e| fault(&e))?;
+    filter_xattrs(&clean, &mut xattrs).map_err(|e| fault(&e))?;
     let metadata = Metadata {
         mode: member.mode & 0o7777,
         uid: member.uid,

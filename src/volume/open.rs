@@ -4,18 +4,16 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use super::error::{Context, Error};
 use super::job::{self, Identity, Record};
 use super::journal::{Journal, Trust};
+use super::lock::lock;
 use super::place::LayerDirs;
 use super::{Budget, State, Volume, disk, isolate, layout, seal};
 use larder_model::chain::ChainId;
 use larder_model::seal::{CacheManifest, Layer};
 use larder_model::size::ByteSize;
-use larder_sys::lock::Lock;
 use larder_sys::space::{self, FileSystem};
 use larder_sys::{Dir, private, remove};
 
@@ -120,24 +118,6 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     let state = Mutex::new(State { journal, committed, unsynced, staged: 0 });
     let path = path.to_owned();
     Ok(Opened::Filling(Box::new(Volume { path, root, larder, place, budget, state, _lock: lock })))
-}
-
-/// Maximum time for the processes of a killed build to exit.
-const EXIT_GRACE: Duration = Duration::from_secs(1);
-
-/// Locks a volume, or the directory of a disk. Returns `None` if another build holds the lock. Waits a moment
-/// for the processes of a build that was just killed.
-///
-/// # Errors
-/// Those of open(2) and flock(2).
-pub(super) fn lock(larder: &Dir) -> io::Result<Option<Lock>> {
-    let begun = Instant::now();
-    loop {
-        match Lock::try_exclusive(larder, layout::LOCK)? {
-            None if begun.elapsed() < EXIT_GRACE => sleep(Duration::from_millis(20)),
-            lock => return Ok(lock),
-        }
-    }
 }
 
 /// Reads the seal, if there is one. It must belong to this job.

@@ -172,7 +172,7 @@ fn what_the_registry_no_longer_has_is_nobodys() {
         let (class, images, text) = refused(&content, &nobody(), &config());
         assert_eq!((class, images.len()), (Class::Denied, 1), "{text}");
         assert!(images[0].image == indexed && text.contains(&index.to_string()), "{text}");
-        assert!(text.contains("not found (404") && text.contains("build the cache anew"), "{text}");
+        assert!(text.contains("not found (404") && text.contains("build the cache again"), "{text}");
 
         registry.delete("team/plain", &content.images[1].manifest);
         let (_, images, text) = refused(&content, &nobody(), &config());

@@ -88,7 +88,7 @@ fn every_kind_names_its_stages_and_what_binds() {
             for stage in &report.stages {
                 assert!(said.contains(&format!("\n  {} ", stage.stage.word())), "{word}: {said}");
             }
-            assert!(said.contains(&format!("\n{word} took ")) && said.contains(" at best: "), "{said}");
+            assert!(said.contains(&format!("\n{word} took ")) && said.contains("; bottleneck: "), "{said}");
             assert!(is_empty(dir.path()), "{word}");
         }
         // Once in each of six runs for the stage, and once more in the two that build from the registry.

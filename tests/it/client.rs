@@ -63,7 +63,7 @@ fn an_operator_over_the_socket() {
         for line in run(&["events", "web", "--json"]).lines() {
             json(line);
         }
-        assert!(run(&["match", &reference]).contains("holds 1 of the images"));
+        assert!(run(&["match", &reference]).contains("contains 1 of the images"));
 
         registry.push(&image("two"), "team/app", "1");
         let before = json(&run(&["show", "web", "--json"]))["details"]["digest"].clone();
@@ -96,7 +96,7 @@ fn an_operator_over_the_socket() {
         assert!(fails(73, &["create", "web", &reference]).contains("taken"));
         assert!(fails(64, &["create", "big", &reference, "--size", "500"]).contains("image_cache_size"));
         assert!(fails(64, &["show", "nothing"]).contains("nothing"));
-        assert!(fails(64, &["match", "nobody.example/has:1"]).contains("no Available one"));
+        assert!(fails(64, &["match", "nobody.example/has:1"]).contains("no Available image cache"));
         assert!(fails(73, &["cancel", "web"]).contains("nothing to cancel"));
         let missing = registry.reference("team/app:missing");
         assert!(fails(64, &["create", "bad", &missing, "--wait"]).contains(&missing));

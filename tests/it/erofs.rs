@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 
 use larder_layer::erofs::read::ImageNode;
-use larder_layer::erofs::{InodeId, Label, Options, Summary, TreeError, Watch, Writer};
+use larder_layer::erofs::{InodeId, Label, Options, Summary, TreeError, TreeObserver, Writer};
 use larder_layer::metadata::Metadata;
 use larder_layer::space::Uncounted;
 use larder_layer::tar::Region;
@@ -75,7 +75,7 @@ fn check(dir: &TempDir, model: Model<'_>) -> Summary {
 
 struct Unwatched;
 
-impl Watch for Unwatched {
+impl TreeObserver for Unwatched {
     fn advance(&mut self, _: u64) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
@@ -250,8 +250,8 @@ struct Picky {
     left: u64,
 }
 
-impl Watch for Picky {
-    fn leaves_out(&self, path: &[u8]) -> bool {
+impl TreeObserver for Picky {
+    fn is_skipped(&self, path: &[u8]) -> bool {
         path == b"d/out" || path == b"directory-out"
     }
 

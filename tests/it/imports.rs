@@ -236,7 +236,7 @@ fn other_ways_to_send() {
             .unwrap();
         let said = String::from_utf8_lossy(&none.stderr);
         // The path of the host is nobody's business.
-        let told = format!("the archive has no image of that name; it has {}", sent.reference());
+        let told = format!("the archive contains no image of that name; it contains {}", sent.reference());
         assert!(none.status.code() == Some(64) && said.contains(&told), "{said}");
         sent.nothing_was_asked();
     });

@@ -108,7 +108,7 @@ fn the_best_volume_of_the_node() {
     isolated(&[], || {
         let node = Node::new();
         let said = exits(64, &mut node.command(&["small:1"]));
-        assert!(said.contains("no cache holds any"), "{said}");
+        assert!(said.contains("no cache contains any"), "{said}");
 
         let (ours, named, mounted) = (CacheId::random(), node.path("named"), node.path("mounted"));
         node.build(&node.of_daemon(ours, 1), &["small:1", "large:1"], 10);
@@ -226,7 +226,7 @@ fn what_cannot_be_looked_at_is_told() {
         let output = command.args(named).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
-        assert_eq!(said.matches("a volume is passed over").count(), 2, "{said}");
+        assert_eq!(said.matches("skipping a volume").count(), 2, "{said}");
         assert!(said.contains("0.json") && said.contains("changed after the seal"), "{said}");
         // What is named has to be there.
         exits(64, node.command(&["small:1"]).args(["--volume", "/nowhere"]));
@@ -257,7 +257,7 @@ fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
             command
         };
         let said = exits(64, &mut nobody(&[]));
-        assert!(!said.contains("passed over"), "what is not for this user is no news: {said}");
+        assert!(!said.contains("skipping"), "what is not for this user is no news: {said}");
         let said = succeed(&mut nobody(&["--volume", text(&volume)]));
         assert!(said.contains("on this node") && said.contains("1 of 1"), "{said}");
     });

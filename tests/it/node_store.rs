@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use larder::node::limits;
-use larder::node::podman::config::{self, Change, For};
+use larder::node::podman::config::{self, Change, Consumers};
 use larder::node::view;
 use larder_model::class::Class;
 use larder_model::job::LayerFormat;
@@ -20,7 +20,7 @@ use crate::harness::{Need, isolated, skopeo, succeed};
 
 const SIZE: u64 = 128 << 20;
 const NEEDS: [Need; 3] = [Need::Erofs, Need::Program("podman"), Need::Program("busybox")];
-const PODMAN: For = For { podman: true, crio: false };
+const PODMAN: Consumers = Consumers { podman: true, crio: false };
 
 /// All that there is, with what it holds.
 const EVERYTHING: &str = "\
@@ -206,7 +206,7 @@ fn a_view_in_use_stays() {
         std::io::Read::read_exact(running.stdout.as_mut().unwrap(), &mut up).unwrap();
         let error = view::remove(&at).unwrap_err();
         assert_eq!(error.class(), Class::Busy);
-        assert!(error.to_string().contains("stands on it"), "{error}");
+        assert!(error.to_string().contains("uses it"), "{error}");
         assert_eq!(mountinfo(), there);
         drop(running.stdin.take());
         let output = running.wait_with_output().unwrap();

@@ -200,7 +200,7 @@ fn builders_are_given_what_was_read_again() {
         let (old, new) = (daemon.secrets().display().to_string(), elsewhere.display().to_string());
         fs::write(daemon.config(), text.replace(&old, &new)).unwrap();
         daemon.signal(Signal::SIGHUP);
-        until(&daemon, "it is read again", || daemon.log().contains("was read again"));
+        until(&daemon, "it is read again", || daemon.log().contains("configuration reloaded"));
         daemon.settle(A, &order("after"), "Available", LIMIT);
     });
 }

@@ -181,7 +181,8 @@ fn a_damaged_layer_after_a_power_cut_is_found() {
         served.registry.forget();
         let text = succeed(build(&served, &copy, SIZE).args(["--output", "json"]));
         let warned = events(&text).iter().any(|event| {
-            event["event"] == "warning" && event["message"].as_str().unwrap().contains("formatted anew")
+            event["event"] == "warning"
+                && event["message"].as_str().unwrap().contains("formatting the disk again")
         });
         assert!(warned, "{text}");
         succeed(larder().arg("verify").arg(&copy));

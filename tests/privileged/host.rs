@@ -62,7 +62,7 @@ fn a_file_system_without_direct_io_is_told() {
         let said = exits(73, &mut build(&served, &volume, SIZE));
         assert!(said.contains("--sparse"), "{said}");
         let said = succeed(build(&served, &volume, SIZE).args(["--sparse", "--output", "json"]));
-        assert!(said.contains("no direct I/O"), "{said}");
+        assert!(said.contains("does not support direct I/O"), "{said}");
         let facts = fs::read_to_string(volume.join("image.json")).unwrap();
         assert!(facts.contains("\"direct_io\": false"), "{facts}");
         succeed(larder().arg("verify").arg(&volume));

@@ -1,5 +1,5 @@
-//! Who may do what: bearer tokens, and RBAC by the roles and bindings that are stored (plugin/pkg/auth/authorizer/rbac/rbac.go,
-//! pkg/registry/rbac/validation/rule.go).
+//! Authentication with bearer tokens, and RBAC authorization by the stored roles and bindings
+//! (plugin/pkg/auth/authorizer/rbac/rbac.go, pkg/registry/rbac/validation/rule.go).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use super::object::{list, text};
 use super::status::Refusal;
 use super::store::State;
 
-/// Tokens and whose they are.
+/// Tokens and their users.
 #[derive(Debug, Default)]
 pub(super) struct Access {
     tokens: HashMap<String, String>,
@@ -20,10 +20,10 @@ pub(super) struct Access {
     issued: u32,
 }
 
-/// The user who may do everything (group `system:masters`).
+/// User with all permissions (group `system:masters`).
 pub(super) const ADMIN: &str = "kubernetes-admin";
 
-/// What a request wants to do.
+/// Attributes of a request for authorization.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attributes<'a> {
     pub(super) verb: &'a str,
@@ -34,7 +34,7 @@ pub(super) struct Attributes<'a> {
 }
 
 impl Access {
-    /// A new token of a user; old ones stay good.
+    /// Issues a new token for a user. Older tokens remain valid.
     pub(super) fn issue(&mut self, user: &str) -> String {
         self.issued += 1;
         let token = format!("token-{}-{}", self.issued, uuid::Uuid::new_v4());
@@ -46,7 +46,7 @@ impl Access {
         self.tokens.remove(token);
     }
 
-    /// Whether anybody has shown a token.
+    /// Reports whether a token has been used.
     pub(super) fn was_used(&self, token: &str) -> bool {
         self.used().contains(token)
     }
@@ -55,7 +55,8 @@ impl Access {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The user of an Authorization header. A token that is not known is 401, no token at all is `system:anonymous`.
+    /// Returns the user of an Authorization header. An unknown token is 401; without a header the user is
+    /// `system:anonymous`.
     pub(super) fn user(&self, authorization: Option<&str>) -> Result<String, Refusal> {
         let Some(given) = authorization else { return Ok("system:anonymous".to_owned()) };
         let token = given.strip_prefix("Bearer ").map_or("", str::trim);
@@ -66,7 +67,8 @@ impl Access {
 }
 
 impl State {
-    /// A token of a service account (pkg/registry/core/serviceaccount/storage/token.go). It does not expire here.
+    /// Issues a token for a service account (pkg/registry/core/serviceaccount/storage/token.go). Unlike the
+    /// real one, it does not expire.
     pub(super) fn request_token(
         &mut self,
         namespace: &str,
@@ -125,7 +127,8 @@ fn resource(kind: &Kind, subresource: &str) -> String {
     if subresource.is_empty() { kind.plural.clone() } else { format!("{}/{subresource}", kind.plural) }
 }
 
-/// A service account is the user `system:serviceaccount:<namespace>:<name>` and in two groups of service accounts.
+/// Reports whether `user` is a subject of a binding. A service account is the user
+/// `system:serviceaccount:<namespace>:<name>`, and is in two groups of service accounts.
 fn is_subject(subject: &Value, user: &str) -> bool {
     let (kind, name, namespace) =
         (text(subject, "/kind"), text(subject, "/name"), text(subject, "/namespace"));

@@ -1,4 +1,4 @@
-//! The built-in kinds that are served, and reading them by their types.
+//! Built-in kinds of the server, and decoding with their types.
 
 use std::sync::Arc;
 
@@ -29,17 +29,17 @@ use serde_json::Value;
 
 use super::kind::{Form, Kind};
 
-/// How a kind is written (`pkg/registry/<group>/<kind>/strategy.go`, `storage.go`).
+/// Properties of writes to a kind (`pkg/registry/<group>/<kind>/strategy.go`, `storage.go`).
 #[derive(Clone, Copy, Default)]
-struct Ways {
+struct WriteBehavior {
     status: bool,
     generation: bool,
-    /// Refuse a replace without resourceVersion.
+    /// Refuses a replace without resourceVersion.
     guarded: bool,
     upsert: bool,
 }
 
-/// Whether objects of a scope are in namespaces.
+/// Scope of a kind: namespaced or cluster-wide.
 trait Scope {
     const NAMESPACED: bool;
 }
@@ -52,7 +52,7 @@ impl Scope for ClusterResourceScope {
     const NAMESPACED: bool = false;
 }
 
-fn kind<K>(plural: &str, ways: Ways) -> Arc<Kind>
+fn kind<K>(plural: &str, behavior: WriteBehavior) -> Arc<Kind>
 where
     K: Resource + Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned,
     K::Scope: Scope,
@@ -63,19 +63,19 @@ where
         kind: K::KIND.to_owned(),
         plural: plural.to_owned(),
         namespaced: K::Scope::NAMESPACED,
-        status: ways.status,
-        generation: ways.generation,
-        unconditional: !ways.guarded,
-        upsert: ways.upsert,
+        status: behavior.status,
+        generation: behavior.generation,
+        unconditional: !behavior.guarded,
+        upsert: behavior.upsert,
         form: Form::BuiltIn(typed::<K>),
     })
 }
 
-/// All of them.
+/// Returns all built-in kinds.
 pub(super) fn kinds() -> Vec<Arc<Kind>> {
-    let plain = Ways::default();
-    let status = Ways { status: true, ..plain };
-    let counted = Ways { status: true, generation: true, ..plain };
+    let plain = WriteBehavior::default();
+    let status = WriteBehavior { status: true, ..plain };
+    let counted = WriteBehavior { status: true, generation: true, ..plain };
     vec![
         kind::<Namespace>("namespaces", status),
         kind::<Secret>("secrets", plain),
@@ -91,32 +91,36 @@ pub(super) fn kinds() -> Vec<Arc<Kind>> {
         kind::<Job>("jobs", counted),
         kind::<Deployment>("deployments", counted),
         kind::<DaemonSet>("daemonsets", counted),
-        kind::<Lease>("leases", Ways { guarded: true, upsert: true, ..plain }),
-        kind::<Event>("events", Ways { upsert: true, ..plain }),
-        kind::<Role>("roles", Ways { upsert: true, ..plain }),
-        kind::<RoleBinding>("rolebindings", Ways { upsert: true, ..plain }),
-        kind::<ClusterRole>("clusterroles", Ways { upsert: true, ..plain }),
-        kind::<ClusterRoleBinding>("clusterrolebindings", Ways { upsert: true, ..plain }),
-        kind::<NetworkPolicy>("networkpolicies", Ways { generation: true, ..plain }),
+        kind::<Lease>("leases", WriteBehavior { guarded: true, upsert: true, ..plain }),
+        kind::<Event>("events", WriteBehavior { upsert: true, ..plain }),
+        kind::<Role>("roles", WriteBehavior { upsert: true, ..plain }),
+        kind::<RoleBinding>("rolebindings", WriteBehavior { upsert: true, ..plain }),
+        kind::<ClusterRole>("clusterroles", WriteBehavior { upsert: true, ..plain }),
+        kind::<ClusterRoleBinding>("clusterrolebindings", WriteBehavior { upsert: true, ..plain }),
+        kind::<NetworkPolicy>("networkpolicies", WriteBehavior { generation: true, ..plain }),
         kind::<PodDisruptionBudget>("poddisruptionbudgets", counted),
         kind::<StorageClass>("storageclasses", plain),
-        // Taken, and not held: their rules are tried where they are shipped from.
+        // Accepted but not enforced: their rules are tested where they are shipped.
         kind::<ValidatingAdmissionPolicy>("validatingadmissionpolicies", counted),
         kind::<ValidatingAdmissionPolicyBinding>("validatingadmissionpolicybindings", plain),
         stable::<MutatingAdmissionPolicy>("mutatingadmissionpolicies"),
         stable::<MutatingAdmissionPolicyBinding>("mutatingadmissionpolicybindings"),
         kind::<VolumeAttachment>("volumeattachments", status),
-        kind::<CustomResourceDefinition>("customresourcedefinitions", Ways { guarded: true, ..counted }),
+        kind::<CustomResourceDefinition>(
+            "customresourcedefinitions",
+            WriteBehavior { guarded: true, ..counted },
+        ),
     ]
 }
 
-/// A kind that is v1 since Kubernetes 1.36, with the fields that it has as v1alpha1 in the level that is compiled in.
+/// Creates a kind that is v1 since Kubernetes 1.36, with its v1alpha1 fields in the API level that is
+/// compiled in.
 fn stable<K>(plural: &str) -> Arc<Kind>
 where
     K: Resource + Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned,
     K::Scope: Scope,
 {
-    let of_level = kind::<K>(plural, Ways { generation: true, ..Ways::default() });
+    let of_level = kind::<K>(plural, WriteBehavior { generation: true, ..WriteBehavior::default() });
     let form = Form::BuiltIn(|object| {
         let api_version = object["apiVersion"].clone();
         let mut object = object.clone();
@@ -144,14 +148,14 @@ fn typed<K: Serialize + DeserializeOwned>(object: &Value) -> Result<Value, Strin
     serde_json::to_value(typed).map_err(|e| e.to_string())
 }
 
-/// The metadata of a custom resource, by its type.
+/// Decodes the metadata of a custom resource with its type.
 pub(super) fn typed_metadata(metadata: &Value) -> Result<Value, String> {
     typed::<ObjectMeta>(metadata)
 }
 
-/// Takes what the type does not know out of `given` and answers the paths. `known` is what the type wrote again; it fills
-/// in fields that were not given, which would look as if they had been. An empty value may be known and not written, so it
-/// is not told.
+/// Removes unknown fields from `given` and returns their paths. `known` is `given` after decoding and
+/// encoding with its type, which adds default fields. An empty value can be known without being encoded, so
+/// it is not reported.
 pub(super) fn prune(given: &mut Value, known: &Value) -> Vec<String> {
     let mut paths = Vec::new();
     compare(given, known, "", &mut paths);

@@ -1,8 +1,9 @@
-//! What runs in a cluster beside its API server: garbage collector, Job controller, scheduler and kubelet, volume and snapshot
-//! controllers with their CSI driver.
+//! Components of a cluster besides its API server: garbage collector, Job controller, scheduler and kubelet,
+//! volume and snapshot controllers with their CSI driver.
 //!
-//! Each is a step that looks at the state and brings it nearer to what is wanted; all are repeated until nothing changes, and
-//! again when something does or a delay is over. They write as every client does, past access control.
+//! Each component is a step that reads the state and moves it towards the wanted state. All steps repeat
+//! until nothing changes, and again after a change or a delay. Components write like every client, but
+//! without access control.
 
 pub(super) mod driver;
 mod garbage;
@@ -24,28 +25,29 @@ use super::object::{meta, now, now_micro, text};
 use super::rules::usage;
 use super::server::Shared;
 use super::store::State;
-use super::write::How;
+use super::write::WriteOptions;
 
-/// How long things take. What is minutes in a cluster is short here, so that tests are.
+/// Delays of the simulated cluster. Minutes in a real cluster are short here, to keep tests fast.
 #[derive(Clone, Debug)]
 pub struct Timing {
-    /// A second of `activeDeadlineSeconds`, `ttlSecondsAfterFinished` and grace periods.
+    /// Length of a second in `activeDeadlineSeconds`, `ttlSecondsAfterFinished` and grace periods.
     pub second: Duration,
-    /// First pause of the Job controller after a failed pod; doubles each time (10 s in a cluster).
+    /// First pause of the Job controller after a failed pod. It doubles each time (10 s in a cluster).
     pub backoff: Duration,
-    /// Until a claim is bound.
+    /// Delay until a claim is bound.
     pub bind: Duration,
-    /// From scheduling to the start of a container.
+    /// Delay from scheduling to the start of a container.
     pub start: Duration,
-    /// From the end of a pod to the detachment of its volumes.
+    /// Delay from the end of a pod to the detachment of its volumes.
     pub detach: Duration,
-    /// Until a snapshot is taken, and between two tries.
+    /// Delay until a snapshot is taken, and between two attempts.
     pub snapshot: Duration,
-    /// Until pods are evicted from a node that is lost (300 s in a cluster).
+    /// Delay until pods are evicted from a lost node (300 s in a cluster).
     pub eviction: Duration,
-    /// Between two bookmarks of a watch to which nothing happens (about a minute in a cluster).
+    /// Interval between bookmarks of an idle watch (about a minute in a cluster).
     pub bookmark: Duration,
-    /// From the first quota of a custom kind to the first count of its objects (up to five and a half minutes in a cluster).
+    /// Delay from the first quota of a custom kind to the first count of its objects (up to five and a half
+    /// minutes in a cluster).
     pub count: Duration,
 }
 
@@ -66,7 +68,7 @@ impl Default for Timing {
     }
 }
 
-/// Delays that have begun.
+/// Running delays, by object and purpose.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     begun: HashMap<(String, &'static str), Instant>,
@@ -74,7 +76,7 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// Whether `delay` is over since this was first asked.
+    /// Reports whether `delay` has passed since the first call for this object and purpose.
     pub(super) fn due(&mut self, uid: &str, what: &'static str, delay: Duration) -> bool {
         let now = Instant::now();
         let at = *self.begun.entry((uid.to_owned(), what)).or_insert(now) + delay;
@@ -85,34 +87,35 @@ impl Timers {
         false
     }
 
-    /// Whether such a delay has begun.
+    /// Reports whether a delay of the object `uid` is running.
     pub(super) fn waits(&self, uid: &str) -> bool {
         self.begun.keys().any(|(begun, _)| begun == uid)
     }
 
-    /// The next question begins the delay anew.
+    /// Resets a delay, so that the next call of `due` starts it again.
     pub(super) fn reset(&mut self, uid: &str, what: &'static str) {
         self.begun.remove(&(uid.to_owned(), what));
     }
 }
 
-/// How often components look up when nothing seems to happen: what a test changes outside of objects wakes nobody.
-const LOOK: Duration = Duration::from_millis(250);
+/// Interval at which components look for work without a wake-up. Changes that a test makes outside of objects
+/// wake no component.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Runs all components until it is dropped.
+/// Runs all components until the future is dropped.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut wake = shared.subscribe();
     loop {
         wake.borrow_and_update();
-        let (orders, next) = shared.write(|state| {
+        let (start_requests, next) = shared.write(|state| {
             state.timers.next = None;
             settle(state);
-            (std::mem::take(&mut state.node.orders), state.timers.next)
+            (std::mem::take(&mut state.node.start_requests), state.timers.next)
         });
-        for order in orders {
-            kubelet::start(&shared, order);
+        for request in start_requests {
+            kubelet::start(&shared, request);
         }
-        let next = next.unwrap_or_else(|| Instant::now() + LOOK);
+        let next = next.unwrap_or_else(|| Instant::now() + POLL_INTERVAL);
         tokio::select! {
             changed = wake.changed() => {
                 if changed.is_err() {
@@ -125,7 +128,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 fn settle(state: &mut State) {
-    // A step that never comes to rest is a mistake here; what is left is done on the next wake.
+    // A step that never settles is a bug in this crate. The rest is done at the next wake-up.
     for _ in 0..64 {
         let before = state.revision;
         garbage::step(state);
@@ -140,8 +143,9 @@ fn settle(state: &mut State) {
     }
 }
 
-/// Writes the limits of each quota and what is used into its status (pkg/controller/resourcequota). Objects of a custom kind are
-/// counted late: the controller looks for new kinds every 30 s, and at all quotas every 5 minutes.
+/// Writes the limits and the usage of each quota into its status (pkg/controller/resourcequota). Objects of a
+/// custom kind are counted late: the controller looks for new kinds every 30 s, and at all quotas every 5
+/// minutes.
 pub(super) fn quotas(state: &mut State) {
     let quotas: Vec<_> = state.all("", "resourcequotas", "").cloned().collect();
     for quota in quotas {
@@ -170,21 +174,22 @@ fn is_counted(state: &mut State, resource: &str) -> bool {
 }
 
 impl State {
-    /// Tells an event about an object, once.
-    pub(super) fn tell(&mut self, about: &Value, warning: bool, reason: &str, note: &str) {
+    /// Records an event about an object, unless the same event exists.
+    pub(super) fn record_event(&mut self, about: &Value, warning: bool, reason: &str, note: &str) {
         let namespace = match meta(about, "namespace") {
             "" => "default",
             namespace => namespace,
         };
-        let told = self.all("events.k8s.io", "events", namespace).any(|event| {
+        let exists = self.all("events.k8s.io", "events", namespace).any(|event| {
             text(event, "/regarding/uid") == meta(about, "uid")
                 && text(event, "/reason") == reason
                 && text(event, "/note") == note
         });
-        let Some(kind) = self.kind_of("events.k8s.io", "events").filter(|_| !told) else { return };
+        let Some(kind) = self.kind_of("events.k8s.io", "events").filter(|_| !exists) else { return };
         let event = json!({
             "apiVersion": "events.k8s.io/v1", "kind": "Event",
-            // client-go tools/events/event_recorder.go: a name of its own, not one that is generated.
+            // client-go tools/events/event_recorder.go: the recorder sets the name itself; it is not
+            // generated.
             "metadata": {"name": format!("{}.{:x}", meta(about, "name"), Uuid::new_v4().as_u128() >> 64), "namespace": namespace},
             "eventTime": now_micro(), "reason": reason, "note": note, "action": reason,
             "type": if warning { "Warning" } else { "Normal" },
@@ -194,12 +199,12 @@ impl State {
                 "namespace": meta(about, "namespace"), "uid": meta(about, "uid"),
             },
         });
-        // A namespace that ends takes no more events.
-        let _ = self.create(&kind, namespace, event, &How::component("test"));
+        // A namespace that is being deleted accepts no new events.
+        let _ = self.create(&kind, namespace, event, &WriteOptions::component("test"));
     }
 }
 
-/// Sets a condition of a status; the time of the last change moves only when it changes.
+/// Sets a condition of a status. Updates the transition time only if the status of the condition changes.
 fn set_condition(object: &mut Value, kind: &str, status: bool, reason: &str, message: &str) {
     let status = if status { "True" } else { "False" };
     if !object["status"]["conditions"].is_array() {

@@ -1,7 +1,7 @@
 //! Custom resources: structural schemas and their rules (apiextensions-apiserver pkg/apiserver/schema).
 //!
-//! Stricter than a real server in two ways: values that were invalid before are not let through on an update (ratcheting), and
-//! a rule below a list or map without bounds is refused whatever it would cost.
+//! This server is stricter than a real one in two ways. It does not accept values on update that were invalid
+//! before (ratcheting). It refuses a rule below an unbounded list or map regardless of its cost.
 
 mod validate;
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::status::Cause;
 
-/// The schema of a custom resource.
+/// Schema and validation rules of a custom resource.
 pub(super) struct Custom {
     schema: Value,
     rules: CompiledSchema,
@@ -23,7 +23,7 @@ impl std::fmt::Debug for Custom {
 }
 
 impl Custom {
-    /// Reads the schema of a definition; says why a server would not take it.
+    /// Reads the schema of a definition. Returns the causes for which a server would refuse it.
     pub(super) fn new(schema: &Value) -> Result<Self, Vec<Cause>> {
         let mut causes = Vec::new();
         structural(schema, "openAPIV3Schema", true, true, &mut causes);
@@ -36,19 +36,20 @@ impl Custom {
         &self.schema
     }
 
-    /// Drops what the schema does not know and answers the paths.
+    /// Removes fields that are not in the schema and returns their paths.
     pub(super) fn prune(&self, object: &mut Value) -> Vec<String> {
         let mut dropped = Vec::new();
         prune(object, &self.schema, "", true, &mut dropped);
         dropped
     }
 
-    /// Fills in defaults; a null that may not be null is dropped before (pkg/apiserver/schema/defaulting/prune.go).
+    /// Fills in defaults, after removing nulls from fields that are not nullable
+    /// (pkg/apiserver/schema/defaulting/prune.go).
     pub(super) fn default(&self, object: &mut Value) {
         default(object, &self.schema);
     }
 
-    /// What is wrong with an object. Rules run when the schema holds.
+    /// Returns the validation errors of an object. Rules run only if the object matches the schema.
     pub(super) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let mut causes = Vec::new();
         validate::schema(object, &self.schema, "", &mut causes);
@@ -91,7 +92,7 @@ fn prune(value: &mut Value, schema: &Value, path: &str, root: bool, dropped: &mu
                 match known {
                     Some(Value::Bool(true)) => {}
                     Some(schema) if schema.is_object() => {
-                        let child = fields.get_mut(&name).expect("listed above");
+                        let child = fields.get_mut(&name).expect("the name is from the keys of the map");
                         prune(child, schema, &path, false, dropped);
                     }
                     _ if unknown_kept(schema) => {}
@@ -142,7 +143,7 @@ fn default(value: &mut Value, schema: &Value) {
     }
 }
 
-/// Whether the schema is structural (pkg/apiserver/schema/validation.go), and its rules bounded.
+/// Checks that the schema is structural (pkg/apiserver/schema/validation.go) and its rules are bounded.
 fn structural(schema: &Value, path: &str, root: bool, bounded: bool, causes: &mut Vec<Cause>) {
     let Some(fields) = schema.as_object() else {
         causes.push(Cause::required(path, "must be a schema"));
@@ -214,7 +215,7 @@ fn structural(schema: &Value, path: &str, root: bool, bounded: bool, causes: &mu
     }
 }
 
-/// Rules that do not compile or cost too much (pkg/apiserver/schema/cel/compilation.go, limits in
+/// Checks that rules compile and do not cost too much (pkg/apiserver/schema/cel/compilation.go, limits in
 /// apiserver/pkg/apis/cel/config.go).
 fn compiled(node: &CompiledSchema, path: &str, causes: &mut Vec<Cause>) {
     let at = format!("{path}.x-kubernetes-validations");

@@ -1,4 +1,4 @@
-//! What is served: versions, groups and resources (apiserver pkg/endpoints/discovery).
+//! Discovery: the versions, groups and resources that are served (apiserver pkg/endpoints/discovery).
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::kind::{Id, Kind};
 use super::store::State;
 
-/// The document at a path, if it is one of discovery or health.
+/// Returns the document at a path of discovery or health, if it is one.
 pub(super) fn document(state: &State, path: &str) -> Option<Value> {
     let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts.as_slice() {
@@ -74,7 +74,7 @@ fn resources(state: &State, group: &str, version: &str) -> Option<Value> {
     }))
 }
 
-/// Those of a custom resource, by its definition.
+/// Returns the short names of a custom resource from its definition.
 fn short_names(state: &State, kind: &Kind) -> Option<Value> {
     let name = format!("{}.{}", kind.plural, kind.group);
     let id = Id::new("apiextensions.k8s.io", "customresourcedefinitions", "", &name);

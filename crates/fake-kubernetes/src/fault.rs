@@ -1,4 +1,4 @@
-//! What goes wrong on purpose.
+//! Deliberate faults of the server.
 
 use std::time::Duration;
 
@@ -6,92 +6,93 @@ use serde_json::json;
 
 use super::status::Refusal;
 
-/// Which requests a fault meets. What is empty meets all.
+/// Requests that a fault affects. An empty field matches all.
 #[derive(Clone, Debug, Default)]
 pub struct Meets {
-    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
+    /// Verb: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete` or `deletecollection`.
     pub verb: &'static str,
-    /// Plural name of the kind, with the subresource if there is one: `jobs`, `imagecaches/status`, `pods/log`.
+    /// Plural name of the kind, with the subresource if there is one: `jobs`, `imagecaches/status`,
+    /// `pods/log`.
     pub resource: &'static str,
     /// Name of the object.
     pub name: String,
-    /// User that asks.
+    /// User that sends the request.
     pub user: String,
 }
 
-/// What goes wrong with the requests that it meets.
+/// Effect of a fault on a matching request.
 #[derive(Clone, Debug)]
 pub enum Harm {
-    /// 409 as if another writer had been faster.
+    /// 409, as if another writer had been faster.
     Conflict,
-    /// 410: what is asked for is no more there to be read.
+    /// 410: the requested version can no longer be read.
     Gone,
     /// 429, with Retry-After in seconds.
     Busy(u32),
-    /// 500.
+    /// 500, as if etcd had timed out.
     Broken,
-    /// 403 though the roles allow it.
+    /// 403, although the roles allow the request.
     Forbidden,
-    /// 401, as while a token is being renewed.
+    /// 401, as during the renewal of a token.
     Unauthorized,
-    /// The request is carried out, and the connection ends before the answer.
+    /// Executes the request, then closes the connection without a response.
     NoAnswer,
-    /// The connection ends before the request is read.
+    /// Closes the connection before the request is executed.
     Refused,
-    /// The answer comes so much later.
+    /// Delays the response by this time.
     Slow(Duration),
-    /// A watch that begins tells nothing, not even bookmarks, and stays open.
+    /// Keeps a new watch open without any event or bookmark.
     Silent,
-    /// A watch that begins ends after so many events, in the middle of the next line.
+    /// Ends a new watch after this many events, in the middle of the next line.
     CutAfter(usize),
 }
 
-/// A fault: met so many times, then gone.
+/// A fault that affects a limited number of requests.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// Which requests.
+    /// Requests that the fault affects.
     pub meets: Meets,
-    /// What happens to them.
+    /// Effect on the affected requests.
     pub harm: Harm,
-    /// So many requests are let through before.
+    /// Number of matching requests that pass before the first affected one.
     pub after: u32,
-    /// How often; `u32::MAX` is for ever.
+    /// Number of affected requests. `u32::MAX` means all.
     pub times: u32,
 }
 
 impl Fault {
-    /// `harm` to the next request of this verb and resource.
+    /// Creates a fault with the effect `harm` on the next request of this verb and resource.
     pub fn once(verb: &'static str, resource: &'static str, harm: Harm) -> Self {
         Fault { meets: Meets { verb, resource, ..Meets::default() }, harm, after: 0, times: 1 }
     }
 
-    /// The same fault so many times.
+    /// Sets the number of affected requests.
     pub fn times(self, times: u32) -> Self {
         Fault { times, ..self }
     }
 
-    /// The same fault after so many requests that it spares.
+    /// Sets the number of matching requests that pass first.
     pub fn after(self, after: u32) -> Self {
         Fault { after, ..self }
     }
 }
 
-/// A request that was seen.
+/// A request that the server received.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// As in [`Meets`].
+    /// Verb, as in [`Meets`].
     pub verb: &'static str,
-    /// As in [`Meets`].
+    /// Resource, as in [`Meets`].
     pub resource: String,
     /// Namespace, if there is one.
     pub namespace: String,
-    /// Name, if there is one.
+    /// Name of the object, if there is one.
     pub name: String,
-    /// Who asked.
+    /// User that sent the request.
     pub user: String,
 }
 
-/// Faults that are to come, and requests that were seen.
+/// Pending faults, and the received requests.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     waiting: Vec<Fault>,
@@ -107,7 +108,7 @@ impl Faults {
         self.waiting.clear();
     }
 
-    /// The fault that a request meets, used up once.
+    /// Returns the effect of the first fault that matches a request, and counts the fault as used.
     pub(super) fn meet(&mut self, request: &Seen) -> Option<Harm> {
         let fits = |wanted: &str, given: &str| wanted.is_empty() || wanted == given;
         for fault in &mut self.waiting {
@@ -134,7 +135,7 @@ impl Faults {
 }
 
 impl Harm {
-    /// The answer, where the harm is one.
+    /// Returns the error response, if the effect is one.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         Some(match self {
             Harm::Conflict => Refusal::new(

@@ -1,7 +1,7 @@
-//! Sets of field paths and their written form, FieldsV1 (structured-merge-diff fieldpath/serialize.go).
+//! Sets of field paths and their encoded form, FieldsV1 (structured-merge-diff fieldpath/serialize.go).
 //!
-//! A path is a list of steps written as in FieldsV1: `f:name` a field, `k:{"name":"x"}` an item of a list by its keys,
-//! `v:"x"` an item of a set.
+//! A path is a list of steps in the notation of FieldsV1: `f:name` is a field, `k:{"name":"x"}` an item of a
+//! list by its keys, and `v:"x"` an item of a set.
 
 use std::collections::BTreeSet;
 
@@ -10,17 +10,17 @@ use serde_json::{Map, Value};
 /// A path from the root of an object.
 pub(super) type Path = Vec<String>;
 
-/// Paths of leaves, and of items of keyed lists.
+/// Paths of leaves, and of the items of keyed lists.
 pub(super) type FieldSet = BTreeSet<Path>;
 
-/// The written form.
+/// Encodes a set as FieldsV1.
 pub(super) fn encode(set: &FieldSet) -> Value {
     let mut root = Map::new();
     for path in set {
         let mut node = &mut root;
         for step in path {
             let child = node.entry(step.clone()).or_insert_with(|| Value::Object(Map::new()));
-            node = child.as_object_mut().expect("only maps are put in");
+            node = child.as_object_mut().expect("all values are maps");
         }
         let extended = set.range(path.clone()..).nth(1).is_some_and(|next| next.starts_with(path));
         if extended {
@@ -30,7 +30,7 @@ pub(super) fn encode(set: &FieldSet) -> Value {
     Value::Object(root)
 }
 
-/// Reads the written form.
+/// Decodes a set from FieldsV1.
 pub(super) fn decode(written: &Value) -> FieldSet {
     let mut set = FieldSet::new();
     walk(written, &mut Vec::new(), &mut set);
@@ -53,7 +53,7 @@ fn walk(node: &Value, path: &mut Path, set: &mut FieldSet) {
     }
 }
 
-/// As conflicts name it: `.spec.containers[name="x"].image`.
+/// Formats a path as conflicts name it: `.spec.containers[name="x"].image`.
 pub(super) fn display(path: &Path) -> String {
     let mut shown = String::new();
     for step in path {
@@ -70,7 +70,7 @@ pub(super) fn display(path: &Path) -> String {
     shown
 }
 
-/// The value at a path.
+/// Returns the value at a path.
 pub(super) fn get<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(value, |value, step| match step.split_at(2) {
         ("f:", field) => value.get(field),
@@ -78,7 +78,7 @@ pub(super) fn get<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
     })
 }
 
-/// Takes the value at a path away.
+/// Removes the value at a path.
 pub(super) fn remove(value: &mut Value, path: &[String]) {
     let Some((last, parents)) = path.split_last() else { return };
     let parent = parents.iter().try_fold(value, |value, step| match step.split_at(2) {
@@ -105,7 +105,8 @@ pub(super) fn remove(value: &mut Value, path: &[String]) {
     }
 }
 
-/// Where in a list the item of a step is. A key that the item leaves out has its default, so it is not compared.
+/// Returns the position of a step's item in a list. A key missing in the item has its default, so it is not
+/// compared.
 fn position(list: &Value, step: &str) -> Option<usize> {
     let items = list.as_array()?;
     let wanted: Value = serde_json::from_str(step.get(2..)?).ok()?;

@@ -1,4 +1,4 @@
-//! Requests in, answers out (apiserver pkg/endpoints/handlers).
+//! HTTP requests and responses (apiserver pkg/endpoints/handlers).
 
 use std::io;
 use std::sync::Arc;
@@ -25,17 +25,17 @@ use super::server::Shared;
 use super::status::Refusal;
 use super::store::State;
 use super::watch;
-use super::write::{DeleteOptions, Deleted, How, PatchBody, Unknown, Written};
+use super::write::{DeleteOptions, Deleted, PatchBody, Unknown, WriteOptions, Written};
 
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Most bytes of a body (apiserver pkg/server/config.go, MaxRequestBodyBytes).
+/// Maximum size of a request body, in bytes (apiserver pkg/server/config.go, MaxRequestBodyBytes).
 const MAX_BODY: usize = 3 << 20;
 
-/// How long a body that is to break off waits, so that what comes before is sent.
+/// Delay before a body breaks off, so that the data before it is sent.
 pub(super) const FLUSH: Duration = Duration::from_millis(20);
 
-/// A request as it is understood.
+/// A parsed request for a resource.
 struct Call {
     route: Route,
     query: Query,
@@ -48,7 +48,7 @@ struct Call {
     body: Bytes,
 }
 
-/// What is answered.
+/// Content of a response.
 struct Answer {
     code: u16,
     body: Value,
@@ -71,7 +71,7 @@ impl From<Written> for Answer {
     }
 }
 
-/// Answers a request. An error ends the connection without an answer.
+/// Responds to a request. An error closes the connection without a response.
 pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<Response<Body>> {
     let (head, incoming) = request.into_parts();
     let Ok(body) = Limited::new(incoming, MAX_BODY).collect().await else {
@@ -82,9 +82,9 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> i
             format!("Request entity too large: {why}"),
         )));
     };
-    let call = match understand(&head, body.to_bytes(), &shared) {
-        Ok(Understood::Call(call)) => call,
-        Ok(Understood::Answer(answer)) => return Ok(json_response(answer)),
+    let call = match parse_request(&head, body.to_bytes(), &shared) {
+        Ok(Parsed::Call(call)) => call,
+        Ok(Parsed::Answer(answer)) => return Ok(json_response(answer)),
         Err(refusal) => return Ok(refused(&refusal)),
     };
     let harm = shared.write(|state| {
@@ -109,25 +109,25 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> i
         }
         None => {}
     }
-    let done = carry_out(&call, &shared, harm.as_ref());
+    let done = execute(&call, &shared, harm.as_ref());
     if matches!(harm, Some(Harm::NoAnswer)) {
         return Err(io::ErrorKind::ConnectionReset.into());
     }
     Ok(done.unwrap_or_else(|refusal| refused(&refusal)))
 }
 
-enum Understood {
+enum Parsed {
     Call(Box<Call>),
     Answer(Answer),
 }
 
-fn understand(head: &Parts, body: Bytes, shared: &Shared) -> Result<Understood, Refusal> {
+fn parse_request(head: &Parts, body: Bytes, shared: &Shared) -> Result<Parsed, Refusal> {
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     let user = shared.read(|state| state.access.user(header(AUTHORIZATION)))?;
     if head.method == Method::GET
         && let Some(document) = shared.read(|state| discovery::document(state, head.uri.path()))
     {
-        return Ok(Understood::Answer(Answer::ok(document)));
+        return Ok(Parsed::Answer(Answer::ok(document)));
     }
     let route = Route::read(head.uri.path()).ok_or_else(Refusal::no_route)?;
     let query = Query::read(head.uri.query());
@@ -142,7 +142,7 @@ fn understand(head: &Parts, body: Bytes, shared: &Shared) -> Result<Understood, 
         "" => header(USER_AGENT).unwrap_or("unknown").split('/').next().unwrap_or_default(),
         given => given,
     };
-    Ok(Understood::Call(Box::new(Call {
+    Ok(Parsed::Call(Box::new(Call {
         manager: manager.to_owned(),
         media_type: header(CONTENT_TYPE).unwrap_or("application/json").to_owned(),
         partial: header(ACCEPT).is_some_and(|accept| accept.contains("as=PartialObjectMetadata")),
@@ -155,7 +155,7 @@ fn understand(head: &Parts, body: Bytes, shared: &Shared) -> Result<Understood, 
     })))
 }
 
-fn carry_out(call: &Call, shared: &Arc<Shared>, harm: Option<&Harm>) -> Result<Response<Body>, Refusal> {
+fn execute(call: &Call, shared: &Arc<Shared>, harm: Option<&Harm>) -> Result<Response<Body>, Refusal> {
     let Call { route, query, kind, .. } = call;
     let selection = Selection::new(kind, query.get("labelSelector"), query.get("fieldSelector"))?;
     let name = selection.name().unwrap_or(&route.name).to_owned();
@@ -202,7 +202,7 @@ fn change(state: &mut State, call: &Call, scope: &Scope) -> Result<Answer, Refus
         "status" if kind.status => true,
         _ => return Err(Refusal::new(404, "NotFound", "the server could not find the requested resource")),
     };
-    let how = How {
+    let how = WriteOptions {
         manager: call.manager.clone(),
         force: query.flag("force"),
         dry_run: query.get("dryRun") == "All",
@@ -231,8 +231,8 @@ fn change(state: &mut State, call: &Call, scope: &Scope) -> Result<Answer, Refus
         "patch" => {
             let patch = PatchBody::read(&call.media_type, &call.body)?;
             let how = match patch {
-                // Who applies says so; the user agent is not taken for it.
-                PatchBody::Apply(_) => How { manager: query.get("fieldManager").to_owned(), ..how },
+                // An apply must name its manager; the user agent does not replace it.
+                PatchBody::Apply(_) => WriteOptions { manager: query.get("fieldManager").to_owned(), ..how },
                 _ => how,
             };
             if state.patch_creates(&id, &patch) && !status {
@@ -294,7 +294,7 @@ fn refused(refusal: &Refusal) -> Response<Body> {
 
 pub(super) fn response(code: u16, media_type: &'static str, body: Body) -> Response<Body> {
     let builder = Response::builder().status(code).header(CONTENT_TYPE, media_type);
-    builder.body(body).expect("status and headers that can be sent")
+    builder.body(body).expect("the status and the headers are valid")
 }
 
 pub(super) fn full(text: impl Into<Bytes>) -> Body {

@@ -1,4 +1,4 @@
-//! What the server knows of a kind.
+//! Description of a kind.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::custom::Custom;
 
-/// Reads an object into its type and writes it again; what the type does not know is gone.
+/// Decodes an object with its type and encodes it again. Unknown fields are lost.
 pub(super) type Typed = fn(&Value) -> Result<Value, String>;
 
-/// A kind of one group and version.
+/// A kind in one group and version.
 #[derive(Debug)]
 pub(super) struct Kind {
     pub(super) group: String,
@@ -17,18 +17,19 @@ pub(super) struct Kind {
     pub(super) kind: String,
     pub(super) plural: String,
     pub(super) namespaced: bool,
-    /// Status is a subresource: writes to the object do not change it, and the other way round.
+    /// `true` if status is a subresource: writes to the object do not change it, and the other way round.
     pub(super) status: bool,
-    /// `metadata.generation` counts changes of the spec.
+    /// `true` if `metadata.generation` counts changes of the spec.
     pub(super) generation: bool,
-    /// A replace without resourceVersion passes (`AllowUnconditionalUpdate` of the kind's strategy).
+    /// `true` if a replace without resourceVersion is allowed (`AllowUnconditionalUpdate` of the kind's
+    /// strategy).
     pub(super) unconditional: bool,
-    /// A replace of an absent object creates it (`AllowCreateOnUpdate`).
+    /// `true` if a replace of an absent object creates it (`AllowCreateOnUpdate`).
     pub(super) upsert: bool,
     pub(super) form: Form,
 }
 
-/// Where the fields of a kind are written down.
+/// Source of the fields of a kind.
 #[derive(Clone, Debug)]
 pub(super) enum Form {
     BuiltIn(Typed),
@@ -36,17 +37,17 @@ pub(super) enum Form {
 }
 
 impl Kind {
-    /// `secrets`, `jobs.batch`.
+    /// Returns the qualified name: `secrets`, `jobs.batch`.
     pub(super) fn qualified(&self) -> String {
         if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
     }
 
-    /// `v1`, `batch/v1`.
+    /// Returns the API version: `v1`, `batch/v1`.
     pub(super) fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 
-    /// The identity of an object of this kind.
+    /// Returns the identity of an object of this kind.
     pub(super) fn id(&self, namespace: &str, name: &str) -> Id {
         Id {
             group: self.group.clone(),
@@ -61,7 +62,7 @@ impl Kind {
     }
 }
 
-/// Where an object is; the order of lists.
+/// Identity of an object. Its order is the order of lists.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Id {
     pub(super) group: String,

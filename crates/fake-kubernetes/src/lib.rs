@@ -1,22 +1,23 @@
-//! A Kubernetes API server in this process, for tests: real HTTP on loopback, so that the real client talks to it.
+//! Kubernetes API server in this process, for tests. It uses real HTTP on loopback, so that tests use the
+//! real client.
 //!
 //! ```text
-//!  kube::Client ──HTTP──► route → who → fault? → may he? → write.rs: decode, defaults, validation, admission, owners of
-//!                                                          fields ──► store.rs: objects, one revision, the changes
+//!  kube::Client ──HTTP──► route → user → fault? → access? → write.rs: decode, defaults, validation, admission,
+//!                                                          field owners ──► store.rs: objects, revision, changes
 //!  watches ◄───────────────── lines of changes, bookmarks ◄───────────────────────────────┘
 //! ```
 //!
-//! It answers as a real server does where a client of Larder's can tell the difference; each such behaviour names its source,
-//! a section of the facts on Kubernetes that were tried on a real cluster, or the file upstream (paths without a repository
-//! are of kubernetes/kubernetes).
+//! Its responses match a real server wherever a client of Larder can see the difference. Each such behaviour
+//! names its source: a section of the facts on Kubernetes that were verified on a real cluster, or the
+//! upstream file (paths without a repository are in kubernetes/kubernetes).
 //!
-//! # What it is not
+//! # Limits
 //!
-//! No etcd, no TLS, no aggregation, webhooks, conversion between versions, strategic merge patches, protobuf, priority and
-//! fairness. Built-in objects are read by the types of `k8s-openapi` at the API level that is compiled in; of their defaults
-//! and validation only what is written in `rules` exists, so that an object which passes here may still be refused by a
-//! server. Quantities are not brought into their canonical form. What is proven here has to be proven again on a cluster: the
-//! tests can run there too.
+//! There is no etcd, TLS, aggregation, webhooks, conversion between versions, strategic merge patches,
+//! protobuf, or priority and fairness. Built-in objects are decoded with the types of `k8s-openapi` at the
+//! API level that is compiled in. Only the defaults and the validation in `rules` exist, so a real server
+//! might refuse an object that passes here. Quantities are not converted to their canonical form. What passes
+//! here must also be verified on a cluster; the tests can run there, too.
 
 #![forbid(unsafe_code)]
 
@@ -67,15 +68,15 @@ use kind::Id;
 use object::{meta, text};
 use server::Shared;
 use store::State;
-use write::How;
+use write::WriteOptions;
 
-/// A running API server; dropped, it stops and closes its connections.
+/// A running API server. Dropping it closes its connections.
 pub struct Cluster {
     address: SocketAddr,
     shared: Arc<Shared>,
     admin: String,
     _stop: oneshot::Sender<()>,
-    /// Volumes, snapshots and pods.
+    /// Directory of volumes, snapshots and pods.
     root: TempDir,
 }
 
@@ -92,25 +93,27 @@ impl Default for Cluster {
 }
 
 impl Cluster {
-    /// Starts a server on a free port of 127.0.0.1, on a thread of its own. It has the namespaces of a new cluster.
+    /// Starts a server on a free port of 127.0.0.1, on its own thread. It has the namespaces of a new
+    /// cluster.
     pub fn new() -> Self {
         Cluster::with_timing(Timing::default())
     }
 
-    /// The same, in which things take as long as is said.
+    /// Starts a server like [`Cluster::new`], with the given delays.
     pub fn with_timing(timing: Timing) -> Self {
         Cluster::start(timing, true)
     }
 
-    /// An API server without controllers, scheduler, kubelets and storage: objects change when a client changes them. For
-    /// measurements with tens of thousands of objects, which the components would look at again after each change.
+    /// Starts an API server without controllers, scheduler, kubelets and storage: only clients change
+    /// objects. Use it for measurements with tens of thousands of objects, which the components would read
+    /// after each change.
     pub fn without_components(timing: Timing) -> Self {
         Cluster::start(timing, false)
     }
 
     fn start(timing: Timing, components: bool) -> Self {
         let (listener, address) = server::listen();
-        let root = tempfile::tempdir().expect("a temporary directory");
+        let root = tempfile::tempdir().expect("a temporary directory can be created");
         let mut state = State::new(root.path(), timing);
         let admin = state.access.issue(access::ADMIN);
         let shared = Shared::new(state);
@@ -133,50 +136,52 @@ impl Cluster {
         cluster
     }
 
-    /// `http://127.0.0.1:1234`.
+    /// Returns the base URL: `http://127.0.0.1:1234`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Configuration for who holds a token; none asks as nobody.
+    /// Returns the configuration of a client with this token. `None` is an anonymous client.
     pub fn config(&self, token: Option<&str>) -> Config {
-        let mut config = Config::new(self.url().parse().expect("a URL of our own"));
+        let mut config = Config::new(self.url().parse().expect("the server's own URL is valid"));
         config.auth_info =
             AuthInfo { token: token.map(|token| token.to_owned().into()), ..AuthInfo::default() };
         config
     }
 
-    /// A client who may do everything.
+    /// Returns a client with all permissions.
     pub fn admin(&self) -> Client {
         Client::try_from(self.config(Some(&self.admin))).expect("a client needs no file")
     }
 
-    /// The token of who may do everything.
+    /// Returns the token of the user with all permissions.
     pub fn admin_token(&self) -> &str {
         &self.admin
     }
 
-    /// A client of a user with a new token: `system:serviceaccount:<namespace>:<name>`, or a plain name.
+    /// Returns a client of a user with a new token. The user is `system:serviceaccount:<namespace>:<name>` or
+    /// a plain name.
     pub fn client(&self, user: &str) -> Client {
         Client::try_from(self.config(Some(&self.token(user)))).expect("a client needs no file")
     }
 
-    /// A new token of a user.
+    /// Issues a new token for a user.
     pub fn token(&self, user: &str) -> String {
         self.shared.write(|state| state.access.issue(user))
     }
 
-    /// Makes a token worthless; 401 from now on.
+    /// Revokes a token, which is refused with 401 from now on.
     pub fn revoke(&self, token: &str) {
         self.shared.write(|state| state.access.revoke(token));
     }
 
-    /// Whether a token was shown yet.
+    /// Reports whether a token has been used.
     pub fn was_used(&self, token: &str) -> bool {
         self.shared.read(|state| state.access.was_used(token))
     }
 
-    /// The text of a kubeconfig whose token is read from a file, as that of a service account in a pod is.
+    /// Returns the text of a kubeconfig that reads its token from a file, like that of a service account in a
+    /// pod.
     pub fn kubeconfig(&self, token_file: &Path, namespace: &str) -> String {
         json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
@@ -187,11 +192,11 @@ impl Cluster {
         .to_string()
     }
 
-    /// Creates an object of any kind that is served, as its administrator would.
+    /// Creates an object of any kind, as an administrator would.
     ///
     /// # Panics
     ///
-    /// When the server refuses it.
+    /// Panics if the server refuses the object.
     pub fn install(&self, object: &Value) -> Value {
         let (group, version) = match text(object, "/apiVersion").split_once('/') {
             Some((group, version)) => (group, version),
@@ -205,51 +210,52 @@ impl Cluster {
                 })
                 .cloned()
                 .unwrap_or_else(|| panic!("no such kind: {object}"));
-            let how = How::component("install");
+            let how = WriteOptions::component("install");
             let written = state.create(&kind, meta(object, "namespace"), object.clone(), &how);
             let written = written.unwrap_or_else(|e| panic!("{}: {object}", e.message));
             if kind.is("", "resourcequotas") {
-                // An administrator waits until a new quota limits something.
+                // An administrator waits until a new quota is effective.
                 components::quotas(state);
             }
             written.object.as_ref().clone()
         })
     }
 
-    /// Writes an object with its status and UID as they are given, as a restored backup of etcd would have them.
+    /// Writes an object with the given status and UID, as if restored from a backup of etcd.
     pub fn restore(&self, group: &str, plural: &str, object: Value) {
         let id = Id::new(group, plural, meta(&object, "namespace"), meta(&object, "name"));
         self.shared.write(|state| state.put(id.clone(), object));
     }
 
-    /// Reads an object past all access control; none where it is not there.
+    /// Reads an object without access control. `None` if it does not exist.
     pub fn peek(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Value> {
         let id = Id::new(group, plural, namespace, name);
         self.shared.read(|state| state.get(&id).map(|object| object.as_ref().clone()))
     }
 
-    /// Reads all objects of a kind, of one namespace or (empty) of all.
+    /// Reads all objects of a kind in a namespace. An empty namespace means all namespaces.
     pub fn peek_all(&self, group: &str, plural: &str, namespace: &str) -> Vec<Value> {
         self.shared
             .read(|state| state.all(group, plural, namespace).map(|object| object.as_ref().clone()).collect())
     }
 
-    /// Adds a node, ready to run pods.
+    /// Adds a node that is ready to run pods.
     pub fn add_node(&self, node: Node) {
         self.shared.write(|state| state.add_node(node));
     }
 
-    /// A machine is switched off: its pods end and nobody tells. After [`Timing::eviction`] they are deleted, and stay.
+    /// Switches a node off: its pods end and no status is reported. After [`Timing::eviction`] they are
+    /// marked as deleted but remain.
     pub fn lose_node(&self, name: &str) {
         self.shared.write(|state| state.lose_node(name));
     }
 
-    /// A node that is no more: its pods fail, and go.
+    /// Removes a node from the cluster. Its pods fail and are deleted.
     pub fn remove_node(&self, name: &str) {
         self.shared.write(|state| state.remove_node(name));
     }
 
-    /// Kills the container of a pod, as the kernel does when memory has run out, or otherwise.
+    /// Kills the container of a pod, with `out_of_memory` as the kernel does when memory runs out.
     pub fn kill(&self, namespace: &str, pod: &str, out_of_memory: bool) {
         self.shared.write(|state| {
             if let Some(pod) = state.get(&Id::new("", "pods", namespace, pod)) {
@@ -258,7 +264,8 @@ impl Cluster {
         });
     }
 
-    /// Installs the snapshot kinds, a storage class and a snapshot class, both named `csi`, for the driver [`DRIVER`].
+    /// Installs the snapshot kinds, and a storage class and a snapshot class for the driver [`DRIVER`]. Both
+    /// classes are named `csi`.
     pub fn install_storage(&self, deletion_policy: &str) {
         for definition in snapshot_kinds::definitions() {
             self.install(&definition);
@@ -273,84 +280,84 @@ impl Cluster {
         }));
     }
 
-    /// Puts volumes that are made from now on below another directory, for example of a small file system.
+    /// Places new volumes below another directory, for example on a small file system.
     pub fn put_volumes(&self, root: &Path) {
         self.shared.write(|state| state.driver.move_to(root));
     }
 
-    /// Decides about the next snapshot that has no fate yet.
+    /// Sets the outcome of the next new snapshot.
     pub fn decide_snapshot(&self, fate: SnapshotFate) {
         self.shared.write(|state| state.driver.decide(fate));
     }
 
-    /// The storage takes all snapshots from now on, also those that it has refused or not answered.
+    /// Lets all snapshots succeed from now on, including those that were refused or not answered.
     pub fn heal_snapshots(&self) {
         self.shared.write(|state| state.driver.heal());
     }
 
-    /// What the storage has under a handle.
+    /// Returns the stored snapshot with this handle.
     pub fn stored(&self, handle: &str) -> Option<Stored> {
         self.shared.read(|state| state.driver.snapshot(handle).cloned())
     }
 
-    /// How many snapshots the storage has.
+    /// Returns the number of snapshots in the storage.
     pub fn stored_snapshots(&self) -> usize {
         self.shared.read(|state| state.driver.snapshots())
     }
 
-    /// How many snapshots went from the storage while another content still offered them: what has such a copy says that it is
-    /// ready, and is not (facts/kubernetes.md, 1).
+    /// Returns the number of snapshots deleted while another content still offered them. Such a content
+    /// reports ready although its data is gone (facts/kubernetes.md, 1).
     pub fn torn_snapshots(&self) -> usize {
         self.shared.read(|state| state.driver.torn())
     }
 
-    /// The kubelet of a node mounts volumes below `kubelet` from now on, where it would (`/var/lib/kubelet`). Takes root, and a
-    /// mount namespace in which that may be done.
+    /// Makes the kubelet of a node mount volumes below `kubelet`, as it does in `/var/lib/kubelet`. Requires
+    /// root and a mount namespace that allows mounts.
     pub fn mount_volumes(&self, node: &str, kubelet: &Path) {
         self.shared.write(|state| state.mount_volumes(node, kubelet));
     }
 
-    /// How many disks were taken from a node while something of them was mounted there.
+    /// Returns the number of disks detached from a node while they were mounted there.
     pub fn unplugged_disks(&self) -> usize {
         self.shared.read(|state| state.driver.unplugged())
     }
 
-    /// The directory of a volume of the driver.
+    /// Returns the directory of a volume of the driver.
     pub fn volume(&self, handle: &str) -> PathBuf {
         self.shared.read(|state| state.driver.volume(handle))
     }
 
-    /// Where volumes, snapshots and pods are.
+    /// Returns the directory of volumes, snapshots and pods.
     pub fn root(&self) -> &Path {
         self.root.path()
     }
 
-    /// Lets something go wrong.
+    /// Adds a deliberate fault.
     pub fn fault(&self, fault: Fault) {
         self.shared.write(|state| state.faults.add(fault));
     }
 
-    /// Ends all faults that wait.
+    /// Removes all pending faults.
     pub fn heal(&self) {
         self.shared.write(|state| state.faults.clear());
     }
 
-    /// All requests that were seen since the start.
+    /// Returns all requests received since the start.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.read(|state| state.faults.seen.clone())
     }
 
-    /// Forgets old versions: what reads on from one is told 410.
+    /// Discards old versions: requests that continue from one are refused with 410.
     pub fn compact(&self) {
         self.shared.write(State::compact);
     }
 
-    /// Ends the connections of all running watches.
+    /// Closes the connections of all running watches.
     pub fn cut_watches(&self) {
         self.shared.cut_watches();
     }
 
-    /// Tells all running watches 410.
+    /// Ends all running watches with 410.
     pub fn expire_watches(&self) {
         self.shared.expire_watches();
     }

@@ -17,7 +17,8 @@ use super::route::{Query, Route};
 use super::status::Refusal;
 use super::store::State;
 
-/// The body of a log. With [`Harm::CutAfter`] its connection ends after so many pieces, with [`Harm::Silent`] nothing comes.
+/// Returns the body of a log. [`Harm::CutAfter`] ends its connection after this many pieces; [`Harm::Silent`]
+/// sends nothing.
 pub(super) fn body(
     state: &State,
     route: &Route,
@@ -27,11 +28,14 @@ pub(super) fn body(
     let kind = state.kind("", "v1", "pods")?;
     let id = Id::new("", "pods", &route.namespace, &route.name);
     let pod = state.get(&id).ok_or_else(|| Refusal::not_found(&kind, &route.name))?;
-    let asked = query.get("container");
+    let requested = query.get("container");
     let containers = list(pod, "/spec/containers");
-    let named = |container: &&Value| asked.is_empty() || container["name"] == asked;
+    let named = |container: &&Value| requested.is_empty() || container["name"] == requested;
     let Some(container) = containers.iter().find(named) else {
-        return Err(Refusal::bad_request(format!("container {asked} is not valid for pod {}", route.name)));
+        return Err(Refusal::bad_request(format!(
+            "container {requested} is not valid for pod {}",
+            route.name
+        )));
     };
     let name = text(container, "/name");
     let node = text(pod, "/spec/nodeName");
@@ -50,7 +54,7 @@ pub(super) fn body(
     };
     for unknown in ["previous", "timestamps", "sinceTime", "sinceSeconds"] {
         if !matches!(query.get(unknown), "" | "false") {
-            return Err(Refusal::new(501, "NotImplemented", format!("{unknown} is not faked")));
+            return Err(Refusal::new(501, "NotImplemented", format!("{unknown} is not simulated")));
         }
     }
     let number = |name: &str| query.get(name).parse().ok();
@@ -65,7 +69,7 @@ pub(super) fn body(
             std::future::pending::<()>().await;
         }
         if left == 0 {
-            // What was said before is to arrive.
+            // Time for the previous pieces to arrive.
             tokio::time::sleep(FLUSH).await;
             return Some((Err(io::ErrorKind::ConnectionReset.into()), (tail, left)));
         }

@@ -1,6 +1,7 @@
-//! Who set which field: `metadata.managedFields` (apimachinery pkg/util/managedfields, structured-merge-diff merge/update.go).
+//! Field ownership: `metadata.managedFields` (apimachinery pkg/util/managedfields, structured-merge-diff
+//! merge/update.go).
 //!
-//! Ownership is kept at leaves, whole lists where they are atomic, and items of keyed lists.
+//! Ownership is tracked for leaves, for whole atomic lists, and for items of keyed lists.
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +9,7 @@ use super::fields::{self, FieldSet, Path};
 use super::object::{metadata, now};
 use super::shape::{ListKind, Shape};
 
-/// Who writes.
+/// Manager and part of a write.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     pub(super) manager: String,
@@ -16,14 +17,14 @@ pub(super) struct Writer {
     pub(super) api_version: String,
 }
 
-/// What a write reaches (`GetResetFields` of the kinds' strategies).
+/// Part of an object that a write can change (`GetResetFields` of the kinds' strategies).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// All of a kind that has no status subresource.
+    /// The whole object, for a kind without status subresource.
     Whole,
-    /// All but the status.
+    /// Everything except the status.
     Main,
-    /// The status alone.
+    /// Only the status.
     Status,
 }
 
@@ -33,7 +34,7 @@ impl Part {
     }
 }
 
-/// The fields of one manager.
+/// Fields owned by one manager.
 #[derive(Clone, Debug)]
 struct Entry {
     manager: String,
@@ -90,7 +91,7 @@ fn write(object: &mut Value, entries: &[Entry]) {
     }
 }
 
-/// Notes what `writer` changed from `live` to `new`; whoever set a changed field before does not own it any more.
+/// Records the fields that `writer` changed from `live` to `new`. Previous owners lose the changed fields.
 pub(super) fn note_update(live: Option<&Value>, new: &mut Value, shape: Shape<'_>, writer: &Writer) {
     let mut before = FieldSet::new();
     if let Some(live) = live {
@@ -109,7 +110,7 @@ pub(super) fn note_update(live: Option<&Value>, new: &mut Value, shape: Shape<'_
         .collect();
     let removed: FieldSet = before.difference(&after).cloned().collect();
     let mut entries = live.map(read).unwrap_or_default();
-    // An empty list takes every owner away (`metadata.managedFields: [{}]` or `[]` by a client).
+    // An empty list from a client (`metadata.managedFields: [{}]` or `[]`) removes all owners.
     if live.is_some() && new["metadata"]["managedFields"].as_array().is_some_and(Vec::is_empty) {
         entries.clear();
     }
@@ -142,11 +143,11 @@ fn add(entries: &mut Vec<Entry>, writer: &Writer, operation: &str, change: impl 
     }
 }
 
-/// Fields that others own and that an apply would change, with their owners.
+/// Fields that an apply would change although other managers own them, with their owners.
 pub(super) type Conflicts = Vec<(String, Path)>;
 
-/// Merges an applied configuration into `live`. Fields that `writer` applied before and does not any more go away,
-/// unless another manager owns them.
+/// Merges an applied configuration into `live`. Fields that `writer` applied before but no longer applies are
+/// removed, unless another manager owns them.
 pub(super) fn apply(
     live: Option<&Value>,
     applied: &Value,
@@ -160,7 +161,7 @@ pub(super) fn apply(
     let mut entries = live.map(read).unwrap_or_default();
     let mut merged = live.cloned().unwrap_or_else(|| json!({}));
     for path in &wanted {
-        // The whole of `applied` may hold more than belongs to this subresource.
+        // `applied` might contain more than this subresource.
         merge_path(&mut merged, applied, path, shape);
     }
     for field in ["apiVersion", "kind"] {
@@ -191,13 +192,13 @@ pub(super) fn apply(
     if !conflicts.is_empty() {
         return Err(conflicts);
     }
-    let given_up: Vec<Path> = entries
+    let abandoned: Vec<Path> = entries
         .iter()
         .filter(|entry| entry.is(writer, "Apply"))
         .flat_map(|entry| entry.fields.difference(&wanted).cloned())
         .collect();
     let others: Vec<_> = entries.iter().filter(|entry| !entry.is(writer, "Apply")).collect();
-    for path in given_up.iter().rev() {
+    for path in abandoned.iter().rev() {
         let kept = others.iter().any(|entry| entry.fields.iter().any(|other| other.starts_with(path)));
         if !kept && !wanted.iter().any(|other| other.starts_with(path)) {
             fields::remove(&mut merged, path);
@@ -215,8 +216,9 @@ impl Entry {
         } else {
             format!(" with subresource \"{}\"", self.subresource)
         };
-        // apimachinery pkg/util/managedfields/internal/conflict.go, printManager: a manager that applied is named without a
-        // version. BuildManagerIdentifier in managedfields.go leaves the time out, so the text never has one.
+        // apimachinery pkg/util/managedfields/internal/conflict.go, printManager: a manager that applied is
+        // shown without a version. BuildManagerIdentifier in managedfields.go omits the time, so the text
+        // never contains one.
         let version = match self.operation.as_str() {
             "Update" => format!(" using {}", self.api_version),
             _ => String::new(),
@@ -225,7 +227,7 @@ impl Entry {
     }
 }
 
-/// Merges a configuration that no manager owns into an object.
+/// Merges a configuration into an object without recording an owner.
 pub(super) fn merge(object: &Value, applied: &Value, shape: Shape<'_>) -> Value {
     let mut wanted = FieldSet::new();
     leaves(applied, shape, &mut Vec::new(), &mut wanted);
@@ -236,7 +238,7 @@ pub(super) fn merge(object: &Value, applied: &Value, shape: Shape<'_>) -> Value 
     merged
 }
 
-/// Puts the value that `applied` has at `path` into `merged`, making what is missing on the way.
+/// Copies the value at `path` from `applied` to `merged`, and creates missing parents.
 fn merge_path(merged: &mut Value, applied: &Value, path: &[String], shape: Shape<'_>) {
     let Some((step, rest)) = path.split_first() else {
         *merged = applied.clone();
@@ -251,7 +253,7 @@ fn merge_path(merged: &mut Value, applied: &Value, path: &[String], shape: Shape
         let child = &mut merged[name];
         let nothing = source.as_object().is_some_and(Map::is_empty) && !shape.field(name).atomic();
         if rest.is_empty() && nothing && child.is_object() {
-            // An empty map merges nothing into the one that is there.
+            // An empty map adds nothing to the existing map.
         } else if rest.is_empty() {
             *child = source.clone();
         } else {
@@ -268,13 +270,13 @@ fn merge_path(merged: &mut Value, applied: &Value, path: &[String], shape: Shape
         _ => item == source,
     };
     let at = items.iter().position(same).unwrap_or_else(|| {
-        // The item itself has no value of its own: its keys are leaves below it.
+        // The item has no value of its own: its keys are leaves below it.
         items.push(if sort == "k:" { json!({}) } else { source.clone() });
         items.len() - 1
     });
     if sort == "k:" {
         if rest.is_empty() {
-            // Keys come first, so that the next path finds the item.
+            // The keys come first, so that the next path finds the item.
             if let (ListKind::Map(keys), Some(item)) = (shape.list(), items[at].as_object_mut()) {
                 for key in keys {
                     if let Some(value) = source.get(&key) {
@@ -288,7 +290,7 @@ fn merge_path(merged: &mut Value, applied: &Value, path: &[String], shape: Shape
     }
 }
 
-/// The leaves of an object that can be owned.
+/// Collects the leaves of an object that can be owned.
 fn leaves(value: &Value, shape: Shape<'_>, path: &mut Path, set: &mut FieldSet) {
     match value {
         Value::Object(fields) if !fields.is_empty() && !shape.atomic() => {
@@ -328,7 +330,7 @@ fn leaves(value: &Value, shape: Shape<'_>, path: &mut Path, set: &mut FieldSet) 
     }
 }
 
-/// What no manager owns (apimachinery pkg/util/managedfields/internal/stripmeta.go).
+/// Reports whether a field is never owned (apimachinery pkg/util/managedfields/internal/stripmeta.go).
 fn ownerless(path: &[String], name: &str) -> bool {
     match path {
         [] => matches!(name, "apiVersion" | "kind"),

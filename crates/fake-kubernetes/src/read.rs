@@ -1,4 +1,4 @@
-//! Get, list and the changes that a watch tells.
+//! Get, list, and the events of watches.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use super::select::Selection;
 use super::status::Refusal;
 use super::store::{Change, State};
 
-/// What is left of a list that is read page by page.
+/// Remaining items of a list that is read page by page.
 #[derive(Debug)]
 pub(super) struct Page {
     revision: u64,
     rest: Vec<Arc<Value>>,
 }
 
-/// What to list or watch.
+/// Objects to list or watch.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
     pub(super) kind: Arc<Kind>,
-    /// Empty for all.
+    /// Namespace of the objects; empty for all.
     pub(super) namespace: String,
     pub(super) selection: Selection,
 }
@@ -47,13 +47,14 @@ impl State {
         self.get(&kind.id(namespace, name)).cloned().ok_or_else(|| Refusal::not_found(kind, name))
     }
 
-    /// All that the scope selects now.
+    /// Returns all objects that the scope selects now.
     pub(super) fn select(&self, scope: &Scope) -> Vec<Arc<Value>> {
         let all = self.all(&scope.kind.group, &scope.kind.plural, &scope.namespace);
         all.filter(|object| scope.selection.matches(object)).cloned().collect()
     }
 
-    /// A list, or a page of one. All pages show the state of the first (apiserver pkg/storage/etcd3/store.go).
+    /// Returns a list, or a page of one. All pages show the state at the first page (apiserver
+    /// pkg/storage/etcd3/store.go).
     pub(super) fn list(&mut self, scope: &Scope, options: &ListOptions) -> Result<Value, Refusal> {
         let (revision, mut items) = if options.continues.is_empty() {
             self.items_at(scope, options)?
@@ -76,7 +77,7 @@ impl State {
         }
         let mut items: Vec<_> = items.iter().map(|object| object.as_ref().clone()).collect();
         if let Form::BuiltIn(_) = scope.kind.form {
-            // Typed lists leave out what all items have in common; lists of custom resources do not.
+            // Typed lists omit the fields that all items share; lists of custom resources do not.
             for fields in items.iter_mut().filter_map(Value::as_object_mut) {
                 fields.remove("apiVersion");
                 fields.remove("kind");
@@ -91,16 +92,16 @@ impl State {
     }
 
     fn items_at(&self, scope: &Scope, options: &ListOptions) -> Result<(u64, Vec<Arc<Value>>), Refusal> {
-        let asked = version(&options.version)?;
-        self.not_ahead(asked)?;
-        if !options.exact || asked == self.revision {
+        let requested = version(&options.version)?;
+        self.check_not_ahead(requested)?;
+        if !options.exact || requested == self.revision {
             return Ok((self.revision, self.select(scope)));
         }
-        if asked < self.compacted {
-            return Err(Refusal::expired(&self.too_old(asked)));
+        if requested < self.compacted {
+            return Err(Refusal::expired(&self.too_old(requested)));
         }
         let mut objects: BTreeMap<&Id, &Arc<Value>> = self.objects.iter().collect();
-        for change in self.changes.iter().rev().take_while(|change| change.revision > asked) {
+        for change in self.changes.iter().rev().take_while(|change| change.revision > requested) {
             match &change.before {
                 Some(before) => objects.insert(&change.id, before),
                 None => objects.remove(&change.id),
@@ -108,40 +109,41 @@ impl State {
         }
         let held =
             objects.into_iter().filter(|(id, object)| scope.holds(id) && scope.selection.matches(object));
-        Ok((asked, held.map(|(_, object)| Arc::clone(object)).collect()))
+        Ok((requested, held.map(|(_, object)| Arc::clone(object)).collect()))
     }
 
-    /// A version that is not yet (apiserver pkg/storage/errors.go, NewTooLargeResourceVersionError).
-    pub(super) fn not_ahead(&self, asked: u64) -> Result<(), Refusal> {
-        if asked <= self.revision {
+    /// Refuses a version from the future (apiserver pkg/storage/errors.go, NewTooLargeResourceVersionError).
+    pub(super) fn check_not_ahead(&self, requested: u64) -> Result<(), Refusal> {
+        if requested <= self.revision {
             return Ok(());
         }
-        let message = format!("Too large resource version: {asked}, current: {}", self.revision);
+        let message = format!("Too large resource version: {requested}, current: {}", self.revision);
         let mut refusal = Refusal::new(504, "Timeout", message);
         refusal.retry_after = Some(1);
         Err(refusal)
     }
 
-    fn too_old(&self, asked: u64) -> String {
-        format!("too old resource version: {asked} ({})", self.compacted)
+    fn too_old(&self, requested: u64) -> String {
+        format!("too old resource version: {requested} ({})", self.compacted)
     }
 
-    /// Refuses to watch from before the compaction (apiserver pkg/storage/cacher/cacher.go: as an event of the watch, not as
-    /// its status).
-    pub(super) fn not_too_old(&self, seen: u64) -> Result<(), Refusal> {
+    /// Refuses a watch from a version before the compaction (apiserver pkg/storage/cacher/cacher.go: an event
+    /// of the watch, not its status).
+    pub(super) fn check_not_compacted(&self, seen: u64) -> Result<(), Refusal> {
         if seen < self.compacted { Err(Refusal::expired(&self.too_old(seen))) } else { Ok(()) }
     }
 
-    /// What a watch tells of the changes after `seen`.
+    /// Returns the watch events for the changes after `seen`.
     pub(super) fn changes_since(&self, scope: &Scope, seen: u64) -> Vec<Value> {
         let from = self.changes.partition_point(|change| change.revision <= seen);
-        let told = self.changes[from..].iter().filter(|change| scope.holds(&change.id));
-        told.filter_map(|change| event(scope, change)).collect()
+        let changes = self.changes[from..].iter().filter(|change| scope.holds(&change.id));
+        changes.filter_map(|change| event(scope, change)).collect()
     }
 }
 
-/// An object that comes to match a selector is added to the watch, one that ceases to is deleted from it (apiserver
-/// pkg/storage/cacher/cache_watcher.go, convertToWatchEvent).
+/// Converts a change to a watch event. An object that starts to match a selector is added to the watch; one
+/// that stops matching is deleted from it (apiserver pkg/storage/cacher/cache_watcher.go,
+/// convertToWatchEvent).
 fn event(scope: &Scope, change: &Change) -> Option<Value> {
     let matching = |object: &&Arc<Value>| scope.selection.matches(object);
     let (before, after) = (change.before.as_ref().filter(matching), change.after.as_ref().filter(matching));
@@ -158,7 +160,7 @@ fn event(scope: &Scope, change: &Change) -> Option<Value> {
     Some(json!({"type": kind, "object": object}))
 }
 
-/// A resource version; nothing is 0, which means any.
+/// Parses a resource version. An empty text is 0, which means any version.
 pub(super) fn version(text: &str) -> Result<u64, Refusal> {
     if text.is_empty() {
         return Ok(0);
@@ -167,7 +169,7 @@ pub(super) fn version(text: &str) -> Result<u64, Refusal> {
         .map_err(|_| Refusal::bad_request(format!("Invalid value: \"{text}\": invalid resource version")))
 }
 
-/// The metadata of an object alone, as `Accept: …;as=PartialObjectMetadata` asks.
+/// Returns only the metadata of an object, for `Accept: …;as=PartialObjectMetadata`.
 pub(super) fn partial(object: &Value) -> Value {
     json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"]})
 }

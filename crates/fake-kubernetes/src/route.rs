@@ -1,8 +1,8 @@
-//! Paths and queries (apiserver pkg/endpoints/request/requestinfo.go).
+//! Request paths and queries (apiserver pkg/endpoints/request/requestinfo.go).
 
 use hyper::Method;
 
-/// What a path names.
+/// Resource that a path names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) group: String,
@@ -14,7 +14,7 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// Reads `/api/v1/…` and `/apis/<group>/<version>/…`; a path that names no resource is none.
+    /// Parses `/api/v1/…` and `/apis/<group>/<version>/…`. `None` if the path names no resource.
     pub(super) fn read(path: &str) -> Option<Self> {
         let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).map(decode).collect();
         let parts: Vec<_> = parts.iter().map(String::as_str).collect();
@@ -24,7 +24,7 @@ impl Route {
             _ => return None,
         };
         let (namespace, rest) = match rest {
-            // The namespace itself, and its subresources.
+            // The path names the namespace itself or its subresource.
             ["namespaces", _, "status" | "finalize"] | ["namespaces"] | ["namespaces", _] => ("", rest),
             ["namespaces", namespace, rest @ ..] => (*namespace, rest),
             _ => ("", rest),
@@ -45,7 +45,7 @@ impl Route {
         })
     }
 
-    /// What is done; none where the method does not fit the path.
+    /// Returns the verb of the request, or `None` if the method does not fit the path.
     pub(super) fn verb(&self, method: &Method, query: &Query) -> Option<&'static str> {
         let one = !self.name.is_empty();
         Some(match method.as_str() {
@@ -61,7 +61,7 @@ impl Route {
         })
     }
 
-    /// `jobs`, `pods/log`.
+    /// Returns the resource with its subresource: `jobs`, `pods/log`.
     pub(super) fn resource(&self) -> String {
         if self.subresource.is_empty() {
             self.plural.clone()
@@ -71,7 +71,7 @@ impl Route {
     }
 }
 
-/// The parameters of a request.
+/// Query parameters of a request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Query(Vec<(String, String)>);
 
@@ -88,7 +88,7 @@ impl Query {
         )
     }
 
-    /// A parameter, empty where it is not given.
+    /// Returns a parameter, or an empty string if it is missing.
     pub(super) fn get(&self, name: &str) -> &str {
         self.0.iter().find(|(given, _)| given == name).map_or("", |(_, value)| value)
     }
@@ -98,7 +98,7 @@ impl Query {
     }
 }
 
-/// Undoes percent-encoding and `+`.
+/// Decodes percent-encoding and `+`.
 fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,4 +1,4 @@
-//! What the server does to objects of a kind beyond their types: defaults, validation, admission.
+//! Rules for objects beyond their types: defaults, validation, admission.
 
 mod admission;
 mod claim;
@@ -23,7 +23,7 @@ pub(super) use admission::usage;
 pub(super) use claim::bytes;
 pub(super) use mutation::mutate;
 
-/// Fills in defaults (pkg/apis/*/defaults.go) and what a kind's strategy sets.
+/// Fills in defaults (pkg/apis/*/defaults.go) and the fields that a kind's strategy sets.
 pub(super) fn default(state: &State, kind: &Kind, object: &mut Value) {
     if let Form::Custom(custom) = &kind.form {
         custom.default(object);
@@ -49,7 +49,7 @@ pub(super) fn default(state: &State, kind: &Kind, object: &mut Value) {
     }
 }
 
-/// What is wrong with an object, or with a change of one.
+/// Returns the validation errors of an object, or of a change to one.
 pub(super) fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = names::validate(kind, object, old);
     if let Form::Custom(custom) = &kind.form {
@@ -73,7 +73,7 @@ pub(super) fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&
     causes
 }
 
-/// Refuses what policy does not let in.
+/// Refuses objects that violate a policy.
 pub(super) fn admit(state: &State, kind: &Kind, namespace: &str, object: &Value) -> Result<(), Refusal> {
     if kind.is("", "pods") {
         admission::account(state, kind, namespace, object)?;
@@ -91,7 +91,8 @@ fn namespace(object: &mut Value) {
     unset_status(object, json!({"phase": "Active"}));
 }
 
-/// A definition is served at once (apiextensions-apiserver pkg/controller/{status,establish}; a moment later in a cluster).
+/// Sets the status of a definition that is served at once (apiextensions-apiserver
+/// pkg/controller/{status,establish}; a moment later in a cluster).
 fn established(object: &mut Value) {
     set(object, "/spec", "conversion", json!({"strategy": "None"}));
     let condition = |kind: &str, reason: &str| json!({"type": kind, "status": "True", "reason": reason, "lastTransitionTime": now()});
@@ -106,7 +107,7 @@ fn established(object: &mut Value) {
     );
 }
 
-/// Sets a field that is not set, below an object that is.
+/// Sets a field that is not set, if its parent object exists.
 fn set(object: &mut Value, pointer: &str, field: &str, value: Value) {
     if let Some(fields) = object.pointer_mut(pointer).and_then(Value::as_object_mut)
         && fields.get(field).is_none_or(Value::is_null)
@@ -115,7 +116,7 @@ fn set(object: &mut Value, pointer: &str, field: &str, value: Value) {
     }
 }
 
-/// The status of an object that has none yet.
+/// Sets the status of an object that has none yet.
 fn unset_status(object: &mut Value, status: Value) {
     if object.get("status").is_none_or(Value::is_null) {
         object["status"] = status;

@@ -6,7 +6,7 @@ use super::kind::Kind;
 use super::object::text;
 use super::status::Refusal;
 
-/// Which objects of a list or watch are meant.
+/// Selector of objects for a list or watch.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selection {
     labels: Vec<Requirement>,
@@ -57,16 +57,17 @@ impl Selection {
         })
     }
 
-    /// The one name that is asked for: RBAC looks at it where a rule names resources (apiserver
-    /// pkg/endpoints/request/requestinfo.go).
+    /// Returns the single name that is selected. RBAC compares it with the resource names of a rule
+    /// (apiserver pkg/endpoints/request/requestinfo.go).
     pub(super) fn name(&self) -> Option<&str> {
         let mut names = self.fields.iter().filter(|(name, wanted, _)| name == "metadata.name" && *wanted);
         names.next().map(|(_, _, value)| value.as_str())
     }
 }
 
-/// Fields that can be selected by: name and namespace of everything, and those that a kind's strategy adds
-/// (pkg/apis/core/v1/conversion.go, pkg/registry/core/*/strategy.go, pkg/registry/batch/job/strategy.go).
+/// Reports whether a field can be used in a selector: name and namespace of all kinds, and the fields of a
+/// kind's strategy (pkg/apis/core/v1/conversion.go, pkg/registry/core/*/strategy.go,
+/// pkg/registry/batch/job/strategy.go).
 fn selectable(kind: &Kind, field: &str) -> bool {
     let own: &[&str] = match kind.plural.as_str() {
         "pods" => &[
@@ -85,7 +86,7 @@ fn selectable(kind: &Kind, field: &str) -> bool {
     field == "metadata.name" || (field == "metadata.namespace" && kind.namespaced) || own.contains(&field)
 }
 
-/// Splits at commas outside of parentheses.
+/// Splits a selector at commas outside of parentheses.
 fn split(selector: &str) -> Vec<&str> {
     let (mut terms, mut depth, mut start) = (Vec::new(), 0u32, 0);
     for (at, sign) in selector.char_indices() {

@@ -1,4 +1,4 @@
-//! The server's thread, and what is shared on it.
+//! The server task and its shared state.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,17 +10,17 @@ use tokio::sync::watch;
 use super::http;
 use super::store::State;
 
-/// Why watches look up.
+/// Reason for a wake-up of watches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wake {
     revision: u64,
-    /// Counts the times that running watches were cut off.
+    /// Number of times that running watches were cut off.
     pub(super) cuts: u64,
-    /// Counts the times that running watches were told 410.
+    /// Number of times that running watches were ended with 410.
     pub(super) expiries: u64,
 }
 
-/// The state, and who waits for it to change.
+/// State of the server, with notifications of its changes.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
@@ -40,7 +40,7 @@ impl Shared {
         read(&self.lock())
     }
 
-    /// Changes the state and wakes those who wait for it.
+    /// Changes the state and notifies its subscribers.
     pub(super) fn write<T>(&self, write: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let done = write(&mut state);
@@ -63,7 +63,7 @@ impl Shared {
     }
 }
 
-/// Accepts connections until it is dropped.
+/// Accepts connections until the future is dropped.
 pub(super) async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("the socket is non-blocking");
     let mut connections = tokio::task::JoinSet::new();
@@ -73,15 +73,15 @@ pub(super) async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) 
         connections.spawn(async move {
             let service = service_fn(|request| http::answer(request, Arc::clone(&shared)));
             let connection = hyper::server::conn::http1::Builder::new();
-            // A client that goes away is no concern of the server's.
+            // A client that disconnects is not an error of the server.
             let _ = connection.serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-/// A listener on a free port of 127.0.0.1.
+/// Returns a listener on a free port of 127.0.0.1.
 pub(super) fn listen() -> (std::net::TcpListener, SocketAddr) {
-    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
     listener.set_nonblocking(true).expect("a socket can be non-blocking");
     let address = listener.local_addr().expect("a bound socket has an address");
     (listener, address)

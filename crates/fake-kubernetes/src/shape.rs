@@ -1,26 +1,27 @@
-//! How server-side apply looks at lists and maps of a kind: whole, as sets, or item by item.
+//! Merge rules of server-side apply for lists and maps of a kind: atomic, as sets, or item by item.
 //!
-//! Sources: `+listType`, `+listMapKey` and `+mapType` in staging/src/k8s.io/api/core/v1/types.go, batch/v1/types.go and
-//! apimachinery pkg/apis/meta/v1/types.go; `x-kubernetes-list-type` of a custom resource. A list that says nothing is atomic.
+//! Sources: `+listType`, `+listMapKey` and `+mapType` in staging/src/k8s.io/api/core/v1/types.go,
+//! batch/v1/types.go and apimachinery pkg/apis/meta/v1/types.go; `x-kubernetes-list-type` of a custom
+//! resource. A list without a declaration is atomic.
 
 use serde_json::{Map, Value};
 
 use super::kind::{Form, Kind};
 
-/// One place in the structure of a kind.
+/// A position in the structure of a kind.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Shape<'a> {
-    /// A built-in type: known by the name of the field.
+    /// A built-in type, identified by the name of the field.
     BuiltIn(&'a str),
     /// The root of a custom resource, whose metadata is built in.
     Root(&'a Value),
-    /// A place in the schema of a custom resource.
+    /// A position in the schema of a custom resource.
     Schema(&'a Value),
-    /// Not described.
+    /// A position without a description.
     Free,
 }
 
-/// How a list is merged.
+/// Merge rule of a list.
 #[derive(Debug)]
 pub(super) enum ListKind {
     Atomic,
@@ -54,7 +55,7 @@ impl<'a> Shape<'a> {
     pub(super) fn item(self) -> Self {
         match self {
             Shape::Schema(schema) => schema.get("items").map_or(Shape::Free, Shape::Schema),
-            // The fields below are known by their own names.
+            // The fields below are identified by their own names.
             Shape::BuiltIn(_) => Shape::BuiltIn(""),
             _ => Shape::Free,
         }
@@ -77,7 +78,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// A map that is taken whole.
+    /// Reports whether a map is atomic.
     pub(super) fn atomic(self) -> bool {
         match self {
             Shape::BuiltIn(field) => matches!(
@@ -100,7 +101,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// The step of an item by its keys, defaults filled in.
+    /// Returns the path step of an item by its keys, with defaults filled in.
     pub(super) fn key(self, keys: &[String], item: &Value) -> String {
         let mut values = Map::new();
         for key in keys {

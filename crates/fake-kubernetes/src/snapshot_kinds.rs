@@ -1,9 +1,9 @@
-//! The kinds of VolumeSnapshots: fields and rules of external-snapshotter 8.6 (client/config/crd/snapshot.storage.k8s.io_*.yaml,
-//! version v1), without their descriptions.
+//! Kinds of VolumeSnapshots: fields and rules of external-snapshotter 8.6
+//! (client/config/crd/snapshot.storage.k8s.io_*.yaml, version v1), without their descriptions.
 
 use serde_json::{Value, json};
 
-/// The three definitions.
+/// Returns the three definitions.
 pub(super) fn definitions() -> [Value; 3] {
     [
         definition("VolumeSnapshot", "volumesnapshots", "Namespaced", snapshot(), true),

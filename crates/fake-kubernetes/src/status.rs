@@ -1,10 +1,10 @@
-//! Refusals as the server words them: `Status` objects (apimachinery pkg/api/errors/errors.go).
+//! Error responses with the texts of a real server: `Status` objects (apimachinery pkg/api/errors/errors.go).
 
 use serde_json::{Value, json};
 
 use super::kind::Kind;
 
-/// A request that is refused.
+/// The error response of a refused request.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub(super) code: u16,
@@ -78,8 +78,8 @@ impl Refusal {
         Refusal::new(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified())).about(kind, name)
     }
 
-    /// A path that leads nowhere, as that of a kind that is not defined: no `Status`, but the text of Go's `http.NotFound`
-    /// (apiserver pkg/server/handler.go, the end of the delegation).
+    /// Error for a path without a handler, such as that of an undefined kind. It is not a `Status`, but the
+    /// text of Go's `http.NotFound` (apiserver pkg/server/handler.go, the end of the delegation).
     pub(super) fn no_route() -> Self {
         Refusal::new(404, "", "404 page not found\n")
     }
@@ -102,7 +102,8 @@ impl Refusal {
         Refusal::new(409, "Conflict", message).about(kind, name)
     }
 
-    /// A write on an old version (apiserver pkg/registry/generic/registry/store.go, OptimisticLockErrorMsg).
+    /// Error for a write to an old version (apiserver pkg/registry/generic/registry/store.go,
+    /// OptimisticLockErrorMsg).
     pub(super) fn stale(kind: &Kind, name: &str) -> Self {
         Refusal::conflict(
             kind,
@@ -124,13 +125,13 @@ impl Refusal {
     }
 
     pub(super) fn invalid(kind: &Kind, name: &str, causes: &[Cause]) -> Self {
-        let told: Vec<_> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.text)).collect();
-        let told = match told.as_slice() {
+        let texts: Vec<_> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.text)).collect();
+        let text = match texts.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
         let group = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
-        let message = format!("{}{group} \"{name}\" is invalid: {told}", kind.kind);
+        let message = format!("{}{group} \"{name}\" is invalid: {text}", kind.kind);
         let causes: Vec<_> = causes
             .iter()
             .map(|cause| json!({"reason": cause.reason, "message": cause.text, "field": cause.field}))
@@ -146,7 +147,7 @@ impl Refusal {
         self
     }
 
-    /// The body of the answer.
+    /// Returns the body of the response.
     pub(super) fn body(&self) -> Value {
         let mut body = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",

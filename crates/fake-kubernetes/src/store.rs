@@ -1,4 +1,4 @@
-//! What the server keeps: every object, and every change since the last compaction.
+//! Data of the server: all objects, and all changes since the last compaction.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -18,22 +18,22 @@ use super::read::Page;
 use super::status::Refusal;
 use super::write::definition;
 
-/// One change of one object.
+/// One change to one object.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) revision: u64,
     pub(super) id: Id,
     pub(super) before: Option<Arc<Value>>,
-    /// None when it went away.
+    /// State after the change. `None` if the object was deleted.
     pub(super) after: Option<Arc<Value>>,
 }
 
-/// The state of a server.
+/// Complete state of a server.
 #[derive(Debug)]
 pub(super) struct State {
-    /// One counter for all kinds, as etcd's.
+    /// Revision counter for all kinds, as in etcd.
     pub(super) revision: u64,
-    /// Changes up to here are forgotten.
+    /// Changes up to this revision are discarded.
     pub(super) compacted: u64,
     pub(super) kinds: Vec<Arc<Kind>>,
     pub(super) objects: BTreeMap<Id, Arc<Value>>,
@@ -48,10 +48,10 @@ pub(super) struct State {
 }
 
 impl State {
-    /// An empty one; volumes and pods are put below `root`.
+    /// Creates an empty state. Volumes and pods are placed below `root`.
     pub(super) fn new(root: &Path, timing: Timing) -> Self {
         State {
-            // Zero means "any version" to a reader, so a server never has it.
+            // Zero means "any version" to a reader, so a server never uses it.
             revision: 100,
             compacted: 100,
             kinds: builtin::kinds(),
@@ -67,13 +67,13 @@ impl State {
         }
     }
 
-    /// The kind behind a path; 404 where there is none.
+    /// Returns the kind at a path. Fails with 404 if there is none.
     pub(super) fn kind(&self, group: &str, version: &str, plural: &str) -> Result<Arc<Kind>, Refusal> {
         let mut served = self.kinds.iter().filter(|kind| kind.group == group && kind.version == version);
         served.find(|kind| kind.plural == plural).cloned().ok_or_else(Refusal::no_route)
     }
 
-    /// The kind of an object, whatever its version.
+    /// Returns the kind of an object in any version.
     pub(super) fn kind_of(&self, group: &str, plural: &str) -> Option<Arc<Kind>> {
         self.kinds.iter().find(|kind| kind.is(group, plural)).cloned()
     }
@@ -82,7 +82,7 @@ impl State {
         self.objects.get(id)
     }
 
-    /// Objects of a kind in a namespace, in all of them where none is given.
+    /// Returns the objects of a kind in a namespace. An empty namespace means all.
     pub(super) fn all<'a>(
         &'a self,
         group: &'a str,
@@ -96,7 +96,7 @@ impl State {
         range.map(|(_, object)| object)
     }
 
-    /// Writes an object under a new revision.
+    /// Writes an object with a new revision.
     pub(super) fn put(&mut self, id: Id, mut object: Value) -> Arc<Value> {
         self.revision += 1;
         metadata(&mut object).insert("resourceVersion".to_owned(), self.revision.to_string().into());
@@ -106,7 +106,7 @@ impl State {
         object
     }
 
-    /// Takes an object away. What was there last carries the revision of its end, as a watch tells it.
+    /// Deletes an object. Its last state gets the revision of the deletion, as in watch events.
     pub(super) fn take(&mut self, id: &Id) -> Option<Arc<Value>> {
         let before = self.objects.remove(id)?;
         self.revision += 1;
@@ -122,7 +122,7 @@ impl State {
         }
     }
 
-    /// Serves exactly the custom resources that are defined.
+    /// Serves exactly the custom resources that have a definition.
     fn serve_definitions(&mut self) {
         self.kinds.retain(|kind| matches!(kind.form, Form::BuiltIn(_)));
         let definitions: Vec<_> =
@@ -142,14 +142,14 @@ impl State {
         }
     }
 
-    /// Forgets the past: who wants to read on from an old version, or the next page of an old list, is told 410. A watch that
-    /// runs has been told everything, so it goes on.
+    /// Discards old changes and pages: a request that continues from one is refused with 410. A running watch
+    /// has already received everything, so it continues.
     pub(super) fn compact(&mut self) {
         self.pages.clear();
         self.compacted = self.revision;
     }
 
-    /// Whether a namespace takes new objects.
+    /// Checks that a namespace accepts new objects.
     pub(super) fn open_namespace(&self, kind: &Kind, namespace: &str, name: &str) -> Result<(), Refusal> {
         if !kind.namespaced {
             return Ok(());

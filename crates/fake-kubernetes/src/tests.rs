@@ -1,5 +1,5 @@
-//! The server through the real client. What a real server does as well is tested there too, when `LARDER_TEST_KUBECONFIG`
-//! names one: that is the proof that this one is faithful.
+//! Tests of the server through the real client. Tests of behaviour that a real server shares also run against
+//! a real one if `LARDER_TEST_KUBECONFIG` names it, which proves that the fake is faithful.
 
 mod access;
 mod apply;
@@ -23,20 +23,20 @@ use serde_json::{Value, json};
 
 use super::{Cluster, Timing};
 
-/// A namespace of its own on the fake server or a real one.
-struct Place {
+/// A new namespace on the fake server or on a real one.
+struct Fixture {
     client: Client,
     namespace: String,
-    /// None on a real server.
+    /// The fake server; `None` for a real one.
     fake: Option<Cluster>,
 }
 
-impl Place {
+impl Fixture {
     async fn new() -> Self {
-        Place::with(Timing::default()).await
+        Fixture::with(Timing::default()).await
     }
 
-    /// The same, with a fake server in which things take as long as `timing` says.
+    /// Creates a namespace. A fake server uses the delays in `timing`.
     async fn with(timing: Timing) -> Self {
         let (client, fake) = match std::env::var_os("LARDER_TEST_KUBECONFIG").map(PathBuf::from) {
             Some(path) => {
@@ -51,9 +51,9 @@ impl Place {
             }
         };
         let namespace = format!("larder-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-        let place = Place { client, namespace, fake };
-        place.namespaces().create(&PostParams::default(), &namespace_of(&place.namespace)).await.unwrap();
-        place
+        let fixture = Fixture { client, namespace, fake };
+        fixture.namespaces().create(&PostParams::default(), &namespace_of(&fixture.namespace)).await.unwrap();
+        fixture
     }
 
     fn namespaces(&self) -> Api<Namespace> {
@@ -80,7 +80,7 @@ fn typed<K: serde::de::DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).unwrap()
 }
 
-/// The refusal of a request that must be refused.
+/// Returns the error response of a request that must be refused.
 fn refused<T: std::fmt::Debug>(answer: kube::Result<T>) -> Box<Status> {
     match answer {
         Err(kube::Error::Api(status)) => status,
@@ -88,13 +88,13 @@ fn refused<T: std::fmt::Debug>(answer: kube::Result<T>) -> Box<Status> {
     }
 }
 
-/// Waits until `probe` answers.
+/// Waits until `probe` returns a value.
 async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
-    // A machine can be busy.
+    // The machine might be busy.
     until_within(Duration::from_secs(120), what, probe).await
 }
 
-/// The same, for what takes longer.
+/// Waits like [`until`], with a given limit.
 async fn until_within<T>(patience: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     while start.elapsed() < patience {

@@ -1,4 +1,5 @@
-//! Watches: one line of JSON for each change, and bookmarks (apiserver pkg/endpoints/handlers/watch.go, pkg/storage/cacher).
+//! Watches: one line of JSON for each change, and bookmarks (apiserver pkg/endpoints/handlers/watch.go,
+//! pkg/storage/cacher).
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,7 +26,7 @@ struct Watch {
     scope: Scope,
     partial: bool,
     bookmarks: bool,
-    /// The last version that was told.
+    /// Last version that was sent.
     seen: u64,
     lines: VecDeque<String>,
     ends: Instant,
@@ -35,11 +36,11 @@ struct Watch {
     expiries: u64,
     silent: bool,
     cut_after: Option<usize>,
-    /// How often it is told how far it has come, if nothing else is told.
+    /// Interval between bookmarks while nothing else is sent.
     bookmark: Duration,
 }
 
-/// The body of a watch.
+/// Returns the body of a watch.
 pub(super) fn body(
     shared: &Arc<Shared>,
     scope: Scope,
@@ -47,7 +48,7 @@ pub(super) fn body(
     partial: bool,
     harm: Option<&Harm>,
 ) -> Result<Body, Refusal> {
-    let asked = read::version(query.get("resourceVersion"))?;
+    let requested = read::version(query.get("resourceVersion"))?;
     let initial = query.flag("sendInitialEvents");
     let bookmarks = query.flag("allowWatchBookmarks");
     if initial && (!bookmarks || query.get("resourceVersionMatch") != "NotOlderThan") {
@@ -64,7 +65,7 @@ pub(super) fn body(
         scope,
         partial,
         bookmarks,
-        seen: asked,
+        seen: requested,
         lines: VecDeque::new(),
         ends: Instant::now() + Duration::from_secs(seconds),
         over: false,
@@ -78,7 +79,7 @@ pub(super) fn body(
         },
         bookmark: shared.read(|state| state.timing.bookmark),
     };
-    watch.begin(asked, initial);
+    watch.begin(requested, initial);
     let lines = stream::unfold(watch, |mut watch| async move {
         let line = watch.next().await?;
         Some((line.map(|line| Frame::data(Bytes::from(line))), watch))
@@ -87,11 +88,12 @@ pub(super) fn body(
 }
 
 impl Watch {
-    /// Version 0 or none begins with everything that is there; a version from before the compaction ends the watch.
-    fn begin(&mut self, asked: u64, initial: bool) {
+    /// Starts the watch. Version 0, or no version, starts with all existing objects. A version before the
+    /// compaction ends the watch.
+    fn begin(&mut self, requested: u64, initial: bool) {
         let found = self.shared.read(|state| {
-            if asked > 0 && !initial {
-                return state.not_too_old(asked).map(|()| None);
+            if requested > 0 && !initial {
+                return state.check_not_compacted(requested).map(|()| None);
             }
             Ok(Some((state.revision, state.select(&self.scope))))
         });
@@ -99,7 +101,7 @@ impl Watch {
             Ok(None) => {}
             Ok(Some((revision, objects))) => {
                 for object in objects {
-                    self.tell(json!({"type": "ADDED", "object": object.as_ref()}));
+                    self.push_event(json!({"type": "ADDED", "object": object.as_ref()}));
                 }
                 self.seen = revision;
                 if initial {
@@ -115,7 +117,7 @@ impl Watch {
         self.over = true;
     }
 
-    fn tell(&mut self, mut event: Value) {
+    fn push_event(&mut self, mut event: Value) {
         if self.partial {
             event["object"] = read::partial(&event["object"]);
         }
@@ -134,7 +136,7 @@ impl Watch {
         if initial {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        self.tell(json!({"type": "BOOKMARK", "object": object}));
+        self.push_event(json!({"type": "BOOKMARK", "object": object}));
     }
 
     async fn next(&mut self) -> Option<io::Result<String>> {
@@ -158,7 +160,7 @@ impl Watch {
                 .read(|state| (state.changes_since(&self.scope, self.seen), state.revision.max(self.seen)));
             self.seen = revision;
             for event in events {
-                self.tell(event);
+                self.push_event(event);
             }
             if !self.lines.is_empty() && !self.silent {
                 continue;
@@ -177,7 +179,7 @@ impl Watch {
         }
     }
 
-    /// Ends the connection in the middle of this line, when it is the one that is to be cut.
+    /// Ends the connection in the middle of the line that must be cut.
     async fn cut(&mut self, line: String) -> io::Result<String> {
         match &mut self.cut_after {
             Some(0) => {

@@ -1,7 +1,8 @@
-//! Create, replace, patch and apply: the way of every write (apiserver pkg/registry/rest/create.go, update.go,
-//! pkg/registry/generic/registry/store.go).
+//! Create, replace, patch and apply: the steps of every write (apiserver pkg/registry/rest/create.go,
+//! update.go, pkg/registry/generic/registry/store.go).
 //!
-//! decode → defaults → what the server alone sets → validation → admission → managed fields → stored under a new version.
+//! decode → defaults → fields that only the server sets → validation → admission → managed fields → stored
+//! with a new version.
 
 pub(super) mod definition;
 mod delete;
@@ -23,38 +24,38 @@ use super::store::State;
 pub(super) use delete::{DeleteOptions, Deleted};
 pub(super) use patch::PatchBody;
 
-/// Most bytes of an object (etcd server/embed/config.go, DefaultMaxRequestBytes).
+/// Maximum size of an object, in bytes (etcd server/embed/config.go, DefaultMaxRequestBytes).
 const MAX_OBJECT: usize = 3 << 19;
 
-/// What to do about fields that are not known (`fieldValidation`).
+/// Handling of unknown fields (`fieldValidation`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Unknown {
     Refuse,
-    /// Dropped, with a warning: the default.
+    /// Drops the fields with a warning, which is the default.
     #[default]
     Warn,
     Drop,
 }
 
-/// How a write is asked for.
+/// Options of a write.
 #[derive(Clone, Debug, Default)]
-pub(super) struct How {
+pub(super) struct WriteOptions {
     pub(super) manager: String,
     pub(super) force: bool,
     pub(super) dry_run: bool,
     pub(super) unknown: Unknown,
-    /// The body is the whole object, so what it leaves out is meant to go.
+    /// `true` if the body is the whole object, so that missing fields are removed.
     pub(super) whole: bool,
 }
 
-impl How {
-    /// A write of one of the cluster's own components.
+impl WriteOptions {
+    /// Returns the options of a write by a component of the cluster.
     pub(super) fn component(name: &str) -> Self {
-        How { manager: name.to_owned(), ..How::default() }
+        WriteOptions { manager: name.to_owned(), ..WriteOptions::default() }
     }
 }
 
-/// A write that is done.
+/// Result of a write.
 #[derive(Debug)]
 pub(super) struct Written {
     pub(super) object: Arc<Value>,
@@ -68,7 +69,7 @@ impl State {
         kind: &Arc<Kind>,
         namespace: &str,
         given: Value,
-        how: &How,
+        how: &WriteOptions,
     ) -> Result<Written, Refusal> {
         let (mut object, warnings) = decode(kind, namespace, None, given, how.unknown)?;
         if !meta(&object, "resourceVersion").is_empty() {
@@ -80,13 +81,13 @@ impl State {
         Ok(Written { object, created: true, warnings })
     }
 
-    /// The common end of a create and of an apply that creates.
+    /// Performs the last steps of a create, and of an apply that creates.
     fn insert(
         &mut self,
         kind: &Arc<Kind>,
         namespace: &str,
         mut object: Value,
-        how: &How,
+        how: &WriteOptions,
     ) -> Result<Arc<Value>, Refusal> {
         let name = meta(&object, "name").to_owned();
         self.open_namespace(kind, namespace, &name)?;
@@ -127,7 +128,7 @@ impl State {
         id: &Id,
         status: bool,
         given: Value,
-        how: &How,
+        how: &WriteOptions,
     ) -> Result<Written, Refusal> {
         let (object, warnings) = decode(kind, &id.namespace, Some(&id.name), given, how.unknown)?;
         let Some(live) = self.get(id).cloned() else {
@@ -139,12 +140,12 @@ impl State {
             let object = self.insert(kind, &id.namespace, object, how)?;
             return Ok(Written { object, created: true, warnings });
         };
-        let how = How { whole: true, ..how.clone() };
+        let how = WriteOptions { whole: true, ..how.clone() };
         let object = self.commit(kind, id, &live, object, part(kind, status), &how, Owners::Note)?;
         Ok(Written { object, created: false, warnings })
     }
 
-    /// A write of one of the cluster's own components: reads, changes, stores.
+    /// Performs a write by a component of the cluster: reads, changes and stores an object.
     pub(super) fn amend(
         &mut self,
         id: &Id,
@@ -155,13 +156,13 @@ impl State {
         let (kind, live) = (self.kind_of(&id.group, &id.plural)?, self.get(id).cloned()?);
         let mut object = live.as_ref().clone();
         change(&mut object);
-        let how = How::component(component);
+        let how = WriteOptions::component(component);
         let stored = self.commit(&kind, id, &live, object, part(&kind, status), &how, Owners::Note);
-        stored.inspect_err(|e| panic!("{component} writes what is refused: {}", e.message)).ok()
+        stored.inspect_err(|e| panic!("the write of {component} was refused: {}", e.message)).ok()
     }
 
     /// Stores a new state of `live`.
-    #[expect(clippy::too_many_arguments, reason = "one place where all of a write comes together")]
+    #[expect(clippy::too_many_arguments, reason = "all inputs of a write meet here")]
     fn commit(
         &mut self,
         kind: &Arc<Kind>,
@@ -169,11 +170,11 @@ impl State {
         live: &Arc<Value>,
         mut new: Value,
         part: Part,
-        how: &How,
+        how: &WriteOptions,
         owners: Owners,
     ) -> Result<Arc<Value>, Refusal> {
         preconditions(kind, &id.name, live, &new, how.whole)?;
-        keep(live, &mut new, part);
+        restore_other_parts(live, &mut new, part);
         rules::default(self, kind, &mut new);
         no_new_finalizers(kind, live, &new)?;
         validate(self, kind, &new, Some(live))?;
@@ -186,7 +187,8 @@ impl State {
         }
         tidy(&mut new);
         metadata(&mut new).insert("resourceVersion".to_owned(), live["metadata"]["resourceVersion"].clone());
-        // Nothing changed, nothing is written: no new version, no event (apiserver pkg/storage/etcd3/store.go).
+        // Without a change nothing is written: no new version and no event (apiserver
+        // pkg/storage/etcd3/store.go).
         if timeless(&new) == timeless(live) {
             return Ok(Arc::clone(live));
         }
@@ -203,18 +205,18 @@ impl State {
     }
 }
 
-/// Whether owners of changed fields are to be noted, or have been.
+/// `Note` records the owners of changed fields; `Known` means that they are already recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owners {
     Note,
     Known,
 }
 
-fn note(kind: &Kind, live: Option<&Value>, new: &mut Value, how: &How, part: Part) {
+fn note(kind: &Kind, live: Option<&Value>, new: &mut Value, how: &WriteOptions, part: Part) {
     managed::note_update(live, new, Shape::of(kind), &writer(kind, how, part));
 }
 
-fn writer(kind: &Kind, how: &How, part: Part) -> Writer {
+fn writer(kind: &Kind, how: &WriteOptions, part: Part) -> Writer {
     Writer { manager: how.manager.clone(), part, api_version: kind.api_version() }
 }
 
@@ -226,7 +228,7 @@ fn part(kind: &Kind, status: bool) -> Part {
     }
 }
 
-/// Reads a body as an object of `kind` and answers warnings about what it does not know.
+/// Decodes a body as an object of `kind`. Returns it with warnings about unknown fields.
 fn decode(
     kind: &Kind,
     namespace: &str,
@@ -250,16 +252,16 @@ fn decode(
         return Err(Refusal::bad_request(message));
     }
     drop_null(&mut given);
-    let (mut object, dropped) = known(kind, &given)?;
-    let told: Vec<_> = dropped.iter().map(|path| format!("unknown field \"{path}\"")).collect();
-    if unknown == Unknown::Refuse && !told.is_empty() {
+    let (mut object, dropped) = prune_unknown(kind, &given)?;
+    let warnings: Vec<_> = dropped.iter().map(|path| format!("unknown field \"{path}\"")).collect();
+    if unknown == Unknown::Refuse && !warnings.is_empty() {
         // apimachinery pkg/runtime/error.go, strictDecodingError; facts/kubernetes.md, 1.
         let message = format!(
             "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
             kind.kind,
             kind.version,
             kind.kind,
-            told.join(", ")
+            warnings.join(", ")
         );
         return Err(Refusal::bad_request(message));
     }
@@ -284,11 +286,11 @@ fn decode(
             return Err(Refusal::bad_request(message));
         }
     }
-    Ok((object, if unknown == Unknown::Warn { told } else { Vec::new() }))
+    Ok((object, if unknown == Unknown::Warn { warnings } else { Vec::new() }))
 }
 
-/// The object as its kind knows it, and the paths that it does not know.
-fn known(kind: &Kind, given: &Value) -> Result<(Value, Vec<String>), Refusal> {
+/// Returns the object without unknown fields, and the paths of those fields.
+fn prune_unknown(kind: &Kind, given: &Value) -> Result<(Value, Vec<String>), Refusal> {
     let unreadable = |e: String| {
         Refusal::bad_request(format!(
             "{} in version \"{}\" cannot be handled as a {}: {e}",
@@ -316,7 +318,7 @@ fn known(kind: &Kind, given: &Value) -> Result<(Value, Vec<String>), Refusal> {
     }
 }
 
-/// Five letters behind `generateName` (apiserver pkg/storage/names/generate.go).
+/// Appends five random characters to `generateName` (apiserver pkg/storage/names/generate.go).
 fn generate_name(object: &mut Value) {
     let prefix = meta(object, "generateName").to_owned();
     if meta(object, "name").is_empty() && !prefix.is_empty() {
@@ -325,11 +327,11 @@ fn generate_name(object: &mut Value) {
     }
 }
 
-/// Optimistic locking, and the uid of who is meant.
+/// Checks the version (optimistic locking) and the uid of the object.
 fn preconditions(kind: &Kind, name: &str, live: &Value, new: &Value, whole: bool) -> Result<(), Refusal> {
     let (uid, version) = (meta(new, "uid"), meta(new, "resourceVersion"));
     if !uid.is_empty() && uid != meta(live, "uid") && !whole {
-        // A patch has no preconditions: validation finds that the field is immutable (objectmeta.go).
+        // A patch has no preconditions; validation reports that the field is immutable (objectmeta.go).
         let cause = Cause::invalid("metadata.uid", &uid.into(), "field is immutable");
         return Err(Refusal::invalid(kind, name, &[cause]));
     }
@@ -350,8 +352,8 @@ fn preconditions(kind: &Kind, name: &str, live: &Value, new: &Value, whole: bool
     Ok(())
 }
 
-/// Puts back what this write does not reach.
-fn keep(live: &Value, new: &mut Value, part: Part) {
+/// Restores the parts that this write does not affect.
+fn restore_other_parts(live: &Value, new: &mut Value, part: Part) {
     match part {
         Part::Status => {
             let (status, fields) = (new["status"].take(), new["metadata"]["managedFields"].take());
@@ -382,7 +384,8 @@ fn keep(live: &Value, new: &mut Value, part: Part) {
     }
 }
 
-/// apimachinery pkg/api/validation/objectmeta.go, ValidateObjectMetaAccessorUpdate.
+/// Refuses new finalizers on a deleted object (apimachinery pkg/api/validation/objectmeta.go,
+/// ValidateObjectMetaAccessorUpdate).
 fn no_new_finalizers(kind: &Kind, live: &Value, new: &Value) -> Result<(), Refusal> {
     let before = finalizers(live);
     let added: Vec<_> = finalizers(new).into_iter().filter(|name| !before.contains(name)).collect();
@@ -404,8 +407,8 @@ fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&Value>) -> 
     if causes.is_empty() { Ok(()) } else { Err(Refusal::invalid(kind, meta(object, "name"), &causes)) }
 }
 
-/// What generation counts changes of: the spec; of a custom resource all but metadata and status (apiextensions-apiserver
-/// pkg/registry/customresource/strategy.go).
+/// Returns the part of an object whose changes count as generations: the spec, or everything except metadata
+/// and status for a custom resource (apiextensions-apiserver pkg/registry/customresource/strategy.go).
 fn specification(kind: &Kind, object: &Value) -> Value {
     match kind.form {
         Form::BuiltIn(_) => object["spec"].clone(),
@@ -422,7 +425,7 @@ fn specification(kind: &Kind, object: &Value) -> Value {
     }
 }
 
-/// An object without the times of its managed fields: they alone are no change.
+/// Returns an object without the times of its managed fields, which alone are not a change.
 fn timeless(object: &Value) -> Value {
     let mut object = object.clone();
     let entries = object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut);

@@ -1,5 +1,5 @@
-//! What applying a tar means whatever form the layer gets: names are cleaned, whiteouts understood, attributes screened,
-//! and what no honest layer holds is refused. A `Sink` does the rest.
+//! Applies the members of a tar independently of the format of the layer. Cleans names, interprets whiteouts,
+//! filters attributes, and rejects hostile members. A `Sink` does the rest.
 
 use std::io::BufRead;
 
@@ -9,7 +9,7 @@ use super::path::{self, Meaning};
 use super::tar::{Kind, Member, Reader, Record, Region};
 use larder_sys::{FileType, Timestamp};
 
-/// Either the tar is broken or its content cannot be written.
+/// The reason why applying failed: the tar is broken, or its content cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The tar is broken, or the stream below it failed.
@@ -20,69 +20,79 @@ pub enum Failure {
     Sink(#[from] Error),
 }
 
-/// A layer that is being written. The order of members is free: a later one replaces an earlier one of the same name
-/// whatever its type.
+/// A layer that is being written. Members can come in any order: a later one replaces an earlier one of the
+/// same name, regardless of type.
 pub(super) trait Sink {
     /// A name in a directory of the layer.
-    type Spot;
+    type Destination;
 
-    /// The root directory is described.
+    /// Sets the metadata of the root directory.
     fn root(&mut self, metadata: Metadata) -> Result<(), Error>;
 
-    /// Where a member goes; its parents are made.
-    fn spot(&mut self, clean: &[u8]) -> Result<Self::Spot, Error>;
+    /// Returns the destination of a member after creating its parents.
+    fn destination(&mut self, clean: &[u8]) -> Result<Self::Destination, Error>;
 
-    /// A regular file of `size` bytes, which `reader` has next.
+    /// Writes a regular file of `size` bytes, which are the next bytes of `reader`.
     fn file<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Self::Spot,
+        destination: &Self::Destination,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure>;
 
-    /// A regular file of `size` bytes whose data lies in `map`. Its bytes are in the tar-split file already, which can
-    /// only name whole files.
+    /// Writes a regular file of `size` bytes whose data lies in `map`. The record of the reader already
+    /// contains its bytes, because the tar-split format can only refer to whole files.
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Self::Spot,
+        destination: &Self::Destination,
         size: u64,
         map: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure>;
 
-    /// A directory.
-    fn directory(&mut self, spot: &Self::Spot, metadata: Metadata) -> Result<(), Error>;
+    /// Creates a directory.
+    fn directory(&mut self, destination: &Self::Destination, metadata: Metadata) -> Result<(), Error>;
 
-    /// A symbolic link.
-    fn symlink(&mut self, spot: &Self::Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error>;
+    /// Creates a symbolic link.
+    fn symlink(
+        &mut self,
+        destination: &Self::Destination,
+        target: &[u8],
+        metadata: &Metadata,
+    ) -> Result<(), Error>;
 
-    /// A device node or named pipe.
+    /// Creates a device node or named pipe.
     fn node(
         &mut self,
-        spot: &Self::Spot,
+        destination: &Self::Destination,
         file_type: FileType,
         device: (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error>;
 
-    /// Another name of what lies at the clean path `target`, in this layer or one below.
-    fn hard_link(&mut self, spot: &Self::Spot, target: &[u8], metadata: Metadata) -> Result<(), Error>;
+    /// Creates another name for the file at the clean path `target`, in this layer or a lower one.
+    fn hard_link(
+        &mut self,
+        destination: &Self::Destination,
+        target: &[u8],
+        metadata: Metadata,
+    ) -> Result<(), Error>;
 
-    /// The directory that `clean` is in hides what the layers below have in it.
+    /// Hides the entries that lower layers have in the parent directory of `clean`.
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error>;
 
-    /// The name `hidden` beside `clean` is hidden of the layers below.
+    /// Hides the sibling `hidden` of `clean` in lower layers.
     fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error>;
 
-    /// A member is done with.
+    /// Called after each member.
     fn done(&mut self) -> Result<(), Error> {
         Ok(())
     }
 }
 
-/// Writes every member that `reader` has; answers how many there were.
+/// Writes all members of `reader` and returns their number.
 pub(super) fn members<B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     sink: &mut impl Sink,
@@ -122,42 +132,43 @@ fn member<B: BufRead, R: Record>(
         mtime: Timestamp { sec: member.mtime.sec, nsec: member.mtime.nsec },
         xattrs: member.xattrs,
     };
-    metadata::screen(&clean, &mut metadata.xattrs)?;
+    metadata::filter_xattrs(&clean, &mut metadata.xattrs)?;
     if clean.is_empty() {
         return match member.kind {
             Kind::Directory => Ok(sink.root(metadata)?),
             _ => Err(hostile(Fault::RootKind).into()),
         };
     }
-    let spot = &sink.spot(&clean)?;
+    let destination = &sink.destination(&clean)?;
     match member.kind {
-        Kind::File => return sink.file(reader, spot, member.size, &metadata),
-        Kind::Sparse { map } => return sink.sparse(reader, spot, member.size, &map, &metadata),
-        Kind::Directory => sink.directory(spot, metadata)?,
+        Kind::File => return sink.file(reader, destination, member.size, &metadata),
+        Kind::Sparse { map } => return sink.sparse(reader, destination, member.size, &map, &metadata),
+        Kind::Directory => sink.directory(destination, metadata)?,
         Kind::Symlink { target } if target.is_empty() || target.len() > 4095 || target.contains(&0) => {
             return Err(Error::hostile(&clean, Fault::LinkText).into());
         }
-        Kind::Symlink { target } => sink.symlink(spot, &target, &metadata)?,
+        Kind::Symlink { target } => sink.symlink(destination, &target, &metadata)?,
         Kind::HardLink { target } => {
             let target = path::clean(&target).map_err(hostile)?;
             if target.is_empty() {
                 return Err(hostile(Fault::LinkToDirectory("/".into())).into());
             }
-            sink.hard_link(spot, &target, metadata)?;
+            sink.hard_link(destination, &target, metadata)?;
         }
         Kind::CharDevice { major: 0, minor: 0 } => return Err(hostile(Fault::WhiteoutDevice).into()),
         Kind::CharDevice { major, minor } => {
-            sink.node(spot, FileType::CharDevice, (major, minor), &metadata)?;
+            sink.node(destination, FileType::CharDevice, (major, minor), &metadata)?;
         }
         Kind::BlockDevice { major, minor } => {
-            sink.node(spot, FileType::BlockDevice, (major, minor), &metadata)?;
+            sink.node(destination, FileType::BlockDevice, (major, minor), &metadata)?;
         }
-        Kind::Fifo => sink.node(spot, FileType::Fifo, (0, 0), &metadata)?,
+        Kind::Fifo => sink.node(destination, FileType::Fifo, (0, 0), &metadata)?,
     }
     Ok(())
 }
 
-/// Whiteouts are regular files; AUFS wrote them as hard links to one another.
+/// Checks the type of a whiteout. Whiteouts are regular files, but AUFS wrote them as hard links to one
+/// another.
 fn whiteout_kind(clean: &[u8], kind: &Kind) -> Result<(), Error> {
     match kind {
         Kind::File | Kind::HardLink { .. } => Ok(()),

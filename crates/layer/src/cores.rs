@@ -1,11 +1,12 @@
-//! How many processors are busy with layers, so that one layer alone takes more than one of them and many layers one each.
+//! Counts the layers in progress, so that a single layer can use several cores, and many layers use one core
+//! each.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 
-/// The processors of this process, and the layers that are in hand.
+/// The cores available to this process, and the number of layers in progress.
 #[derive(Debug)]
 pub struct Cores {
     all: usize,
@@ -13,40 +14,41 @@ pub struct Cores {
 }
 
 impl Cores {
-    /// So many processors, and no layer.
+    /// Creates a counter for `all` cores with no layer in progress.
     pub fn new(all: usize) -> Arc<Self> {
         Arc::new(Cores { all, layers: AtomicUsize::new(0) })
     }
 
-    /// Those that the kernel lets this process have (affinity, and the quota of its cgroup, when first asked).
+    /// Returns the cores that the kernel grants this process (affinity and cgroup quota, read at the first
+    /// call).
     pub fn of_process() -> Arc<Self> {
         static CORES: LazyLock<Arc<Cores>> =
             LazyLock::new(|| Cores::new(thread::available_parallelism().map_or(1, NonZero::get)));
         Arc::clone(&CORES)
     }
 
-    /// Takes a layer in hand.
-    pub fn occupy(self: &Arc<Self>) -> Busy {
+    /// Registers a layer as in progress until the returned guard is dropped.
+    pub fn occupy(self: &Arc<Self>) -> LayerGuard {
         self.layers.fetch_add(1, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        LayerGuard(Arc::clone(self))
     }
 
-    /// Whether a layer could ever have more than one.
-    pub fn are_many(&self) -> bool {
+    /// Reports whether there is more than one core.
+    pub fn is_multicore(&self) -> bool {
         self.all > 1
     }
 
-    /// Whether layers, at one each, leave any idle.
-    pub fn outnumber_layers(&self) -> bool {
+    /// Reports whether there are more cores than layers in progress.
+    pub fn has_idle(&self) -> bool {
         self.layers.load(Ordering::Relaxed) < self.all
     }
 }
 
-/// One layer in hand, until dropped.
+/// A guard for one layer in progress.
 #[derive(Debug)]
-pub struct Busy(Arc<Cores>);
+pub struct LayerGuard(Arc<Cores>);
 
-impl Drop for Busy {
+impl Drop for LayerGuard {
     fn drop(&mut self) {
         self.0.layers.fetch_sub(1, Ordering::Relaxed);
     }
@@ -60,10 +62,10 @@ mod tests {
     fn layers_leave_what_they_do_not_occupy() {
         let cores = Cores::new(2);
         let first = cores.occupy();
-        assert!(cores.outnumber_layers());
+        assert!(cores.has_idle());
         let second = cores.occupy();
-        assert!(!cores.outnumber_layers());
+        assert!(!cores.has_idle());
         drop((first, second));
-        assert!(cores.outnumber_layers() && cores.are_many() && !Cores::new(1).are_many());
+        assert!(cores.has_idle() && cores.is_multicore() && !Cores::new(1).is_multicore());
     }
 }

@@ -1,11 +1,13 @@
-//! Compressed bytes of a layer's blob in, bytes of its tar out, both hashed on the way.
+//! Turns the compressed bytes of a layer's blob into the bytes of its tar, and computes both digests on the
+//! way.
 //!
 //! ```text
 //! ChunkSource ──► sha256/512 of the blob ──► gzip | zstd | nothing ──► sha256 of the tar ──► BufRead
 //! ```
-//! The compression is told by magic bytes; media types are claims. A buffer is hashed right after it is filled, while
-//! it is in the cache of the core. Where cores are idle, a large layer is inflated on one of them, ahead of the reader, and
-//! hashed on another. A buffer is lent to hash and reader from where it lies.
+//! Magic bytes determine the compression, because media types are unverified claims. A buffer is hashed right
+//! after it is filled, while it is in the core's cache. If cores are idle, a large layer is decompressed on
+//! one core, ahead of the reader, and hashed on another. Buffers are shared with the hasher and the reader
+//! without copying.
 
 mod ahead;
 mod error;
@@ -30,19 +32,20 @@ use crate::limits::Ratio;
 use larder_model::digest::{Algorithm, Digest};
 use larder_model::seal::Compression;
 
-/// Where the bytes of a blob come from.
+/// A source of the bytes of a blob.
 pub trait ChunkSource {
-    /// The next bytes in order, blocking until there are some; `None` is the true end of the blob.
+    /// Returns the next bytes in order, blocking until there are some. `None` is the true end of the blob.
     ///
     /// # Errors
-    /// Whatever kept the blob from being read to its end. A sender that went away is an error, never an end.
+    /// The error that prevented reading the blob to its end. A sender that disconnects is an error, never an
+    /// end.
     fn next(&mut self) -> io::Result<Option<Bytes>>;
 }
 
-/// What was read, once a blob has been read to its very end.
+/// Digests and sizes of a blob that has been read to its very end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded {
-    /// Digest of the blob's bytes, in the algorithm that was asked for.
+    /// Digest of the blob's bytes, in the requested algorithm.
     pub blob: Digest,
     /// Size of the blob, bytes.
     pub blob_size: u64,
@@ -50,47 +53,48 @@ pub struct Decoded {
     pub diff_id: Digest,
     /// Size of the tar, bytes.
     pub size: u64,
-    /// What the magic bytes said.
+    /// Compression detected from the magic bytes.
     pub compression: Compression,
 }
 
-/// How far one step of a codec came, bytes.
+/// Progress of one step of a codec, bytes.
 struct Step {
     read: usize,
     written: usize,
 }
 
-/// A decompressor fed by hand. Another gzip needs no more than this.
+/// A push-style decompressor. Replacing the gzip implementation requires only this trait.
 trait Codec: Send {
-    /// Inflates from `input` into `output`; no progress asks for more input.
+    /// Decompresses from `input` into `output`. No progress means that more input is needed.
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, String>;
 
-    /// Whether the blob may end here: between members or frames, with nothing held back.
+    /// Reports whether the blob can end here: between members or frames, with no output pending.
     fn may_end(&self) -> bool;
 }
 
-/// Tar bytes after which another processor is worth a thread.
-const WORTH: u64 = 8 << 20;
+/// Tar bytes after which a layer is worth another thread.
+const MIN_BYTES_FOR_THREAD: u64 = 8 << 20;
 
-/// The decoder of one blob; a [`BufRead`] over its tar. Errors come as [`io::Error`] around [`Error`].
+/// The decoder of one blob, a [`BufRead`] over its tar. Errors are [`io::Error`] values that wrap an
+/// [`Error`].
 pub struct Decoder<S> {
-    place: Place<S>,
+    location: Location<S>,
     cores: Option<Arc<Cores>>,
-    /// Takes the inflater elsewhere, where its source may go.
+    /// Moves the inflater to its own thread; `None` if the source must not move.
     take_ahead: Option<TakeAhead<S>>,
-    /// Bytes that the reader has not had yet.
+    /// Bytes that the reader has not consumed yet.
     tar: Bytes,
-    /// Bytes that were brought to the reader.
+    /// Bytes that were returned to the reader, or are in `tar`.
     size: u64,
 }
 
 type TakeAhead<S> = fn(Box<Inflater<S>>) -> Result<Ahead, Box<Inflater<S>>>;
 
-/// Where the inflater is.
-enum Place<S> {
-    Here(Box<Inflater<S>>),
-    Ahead(Ahead),
-    /// On the way to another thread.
+/// The thread on which the inflater runs.
+enum Location<S> {
+    CallerThread(Box<Inflater<S>>),
+    OwnThread(Ahead),
+    /// In transit to another thread.
     Moving,
 }
 
@@ -101,30 +105,30 @@ impl<S> std::fmt::Debug for Decoder<S> {
 }
 
 impl<S: ChunkSource> Decoder<S> {
-    /// A decoder whose blob digest is computed in `algorithm`.
+    /// Creates a decoder that computes the digest of the blob with `algorithm`.
     pub fn new(source: S, algorithm: Algorithm, ratio: Ratio) -> Self {
         let inflater = Inflater::new(source, algorithm, ratio);
-        let place = Place::Here(Box::new(inflater));
-        Decoder { place, cores: None, take_ahead: None, tar: Bytes::new(), size: 0 }
+        let location = Location::CallerThread(Box::new(inflater));
+        Decoder { location, cores: None, take_ahead: None, tar: Bytes::new(), size: 0 }
     }
 
-    /// A decoder of a tar that is not compressed, whatever its first bytes look like.
+    /// Creates a decoder for a tar that is not compressed, regardless of its first bytes.
     pub fn uncompressed(source: S, algorithm: Algorithm) -> Self {
         let mut decoder = Decoder::new(source, algorithm, Ratio::default());
-        decoder.here(Inflater::set_plain);
+        decoder.with_inflater(Inflater::set_plain);
         decoder
     }
 
-    /// Takes the other ones of `cores` into use while layers leave them idle: hashes there, and inflates there if it may
-    /// [go ahead](Self::ahead).
+    /// Uses other `cores` while layers leave them idle: for hashing, and for decompression if it may [run
+    /// ahead](Self::ahead).
     #[must_use]
-    pub fn beside(mut self, cores: Arc<Cores>) -> Self {
-        self.here(|inflater| inflater.hashing.beside(Arc::clone(&cores)));
+    pub fn with_cores(mut self, cores: Arc<Cores>) -> Self {
+        self.with_inflater(|inflater| inflater.hashing.with_cores(Arc::clone(&cores)));
         self.cores = Some(cores);
         self
     }
 
-    /// Lets the inflater, and the source with it, move to a thread of their own.
+    /// Allows the inflater and its source to move to a thread of their own.
     #[must_use]
     pub fn ahead(mut self) -> Self
     where
@@ -134,93 +138,96 @@ impl<S: ChunkSource> Decoder<S> {
         self
     }
 
-    /// Inflates by what every program has, where this one was built with something faster: to compare the two.
+    /// Uses the portable decompressor even if this program was built with a faster one, for comparison.
     #[must_use]
     pub fn portable(mut self) -> Self {
-        self.here(|inflater| inflater.portable = true);
+        self.with_inflater(|inflater| inflater.portable = true);
         self
     }
 
-    fn here(&mut self, change: impl FnOnce(&mut Inflater<S>)) {
-        if let Place::Here(inflater) = &mut self.place {
+    fn with_inflater(&mut self, change: impl FnOnce(&mut Inflater<S>)) {
+        if let Location::CallerThread(inflater) = &mut self.location {
             change(inflater);
         }
     }
 
-    /// What the magic bytes said; reads the first bytes of the blob if none were read yet. To be asked before the tar is read.
+    /// Returns the compression according to the magic bytes, reading the start of the blob if necessary. Call
+    /// it before reading the tar.
     ///
     /// # Errors
-    /// [`Error::Source`].
+    /// [`Error::Source`], or [`Error::Failed`] if the inflater has moved to another thread.
     pub fn compression(&mut self) -> Result<Compression, Error> {
-        match &mut self.place {
-            Place::Here(inflater) => inflater.compression(),
-            Place::Ahead(_) | Place::Moving => Err(Error::Failed),
+        match &mut self.location {
+            Location::CallerThread(inflater) => inflater.compression(),
+            Location::OwnThread(_) | Location::Moving => Err(Error::Failed),
         }
     }
 
-    /// Reads to the very end, so that every checksum in the blob is verified and nothing is left over.
+    /// Reads to the very end, so that every checksum in the blob is verified and nothing remains unread.
     ///
     /// # Errors
-    /// As reading.
+    /// The same errors as reading.
     pub fn finish(mut self) -> Result<Decoded, Error> {
         while self.refill()? {}
-        match self.place {
-            Place::Here(inflater) => inflater.finish(),
-            Place::Ahead(ahead) => ahead.finish(),
-            Place::Moving => Err(Error::Failed),
+        match self.location {
+            Location::CallerThread(inflater) => inflater.finish(),
+            Location::OwnThread(ahead) => ahead.finish(),
+            Location::Moving => Err(Error::Failed),
         }
     }
 
-    /// Digest and size of the blob, whatever is in it and whatever went wrong before; reads the rest of it, without inflating.
-    /// `None` if that does not come.
+    /// Returns digest and size of the blob regardless of its content and of earlier errors. Reads the rest of
+    /// it without decompressing. `None` if it cannot be read.
     pub fn blob(self) -> Option<(Digest, u64)> {
-        match self.place {
-            Place::Here(inflater) => inflater.blob(),
-            Place::Ahead(ahead) => ahead.blob(),
-            Place::Moving => None,
+        match self.location {
+            Location::CallerThread(inflater) => inflater.blob(),
+            Location::OwnThread(ahead) => ahead.blob(),
+            Location::Moving => None,
         }
     }
 
-    /// Brings the next tar bytes, whether or not the last ones were read; `false` at the end.
+    /// Fetches the next tar bytes, whether or not the last ones were consumed. Returns `false` at the end.
     fn refill(&mut self) -> Result<bool, Error> {
-        // A buffer comes back to who fills it when nobody holds it.
+        // The pool reuses a buffer once no reader refers to it.
         self.tar = Bytes::new();
-        if self.size >= WORTH {
-            self.go_ahead();
+        if self.size >= MIN_BYTES_FOR_THREAD {
+            self.move_to_own_thread();
         }
-        let piece = match &mut self.place {
-            Place::Here(inflater) => inflater.next(),
-            Place::Ahead(ahead) => ahead.next(),
-            Place::Moving => Err(Error::Failed),
+        let piece = match &mut self.location {
+            Location::CallerThread(inflater) => inflater.next(),
+            Location::OwnThread(ahead) => ahead.next(),
+            Location::Moving => Err(Error::Failed),
         };
         self.tar = piece?.unwrap_or_default();
         self.size += self.tar.len() as u64;
         Ok(!self.tar.is_empty())
     }
 
-    fn go_ahead(&mut self) {
+    fn move_to_own_thread(&mut self) {
         let Some(take_ahead) = self.take_ahead else { return };
-        let is_idle = self.cores.as_ref().is_some_and(|cores| cores.outnumber_layers());
-        if !is_idle || !matches!(&self.place, Place::Here(inflater) if inflater.is_work()) {
+        let is_idle = self.cores.as_ref().is_some_and(|cores| cores.has_idle());
+        if !is_idle
+            || !matches!(&self.location, Location::CallerThread(inflater) if inflater.is_decompressing())
+        {
             return;
         }
-        if let Place::Here(inflater) = mem::replace(&mut self.place, Place::Moving) {
-            self.place = match take_ahead(inflater) {
-                Ok(ahead) => Place::Ahead(ahead),
+        if let Location::CallerThread(inflater) = mem::replace(&mut self.location, Location::Moving) {
+            self.location = match take_ahead(inflater) {
+                Ok(ahead) => Location::OwnThread(ahead),
                 Err(inflater) => {
                     self.take_ahead = None;
-                    Place::Here(inflater)
+                    Location::CallerThread(inflater)
                 }
             };
         }
     }
 }
 
-/// Inflates a blob to its end and hashes nothing: what a decoder cannot be quicker than. Answers the size of the tar, bytes,
-/// and nothing of what is in it, for it is not verified.
+/// Decompresses a blob to its end without hashing: the lower bound for a decoder in benchmarks. Returns only
+/// the size of the tar in bytes, because the content is not verified.
 ///
 /// # Errors
-/// As [`Decoder`].
+/// The same errors as [`Decoder`].
 pub fn inflate_only<S: ChunkSource>(source: S, ratio: Ratio) -> Result<u64, Error> {
     let mut inflater = Inflater::new(source, Algorithm::Sha256, ratio);
     inflater.hashing = Hashing::none();

@@ -1,45 +1,47 @@
 //! Writer of EROFS images (Linux, filesystems/erofs.rst), independent of where the tree comes from.
 //!
 //! ```text
-//! block 0                                                                        the end
+//! block 0                                                                            end
 //! ├───┬────────────┬───────────────────┬──────────────────────┬──────────┬───────────┤
 //! │   │ superblock │ content of files  │ inodes, small content│ shared   │ large     │
-//! │   │ root inode │ in order of coming│ and directories      │ xattrs   │ directories
+//! │   │ root inode │ in arrival order  │ and directories      │ xattrs   │ directories
 //! ```
 //!
-//! Content goes to its final place as it comes. What is left over at the end of a file ("tail"), texts of symbolic links
-//! and attributes wait in unlinked files beside the image; everything else about the tree is kept in memory until
-//! [`Writer::finish`], so entries may be replaced, linked and described anew in any order. Memory grows with the number
-//! of entries and the length of their names alone, about 170 bytes for an entry (`benches/erofs.rs`), and is bounded by
-//! [`Options::max_memory`].
+//! File content is written to its final place as it arrives. The remainder of a file that fills no block
+//! ("tail"), targets of symbolic links, and attributes are buffered in unlinked files. Everything else about
+//! the tree is kept in memory until [`Writer::finish`], so entries can be replaced, linked and changed in any
+//! order. Memory depends only on the number of entries and the length of their names, about 170 bytes per
+//! entry (`benches/erofs.rs`), and is limited by [`Options::max_memory`].
 //!
-//! # Why tails are set aside
-//! A tail must lie directly behind its inode. Writing inodes between the contents as files come would spare each tail one
-//! copy. It would also scatter the metadata over the whole image, where reading a tree from a cold disk costs a seek for
-//! each directory, fix the form of an inode before it is known (links, attributes that later links change, compact or not)
-//! and leave dead inodes for what is replaced. The copy takes 0.4 us for a tail of 1,000 bytes, of the 1.3 us that such a
-//! file takes in all; making one on a file system takes 20 us.
+//! # Why tails are buffered
+//! A tail must directly follow its inode. Writing inodes between the contents as files arrive would save one
+//! copy per tail. But it would scatter the metadata over the whole image, so that reading a tree from a cold
+//! disk costs a seek per directory. It would also fix the format of an inode too early, because links, and
+//! the attributes that come with them, can change it later. Replaced files would leave dead inodes. The copy
+//! takes 0.4 us for a tail of 1,000 bytes, out of 1.3 us for the whole file. Creating a file on a file system
+//! takes 20 us.
 //!
 //! # Order and determinism
-//! Inodes lie in the order of their making, whatever their names; the same calls give the same bytes. Nothing of the
-//! machine, the time of day or the addresses of memory goes into an image.
+//! Inodes are stored in the order of their creation, regardless of their names; the same calls give the same
+//! bytes. An image depends neither on the machine, nor on the time of day, nor on memory addresses.
 //!
-//! | file | what it knows |
+//! | file | content |
 //! |---|---|
 //! | `format` | the structures on disk |
-//! | `writer` | names and inodes until the end |
+//! | `writer` | names and inodes until the image is finished |
 //! | `body` | content of one file; `chunks` its holes |
-//! | `blocks` | the image as a row of blocks |
-//! | `spill` | what waits for the end |
-//! | `xattrs` | attributes, each distinct one once |
-//! | `pack` | inodes into blocks |
-//! | `listing` | directories into blocks |
-//! | `tree` | an image of a directory tree |
-//! | `read` | reader of images, ours or an enemy's |
-//! | `finish` | where everything lies, and writing it |
-//! | `apply` | a layer from its tar; `fitting` what the kernel would have taken of it, `acl` of its ACLs |
-//! | `verity` | the hash tree behind an image, where one is wanted |
-//! | `fixup` | what of a layer depends on those below it |
+//! | `blocks` | the image as a sequence of blocks |
+//! | `spill` | buffered data in an unlinked file |
+//! | `xattrs` | attributes, each distinct one stored once |
+//! | `pack` | packs inodes into blocks |
+//! | `listing` | packs directory entries into blocks |
+//! | `tree` | builds an image from a directory tree |
+//! | `read` | reader of untrusted images |
+//! | `finish` | decides the final layout and writes the metadata |
+//! | `apply` | builds an image from a layer's tar |
+//! | `fitting` | filters metadata as the kernel would; `acl` checks ACLs |
+//! | `verity` | the optional hash tree after an image |
+//! | `fixup` | the parts of a layer that depend on those below it |
 
 mod acl;
 pub mod apply;
@@ -70,6 +72,6 @@ pub use self::error::Error;
 pub use self::finish::Summary;
 pub use self::inode::InodeId;
 pub use self::options::{Label, Options};
-pub use self::tree::{TreeError, Watch};
+pub use self::tree::{TreeError, TreeObserver};
 pub use self::verity::{Verity, check as check_hash_tree};
 pub use self::writer::{Special, Writer};

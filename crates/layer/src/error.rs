@@ -1,4 +1,4 @@
-//! What can go wrong with one layer.
+//! Errors that concern one layer.
 
 use std::io;
 
@@ -10,111 +10,112 @@ use larder_model::class::Class;
 use larder_model::shortage::Shortage;
 use larder_model::size::ByteSize;
 
-/// A layer cannot be put on the volume.
+/// The reason why a layer cannot be written to the volume.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A member is something that no honest layer holds.
+    /// A member is invalid; no honest layer contains such a member.
     #[error("member {path:?}: {fault}")]
     Hostile {
         /// Name of the member, escaped.
         path: String,
-        /// What is wrong with it.
+        /// The fault found in the member.
         fault: Fault,
     },
-    /// The cap of the volume is reached.
+    /// The volume has reached its size cap.
     #[error("writing {path:?}: {full}")]
     Full {
         /// Name of the member, escaped.
         path: String,
-        /// Need and have.
+        /// Bytes needed and bytes available.
         full: Shortage,
     },
-    /// The file system refused.
+    /// A system call of the file system failed.
     #[error("{doing} {path:?}: {source}{}", remedy(source))]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
         /// Name of the member, escaped.
         path: String,
-        /// Why.
+        /// The cause reported by the system.
         source: io::Error,
     },
 }
 
-/// What is wrong with a member.
+/// A fault of a member.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// `..` leads out of the layer.
+    /// The path leaves the layer by `..`.
     #[error("its path leaves the layer")]
     Escapes,
-    /// A component that Linux cannot store.
+    /// A path component is too long for Linux to store.
     #[error("a component of its path is longer than 255 bytes")]
     NameTooLong,
-    /// More components than any path that the kernel takes.
+    /// The path has more components than any path that the kernel accepts.
     #[error("its path has more than {} components", super::path::MAX_DEPTH)]
     TooDeep,
-    /// NUL in a name.
-    #[error("its path holds a NUL byte")]
+    /// A name contains a NUL byte.
+    #[error("its path contains a NUL byte")]
     Nul,
-    /// `.wh.` without a name, or one that means a directory itself.
-    #[error("it is a whiteout of nothing")]
+    /// A whiteout has no name after `.wh.`, or names the directory itself.
+    #[error("it is a whiteout without a valid name")]
     WhiteoutOfNothing,
-    /// A whiteout that is a directory, a link or a device.
-    #[error("it is a whiteout, but no regular file")]
+    /// A whiteout is a directory, a link or a device.
+    #[error("it is a whiteout, but not a regular file")]
     WhiteoutKind,
-    /// The root as something else than a directory.
-    #[error("it stands for the root of the layer, but is no directory")]
+    /// The root is not a directory.
+    #[error("it is the root of the layer, but not a directory")]
     RootKind,
-    /// A parent that is a file.
-    #[error("its parent {0:?} is no directory")]
+    /// A parent is not a directory.
+    #[error("its parent {0:?} is not a directory")]
     ParentKind(String),
-    /// Symbolic links in a circle.
+    /// Symbolic links form a loop.
     #[error("its path goes through more than 40 symbolic links")]
     Loop,
-    /// A symbolic link that Linux cannot store.
-    #[error("the target of the symbolic link is empty, longer than 4095 bytes or holds a NUL byte")]
+    /// The target of a symbolic link cannot be stored by Linux.
+    #[error("the target of the symbolic link is empty, longer than 4095 bytes, or contains a NUL byte")]
     LinkText,
-    /// A hard link whose target is nowhere.
+    /// The target of a hard link does not exist.
     #[error("it is a hard link to {0:?}, which neither this layer nor one below it contains")]
     LinkMissing(String),
-    /// A hard link to a directory.
+    /// The target of a hard link is a directory.
     #[error("it is a hard link to the directory {0:?}")]
     LinkToDirectory(String),
-    /// A character device 0:0, overlayfs's own whiteout.
-    #[error("it is a character device 0:0, which overlayfs takes for a whiteout")]
+    /// A member is a character device 0:0, which overlayfs uses as a whiteout.
+    #[error("it is a character device 0:0, which overlayfs treats as a whiteout")]
     WhiteoutDevice,
-    /// An attribute that overlayfs obeys.
+    /// An attribute would be obeyed by overlayfs.
     #[error("it has the attribute {0:?}, which overlayfs obeys")]
     OverlayAttribute(String),
-    /// An attribute that the kernel finds malformed.
+    /// The kernel rejects an attribute as malformed.
     #[error("its attribute {0:?} is malformed")]
     AttributeMalformed(String),
-    /// More paths than memory is set aside for.
-    #[error("what must be remembered of directories, links to lower files and replaced members is more than {}", ByteSize(*limit))]
-    TooMuchToRemember {
-        /// The limit, bytes.
+    /// The layer has more paths to record than the memory limit allows.
+    #[error("its layer needs more than {} of memory for directories, links to lower files and replaced members", ByteSize(*limit))]
+    TooMuchMemory {
+        /// Memory limit, bytes.
         limit: u64,
     },
-    /// Something that the form of the layer cannot hold.
+    /// The member cannot be stored in the format of the layer.
     #[error("{0}")]
     Unstorable(String),
-    /// An attribute that Linux cannot store.
-    #[error("it has an attribute whose name or value is longer than Linux stores (255 bytes, 64 KiB)")]
+    /// An attribute is too long for Linux to store.
+    #[error("it has an attribute whose name or value is longer than Linux can store (255 bytes, 64 KiB)")]
     AttributeTooLong,
 }
 
 impl Error {
-    /// A hostile member.
+    /// Creates an error for a hostile member.
     pub fn hostile(path: &[u8], fault: Fault) -> Self {
         Error::Hostile { path: named(path), fault }
     }
 
-    /// A system call that failed for a member.
+    /// Creates an error for a system call that failed for a member.
     pub fn io(doing: &'static str, path: &[u8], source: io::Error) -> Self {
         Error::Io { doing, path: named(path), source }
     }
 
-    /// The same error, but where the file system had no room left, as what `space` says is lacking.
+    /// Returns the same error, except if the file system was full: then the error is the shortage that
+    /// `space` reports.
     #[must_use]
     pub fn explained(self, space: &dyn Space) -> Self {
         match self {
@@ -128,7 +129,7 @@ impl Error {
         }
     }
 
-    /// The class, which decides about retries and the exit code.
+    /// Returns the error class, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Hostile { .. } => Class::Corrupt,
@@ -138,7 +139,7 @@ impl Error {
     }
 }
 
-/// A path for a message: escaped, and cut where nobody reads on.
+/// Formats a path for a message: escaped, and truncated to a readable length.
 pub fn named(path: &[u8]) -> String {
     const READABLE: usize = 400;
     let cut = &path[..path.len().min(READABLE)];
@@ -146,7 +147,7 @@ pub fn named(path: &[u8]) -> String {
     format!("{}{dots}", shown(cut))
 }
 
-/// The class of a failed system call on the volume.
+/// Returns the error class of a system call that failed on the volume.
 pub fn io_class(error: &io::Error) -> Class {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::TooManyLinks => {
@@ -157,7 +158,7 @@ pub fn io_class(error: &io::Error) -> Class {
     }
 }
 
-/// Whether the file system refused for want of blocks, inodes or quota.
+/// Reports whether the file system had no free blocks, inodes or quota.
 pub fn out_of_room(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
@@ -165,18 +166,18 @@ pub fn out_of_room(error: &io::Error) -> bool {
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOSPC) => {
-            " (no block or no inode is left: use a larger file system, or one with more inodes)"
+            " (no free blocks or inodes: use a larger file system, or one with more inodes)"
         }
         Some(Errno::EMLINK) => {
-            " (the file system gives one file no more names, ext4 65,000: use xfs, or --layer-format erofs)"
+            " (too many hard links to one file, ext4 allows 65,000: use xfs, or --layer-format erofs)"
         }
-        Some(Errno::EDQUOT) => " (a disk quota is reached)",
+        Some(Errno::EDQUOT) => " (the disk quota is exhausted)",
         Some(Errno::EOPNOTSUPP) => " (the file system cannot store this; ext4 and xfs can)",
         _ => "",
     }
 }
 
-/// Adds what was being done to a failed system call.
+/// Adds the operation and the path to a failed system call.
 pub(super) trait Context<T> {
     fn context(self, doing: &'static str, path: &[u8]) -> Result<T, Error>;
 }

@@ -1,4 +1,5 @@
-//! One layer from compressed chunks to a tree: decode, read, apply, and the tar-split file beside it. Blocking.
+//! Extracts one layer from compressed chunks to a tree: decode, read, apply, and write its tar-split file.
+//! Blocking.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, BufReader, BufWriter, Read};
@@ -18,80 +19,80 @@ use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_sys::Dir;
 
-/// What a layer must turn out to be.
+/// The digests and sizes that a layer must have.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// Digest of the blob.
+    /// Digest of the compressed blob.
     pub blob: Digest,
     /// Size of the blob, bytes.
     pub size: u64,
-    /// Digest of the tar.
+    /// Digest of the uncompressed tar.
     pub diff_id: Digest,
 }
 
-/// Where a layer goes, and in which form.
+/// The destination of a layer, and its format.
 #[derive(Debug)]
 pub enum Target<'a> {
     /// A directory tree in overlayfs form.
     Overlay(overlay::apply::Target<'a>),
-    /// An image.
+    /// An EROFS image.
     Erofs(erofs::apply::Target<'a>),
 }
 
-/// Where the tar-split file goes.
+/// The destination of the tar-split file.
 #[derive(Debug)]
 pub struct TarSplitTarget<'a> {
-    /// The directory that holds it.
+    /// The directory that contains the file.
     pub dir: &'a Dir,
-    /// Its name there.
+    /// The name of the file in `dir`.
     pub name: &'a [u8],
 }
 
-/// A layer on disk, verified, not settled.
+/// A layer on disk that is verified, but not settled.
 #[derive(Clone, Debug)]
 pub struct Extracted {
-    /// What is to be settled.
+    /// The parts that remain to be settled.
     pub applied: Applied,
-    /// Digests and sizes.
+    /// Digests and sizes of the blob and the tar.
     pub decoded: Decoded,
-    /// Size of the tar-split file, bytes, where one is kept.
+    /// Size of the tar-split file, bytes; `None` if none is kept.
     pub tar_split_size: Option<u64>,
-    /// The image, where the layer is one.
+    /// Summary of the EROFS image; `None` for other formats.
     pub image: Option<erofs::Summary>,
 }
 
-/// A layer cannot be extracted.
+/// The reason why a layer cannot be extracted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The blob or the tar in it is broken, or the stream failed.
+    /// The blob or its tar is broken, or the stream failed.
     #[error(transparent)]
     Tar(super::tar::Error),
-    /// The compressed stream is broken.
+    /// The compressed data is broken.
     #[error(transparent)]
     Decode(super::decode::Error),
     /// A member cannot be written.
     #[error(transparent)]
     Sink(#[from] SinkError),
-    /// The content is not what its digest says.
+    /// The content does not match its digest.
     #[error(
-        "the {what} has digest {found}, {want} was promised: the content was changed, or the {promise} is wrong"
+        "the {part} has digest {found}, expected {want}: the content was changed, or the {document} is wrong"
     )]
     Digest {
         /// `blob` or `tar`.
-        what: &'static str,
-        /// Who promised.
-        promise: &'static str,
-        /// Digest promised.
+        part: &'static str,
+        /// The document that contains the expected digest.
+        document: &'static str,
+        /// The expected digest.
         want: Digest,
-        /// Digest found.
+        /// The actual digest.
         found: Digest,
     },
-    /// The blob is not as long as promised.
-    #[error("the blob has {found} bytes, {want} were promised by the manifest")]
+    /// The blob does not have the expected size.
+    #[error("the blob has {found} bytes, but the manifest specifies {want}")]
     Size {
-        /// Bytes promised.
+        /// Expected size, bytes.
         want: u64,
-        /// Bytes found.
+        /// Actual size, bytes.
         found: u64,
     },
     /// The tar-split file cannot be written.
@@ -100,7 +101,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// The same error, but where the file system had no room left, as what `space` says is lacking.
+    /// Returns the same error, except if the file system was full: then the error is the shortage that
+    /// `space` reports.
     #[must_use]
     pub fn explained(self, space: &dyn Space) -> Self {
         match self {
@@ -113,12 +115,12 @@ impl Error {
         }
     }
 
-    /// Whether the bytes of the blob are not those that were promised: another host may have them.
-    pub fn is_of_blob(&self) -> bool {
-        matches!(self, Error::Size { .. } | Error::Digest { what: "blob", .. })
+    /// Reports whether the blob differs from the expected one. Another host might have the right one.
+    pub fn is_blob_mismatch(&self) -> bool {
+        matches!(self, Error::Size { .. } | Error::Digest { part: "blob", .. })
     }
 
-    /// The class, which decides about retries and the exit code.
+    /// Returns the error class, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Tar(e) => e.class(),
@@ -139,7 +141,10 @@ impl From<Failure> for Error {
     }
 }
 
-/// Extracts a layer and checks it against what was promised.
+/// Extracts a layer and checks it against the expected digests and sizes.
+///
+/// # Errors
+/// See [`Error`]. A partial tree may remain in the target.
 pub fn extract<S: ChunkSource>(
     decoder: Decoder<S>,
     target: Target<'_>,
@@ -148,29 +153,29 @@ pub fn extract<S: ChunkSource>(
     expected: &Expected,
 ) -> Result<Extracted, Error> {
     let space = target.space();
-    let (applied, rest, decoder, tar_split_size) = match split {
+    let (applied, remaining, decoder, tar_split_size) = match split {
         None => {
             let reader = Reader::new(decoder, (), *limits);
-            let (applied, rest, decoder, ()) = target.fill(reader, expected)?;
-            (applied, rest, decoder, None)
+            let (applied, remaining, decoder, ()) = target.fill(reader, expected)?;
+            (applied, remaining, decoder, None)
         }
         Some(split) => {
             let file = split.dir.create_file(split.name, 0o644).map_err(Error::TarSplit)?;
             let file = Reserved::new(file, space).map_err(Error::TarSplit)?;
             let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, file));
             let reader = Reader::new(decoder, writer, *limits);
-            let (applied, mut rest, decoder, writer) = target.fill(reader, expected)?;
+            let (applied, mut remaining, decoder, writer) = target.fill(reader, expected)?;
             let file = writer.finish().map_err(Error::TarSplit)?;
             let mut size = file.into_inner().map_err(|e| Error::TarSplit(e.into_error()))?.written();
-            if rest.has_replaced() {
-                size = rest.take_replaced(&split, space).map_err(Error::TarSplit)?;
+            if remaining.has_replaced() {
+                size = remaining.take_replaced(&split, space).map_err(Error::TarSplit)?;
             }
-            (applied, rest, decoder, Some(size))
+            (applied, remaining, decoder, Some(size))
         }
     };
     let decoded = decoder.finish().map_err(Error::Decode)?;
     check(&decoded, expected)?;
-    Ok(Extracted { applied, decoded, tar_split_size, image: rest.finish()? })
+    Ok(Extracted { applied, decoded, tar_split_size, image: remaining.finish()? })
 }
 
 impl<'a> Target<'a> {
@@ -181,59 +186,62 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Writes every member, and reads the tar to its end.
+    /// Writes every member and reads the tar to its end.
     fn fill<S: ChunkSource, R: Record>(
         self,
         mut reader: Reader<Decoder<S>, R>,
         expected: &Expected,
-    ) -> Result<(Applied, Rest<'a>, Decoder<S>, R), Error> {
+    ) -> Result<(Applied, Remaining<'a>, Decoder<S>, R), Error> {
         let written = self.write(&mut reader).map_err(Error::from);
         let drained = written.and_then(|written| reader.drain().map(|()| written).map_err(Error::Tar));
         match drained {
-            Ok((applied, rest)) => {
+            Ok((applied, remaining)) => {
                 let (decoder, record) = reader.finish().map_err(Error::Tar)?;
-                Ok((applied, rest, decoder, record))
+                Ok((applied, remaining, decoder, record))
             }
             Err(e) => Err(blame(e, reader.into_input(), expected)),
         }
     }
 
-    fn write<B: BufRead, R: Record>(self, reader: &mut Reader<B, R>) -> Result<(Applied, Rest<'a>), Failure> {
+    fn write<B: BufRead, R: Record>(
+        self,
+        reader: &mut Reader<B, R>,
+    ) -> Result<(Applied, Remaining<'a>), Failure> {
         match self {
             Target::Overlay(target) => {
-                let parked = target.replaced;
+                let replaced_dir = target.replaced;
                 let (applied, replaced) = overlay::apply::apply(reader, target)?;
-                Ok((applied, Rest::Overlay(replaced, parked)))
+                Ok((applied, Remaining::Overlay(replaced, replaced_dir)))
             }
             Target::Erofs(target) => {
                 let (applied, filled) = erofs::apply::apply(reader, target)?;
-                Ok((applied, Rest::Erofs(Box::new(filled))))
+                Ok((applied, Remaining::Erofs(Box::new(filled))))
             }
         }
     }
 }
 
-/// What is left to do when all members are written.
-enum Rest<'a> {
+/// The work that remains after all members are written.
+enum Remaining<'a> {
     Overlay(Vec<Replaced>, &'a Dir),
     Erofs(Box<erofs::apply::Filled<'a>>),
 }
 
-impl Rest<'_> {
+impl Remaining<'_> {
     fn has_replaced(&self) -> bool {
         match self {
-            Rest::Overlay(replaced, _) => !replaced.is_empty(),
-            Rest::Erofs(filled) => filled.has_replaced(),
+            Remaining::Overlay(replaced, _) => !replaced.is_empty(),
+            Remaining::Erofs(filled) => filled.has_replaced(),
         }
     }
 
     fn take_replaced(&mut self, split: &TarSplitTarget<'_>, space: &dyn Space) -> io::Result<u64> {
         match self {
-            Rest::Overlay(replaced, parked) => {
+            Remaining::Overlay(replaced, replaced_dir) => {
                 let names = std::mem::take(replaced).into_iter().map(|Replaced { path, name }| (path, name));
-                take_replaced(split, names, |name| parked.open_file(name.as_bytes()), space)
+                take_replaced(split, names, |name| replaced_dir.open_file(name.as_bytes()), space)
             }
-            Rest::Erofs(filled) => {
+            Remaining::Erofs(filled) => {
                 let inodes = filled.take_replaced();
                 take_replaced(split, inodes, |id| filled.content(id).map_err(io::Error::other), space)
             }
@@ -243,8 +251,8 @@ impl Rest<'_> {
     /// Completes the layer.
     fn finish(self) -> Result<Option<erofs::Summary>, Error> {
         match self {
-            Rest::Overlay(..) => Ok(None),
-            Rest::Erofs(filled) => {
+            Remaining::Overlay(..) => Ok(None),
+            Remaining::Erofs(filled) => {
                 let summary = filled.finish().map_err(|e| erofs::apply::explain(b"", e))?;
                 Ok(Some(summary))
             }
@@ -252,7 +260,8 @@ impl Rest<'_> {
     }
 }
 
-/// The reason why a layer cannot be read: its content, if these are the bytes that were promised, else that they are not.
+/// Returns the reason why a layer cannot be read: `error` if the blob is the expected one, otherwise the
+/// mismatch.
 fn blame<S: ChunkSource>(error: Error, decoder: Decoder<S>, expected: &Expected) -> Error {
     if error.class() != Class::Corrupt {
         return error;
@@ -267,7 +276,7 @@ fn check_blob(digest: &Digest, size: u64, expected: &Expected) -> Result<(), Err
     }
     if *digest != expected.blob {
         let (want, found) = (expected.blob.clone(), digest.clone());
-        return Err(Error::Digest { what: "blob", promise: "manifest", want, found });
+        return Err(Error::Digest { part: "blob", document: "manifest", want, found });
     }
     Ok(())
 }
@@ -276,13 +285,13 @@ fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
     check_blob(&decoded.blob, decoded.blob_size, expected)?;
     if decoded.diff_id != expected.diff_id {
         let (want, found) = (expected.diff_id.clone(), decoded.diff_id.clone());
-        return Err(Error::Digest { what: "tar", promise: "config", want, found });
+        return Err(Error::Digest { part: "tar", document: "config", want, found });
     }
     Ok(())
 }
 
-/// Writes the tar-split file again with the content that later members replaced: the tree does not hold it any more.
-/// `replaced` names each by its path, in order.
+/// Rewrites the tar-split file so that it includes content that later members replaced, because the tree no
+/// longer contains it. `replaced` lists each replaced file by its path, in tar order.
 fn take_replaced<K, T: Read>(
     split: &TarSplitTarget<'_>,
     replaced: impl IntoIterator<Item = (Vec<u8>, K)>,
@@ -293,7 +302,7 @@ fn take_replaced<K, T: Read>(
     let old = split.dir.open_file(split.name)?;
     let old_size = old.metadata()?.len();
     let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, space)?;
-    // The nth time that a path was replaced is the nth time that the file names it.
+    // The nth replacement of a path belongs to the nth occurrence of that path in the file.
     let mut by_path: HashMap<Vec<u8>, VecDeque<K>> = HashMap::new();
     for (path, key) in replaced {
         by_path.entry(path).or_default().push_back(key);

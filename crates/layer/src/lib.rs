@@ -1,8 +1,9 @@
-//! Blocking: decode, hash, tar members, and the sink that writes the tree of a layer.
+//! The layer engine: decodes blobs, verifies digests, reads tars, and writes layer trees. All calls block.
 //!
-//! A layer is applied without its parents ([`overlay::apply`]) into an empty directory; what depends on them is settled
-//! afterwards ([`overlay::settle`]), so layers of one image can be applied side by side. The result is the tree in
-//! overlayfs form: whiteouts are character devices 0:0, opaque directories carry `trusted.overlay.opaque`.
+//! A layer is applied without its parents ([`overlay::apply`]) into an empty directory. What depends on the
+//! parents is settled afterwards ([`overlay::settle`]), so layers of one image can be applied in parallel.
+//! The result is a tree in overlayfs form: whiteouts are character devices 0:0, and opaque directories have
+//! the attribute `trusted.overlay.opaque`.
 
 #![forbid(unsafe_code)]
 

@@ -1,19 +1,22 @@
-//! What a layer may ask of us. Each limit guards memory or time; disk is guarded by the cap of the volume.
+//! Limits on what one layer can consume. Each limit protects memory or time; the cap of the volume protects
+//! the disk.
 
-/// Limits on one layer. [`Default`] gives values far above any honest image.
+/// Limits on one layer. The values of [`Default`] are far above any honest image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Members of the tar, extended headers not counted. Default 10,000,000.
+    /// Maximum number of tar members, not counting extended headers. Default 10,000,000.
     pub max_entries: u64,
-    /// Sum of the logical sizes of all files, holes included, bytes. Default 1 TiB.
+    /// Maximum sum of the logical sizes of all files, including holes, bytes. Default 1 TiB.
     pub max_logical_bytes: u64,
-    /// Body of one extended header (PAX `x` and `g`, GNU `L` and `K`), bytes. Default 1 MiB, as Go's archive/tar.
+    /// Maximum body of one extended header (PAX `x` and `g`, GNU `L` and `K`), bytes. Default 1 MiB, as in
+    /// Go's archive/tar.
     pub max_pax_bytes: u64,
-    /// Path or link target, bytes. Default 64 KiB; PATH_MAX and NAME_MAX are the sink's business.
+    /// Maximum length of a path or link target, bytes. Default 64 KiB. The sink enforces PATH_MAX and
+    /// NAME_MAX.
     pub max_path: usize,
-    /// Regions in the map of one sparse file. Default 262,144, which is 4 MiB of memory.
+    /// Maximum number of regions in the map of one sparse file. Default 262,144, which is 4 MiB of memory.
     pub max_sparse_regions: usize,
-    /// How far a blob may inflate.
+    /// Maximum expansion of a blob by decompression.
     pub ratio: Ratio,
 }
 
@@ -30,12 +33,12 @@ impl Default for Limits {
     }
 }
 
-/// The bound on how far a blob may inflate. gzip cannot pass 1032:1, zstd has no bound of its own.
+/// The limit on the compression ratio of a blob. gzip cannot exceed 1032:1; zstd has no inherent limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ratio {
-    /// Output up to this many bytes is never judged. Default 256 MiB.
+    /// Decompressed size up to which the ratio is not checked, bytes. Default 256 MiB.
     pub floor: u64,
-    /// Output bytes for each byte of the blob. Default 2000.
+    /// Maximum number of output bytes per byte of the blob. Default 2000.
     pub max: u64,
 }
 
@@ -46,7 +49,7 @@ impl Default for Ratio {
 }
 
 impl Ratio {
-    /// Whether `output` bytes out of `input` bytes of a blob are more than an honest blob gives.
+    /// Reports whether `output` bytes from `input` bytes of a blob exceed the limit.
     pub fn is_exceeded(&self, input: u64, output: u64) -> bool {
         output > self.floor && output / self.max > input
     }

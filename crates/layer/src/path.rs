@@ -1,35 +1,42 @@
-//! Names of members: cleaned once, before anything else looks at them.
+//! Paths of members, which are cleaned once, before any other use.
 
 use std::collections::BTreeMap;
 
 use super::error::Fault;
 
-/// Longest name that Linux stores (`NAME_MAX`), bytes.
+/// Maximum length of a name in Linux (`NAME_MAX`), bytes.
 const NAME_MAX: usize = 255;
 
-/// Most components of a path. What PATH_MAX allows with the shortest names; costs grow with the square of it.
+/// Maximum number of path components: the most that PATH_MAX allows. Costs grow with its square.
 pub const MAX_DEPTH: usize = 2048;
 
 /// Prefix of whiteouts (OCI image spec, layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
 
-/// Prefix of names that AUFS kept for itself and that very old images still carry.
+/// Prefix of names that AUFS reserved for itself, and that very old images still contain.
 const AUFS: &[u8] = b".wh..wh.";
 
 /// Name of the opaque whiteout.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// A cleaned path: components joined by single slashes, none of them empty, `.` or `..`; the root is empty.
+/// A cleaned path: components joined by single slashes, none of them empty, `.` or `..`. The root is the
+/// empty path.
 pub type Clean = Vec<u8>;
 
-/// Cleans a path lexically, as both podman and containerd do: absolute ones are taken from the root of the layer, `.`
-/// and empty components fall out, `..` takes back the component before it and must not leave the layer.
+/// Cleans a path lexically, as podman and containerd do. Absolute paths start at the root of the layer. `.`
+/// and empty components are dropped. `..` removes the previous component and must not leave the layer.
+///
+/// # Errors
+/// The [`Fault`] of the path.
 pub fn clean(path: &[u8]) -> Result<Clean, Fault> {
     cleaned(path, NAME_MAX)
 }
 
-/// Cleans the path of a member as [`clean`] does. The name of a whiteout is longer than the name that it hides, so that the
-/// limit of Linux holds for the latter.
+/// Cleans the path of a member as [`clean`] does. The name of a whiteout is longer than the name that it
+/// hides, so the limit of Linux applies to the hidden name.
+///
+/// # Errors
+/// The [`Fault`] of the path.
 pub fn clean_member(path: &[u8]) -> Result<Clean, Fault> {
     let clean = cleaned(path, WHITEOUT.len() + NAME_MAX)?;
     let (parent, name) = split(&clean);
@@ -56,7 +63,7 @@ fn cleaned(path: &[u8], name_max: usize) -> Result<Clean, Fault> {
     Ok(clean)
 }
 
-/// Appends a component.
+/// Appends a component to `path`.
 pub fn push(path: &mut Vec<u8>, component: &[u8]) {
     if !path.is_empty() {
         path.push(b'/');
@@ -64,7 +71,7 @@ pub fn push(path: &mut Vec<u8>, component: &[u8]) {
     path.extend_from_slice(component);
 }
 
-/// `path` with more components behind it; none where `component` is empty.
+/// Returns `path` with `component` appended; an empty `component` adds nothing.
 pub fn join(path: &[u8], component: &[u8]) -> Vec<u8> {
     let mut joined = Vec::with_capacity(path.len() + 1 + component.len());
     joined.extend_from_slice(path);
@@ -74,7 +81,8 @@ pub fn join(path: &[u8], component: &[u8]) -> Vec<u8> {
     joined
 }
 
-/// Parent and last component of a clean path; the parent of a top-level name is the root, the empty path.
+/// Returns the parent and the last component of a clean path. The parent of a top-level name is the root, the
+/// empty path.
 pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
@@ -82,12 +90,12 @@ pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Components of a clean path, in order.
+/// Returns the components of a clean path, in order.
 pub fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|b| *b == b'/').filter(|component| !component.is_empty())
 }
 
-/// Removes what is at or below `path` from a map by path, without looking at the rest of it.
+/// Removes `path` and everything below it from a map, without scanning the other entries.
 pub fn remove_tree<V>(map: &mut BTreeMap<Vec<u8>, V>, path: &[u8]) {
     if path.is_empty() {
         map.clear();
@@ -102,20 +110,23 @@ pub fn remove_tree<V>(map: &mut BTreeMap<Vec<u8>, V>, path: &[u8]) {
     }
 }
 
-/// What the last component of a member's path means.
+/// The meaning of the last component of a member's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning<'a> {
-    /// The name itself.
+    /// An ordinary name.
     Plain,
-    /// Hides this name of the layers below.
+    /// Hides this name in lower layers.
     Whiteout(&'a [u8]),
-    /// Hides everything that the layers below have in the parent directory.
+    /// Hides everything that lower layers have in the parent directory.
     Opaque,
-    /// Bookkeeping of AUFS, left out by every runtime.
+    /// Internal data of AUFS, which every runtime skips.
     Aufs,
 }
 
-/// What a clean path means.
+/// Returns the meaning of a clean path.
+///
+/// # Errors
+/// [`Fault::WhiteoutOfNothing`] for a whiteout without a valid name.
 pub fn meaning(path: &[u8]) -> Result<Meaning<'_>, Fault> {
     if components(path).next().is_some_and(|first| first.starts_with(AUFS) && first != OPAQUE) {
         return Ok(Meaning::Aufs);
@@ -127,18 +138,19 @@ pub fn meaning(path: &[u8]) -> Result<Meaning<'_>, Fault> {
     match name.strip_prefix(WHITEOUT) {
         None => Ok(Meaning::Plain),
         Some(b"" | b"." | b"..") => Err(Fault::WhiteoutOfNothing),
-        // A name that starts with .wh. cannot be in a layer, so hiding one is an attempt at something else.
+        // A name that starts with .wh. cannot exist in a layer, so hiding one is not an honest whiteout.
         Some(hidden) if hidden.starts_with(WHITEOUT) => Err(Fault::WhiteoutOfNothing),
         Some(hidden) => Ok(Meaning::Whiteout(hidden)),
     }
 }
 
-/// A clean path for people: escaped, and the root as `.`.
+/// Formats a clean path for people: escaped, and the root as `.`.
 pub fn shown(path: &[u8]) -> String {
     if path.is_empty() { ".".to_owned() } else { escape(path) }
 }
 
-/// `bytes` for people, logs and JSON: printable ASCII as it is, everything else and the backslash as `\xNN`.
+/// Formats `bytes` for people, logs and JSON: printable ASCII unchanged, all other bytes and the backslash as
+/// `\xNN`.
 pub fn escape(bytes: &[u8]) -> String {
     let mut escaped = String::with_capacity(bytes.len());
     for byte in bytes {
@@ -150,7 +162,7 @@ pub fn escape(bytes: &[u8]) -> String {
     escaped
 }
 
-/// The bytes that [`escape`] wrote as `text`; nothing where it would have written them in another way.
+/// Returns the bytes that [`escape`] formatted as `text`; `None` if `escape` never produces this text.
 pub fn unescape(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

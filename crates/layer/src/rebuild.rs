@@ -1,5 +1,5 @@
-//! The tar of a layer again, from its tar-split file and its tree: to prove the tree, or to lay the same change set on other
-//! parents without fetching it a second time.
+//! Rebuilds the tar of a layer from its tar-split file and its tree. This serves to verify the tree, or to
+//! apply the same change set on other parents without fetching it again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,36 +14,36 @@ use super::tar;
 use super::tar_split::{Assembler, TarSplitReader};
 use larder_sys::advice;
 
-/// How much is read at once, bytes.
+/// Size of one read, bytes.
 const CHUNK: usize = 1 << 17;
 
-type Open = Box<dyn FnMut(&[u8]) -> io::Result<Noted>>;
+type Open = Box<dyn FnMut(&[u8]) -> io::Result<TrackedFile>>;
 
 /// A tar that is being rebuilt.
 pub struct Rebuilt {
-    assembler: Assembler<BufReader<File>, Open, Noted>,
+    assembler: Assembler<BufReader<File>, Open, TrackedFile>,
     read: FilesRead,
-    given: Offset,
+    returned: Offset,
 }
 
-/// Which files the tar was rebuilt from so far: the offset of their content in the tar, and their path.
+/// The files from which the tar was rebuilt so far: the offset of their content in the tar, and their path.
 #[derive(Clone, Debug, Default)]
 pub struct FilesRead(Rc<RefCell<HashMap<u64, Vec<u8>>>>);
 
 impl FilesRead {
-    /// The file whose content lies at `offset`.
+    /// Returns the path of the file whose content starts at `offset`, or `None` if there is none.
     pub fn at(&self, offset: u64) -> Option<Vec<u8>> {
         self.0.borrow().get(&offset).cloned()
     }
 }
 
-/// A place in a tar; clones share it. As a record of a reader it is where the reader is: after a member has been read,
-/// where its content begins.
+/// An offset in a tar; clones share it. Used as a [`tar::Record`], it follows the reader: after a member
+/// header has been read, it is the offset of the member's content.
 #[derive(Clone, Debug, Default)]
 pub struct Offset(Rc<Cell<u64>>);
 
 impl Offset {
-    /// Bytes from the start of the tar.
+    /// Returns the offset in bytes from the start of the tar.
     pub fn get(&self) -> u64 {
         self.0.get()
     }
@@ -73,11 +73,11 @@ impl tar::Record for Offset {
 }
 
 impl Rebuilt {
-    /// Rebuilds from the open tar-split file and the layer's tree. Neither is trusted.
+    /// Rebuilds from the open tar-split file and the layer's tree. Both are untrusted.
     pub fn new(split: File, diff: StoredDir) -> Self {
         let read = FilesRead::default();
-        let given = Offset::default();
-        let (noted, offset) = (read.clone(), given.clone());
+        let returned = Offset::default();
+        let (tracked, offset) = (read.clone(), returned.clone());
         let mut files = Files { top: diff, last: None };
         let open: Open = Box::new(move |name| {
             let file = files
@@ -86,13 +86,13 @@ impl Rebuilt {
             if let StoredFile::File(file) = &file {
                 advice::will_read(file);
             }
-            Ok(Noted { file, note: Some((name.to_vec(), noted.clone(), offset.clone())) })
+            Ok(TrackedFile { file, record: Some((name.to_vec(), tracked.clone(), offset.clone())) })
         });
         let records = TarSplitReader::new(BufReader::with_capacity(CHUNK, split));
-        Rebuilt { assembler: Assembler::new(records, open), read, given }
+        Rebuilt { assembler: Assembler::new(records, open), read, returned }
     }
 
-    /// A view of the files read, which grows while the tar is read.
+    /// Returns a view of the files read so far, which grows while the tar is read.
     pub fn files_read(&self) -> FilesRead {
         self.read.clone()
     }
@@ -108,21 +108,21 @@ impl ChunkSource for Rebuilt {
     fn next(&mut self) -> io::Result<Option<bytes::Bytes>> {
         let mut chunk = vec![0; CHUNK];
         let len = self.assembler.read(&mut chunk)?;
-        self.given.add(len);
+        self.returned.add(len);
         chunk.truncate(len);
         Ok((len > 0).then(|| chunk.into()))
     }
 }
 
-/// A file that is noted when it is first read, which is when everything before it has been given out.
-struct Noted {
+/// A file that is recorded at its first read. At that point all tar bytes before it have been returned.
+struct TrackedFile {
     file: StoredFile,
-    note: Option<(Vec<u8>, FilesRead, Offset)>,
+    record: Option<(Vec<u8>, FilesRead, Offset)>,
 }
 
-impl Read for Noted {
+impl Read for TrackedFile {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        if let Some((name, read, offset)) = self.note.take() {
+        if let Some((name, read, offset)) = self.record.take() {
             read.0.borrow_mut().insert(offset.get(), name);
         }
         self.file.read(to)
@@ -132,12 +132,12 @@ impl Read for Noted {
 /// The regular files of a layer.
 struct Files {
     top: StoredDir,
-    /// The directory of the last one, which is that of the next one mostly, and its path.
+    /// The most recently used directory and its path. The next file is usually in the same directory.
     last: Option<(Vec<u8>, StoredDir)>,
 }
 
 impl Files {
-    /// Opens one, following no link.
+    /// Opens a file by its path in the layer without following symbolic links.
     fn open(&mut self, name: &[u8]) -> io::Result<StoredFile> {
         let clean = path::clean(name).map_err(|fault| io::Error::new(io::ErrorKind::InvalidInput, fault))?;
         let (parent, name) = path::split(&clean);

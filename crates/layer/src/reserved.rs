@@ -1,4 +1,4 @@
-//! A file that grows under the cap.
+//! A file that grows within the size cap of the volume.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,10 +7,10 @@ use super::space::Space;
 use larder_model::shortage::Shortage;
 use larder_sys::space::{FileSystem, preallocate};
 
-/// Unit in which room for a growing file is asked for: no file system that we know counts in larger blocks.
+/// Unit in which space for a growing file is reserved, bytes. No supported file system uses larger blocks.
 pub(super) const BLOCK: u64 = 4096;
 
-/// A file written from its start to its end, for whose bytes room is set aside before they are written.
+/// A file that is written sequentially, with space reserved before each write.
 #[derive(Debug)]
 pub(super) struct Reserved<'a> {
     file: File,
@@ -20,13 +20,14 @@ pub(super) struct Reserved<'a> {
 }
 
 impl<'a> Reserved<'a> {
-    /// Takes over an empty file.
+    /// Wraps an empty file.
     pub(super) fn new(file: File, space: &'a dyn Space) -> io::Result<Self> {
         let is_xfs = FileSystem::of(&file)?.is_xfs;
         Ok(Reserved { file, space, is_xfs, written: 0 })
     }
 
-    /// Sets room aside for `bytes`, whole blocks, that are written behind what is there in some other way.
+    /// Reserves space for `bytes`, a whole number of blocks, that are written after the current end by other
+    /// means.
     pub(super) fn claim(&mut self, bytes: u64) -> io::Result<()> {
         self.space.reserve(bytes).map_err(|full| io::Error::new(io::ErrorKind::StorageFull, NoRoom(full)))?;
         if self.is_xfs && bytes > 0 {
@@ -35,12 +36,12 @@ impl<'a> Reserved<'a> {
         Ok(())
     }
 
-    /// The file.
+    /// Returns the underlying file.
     pub(super) fn file(&self) -> &File {
         &self.file
     }
 
-    /// Bytes written.
+    /// Returns the number of bytes written.
     pub(super) fn written(&self) -> u64 {
         self.written
     }

@@ -1,24 +1,28 @@
-//! Asking for room before bytes are written. The volume answers; a layer only knows that there is somebody to ask.
+//! Reserving space before bytes are written. The volume implements this; a layer only sees the trait.
 
 use std::fmt;
 
 use larder_model::shortage::Shortage;
 
-/// Somebody who keeps account of the bytes of a volume.
+/// An account of the bytes of a volume.
 pub trait Space: Send + Sync + fmt::Debug {
-    /// Sets `bytes` aside for what is about to be written.
+    /// Reserves `bytes` for data that is about to be written.
+    ///
+    /// # Errors
+    /// The [`Shortage`], if that many bytes are not available.
     fn reserve(&self, bytes: u64) -> Result<(), Shortage>;
 
-    /// Gives back what was set aside or freed.
+    /// Returns bytes that were reserved and not used, or that were freed.
     fn release(&self, bytes: u64);
 
-    /// What is lacking after the file system refused for want of room; nothing where the account knows of no want.
+    /// Returns the shortage after the file system reported that it is full; `None` if the account shows no
+    /// shortage.
     fn exhausted(&self) -> Option<Shortage> {
         None
     }
 }
 
-/// Nobody keeps account: the file system alone says when it is full.
+/// No accounting: only the file system itself reports when it is full.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Uncounted;
 

@@ -1,4 +1,4 @@
-//! The tree of a layer where it lies on a volume, whichever form it has: a directory, or an image.
+//! Read access to the tree of a layer on a volume, in either format: a directory or an EROFS image.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,28 +8,31 @@ use super::tar::Region;
 use larder_sys::space::next_data;
 use larder_sys::{Dir, FileType, Stat, xattr};
 
-/// A directory of a layer.
+/// An open directory of a layer.
 #[derive(Debug)]
 pub enum StoredDir {
     /// A directory of the volume's file system.
     Directory(Dir),
-    /// A directory in an image.
+    /// A directory in an EROFS image.
     Image(ImageNode),
 }
 
-/// A regular file of a layer.
+/// An open regular file of a layer.
 #[derive(Debug)]
 pub enum StoredFile {
     /// A file of the volume's file system.
     File(File),
-    /// A file in an image.
+    /// A file in an EROFS image.
     Image(ImageFile),
 }
 
 type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl StoredDir {
-    /// Opens the directory `name`; a symbolic link is `ENOTDIR`.
+    /// Opens the directory `name`. A symbolic link gives `ENOTDIR`.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn open_dir(&self, name: &[u8]) -> io::Result<Self> {
         match self {
             StoredDir::Directory(dir) => dir.open_dir(name).map(StoredDir::Directory),
@@ -40,7 +43,10 @@ impl StoredDir {
         }
     }
 
-    /// A second handle of the same directory.
+    /// Creates a second handle of the same directory.
+    ///
+    /// # Errors
+    /// The error of duplicating the descriptor.
     pub fn try_clone(&self) -> io::Result<Self> {
         match self {
             StoredDir::Directory(dir) => dir.try_clone().map(StoredDir::Directory),
@@ -48,7 +54,10 @@ impl StoredDir {
         }
     }
 
-    /// Attributes of the directory itself.
+    /// Returns the file attributes of the directory itself.
+    ///
+    /// # Errors
+    /// The error of the file system.
     pub fn stat_self(&self) -> io::Result<Stat> {
         match self {
             StoredDir::Directory(dir) => dir.stat_self(),
@@ -56,7 +65,10 @@ impl StoredDir {
         }
     }
 
-    /// Attributes of `name`, which is not followed.
+    /// Returns the file attributes of `name` without following it.
+    ///
+    /// # Errors
+    /// `NotFound`, or the error of the file system or the image.
     pub fn stat(&self, name: &[u8]) -> io::Result<Stat> {
         match self {
             StoredDir::Directory(dir) => dir.stat(name),
@@ -64,7 +76,10 @@ impl StoredDir {
         }
     }
 
-    /// Attributes of `name`, or nothing where the name does not exist.
+    /// Returns the file attributes of `name` without following it; `None` if the name does not exist.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn try_stat(&self, name: &[u8]) -> io::Result<Option<Stat>> {
         match self {
             StoredDir::Directory(dir) => dir.try_stat(name),
@@ -72,7 +87,10 @@ impl StoredDir {
         }
     }
 
-    /// The names in the directory, in no order.
+    /// Returns the names in the directory, unordered.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
         match self {
             StoredDir::Directory(dir) => dir.names(),
@@ -80,7 +98,10 @@ impl StoredDir {
         }
     }
 
-    /// The text of the symbolic link `name`.
+    /// Returns the target of the symbolic link `name`.
+    ///
+    /// # Errors
+    /// `NotFound`, or the error of the file system or the image.
     pub fn read_link(&self, name: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             StoredDir::Directory(dir) => dir.read_link(name),
@@ -88,7 +109,10 @@ impl StoredDir {
         }
     }
 
-    /// All attributes of the directory itself, sorted by name.
+    /// Returns all extended attributes of the directory itself, sorted by name.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn xattrs_self(&self) -> io::Result<Attributes> {
         match self {
             StoredDir::Directory(dir) => xattr::all(dir),
@@ -96,7 +120,10 @@ impl StoredDir {
         }
     }
 
-    /// The value of an attribute of the directory itself.
+    /// Returns the value of one extended attribute of the directory itself; `None` if it does not have it.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn xattr_self(&self, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
         match self {
             StoredDir::Directory(dir) => xattr::get(dir, name),
@@ -106,7 +133,10 @@ impl StoredDir {
         }
     }
 
-    /// All attributes of `name`, which is not followed, sorted by name.
+    /// Returns all extended attributes of `name`, which is not followed, sorted by name.
+    ///
+    /// # Errors
+    /// `NotFound`, or the error of the file system or the image.
     pub fn xattrs(&self, name: &[u8]) -> io::Result<Attributes> {
         match self {
             StoredDir::Directory(dir) => xattr::all_at(dir, name),
@@ -114,7 +144,10 @@ impl StoredDir {
         }
     }
 
-    /// Opens the regular file `name` for reading. Never follows a link, and never blocks on or touches a device.
+    /// Opens the regular file `name` for reading. Never follows a link, and never opens a device.
+    ///
+    /// # Errors
+    /// `NotFound`, or the error of the file system or the image.
     pub fn open_file(&self, name: &[u8]) -> io::Result<StoredFile> {
         match self {
             StoredDir::Directory(dir) => dir.open_file(name).map(StoredFile::File),
@@ -128,7 +161,10 @@ fn found(node: &ImageNode, name: &[u8]) -> io::Result<ImageNode> {
 }
 
 impl StoredFile {
-    /// Where its data lies, between holes.
+    /// Returns the regions that contain data; the rest are holes.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn regions(&self) -> io::Result<Vec<Region>> {
         match self {
             StoredFile::Image(file) => file.regions(),

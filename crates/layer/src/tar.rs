@@ -1,11 +1,11 @@
 //! A streaming reader of layer tars, written for hostile input.
 //!
-//! It reads what Go's archive/tar reads, in the way it reads it, because podman, CRI-O and containerd read layers with
-//! that; where Go is silent about nonsense (owners that wrap, orphaned extended headers, unknown sparse formats) the
-//! member is refused by name. Every byte that comes in is handed to a [`Record`] too, so that the tar can be built
-//! again from the files and what the record kept.
+//! It accepts what Go's archive/tar accepts, with the same result, because podman, CRI-O and containerd read
+//! layers with that package. Where Go silently accepts nonsense (owner IDs that wrap, orphaned extended
+//! headers, unknown sparse formats), this reader rejects the member with a specific error. Every input byte
+//! is also passed to a [`Record`], so that the tar can be rebuilt from the files and the record.
 //!
-//! | file | what it knows |
+//! | file | content |
 //! |---|---|
 //! | `block` | the 512-byte header: checksum, formats, fields |
 //! | `number` | octal, base-256 and decimal numbers, time stamps |
@@ -23,38 +23,41 @@ mod sparse;
 use std::io;
 
 pub use self::block::Typeflag;
-pub use self::error::{Error, Fault, Place};
+pub use self::error::{Error, Fault, Position};
 pub use self::reader::Reader;
 pub use self::sparse::Region;
 
 /// Size of a block: headers are one, data is padded to a multiple.
 pub const BLOCK: usize = 512;
 
-/// What keeps a record of the stream while it is read; [`TarSplit`](crate::tar_split::TarSplit) or `()`.
+/// A record of the stream, written while the stream is read: [`TarSplit`](crate::tar_split::TarSplit) or
+/// `()`.
 pub trait Record {
-    /// Bytes of the stream that are not the content of a plain file: headers, padding, maps, inline data, the end.
+    /// Records bytes that are not the content of a plain file: headers, padding, maps, inline data, the end
+    /// of the tar.
     ///
     /// # Errors
-    /// Whatever keeps the record from being written.
+    /// The error that prevents writing the record.
     fn raw(&mut self, bytes: &[u8]) -> io::Result<()>;
 
-    /// The raw bytes so far end with the header of a member.
+    /// Records that the raw bytes so far end with the header of a member.
     ///
     /// # Errors
-    /// As [`raw`](Record::raw).
+    /// The same errors as [`raw`](Record::raw).
     fn header(&mut self) -> io::Result<()>;
 
-    /// Bytes of a plain file, which the caller keeps.
+    /// Records bytes of a plain file, which the caller stores.
     fn payload(&mut self, bytes: &[u8]);
 
-    /// The payload since the last file is the whole content, `size` bytes, of the file `name`.
+    /// Records that the payload since the previous file is the whole content, `size` bytes, of the file
+    /// `name`.
     ///
     /// # Errors
-    /// As [`raw`](Record::raw).
+    /// The same errors as [`raw`](Record::raw).
     fn file(&mut self, name: &[u8], size: u64) -> io::Result<()>;
 }
 
-/// Keeps nothing.
+/// A record that stores nothing.
 impl Record for () {
     fn raw(&mut self, _: &[u8]) -> io::Result<()> {
         Ok(())
@@ -80,63 +83,63 @@ pub struct Timestamp {
     pub nsec: u32,
 }
 
-/// One member of a tar with everything that its headers say.
+/// One member of a tar, with everything that its headers contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Path as the tar gives it: any bytes but NUL, not cleaned, possibly empty.
+    /// Path as in the tar: any bytes except NUL, not cleaned, possibly empty.
     pub path: Vec<u8>,
-    /// Type, with what belongs to that type alone.
+    /// Type, with the fields that only this type has.
     pub kind: Kind,
     /// Permission bits with setuid, setgid and sticky (07777).
     pub mode: u32,
-    /// Numeric owner; never 2^32 - 1, which chown(2) takes for "leave as it is".
+    /// Numeric owner; never 2^32 - 1, which chown(2) interprets as "leave unchanged".
     pub uid: u32,
     /// Numeric group; never 2^32 - 1.
     pub gid: u32,
-    /// Modification time.
+    /// Modification time, with nanoseconds.
     pub mtime: Timestamp,
-    /// Logical size, bytes: of a sparse file with its holes, 0 for all but files.
+    /// Logical size, bytes: for a sparse file including its holes, 0 for all other types.
     pub size: u64,
-    /// Extended attributes in the order of their names, each name once.
+    /// Extended attributes in the order of their names; names are unique.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Number of the member in the tar, from 0.
+    /// Index of the member in the tar, from 0.
     pub index: u64,
 }
 
-/// Type of a member.
+/// The type of a tar member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file (also `7`, contiguous).
     File,
     /// A regular file with holes.
     Sparse {
-        /// Where data lies: ordered, apart from each other, within the size.
+        /// Regions that contain data: ordered, not overlapping, within the size.
         map: Vec<Region>,
     },
     /// A directory.
     Directory,
     /// A symbolic link.
     Symlink {
-        /// What it points to, any bytes but NUL.
+        /// Target of the link; any bytes except NUL.
         target: Vec<u8>,
     },
     /// Another name of an earlier member.
     HardLink {
-        /// Path of that member as the tar gives it.
+        /// Path of that member as in the tar.
         target: Vec<u8>,
     },
     /// A character device.
     CharDevice {
-        /// Major number.
+        /// Major number of the device.
         major: u32,
-        /// Minor number.
+        /// Minor number of the device.
         minor: u32,
     },
     /// A block device.
     BlockDevice {
-        /// Major number.
+        /// Major number of the device.
         major: u32,
-        /// Minor number.
+        /// Minor number of the device.
         minor: u32,
     },
     /// A named pipe.
@@ -146,7 +149,7 @@ pub enum Kind {
 /// A piece of a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk<'a> {
-    /// Where in the file it belongs, bytes; jumps over holes.
+    /// Offset in the file, bytes. Holes are skipped.
     pub offset: u64,
     /// The content, never empty.
     pub bytes: &'a [u8],

@@ -7,6 +7,7 @@
 //! The arithmetic is that of ring, which is already a dependency of rustls and runs in constant time. It
 //! refuses a private key file whose public half belongs to another key.
 
+mod claims;
 mod signing;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 
+pub use claims::Claims;
 pub use signing::{SigningKey, SigningKeyError};
 
 /// The ID of a key: sha256 of its SubjectPublicKeyInfo.

@@ -27,7 +27,7 @@ mod statement;
 
 use serde::{Deserialize, Serialize};
 
-pub use statement::{Claims, Statement};
+pub use statement::Statement;
 
 use super::class::Class;
 use super::digest::Digest;
@@ -294,6 +294,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::key::Claims;
 
     const CACHE: &[u8] = b"{\"version\":1}";
 

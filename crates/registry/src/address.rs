@@ -1,9 +1,10 @@
-//! Which addresses a connection may go to: the defence against a registry, or an order, that sends the client into a
-//! network where it has no business.
+//! Address rules: they prevent a registry, or a request of a tenant, from sending the client into a network
+//! that it must not reach.
 //!
-//! `Rules::check` decides, for the first request and for mirrors, redirects and token servers alike. Names are resolved
-//! here and literal addresses checked, so the address that was checked is the one that is connected to. A proxy (from the
-//! environment) resolves names itself: behind one, only literal addresses and the proxy's own name are checked.
+//! `Rules::check` decides for the first request as well as for mirrors, redirects and token servers. Names
+//! are resolved here and literal addresses are checked, so the client connects to the address that was
+//! checked. A proxy (from the environment) resolves names itself. Behind one, only literal addresses and the
+//! proxy's own name are checked.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,9 +17,9 @@ use super::error::Fault;
 use larder_model::address_range::AddressRange;
 use larder_model::job::Reach;
 
-/// Metadata services, where a host of a cloud gets its credentials without a password: of Azure, Oracle Cloud, Alibaba
-/// Cloud, AWS (all services of the link, fd00:ec2::254 and fd00:ec2::23 among them) and Google Cloud. That of AWS, Google
-/// Cloud and others over IPv4 is link-local (169.254.169.254, 169.254.170.2).
+/// Metadata services, where a cloud host gets its credentials without a password: those of Azure, Oracle
+/// Cloud, Alibaba Cloud, AWS (all services of the link, including fd00:ec2::254 and fd00:ec2::23) and Google
+/// Cloud. The IPv4 services of AWS, Google Cloud and others are link-local (169.254.169.254, 169.254.170.2).
 pub const METADATA: [AddressRange; 5] = [
     v4([168, 63, 129, 16], 32),
     v4([192, 0, 0, 192], 32),
@@ -38,7 +39,7 @@ const SPECIAL: [AddressRange; 4] = [
     v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
 ];
 
-/// RFC 1918, RFC 6598, RFC 4193, and RFC 3879, which took back fec0::/10.
+/// RFC 1918, RFC 6598, RFC 4193, and fec0::/10, which RFC 3879 deprecated.
 const PRIVATE: [AddressRange; 6] = [
     v4([10, 0, 0, 0], 8),
     v4([172, 16, 0, 0], 12),
@@ -56,7 +57,7 @@ const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix: u8) -> AddressRange {
     AddressRange::new(IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)), prefix)
 }
 
-/// Where an address lies, from harmless to never.
+/// Network zone of an address, from harmless to forbidden.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Zone {
     /// The internet.
@@ -65,17 +66,18 @@ pub(crate) enum Zone {
     Private,
     /// This machine.
     Loopback,
-    /// Link-local, metadata services, "this network": hardly a registry lives there.
+    /// Link-local addresses, metadata services, "this network": hardly any registry is there.
     Forbidden,
 }
 
 impl Zone {
-    /// The zone of an address. An IPv6 address that stands for an IPv4 one is where the latter is.
+    /// Returns the zone of an address. An IPv6 address that embeds an IPv4 address has the zone of the
+    /// latter.
     pub(crate) fn of(address: IpAddr) -> Self {
-        readings(address).into_iter().map(Zone::of_reading).max().unwrap_or(Zone::Forbidden)
+        embedded_addresses(address).into_iter().map(Zone::of_single).max().unwrap_or(Zone::Forbidden)
     }
 
-    fn of_reading(address: IpAddr) -> Self {
+    fn of_single(address: IpAddr) -> Self {
         let within = |ranges: &[AddressRange]| ranges.iter().any(|range| range.contains(address, 0));
         if forbidden().any(|range| range.contains(address, 0)) {
             Zone::Forbidden
@@ -93,11 +95,13 @@ fn forbidden() -> impl Iterator<Item = &'static AddressRange> {
     METADATA.iter().chain(&LINK_LOCAL).chain(&SPECIAL)
 }
 
-/// The addresses that a packet to `address` can arrive at: itself, or the IPv4 addresses that it embeds.
+/// Returns the addresses at which a packet to `address` can arrive: itself, or the IPv4 addresses that it
+/// embeds.
 ///
-/// IPv4-mapped ::ffff:0:0/96 and IPv4-compatible ::/96 (RFC 4291), translated ::ffff:0:0:0/96 (RFC 7915), NAT64 64:ff9b::/96
-/// (RFC 6052) and 64:ff9b:1::/48 (RFC 8215), 6to4 2002::/16 (RFC 3056) and Teredo 2001::/32 (RFC 4380).
-fn readings(address: IpAddr) -> Vec<IpAddr> {
+/// The embedding forms are IPv4-mapped ::ffff:0:0/96 and IPv4-compatible ::/96 (RFC 4291), translated
+/// ::ffff:0:0:0/96 (RFC 7915), NAT64 64:ff9b::/96 (RFC 6052) and 64:ff9b:1::/48 (RFC 8215), 6to4 2002::/16
+/// (RFC 3056) and Teredo 2001::/32 (RFC 4380).
+fn embedded_addresses(address: IpAddr) -> Vec<IpAddr> {
     let IpAddr::V6(v6) = address else { return vec![address] };
     let octets = v6.octets();
     let at = |[a, b, c, d]: [usize; 4]| Ipv4Addr::new(octets[a], octets[b], octets[c], octets[d]);
@@ -107,27 +111,29 @@ fn readings(address: IpAddr) -> Vec<IpAddr> {
         [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
             vec![last]
         }
-        // Only its operator knows how long the prefix is (RFC 6052 section 2.2): octet 8 is never part of the address.
+        // The length of the prefix is known only to its operator (RFC 6052 section 2.2); octet 8 is never
+        // part of the address.
         [0x64, 0xff9b, 1, ..] => {
             let of_prefixes = [at([6, 7, 9, 10]), at([7, 9, 10, 11]), at([9, 10, 11, 12]), last];
-            // The padding of one length reads as 0.x.x.x in the others, where no translator sends anything.
+            // The padding of one length reads as 0.x.x.x in the others, and no translator sends anything
+            // there.
             let real = of_prefixes.into_iter().filter(|found| found.octets()[0] != 0).collect::<Vec<_>>();
             if real.is_empty() { vec![last] } else { real }
         }
         [0x2002, ..] => vec![at([2, 3, 4, 5])],
-        // The server, and the client, whose bits are inverted.
+        // The addresses of the server and of the client; the bits of the latter are inverted.
         [0x2001, 0, ..] => vec![at([4, 5, 6, 7]), Ipv4Addr::from_bits(!last.to_bits())],
         _ => return vec![address],
     };
     embedded.into_iter().map(IpAddr::V4).collect()
 }
 
-/// Which addresses a client may connect to, besides the zones that a request may lead into.
+/// Rules for the addresses to which a client may connect, in addition to the zone limit of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// For whom the client connects.
+    /// Party on whose behalf the client connects.
     pub reach: Reach,
-    /// `registry.allow`: addresses that are allowed all the same.
+    /// `registry.allow`: addresses that are always allowed.
     pub allow: Vec<AddressRange>,
     /// `registry.deny`: addresses that [`Reach::Tenant`] does not include.
     pub deny: Vec<AddressRange>,
@@ -136,69 +142,71 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Whether a request that may lead into `within` can connect to `address`.
+    /// Checks that a request limited to the zone `within` may connect to `address`.
     pub(crate) fn check(&self, address: IpAddr, port: u16, within: Zone) -> Result<(), Reason> {
-        let readings = readings(address);
+        let addresses = embedded_addresses(address);
         let zone = Zone::of(address);
-        if zone == Zone::Forbidden && !readings.iter().all(|reading| self.names(*reading, port)) {
+        if zone == Zone::Forbidden && !addresses.iter().all(|address| self.allows_explicitly(*address, port))
+        {
             return Err(Reason::Forbidden);
         }
         if zone.min(Zone::Loopback) > within {
             return Err(Reason::Inward);
         }
         let listed = |ranges: &[AddressRange], at| ranges.iter().any(|range| range.contains(at, port));
-        // A range that is denied in the form of IPv6 is denied for all that it hides.
+        // A denied IPv6 range also denies all IPv4 addresses embedded in it.
         let whole = listed(&self.deny, address);
-        let restricted = |reading: &IpAddr| {
-            let inside = Zone::of_reading(*reading) >= Zone::Loopback || self.own.contains(reading);
-            !listed(&self.allow, *reading) && (whole || inside || listed(&self.deny, *reading))
+        let restricted = |address: &IpAddr| {
+            let inside = Zone::of_single(*address) >= Zone::Loopback || self.own.contains(address);
+            !listed(&self.allow, *address) && (whole || inside || listed(&self.deny, *address))
         };
-        if self.reach == Reach::Tenant && readings.iter().any(restricted) {
+        if self.reach == Reach::Tenant && addresses.iter().any(restricted) {
             return Err(Reason::Restricted);
         }
         Ok(())
     }
 
-    /// Whether `registry.allow` names `address` explicitly if it is forbidden: by itself, or by a range that has nothing but
-    /// forbidden addresses of one kind. Who allows 100.64.0.0/10 does not mean the metadata service in it.
-    fn names(&self, address: IpAddr, port: u16) -> bool {
-        Zone::of_reading(address) != Zone::Forbidden
+    /// Reports whether a forbidden `address` is allowed explicitly. `registry.allow` must list the address
+    /// itself, or a range that lies within one forbidden range. An entry 100.64.0.0/10 does not allow the
+    /// metadata service in it. `true` for an address that is not forbidden.
+    fn allows_explicitly(&self, address: IpAddr, port: u16) -> bool {
+        Zone::of_single(address) != Zone::Forbidden
             || self.allow.iter().any(|allowed| {
                 allowed.contains(address, port) && forbidden().any(|range| range.covers(allowed))
             })
     }
 
-    /// `port`, if some rule is about this very port.
+    /// Returns `port` if a rule applies to exactly this port.
     pub(crate) fn own_port(&self, port: u16) -> Option<u16> {
         self.allow.iter().chain(&self.deny).any(|range| range.port() == Some(port)).then_some(port)
     }
 }
 
-/// Why an address is refused.
+/// Reason why an address is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// It is link-local, a metadata service or no address of a host, and not allowed explicitly.
+    /// The address is link-local, a metadata service or not a host address, and not allowed explicitly.
     Forbidden,
-    /// It is deeper in our network than the registry that leads there.
+    /// The address is further inside the network than the registry that leads there.
     Inward,
-    /// Orders of tenants cannot reach it.
+    /// Tenants cannot reach the address.
     Restricted,
 }
 
-/// The address that a URL names literally, if it does.
+/// Returns the literal address in a URL, if it has one.
 pub(crate) fn literal(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
-/// Whether a host, without port, is this machine by its name or address.
+/// Reports whether a host (without port) is this machine, by name or by address.
 pub(crate) fn is_loopback_name(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare.eq_ignore_ascii_case("localhost")
         || bare.parse::<IpAddr>().is_ok_and(|ip| Zone::of(ip) == Zone::Loopback)
 }
 
-/// Refuses a literal address that `rules` refuse; names are the resolver's to check.
+/// Refuses a literal address that violates `rules`. The resolver checks names.
 pub(crate) fn check_literal(url: &Url, rules: &Rules, within: Zone) -> Result<(), Fault> {
     let Some(address) = literal(url) else { return Ok(()) };
     let port = url.port_or_known_default().unwrap_or_default();
@@ -207,7 +215,7 @@ pub(crate) fn check_literal(url: &Url, rules: &Rules, within: Zone) -> Result<()
         .map_err(|reason| AddressRefused { host: address.to_string(), reason }.into())
 }
 
-/// A host is at an address that a connection may not go to.
+/// A connection to the address of a host is not allowed.
 #[derive(Debug, thiserror::Error)]
 #[error("{host} {}", self.why())]
 pub(crate) struct AddressRefused {
@@ -216,17 +224,18 @@ pub(crate) struct AddressRefused {
 }
 
 impl AddressRefused {
-    /// A tenant reads it: it says neither which address was found nor which rule holds for it.
+    /// Returns the explanation for the user. A tenant can read it, so it reveals neither the address nor the
+    /// rule.
     fn why(&self) -> &'static str {
         match self.reason {
             Reason::Forbidden => {
-                "is at a link-local or metadata address; if it is a registry of yours, name it in registry.allow"
+                "is at a link-local or metadata address; if it is your own registry, add the address to registry.allow"
             }
             Reason::Inward => {
-                "is at a loopback or private address, where a registry may not send a client that found it further out"
+                "is at a loopback or private address, and a registry outside that network must not refer to it"
             }
             Reason::Restricted => {
-                "is at an address that orders of tenants cannot reach; the administrator can name it in registry.allow"
+                "is at an address that tenants cannot reach; an administrator can add it to registry.allow"
             }
         }
     }
@@ -247,13 +256,13 @@ impl From<AddressRefused> for Fault {
     }
 }
 
-/// The name service says that there is no such host. A later try does not change that.
+/// The name service reports that the host does not exist. A retry does not help.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no host {0:?}")]
+#[error("host {0:?} does not exist")]
 pub(crate) struct UnknownHost(pub(crate) String);
 
-/// What glibc and musl call `EAI_NONAME` and `EAI_NODATA` (getaddrinfo(3)): the standard library passes on the text alone. A name
-/// service that does not answer is another error, `EAI_AGAIN`.
+/// Texts for `EAI_NONAME` and `EAI_NODATA` in glibc and musl (getaddrinfo(3)): the standard library passes on
+/// only the text. A name service that does not respond is a different error, `EAI_AGAIN`.
 const NO_HOST: [&str; 3] =
     ["Name or service not known", "No address associated with hostname", "Name does not resolve"];
 
@@ -265,15 +274,15 @@ fn lookup_failed(name: &Name, error: std::io::Error) -> Box<dyn std::error::Erro
     error.into()
 }
 
-/// The system's resolver without the addresses that are refused.
+/// The system's resolver, without refused addresses.
 #[derive(Debug)]
 pub(crate) struct CheckedResolver {
     pub(crate) rules: Arc<Rules>,
-    /// The innermost zone that the request may lead into.
+    /// Innermost zone that the request may reach.
     pub(crate) within: Zone,
-    /// Port of the request, if some rule is about it.
+    /// Port of the request, if a rule applies to that port.
     pub(crate) port: Option<u16>,
-    /// Host names of the proxies, which a person configured and which may lie anywhere.
+    /// Host names of the configured proxies. They may be anywhere.
     pub(crate) proxies: Arc<HashSet<String>>,
 }
 
@@ -301,7 +310,7 @@ impl Resolve for CheckedResolver {
     }
 }
 
-/// The host names in the proxy variables.
+/// Returns the host names in the proxy variables.
 pub(crate) fn proxy_hosts(variable: impl Fn(&str) -> Option<String>) -> HashSet<String> {
     const VARIABLES: [&str; 6] =
         ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];

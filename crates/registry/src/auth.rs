@@ -1,4 +1,5 @@
-//! Who we are to one origin and repository: credentials in order, then anonymous; tokens that expire and are renewed.
+//! Authorization for one origin and repository: credentials in order, then anonymous access. Expired tokens
+//! are renewed.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
@@ -13,26 +14,26 @@ use tokio::time::Instant;
 use super::Credentials;
 use super::address::Zone;
 use super::challenge::Challenge;
-use super::error::{Fault, Searched, printable};
+use super::error::{CredentialSearch, Fault, printable};
 use super::token::{self, Audience};
 use super::transport::Transport;
 use larder_model::credential::Credential;
 
-/// Authorization for one (scheme, host, port) and repository; never used for another.
+/// Authorization for one (scheme, host, port) and repository; it is never used for another.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
-    /// Where the origin's address lies, known from its first answer.
+    /// Zone of the origin's address, known after its first response.
     pub(crate) zone: OnceLock<Zone>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts grants, so that of many requests refused at once only the first renews.
+    /// Number of grants so far. When many requests are refused at once, only the first one renews the grant.
     generation: u64,
     grant: Option<Grant>,
     challenge: Option<Challenge>,
-    /// Credentials not yet tried; `None` is anonymous.
+    /// Credentials not tried yet; `None` means anonymous access.
     queue: VecDeque<Option<Credential>>,
     found: usize,
 }
@@ -40,24 +41,24 @@ struct State {
 #[derive(Debug)]
 struct Grant {
     header: HeaderValue,
-    /// The registry has served something for it.
-    proven: bool,
+    /// `true` once the registry has served a request with this grant.
+    accepted: bool,
     expires: Option<Instant>,
 }
 
-/// What a session needs to renew itself.
+/// Inputs that a session needs to renew its grant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Issuer<'a> {
     pub(crate) transport: &'a Transport,
     pub(crate) credentials: &'a dyn Credentials,
-    /// The name by which credentials are looked up.
+    /// Name under which credentials are looked up.
     pub(crate) registry: &'a str,
     pub(crate) audience: Audience<'a>,
     pub(crate) timeout: Duration,
 }
 
 impl Session {
-    /// The Authorization to send, if any, and its generation. A token past its time is renewed first.
+    /// Returns the Authorization header to send, if any, and its generation. Renews an expired token first.
     pub(crate) async fn authorization(
         &self,
         issuer: Issuer<'_>,
@@ -71,16 +72,17 @@ impl Session {
         Ok((state.generation, header))
     }
 
-    /// The registry has served something for the grant of `generation`.
+    /// Records that the registry served a request with the grant of `generation`.
     pub(crate) async fn accepted(&self, generation: u64) {
         let mut state = self.state.lock().await;
         let current = state.generation == generation;
         if let Some(grant) = state.grant.as_mut().filter(|_| current) {
-            grant.proven = true;
+            grant.accepted = true;
         }
     }
 
-    /// The registry has answered 401 or 403 to the grant of `generation`: gets the next one, or says why there is none.
+    /// Handles a 401 or 403 response to the grant of `generation`: obtains the next grant, or returns an
+    /// error if there is none.
     pub(crate) async fn refused(
         &self,
         issuer: Issuer<'_>,
@@ -98,13 +100,13 @@ impl Session {
         }
         let denied = |searched| Fault::Denied { reason: reason.to_owned(), searched };
         if state.challenge.is_none() {
-            return Err(denied(Searched::NotAsked));
+            return Err(denied(CredentialSearch::NoChallenge));
         }
-        let proven = state.grant.as_ref().map(|grant| grant.proven);
-        match proven {
-            // A right that is missing, not a token that has aged.
-            Some(true) if !expired => return Err(denied(Searched::Accepted)),
-            // Helpers' passwords expire in long builds, so they are asked again.
+        let accepted = state.grant.as_ref().map(|grant| grant.accepted);
+        match accepted {
+            // The token has not expired, so the right itself is missing.
+            Some(true) if !expired => return Err(denied(CredentialSearch::Accepted)),
+            // Passwords of helpers expire in long builds, so look the credentials up again.
             None | Some(true) => state.search(issuer).await?,
             Some(false) => {}
         }
@@ -138,13 +140,13 @@ impl State {
                 }
             }
         }
-        // A later request starts from nothing, with credentials looked up anew.
+        // The next request starts over with a new credential lookup.
         self.grant = None;
         self.generation += 1;
-        Err(Fault::Denied { reason, searched: Searched::Tried(self.found) })
+        Err(Fault::Denied { reason, searched: CredentialSearch::Tried(self.found) })
     }
 
-    /// What `candidate` gives; nothing where it does not suit the challenge.
+    /// Obtains a grant for `candidate`. `None` if it does not fit the challenge.
     async fn grant(
         &self,
         issuer: Issuer<'_>,
@@ -152,26 +154,31 @@ impl State {
     ) -> Result<Option<Grant>, Fault> {
         match (&self.challenge, candidate) {
             (Some(Challenge::Bearer { realm, service, scope }), _) => {
-                let order = token::Order { realm, service: service.as_deref(), scope: scope.as_deref() };
-                let exchange = token::fetch(issuer.transport, issuer.audience, order, candidate);
+                let request =
+                    token::TokenRequest { realm, service: service.as_deref(), scope: scope.as_deref() };
+                let exchange = token::fetch(issuer.transport, issuer.audience, request, candidate);
                 let token = tokio::time::timeout(issuer.timeout, exchange).await;
                 let token =
-                    token.map_err(|_| Fault::transient("the token server did not answer in time"))??;
-                Ok(Some(Grant { header: token.header, proven: false, expires: Some(token.expires) }))
+                    token.map_err(|_| Fault::transient("the token server did not respond in time"))??;
+                Ok(Some(Grant { header: token.header, accepted: false, expires: Some(token.expires) }))
             }
-            (Some(Challenge::Basic), Some(Credential::Basic { username, password })) => {
-                Ok(Some(Grant { header: basic(username, password.expose())?, proven: false, expires: None }))
-            }
+            (Some(Challenge::Basic), Some(Credential::Basic { username, password })) => Ok(Some(Grant {
+                header: basic(username, password.expose())?,
+                accepted: false,
+                expires: None,
+            })),
             _ => Ok(None),
         }
     }
 }
 
-/// The header of RFC 7617.
+/// Returns the Basic authorization header (RFC 7617).
 pub(crate) fn basic(username: &str, password: &str) -> Result<HeaderValue, Fault> {
     if username.contains(':') {
         let name = printable(username);
-        return Err(Fault::Invalid(format!("the user name {name:?} holds a colon, which RFC 7617 forbids")));
+        return Err(Fault::Invalid(format!(
+            "the user name {name:?} contains a colon, which RFC 7617 forbids"
+        )));
     }
     let text = format!("Basic {}", STANDARD.encode(format!("{username}:{password}")));
     let mut header =

@@ -1,4 +1,4 @@
-//! A large blob as an ordered stream, by one connection or by several ranges at once.
+//! A large blob as an ordered stream, over one connection or by several ranges at once.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,28 +11,28 @@ use tokio::task::JoinHandle;
 use super::error::Error;
 use super::fetch::{Blob, Fetch};
 
-/// When a blob is fetched by several ranges at once.
+/// Limits for fetching a blob by several ranges at once.
 #[derive(Clone, Debug)]
 pub struct Ranges {
-    /// Ranges of one blob at once; 1 fetches it as one stream.
+    /// Maximum number of concurrent ranges of one blob; 1 fetches it as one stream.
     pub parallel: usize,
-    /// Blobs smaller than this are one stream, bytes.
+    /// Minimum size of a blob fetched by ranges, in bytes. Smaller blobs are one stream.
     pub min_size: u64,
-    /// Size of a range, bytes.
+    /// Size of one range, in bytes.
     pub part_size: u64,
-    /// Memory for parts that arrive before their turn, all blobs together, bytes.
+    /// Memory limit for parts that arrive before their turn, in bytes, over all blobs.
     pub memory: u64,
 }
 
 impl Default for Ranges {
-    /// One stream; where more are asked for: from 64 MiB, in parts of 8 MiB, 32 MiB of memory.
+    /// One stream. If `parallel` is raised: from 64 MiB, in parts of 8 MiB, with 32 MiB of memory.
     fn default() -> Self {
         Ranges { parallel: 1, min_size: 64 << 20, part_size: 8 << 20, memory: 32 << 20 }
     }
 }
 
 impl Ranges {
-    /// The budget of a process, as parts.
+    /// Returns the memory budget of a process, with one permit per part.
     pub(crate) fn budget(&self) -> Arc<Semaphore> {
         let parts = usize::try_from(self.memory / self.part_size.max(1)).unwrap_or(usize::MAX);
         Arc::new(Semaphore::new(parts.min(Semaphore::MAX_PERMITS)))
@@ -43,21 +43,22 @@ impl Ranges {
     }
 }
 
-/// The bytes of one blob in order: exactly as many as its descriptor says, or an error. Their digest is the consumer's to check.
+/// The bytes of one blob in order: exactly the size in its descriptor, or an error. The consumer must verify
+/// their digest.
 #[derive(Debug)]
 pub struct BlobStream {
     blob: Result<Arc<Blob>, Option<Error>>,
-    /// The stretch that is delivered now, straight from its connection.
+    /// Part that is delivered now, directly from its connection.
     head: Option<Fetch>,
-    /// Parts behind it that are fetched ahead, in order.
+    /// Later parts that are fetched ahead, in order.
     ahead: VecDeque<Part>,
-    /// The first byte that no part covers yet.
+    /// First byte that no part covers yet.
     planned: u64,
-    /// Parts are cut only once the server has honoured a range.
+    /// `true` once the server has honoured a range. Only then is the blob split into parts.
     ranged: bool,
 }
 
-/// A part fetched ahead. Its memory is bounded by its size, for which it holds a share of the budget.
+/// A part that is fetched ahead. Its permit of the budget bounds its memory.
 #[derive(Debug)]
 struct Part {
     chunks: UnboundedReceiver<Result<Bytes, Error>>,
@@ -82,7 +83,10 @@ impl BlobStream {
         }
     }
 
-    /// The next bytes, never empty; none after the last. After an error only the end follows.
+    /// Returns the next bytes, never empty, or `None` after the last. After an error it returns `None`.
+    ///
+    /// # Errors
+    /// [`Error`] if no host delivers the blob completely.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let blob = match &mut self.blob {
             Ok(blob) => Arc::clone(blob),
@@ -120,7 +124,8 @@ impl BlobStream {
         }
     }
 
-    /// The next stretch, delivered as it arrives, so that a blob moves on even when others hold the whole budget.
+    /// Starts the next part. It is delivered as it arrives, so a blob makes progress even if other blobs use
+    /// the whole budget.
     async fn start(&mut self, blob: &Arc<Blob>) -> Result<Fetch, Error> {
         let ranges = &blob.inner.options.ranges;
         if !ranges.apply(blob.size) {

@@ -1,11 +1,12 @@
-//! What a registry asks for in WWW-Authenticate (RFC 9110, 11.6.1; RFC 6750; the distribution token specification).
+//! Challenges of a registry in WWW-Authenticate (RFC 9110, 11.6.1; RFC 6750; the distribution token
+//! specification).
 
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
-/// Headers longer than this are not read.
+/// Maximum length of a header, in bytes. Longer headers are ignored.
 const MAX_LENGTH: usize = 8192;
 
-/// A way to authenticate that Larder knows.
+/// An authentication scheme that Larder supports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
     /// User name and password with each request.
@@ -16,26 +17,29 @@ pub(crate) enum Challenge {
         realm: String,
         /// Name of the registry at the token server.
         service: Option<String>,
-        /// What the token must allow.
+        /// Access that the token must grant.
         scope: Option<String>,
     },
 }
 
-/// The strongest known challenge: Bearer before Basic, whose password then goes to the token server alone.
+/// Returns the strongest supported challenge. Bearer precedes Basic, because then the password goes only to
+/// the token server.
 pub(crate) fn strongest(headers: &HeaderMap) -> Option<Challenge> {
     let values = headers.get_all(WWW_AUTHENTICATE).iter().filter(|value| value.len() <= MAX_LENGTH);
-    // Bytes above 0x7f may stand in any header (RFC 9110, 5.5, "obs-text"), and no known parameter that counts has them.
+    // Any header can contain bytes above 0x7f (RFC 9110, 5.5, "obs-text"), but no parameter that matters here
+    // has them.
     let texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
     let all: Vec<Challenge> = texts.flat_map(|text| parse(&text)).collect();
     let bearer = all.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
     bearer.or(all.first()).cloned()
 }
 
-/// All known challenges of one header, which may list several.
+/// Returns all supported challenges of one header, which can list several.
 fn parse(text: &str) -> Vec<Challenge> {
     let mut schemes: Vec<(String, Vec<(String, String)>)> = Vec::new();
     for item in items(text) {
-        // An item is `Scheme`, `Scheme name=value` or `name=value`; a scheme is parted from its first parameter by a space.
+        // An item is `Scheme`, `Scheme name=value` or `name=value`. A space separates a scheme from its first
+        // parameter.
         let name_end = item.find('=').unwrap_or(item.len());
         let parameter = match item[..name_end].trim().split_once(char::is_whitespace) {
             Some((scheme, _)) => {
@@ -53,10 +57,10 @@ fn parse(text: &str) -> Vec<Challenge> {
             parameters.push((name.trim().to_ascii_lowercase(), unquote(value.trim())));
         }
     }
-    schemes.into_iter().filter_map(|(scheme, parameters)| known(&scheme, &parameters)).collect()
+    schemes.into_iter().filter_map(|(scheme, parameters)| supported(&scheme, &parameters)).collect()
 }
 
-fn known(scheme: &str, parameters: &[(String, String)]) -> Option<Challenge> {
+fn supported(scheme: &str, parameters: &[(String, String)]) -> Option<Challenge> {
     let get =
         |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
     match scheme {
@@ -68,7 +72,7 @@ fn known(scheme: &str, parameters: &[(String, String)]) -> Option<Challenge> {
     }
 }
 
-/// Splits at commas outside of quotes.
+/// Splits `text` at commas outside of quotes.
 fn items(text: &str) -> Vec<&str> {
     let (mut items, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (at, c) in text.char_indices() {
@@ -87,7 +91,7 @@ fn items(text: &str) -> Vec<&str> {
     items.into_iter().map(str::trim).filter(|item| !item.is_empty()).collect()
 }
 
-/// The text of a quoted string; one without quotes as it is.
+/// Returns the text of a quoted string. A string without quotes is returned unchanged.
 pub(super) fn unquote(value: &str) -> String {
     let Some(inner) = value.strip_prefix('"') else {
         return value.to_owned();
@@ -154,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_ascii() {
+    fn headers_with_non_ascii_bytes() {
         let of = |value: &[u8]| {
             let value = reqwest::header::HeaderValue::from_bytes(value).unwrap();
             strongest(&HeaderMap::from_iter([(WWW_AUTHENTICATE, value)]))

@@ -1,34 +1,34 @@
-//! What can go wrong between here and a registry, in words that hold no secret and no signed URL.
+//! Errors of the registry client. Their texts contain no secret and no signed URL.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::pace::MinRate;
+use super::min_rate::MinRate;
 use larder_model::class::Class;
 
-/// Characters of foreign text that a message shows.
-const SHOWN: usize = 300;
+/// Maximum number of characters of foreign text in a message.
+const MAX_SHOWN_CHARS: usize = 300;
 
-/// A failed operation of the client.
+/// A failed operation of the registry client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A request, after all its retries and all hosts that may answer it.
+    /// A request failed after all retries, on every host that can serve it.
     #[error("{what} from {host}: {fault}")]
     Request {
-        /// What was being done, with the name of the image: `reading manifest r.io/team/app:1`.
+        /// Operation, with the name of the image: `reading manifest r.io/team/app:1`.
         what: String,
-        /// The host that gave the deciding answer.
+        /// Host whose response decided the outcome.
         host: String,
-        /// Why it failed.
+        /// Reason of the failure.
         fault: Fault,
     },
-    /// The client could not be made as configured.
+    /// The client could not be created from its configuration.
     #[error("setting up connections to registries: {0}")]
     Setup(String),
 }
 
 impl Error {
-    /// The class, from which retry and exit code follow.
+    /// Returns the class of the error, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Request { fault, .. } => fault.class(),
@@ -37,54 +37,55 @@ impl Error {
     }
 }
 
-/// Why one request failed.
+/// Reason why one request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// 401 or 403, after every credential and anonymous access.
+    /// 401 or 403 after every credential and anonymous access.
     #[error("access denied ({reason}); {searched}")]
     Denied {
-        /// What the registry said.
+        /// Response of the registry.
         reason: String,
-        /// Which credentials there were.
-        searched: Searched,
+        /// Credentials that were tried.
+        searched: CredentialSearch,
     },
     /// 404: no such repository, tag or blob.
     #[error("not found ({0}); check the name, the tag and whether the image was deleted")]
     NotFound(String),
-    /// The name service says that there is no such host.
-    #[error("there is no host {0:?}; check the name of the registry")]
+    /// The name service reports that the host does not exist.
+    #[error("host {0:?} does not exist; check the name of the registry")]
     UnknownHost(String),
     /// 408, 429, 5xx, a lost connection, a stall, a body that ended early.
     #[error("{reason}; try again later")]
     Transient {
-        /// What happened.
+        /// Description of the failure.
         reason: String,
-        /// How long the server asked to wait.
+        /// Wait that the server requested.
         wait: Option<Duration>,
     },
-    /// Too few bytes in a window of time: another source may be faster, a later try too.
+    /// Too few bytes in a window of time. Another source, or the same one later, might be faster.
     #[error(
-        "it sent {bytes} bytes in {} s, and a build must get {} in {} s of each layer; it is slow now, try again later",
+        "too slow: {bytes} bytes in {} s, the minimum for a layer is {} in {} s; try again later",
         waited.as_secs(), least.bytes, least.window.as_secs()
     )]
     Slow {
-        /// Bytes that came.
+        /// Bytes received in the window.
         bytes: u64,
-        /// How long the client waited for them.
+        /// Time spent waiting for them.
         waited: Duration,
-        /// What would have been enough.
+        /// Minimum rate that was required.
         least: MinRate,
     },
-    /// Ranges of the blob cannot be had: 416, or a Content-Range that is not what was asked for.
-    #[error("{0}; the registry or a proxy before it mishandles Range")]
+    /// The blob cannot be read by range: 416, or a Content-Range other than the requested one.
+    #[error("{0}; the registry or a proxy in front of it does not handle Range correctly")]
     Range(String),
-    /// Content is not what was asked for.
+    /// The content differs from the requested content.
     #[error("{0}")]
     Corrupt(String),
-    /// A redirect, realm or address that a registry may not send a client to (facts of CVE-2020-15157, CVE-2026-48978).
+    /// A redirect, realm or address to which a registry must not send a client (facts of CVE-2020-15157,
+    /// CVE-2026-48978).
     #[error("refused: {0}")]
     Refused(String),
-    /// The request itself, the trust in the server's certificate or a credential helper.
+    /// The request, the server's certificate or a credential helper is invalid.
     #[error("{0}")]
     Invalid(String),
 }
@@ -94,7 +95,7 @@ impl Fault {
         Fault::Transient { reason: reason.into(), wait: None }
     }
 
-    /// The class of the fault.
+    /// Returns the class of the fault.
     pub fn class(&self) -> Class {
         match self {
             Fault::Denied { .. } => Class::Denied,
@@ -105,7 +106,7 @@ impl Fault {
         }
     }
 
-    /// How long to wait at least, if another try may heal it.
+    /// Returns the minimum wait before the next attempt, or `None` if a retry cannot help.
     pub(crate) fn retry(&self) -> Option<Option<Duration>> {
         match self {
             Fault::Transient { wait, .. } => Some(*wait),
@@ -115,47 +116,53 @@ impl Fault {
     }
 }
 
-/// Which credentials stood behind a denial. Never says what they are.
+/// Result of the search for credentials before a denial. Never contains their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Searched {
-    /// The registry named no way to authenticate, so none were looked up.
-    NotAsked,
-    /// So many credentials matched host and repository; all were tried, and anonymous access.
+pub enum CredentialSearch {
+    /// The registry named no authentication scheme, so no credentials were looked up.
+    NoChallenge,
+    /// Number of credentials that matched host and repository. All of them and anonymous access were tried.
     Tried(usize),
-    /// Credentials had worked before.
+    /// The credentials had worked before.
     Accepted,
 }
 
-impl fmt::Display for Searched {
+impl fmt::Display for CredentialSearch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Searched::NotAsked => f.write_str("it names no way to authenticate, so no credentials were sent"),
-            Searched::Tried(0) => {
-                f.write_str("no credentials were found for it: give a pull secret or a docker config")
+            CredentialSearch::NoChallenge => {
+                f.write_str("it offered no authentication scheme, so no credentials were sent")
             }
-            Searched::Tried(1) => f.write_str("the credentials found for it were refused: check them"),
-            Searched::Tried(n) => write!(f, "all {n} credentials found for it were refused: check them"),
-            Searched::Accepted => {
-                f.write_str("the credentials were accepted before: they lack the right to pull this")
+            CredentialSearch::Tried(0) => {
+                f.write_str("no credentials were found for it: provide a pull secret or a docker config")
+            }
+            CredentialSearch::Tried(1) => {
+                f.write_str("the credentials found for it were refused: check them")
+            }
+            CredentialSearch::Tried(n) => {
+                write!(f, "all {n} credentials found for it were refused: check them")
+            }
+            CredentialSearch::Accepted => {
+                f.write_str("the credentials are valid but do not allow pulling this repository")
             }
         }
     }
 }
 
-/// Credentials could not be looked up, for example because a helper failed.
+/// The credential lookup failed, for example because a helper failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("looking up credentials for {registry}: {reason}")]
 pub struct CredentialsError {
-    /// The registry host asked for.
+    /// Registry host of the lookup.
     pub registry: String,
-    /// What failed; never holds a credential.
+    /// Reason of the failure; never contains a credential.
     pub reason: String,
 }
 
-/// `text` from outside with control characters escaped, cut to a sane length.
+/// Escapes the control characters of foreign text and truncates it.
 pub(crate) fn printable(text: &str) -> String {
-    let mut shown: String = text.chars().take(SHOWN).flat_map(escape).collect();
-    if text.chars().nth(SHOWN).is_some() {
+    let mut shown: String = text.chars().take(MAX_SHOWN_CHARS).flat_map(escape).collect();
+    if text.chars().nth(MAX_SHOWN_CHARS).is_some() {
         shown.push('…');
     }
     shown
@@ -171,10 +178,10 @@ fn escape(c: char) -> Vec<char> {
     }
 }
 
-/// `url` without user name, password, query and fragment: a signed URL is a credential.
+/// Returns `url` without user name, password, query and fragment, because a signed URL is a credential.
 pub(crate) fn clean_url(url: &reqwest::Url) -> String {
     let mut url = url.clone();
-    // Both fail only for URLs that cannot have user names, which then have none to hide.
+    // Both calls fail only for URLs that cannot have a user name, so there is none to hide.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.set_query(None);
@@ -195,6 +202,6 @@ mod tests {
     #[test]
     fn foreign_text_is_escaped_and_cut() {
         assert_eq!(printable("a\n\x1b[31m"), "a\\n\\u{1b}[31m");
-        assert_eq!(printable(&"x".repeat(400)).chars().count(), SHOWN + 1);
+        assert_eq!(printable(&"x".repeat(400)).chars().count(), MAX_SHOWN_CHARS + 1);
     }
 }

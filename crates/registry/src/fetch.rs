@@ -1,4 +1,4 @@
-//! A stretch of one blob, byte after byte, whatever happens to the connections on the way.
+//! A range of one blob, delivered in order even if connections fail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,33 +11,33 @@ use tokio::time::Instant;
 
 use super::error::{Error, Fault, clean_url};
 use super::hosts::Endpoint;
-use super::pace::Pace;
-use super::request::{self, Ask};
+use super::min_rate::RateMonitor;
+use super::request::{self, GetRequest};
 use super::transport::Reply;
 use super::{Inner, Retry};
 
-/// Connections that one stretch may use up: an honest network does not cut more often.
+/// Maximum number of connections for one range. An honest network does not fail more often.
 const MAX_CONNECTIONS: u32 = 10_000;
 
-/// The blob and where it may be had.
+/// A blob and its sources.
 #[derive(Debug)]
 pub(crate) struct Blob {
     pub(crate) inner: Arc<Inner>,
-    /// For messages: `reading blob sha256:… of r.io/team/app`.
+    /// Operation, for messages: `reading blob sha256:… of r.io/team/app`.
     pub(crate) what: String,
     pub(crate) repository: String,
-    /// `blobs/<digest>`.
+    /// Path in the repository: `blobs/<digest>`.
     pub(crate) path: String,
     pub(crate) size: u64,
     pub(crate) sources: Vec<Source>,
 }
 
-/// A place to have a blob from.
+/// A location of a blob.
 #[derive(Debug)]
 pub(crate) enum Source {
     /// A mirror or the registry.
     Registry(Box<Endpoint>),
-    /// A foreign location, asked only when all before it answered 404.
+    /// A foreign location, used only if all sources before it returned 404.
     Foreign(Url),
 }
 
@@ -57,21 +57,21 @@ pub(crate) struct Fetch {
     at: u64,
     end: u64,
     source: usize,
-    reply: Option<Answer>,
-    /// Tries since the last byte.
+    reply: Option<Response>,
+    /// Attempts since the last byte.
     attempt: u32,
     connections: u32,
-    pace: Pace,
-    /// Range led to nonsense here: ask for the whole and skip.
+    monitor: RateMonitor,
+    /// A range request failed at this source, so request the whole blob and skip the first bytes.
     whole: bool,
 }
 
-/// An answer's body and where in the blob its next byte lies.
+/// An open response, and the offset in the blob of its next byte.
 #[derive(Debug)]
-struct Answer {
+struct Response {
     reply: Reply,
     at: u64,
-    /// Where the body must end.
+    /// Offset in the blob at which the body must end.
     until: u64,
     ranged: bool,
 }
@@ -79,8 +79,8 @@ struct Answer {
 impl Fetch {
     pub(crate) fn new(blob: Arc<Blob>, at: u64, end: u64) -> Self {
         let options = &blob.inner.options;
-        let pace = Pace::new(options.min_rate, options.ranges.parallel);
-        Fetch { blob, at, end, source: 0, reply: None, attempt: 0, connections: 0, pace, whole: false }
+        let monitor = RateMonitor::new(options.min_rate, options.ranges.parallel);
+        Fetch { blob, at, end, source: 0, reply: None, attempt: 0, connections: 0, monitor, whole: false }
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -92,23 +92,23 @@ impl Fetch {
         self.end = end;
     }
 
-    /// Whether the present answer honours ranges; none without an answer.
+    /// Reports whether the current response honours ranges. `None` if there is no response.
     pub(crate) fn ranged(&self) -> Option<bool> {
-        self.reply.as_ref().map(|answer| answer.ranged)
+        self.reply.as_ref().map(|response| response.ranged)
     }
 
-    /// Connects, so that [`ranged`](Self::ranged) is known.
+    /// Connects, so that [`ranged`](Self::ranged) returns a value.
     pub(crate) async fn open(&mut self) -> Result<(), Error> {
         while self.reply.is_none() {
-            match self.ask().await {
-                Ok(answer) => self.reply = Some(answer),
+            match self.connect().await {
+                Ok(response) => self.reply = Some(response),
                 Err(fault) => self.recover(fault).await?,
             }
         }
         Ok(())
     }
 
-    /// The next bytes; none at the end of the stretch.
+    /// Returns the next bytes, or `None` at the end of the range.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         while self.at < self.end {
             self.open().await?;
@@ -128,12 +128,12 @@ impl Fetch {
         Ok(None)
     }
 
-    async fn ask(&mut self) -> Result<Answer, Fault> {
+    async fn connect(&mut self) -> Result<Response, Fault> {
         let blob = &*self.blob;
-        let (asked, idle) = (Instant::now(), AtomicU64::new(0));
+        let (started, idle) = (Instant::now(), AtomicU64::new(0));
         self.connections += 1;
         let ranged = !self.whole && (self.at, self.end) != (0, blob.size);
-        let ask = Ask {
+        let request = GetRequest {
             repository: &blob.repository,
             path: &blob.path,
             accept: None,
@@ -141,44 +141,44 @@ impl Fetch {
             idle: Some(&idle),
         };
         let reply = match &blob.sources[self.source] {
-            Source::Registry(endpoint) => request::get(&blob.inner, endpoint, ask).await,
-            Source::Foreign(url) => request::get_foreign(&blob.inner, url, ask).await,
+            Source::Registry(endpoint) => request::get(&blob.inner, endpoint, request).await,
+            Source::Foreign(url) => request::get_foreign(&blob.inner, url, request).await,
         };
         let idle = Duration::from_micros(idle.load(Ordering::Relaxed));
-        self.pace.count(asked.elapsed().saturating_sub(idle), 0)?;
+        self.monitor.count(started.elapsed().saturating_sub(idle), 0)?;
         let reply = reply?;
         if reply.status() == StatusCode::PARTIAL_CONTENT {
-            let until = content_range(reply.header(CONTENT_RANGE.as_str()), ask.range, blob.size)?;
-            return Ok(Answer { reply, at: self.at, until, ranged: true });
+            let until = content_range(reply.header(CONTENT_RANGE.as_str()), request.range, blob.size)?;
+            return Ok(Response { reply, at: self.at, until, ranged: true });
         }
         if let Some(length) = reply.length().filter(|length| *length != blob.size) {
-            return Err(Fault::Corrupt(format!("it has {length} bytes, its descriptor says {}", blob.size)));
+            return Err(Fault::Corrupt(format!("it has {length} bytes, the descriptor gives {}", blob.size)));
         }
-        Ok(Answer { reply, at: 0, until: blob.size, ranged: false })
+        Ok(Response { reply, at: 0, until: blob.size, ranged: false })
     }
 
-    /// The next bytes that belong to the stretch; empty when all of a chunk was skipped.
+    /// Returns the next bytes of the range. Empty if a whole chunk was skipped.
     async fn read(&mut self) -> Result<Bytes, Fault> {
-        let Some(answer) = &mut self.reply else {
+        let Some(response) = &mut self.reply else {
             return Ok(Bytes::new());
         };
-        let chunk = answer.reply.chunk().await;
+        let chunk = response.reply.chunk().await;
         let length = chunk.as_ref().map_or(0, |chunk| chunk.as_ref().map_or(0, Bytes::len));
-        let paced = self.pace.count(answer.reply.take_waited(), length);
+        let paced = self.monitor.count(response.reply.take_waited(), length);
         let chunk = chunk?;
-        // A layer that is whole is not too slow any more.
+        // A layer that is complete is no longer too slow.
         if self.end - self.at > length as u64 {
             paced?;
         }
         let Some(mut chunk) = chunk else {
             return Err(Fault::transient(format!(
                 "the body ended early, at byte {} of {}",
-                answer.at, self.blob.size
+                response.at, self.blob.size
             )));
         };
-        let start = answer.at;
-        answer.at += chunk.len() as u64;
-        if answer.at > answer.until {
+        let start = response.at;
+        response.at += chunk.len() as u64;
+        if response.at > response.until {
             return Err(too_long(self.blob.size));
         }
         let skip = self.at.saturating_sub(start).min(chunk.len() as u64);
@@ -189,20 +189,21 @@ impl Fetch {
         Ok(chunk)
     }
 
-    /// Whether the body really ends where it must, if it says so soon.
+    /// Checks that the body ends where it must, if its end arrives soon.
     async fn finish(&mut self) -> Result<(), Error> {
-        let Some(mut answer) = self.reply.take().filter(|answer| answer.at == answer.until) else {
+        let Some(mut response) = self.reply.take().filter(|response| response.at == response.until) else {
             return Ok(());
         };
         let patience = Duration::from_secs(2);
-        // All bytes are here: a connection that fails after them does no harm.
-        match tokio::time::timeout(patience, answer.reply.chunk()).await {
+        // All bytes are here, so a connection that fails now does no harm.
+        match tokio::time::timeout(patience, response.reply.chunk()).await {
             Ok(Ok(Some(chunk))) if !chunk.is_empty() => Err(self.error(too_long(self.blob.size))),
             _ => Ok(()),
         }
     }
 
-    /// Waits and leaves the fetch ready to ask again, here or at the next source; or gives up.
+    /// Waits and prepares the next attempt, at this source or the next one. Returns the error if there is
+    /// none.
     async fn recover(&mut self, mut fault: Fault) -> Result<(), Error> {
         self.reply = None;
         self.attempt += 1;
@@ -210,7 +211,7 @@ impl Fetch {
         if matches!(fault, Fault::Range(_)) {
             self.whole = true;
         }
-        // A foreign location is asked only where the blob is absent, which no retry heals.
+        // A foreign location is used only if the blob is missing, and no retry changes that.
         let is_followed = matches!(self.blob.sources.get(self.source + 1), Some(Source::Registry(_)));
         let wait = retries.again(&fault, self.attempt, is_followed);
         if let Some(wait) = wait.filter(|_| self.connections < MAX_CONNECTIONS) {
@@ -221,7 +222,7 @@ impl Fetch {
                 wait,
             });
             tokio::time::sleep(wait).await;
-            match self.pace.count(wait, 0) {
+            match self.monitor.count(wait, 0) {
                 Ok(()) => return Ok(()),
                 Err(slow) => fault = slow,
             }
@@ -234,7 +235,7 @@ impl Fetch {
             _ => return Err(self.error(fault)),
         }
         self.source += 1;
-        self.pace.reset();
+        self.monitor.reset();
         self.attempt = 0;
         self.whole = false;
         Ok(())
@@ -246,18 +247,19 @@ impl Fetch {
 }
 
 fn too_long(size: u64) -> Fault {
-    Fault::Corrupt(format!("it has more bytes than the {size} of its descriptor"))
+    Fault::Corrupt(format!("it has more than the {size} bytes that the descriptor gives"))
 }
 
-/// Where the body of a 206 ends, if its Content-Range (RFC 9110, 14.4) is what was asked for or the start of it.
-fn content_range(given: Option<&str>, asked: Option<(u64, u64)>, size: u64) -> Result<u64, Fault> {
+/// Returns the end of the body of a 206 response, if its Content-Range (RFC 9110, 14.4) is the requested
+/// range or the start of it.
+fn content_range(given: Option<&str>, requested: Option<(u64, u64)>, size: u64) -> Result<u64, Fault> {
     let parsed = given.and_then(|given| {
         let (range, total) = given.strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = range.split_once('-')?;
         let total = if total == "*" { size } else { total.parse::<u64>().ok()? };
         Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?, total))
     });
-    match (parsed, asked) {
+    match (parsed, requested) {
         (Some((first, last, total)), Some((want, end)))
             if first == want && (first..=end).contains(&last) && total == size =>
         {
@@ -265,9 +267,9 @@ fn content_range(given: Option<&str>, asked: Option<(u64, u64)>, size: u64) -> R
         }
         _ => {
             let given = super::error::printable(given.unwrap_or("nothing"));
-            let asked =
-                asked.map_or("the whole".to_owned(), |(first, last)| format!("bytes {first}-{last}/{size}"));
-            Err(Fault::Range(format!("a 206 has Content-Range {given}, asked for was {asked}")))
+            let requested = requested
+                .map_or("the whole blob".to_owned(), |(first, last)| format!("bytes {first}-{last}/{size}"));
+            Err(Fault::Range(format!("a 206 response has Content-Range {given} instead of {requested}")))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Certificates and keys, each file read once.
+//! Certificates and keys; each file is read once.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::Error;
 
-/// The files read so far. Some hold private keys, so their bytes are never shown.
+/// Files read so far. Some contain private keys, so `Debug` never prints their bytes.
 #[derive(Default)]
 pub(crate) struct Files(Mutex<HashMap<PathBuf, Arc<[u8]>>>);
 
@@ -18,7 +18,7 @@ impl fmt::Debug for Files {
 }
 
 impl Files {
-    /// The content of `file` as it was when it was first asked for.
+    /// Returns the content of `file` as it was at the first call.
     pub(crate) fn read(&self, file: &Path) -> Result<Arc<[u8]>, Error> {
         let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(content) = files.get(file) {

@@ -1,4 +1,5 @@
-//! Which hosts answer for a registry: its mirrors in order, then itself; from `larder.toml` and containerd's `certs.d`.
+//! Hosts that serve a registry: its mirrors in order, then itself; from `larder.toml` and containerd's
+//! `certs.d`.
 
 mod certs_d;
 
@@ -11,84 +12,85 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use super::address;
 use super::error::Error;
 
-/// Docker Hub's name in references, and the host that serves it.
+/// Name of Docker Hub in references, and the host that serves it.
 const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 
-/// Configuration of all registries: plain data.
+/// Configuration of all registries, as plain data.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
-    /// By registry as in a reference (`docker.io`, `registry.corp:5000`).
+    /// Configuration by registry name, as in a reference (`docker.io`, `registry.corp:5000`).
     pub registries: BTreeMap<String, Host>,
-    /// Directories in containerd's `certs.d` convention (containerd, docs/hosts.md), for registries not named above.
+    /// Directories in containerd's `certs.d` convention (containerd, docs/hosts.md) for all other
+    /// registries.
     pub certs_d: Vec<PathBuf>,
 }
 
-/// Configuration of one registry.
+/// Configuration of a single registry.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
-    /// The upstream itself; its URL may be empty, which stands for the registry's name.
+    /// The upstream itself. An empty URL means the name of the registry.
     pub server: Server,
-    /// Plain http to the upstream, where the URL does not say.
+    /// Uses plain http for the upstream if the URL has no scheme.
     pub plain_http: bool,
-    /// Asked before the upstream, in order.
+    /// Mirrors, tried in order before the upstream.
     pub mirrors: Vec<Mirror>,
 }
 
-/// A mirror of a registry.
+/// Configuration of a mirror of a registry.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
-    /// Where it is and how to speak to it.
+    /// Address of the mirror and how to connect to it.
     pub server: Server,
-    /// Only for repositories at or below this one; all without it.
+    /// Restricts the mirror to repositories at or below this one. `None` means all.
     pub prefix: Option<String>,
-    /// It may resolve tags; without it only content by digest is asked of it.
+    /// Lets the mirror resolve tags. Otherwise it serves only content by digest.
     pub resolve: bool,
 }
 
-/// A server that speaks the distribution protocol.
+/// A server of the distribution protocol.
 #[derive(Clone, Debug, Default)]
 pub struct Server {
-    /// `https://host[:port][/path]`; https where the scheme is left out, http for loopback.
+    /// `https://host[:port][/path]`. The default scheme is https, and http for loopback.
     pub url: String,
-    /// The path of the URL is used as it is, without `/v2` behind it.
+    /// Uses the path of the URL unchanged, without appending `/v2`.
     pub override_path: bool,
-    /// How TLS is spoken.
+    /// TLS settings for this server.
     pub tls: Tls,
-    /// Headers sent with each request to it.
+    /// Headers sent with each request to this server.
     pub headers: Vec<(String, String)>,
 }
 
-/// How TLS is spoken with one server.
+/// TLS settings for one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tls {
-    /// PEM files of authorities trusted beside the system's.
+    /// PEM files of CAs that are trusted in addition to the system's.
     pub ca: Vec<PathBuf>,
-    /// PEM files of the client's certificate and key; one file may hold both.
+    /// PEM files of the client certificate and its key. Both can be in one file.
     pub client: Option<(PathBuf, PathBuf)>,
-    /// The server's certificate is not checked.
+    /// Disables verification of the server's certificate.
     pub skip_verify: bool,
 }
 
-/// A server that is ready to be asked.
+/// A server with parsed URL and headers, ready for requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
-    /// Scheme, host, port and path up to and with `v2`, without a slash at the end.
+    /// Scheme, host, port and path including `v2`, without a trailing slash.
     pub(crate) base: Url,
     pub(crate) tls: Tls,
     pub(crate) headers: HeaderMap,
-    /// The registry mirrored (`ns=` of containerd); none at the upstream itself.
+    /// The mirrored registry (`ns=` of containerd). `None` for the upstream itself.
     pub(crate) namespace: Option<String>,
-    /// The name by which its credentials are looked up.
+    /// Name under which its credentials are looked up.
     pub(crate) credentials_for: String,
 }
 
 impl Endpoint {
-    /// Host and port, for messages.
+    /// Returns host and port, for messages.
     pub(crate) fn host(&self) -> String {
         authority(&self.base)
     }
 
-    /// The URL of `path` (`manifests/latest`) in `repository`.
+    /// Returns the URL of `path` (`manifests/latest`) in `repository`.
     pub(crate) fn url(&self, repository: &str, path: &str) -> Url {
         let mut url = self.base.clone();
         url.set_path(&format!("{}/{repository}/{path}", self.base.path().trim_end_matches('/')));
@@ -100,9 +102,12 @@ impl Endpoint {
 }
 
 impl Hosts {
-    /// Reads what the directories say about `registries` and forgets the directories: from now on no file is opened to
-    /// know a host.
-    pub fn settle<'a>(&mut self, registries: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+    /// Reads the configuration of `registries` from the directories and drops the directories. Afterwards no
+    /// lookup of a host opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] if a `hosts.toml` cannot be read or parsed.
+    pub fn load_certs_d<'a>(&mut self, registries: impl Iterator<Item = &'a str>) -> Result<(), Error> {
         let directories = std::mem::take(&mut self.certs_d);
         for registry in registries {
             if !self.registries.contains_key(registry)
@@ -114,14 +119,14 @@ impl Hosts {
         Ok(())
     }
 
-    /// How TLS is spoken with the hosts that answer for `registry`.
+    /// Returns the TLS settings of the hosts that serve `registry`.
     pub(crate) fn tls(&self, registry: &str) -> impl Iterator<Item = &Tls> {
         let host = self.registries.get(registry).into_iter();
         host.flat_map(|host| host.mirrors.iter().map(|mirror| &mirror.server).chain([&host.server]))
             .map(|server| &server.tls)
     }
 
-    /// Returns the names under which credentials are looked up for each endpoint of `repository` in `registry`.
+    /// Returns the name under which credentials are looked up, for each endpoint of `repository`.
     ///
     /// # Errors
     /// The configuration of the registry is invalid.
@@ -135,7 +140,8 @@ impl Hosts {
         Ok(endpoints.into_iter().map(|endpoint| endpoint.credentials_for).collect())
     }
 
-    /// The endpoints of `repository` in `registry` in the order to ask; the upstream is last and always there.
+    /// Returns the endpoints of `repository` in `registry` in the order of requests. The last one is the
+    /// upstream, which is always included.
     pub(crate) fn endpoints(
         &self,
         registry: &str,
@@ -179,7 +185,7 @@ fn endpoint(server: &Server, registry: Option<&str>, plain_http: bool) -> Result
         return Err(wrong("is neither http nor https"));
     }
     if !base.username().is_empty() || base.password().is_some() || base.query().is_some() {
-        return Err(wrong("holds a user name, a password or a query: give credentials as a secret"));
+        return Err(wrong("contains a user name, a password or a query: provide credentials as a secret"));
     }
     let path = base.path().trim_end_matches('/').to_owned();
     if !server.override_path && !path.ends_with("/v2") {

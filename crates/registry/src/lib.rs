@@ -1,18 +1,19 @@
-//! Async: hosts and mirrors, authentication, retry, blobs that resume.
+//! Registry client: hosts and mirrors, authentication, retries, and blobs that resume. Async.
 //!
 //! ```text
 //! Registry::manifest, blob_bytes ─┐
 //! BlobStream (blob) ─► Fetch ─────┴─► request::get ─────────────► transport::send
 //!   several ranges      resumes,        authorization (auth,        connections, address check,
-//!   in order            mirrors         token), redirects           time-outs, rate
+//!   in order            mirrors         token), redirects           timeouts, rate
 //! ```
 //!
-//! Nothing that a registry says is trusted: bodies are bounded, bytes are checked against digest and size, credentials
-//! stay with one (scheme, host, port), and no answer leads a connection to where the registry itself is not.
-//! The client of oci-client keeps none of that, so requests are made here, on reqwest.
+//! No response of a registry is trusted. Bodies are bounded, and bytes are checked against digest and size.
+//! Credentials stay with one (scheme, host, port). No response leads a connection further into the network
+//! than the registry itself. The client of oci-client does none of this, so this crate sends its requests
+//! with reqwest.
 //!
-//! The usual variables (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`) hold. A proxy resolves names by itself, so behind one
-//! the check of addresses covers only literal ones.
+//! The usual variables (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`) apply. A proxy resolves names itself, so
+//! behind one the address check covers only literal addresses.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +25,7 @@ pub mod error;
 mod fetch;
 mod files;
 pub mod hosts;
-mod pace;
+mod min_rate;
 mod rate;
 mod request;
 pub mod retry;
@@ -47,7 +48,7 @@ pub use self::address::Rules;
 pub use self::blob::{BlobStream, Ranges};
 pub use self::error::{CredentialsError, Error, Fault};
 pub use self::hosts::Hosts;
-pub use self::pace::MinRate;
+pub use self::min_rate::MinRate;
 pub use self::retry::Retries;
 pub use self::transport::Timeouts;
 
@@ -55,41 +56,41 @@ use self::auth::Session;
 use self::error::printable;
 use self::fetch::{Blob, Source};
 use self::hosts::Endpoint;
-use self::request::Ask;
+use self::request::GetRequest;
 use self::transport::{Origin, Reply, Transport};
-use self::warning::Warned;
+use self::warning::ShownWarnings;
 use larder_model::credential::Credential;
 use larder_model::digest::{Digest, Hasher};
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 
-/// Manifests and indexes larger than this are refused, bytes (as containerd and containers/image do).
+/// Maximum size of a manifest or an index, in bytes (the limit of containerd and containers/image).
 pub const MAX_MANIFEST: usize = 4 << 20;
 
-/// Foreign locations of a layer that are tried.
+/// Maximum number of foreign locations tried for a layer.
 const MAX_FOREIGN: usize = 8;
 
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*";
 
-/// How the client behaves.
+/// Settings of the client.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Requests to one host at once.
+    /// Maximum number of concurrent requests to one host.
     pub connections_per_host: usize,
-    /// Bytes per second of all bodies together; unlimited without it.
+    /// Limit for all bodies together, in bytes per second. `None` means unlimited.
     pub limit_rate: Option<u64>,
-    /// Mirrors, schemes, TLS.
+    /// Mirrors, schemes and TLS settings, by registry.
     pub hosts: Hosts,
-    /// How long to wait for a server.
+    /// Time limits for a response of a server.
     pub timeouts: Timeouts,
-    /// How often to try again.
+    /// Number of attempts and the waits between them.
     pub retries: Retries,
-    /// When a blob is fetched by several ranges.
+    /// Limits for fetching a blob by several ranges.
     pub ranges: Ranges,
-    /// Which addresses may be connected to.
+    /// Rules for the addresses to which the client may connect.
     pub rules: Rules,
-    /// The least that a registry must send of a layer. `None` waits for ever.
+    /// Minimum rate at which a registry must send a layer. `None` means no minimum.
     pub min_rate: Option<MinRate>,
 }
 
@@ -108,9 +109,11 @@ impl Default for Options {
     }
 }
 
-/// Where credentials come from. Asked when a registry demands some, and again when they stop to work.
+/// Source of credentials. The client queries it when a registry requires authentication, and again when
+/// credentials stop working.
 pub trait Credentials: Send + Sync + fmt::Debug {
-    /// Credentials to try, in order, for this registry host and repository; anonymous access is tried after them.
+    /// Returns the credentials to try, in order, for this registry host and repository. The client tries
+    /// anonymous access after them.
     fn lookup<'a>(
         &'a self,
         registry: &'a str,
@@ -118,7 +121,7 @@ pub trait Credentials: Send + Sync + fmt::Debug {
     ) -> BoxFuture<'a, Result<Vec<Credential>, CredentialsError>>;
 }
 
-/// No credentials at all.
+/// A [`Credentials`] without any credential.
 #[derive(Clone, Copy, Debug)]
 pub struct Anonymous;
 
@@ -132,57 +135,57 @@ impl Credentials for Anonymous {
     }
 }
 
-/// Is told what the client lives through.
+/// Callbacks for retries and warnings.
 pub trait Observer: Send + Sync {
-    /// A request failed and is tried again after a wait.
+    /// Called when a request failed, before the wait for its next attempt.
     fn retried(&self, retry: &Retry);
 
-    /// A host asks that its words be shown to the user; each of them once. They are escaped and cut.
-    fn warned(&self, _host: &str, _words: &str) {}
+    /// Called once for each new warning that a host sends for the user. The text is escaped and truncated.
+    fn warned(&self, _host: &str, _text: &str) {}
 }
 
-/// An observer that looks away.
+/// An observer that ignores everything.
 #[derive(Clone, Copy, Debug)]
-pub struct Unobserved;
+pub struct NoopObserver;
 
-impl Observer for Unobserved {
+impl Observer for NoopObserver {
     fn retried(&self, _: &Retry) {}
 }
 
-/// A request that is tried again. Holds no secret and no query of a URL.
+/// A request that will be retried. Contains no secret and no URL query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retry {
-    /// Host asked.
+    /// Host that received the request.
     pub host: String,
-    /// What was being done.
+    /// Description of the operation.
     pub what: String,
-    /// What failed.
+    /// Reason of the failure.
     pub reason: String,
-    /// How long the client waits.
+    /// Wait before the next attempt.
     pub wait: Duration,
 }
 
-/// Which manifest.
+/// Selects a manifest of a repository.
 #[derive(Clone, Copy, Debug)]
 pub enum ManifestReference<'a> {
-    /// The one a tag points to now.
+    /// The manifest that a tag points to now.
     Tag(&'a str),
-    /// The one with this digest.
+    /// The manifest with this digest.
     Digest(&'a Digest),
 }
 
-/// A manifest as the registry gave it.
+/// A manifest exactly as the registry sent it.
 #[derive(Clone, Debug)]
 pub struct FetchedManifest {
-    /// Content-Type without parameters.
+    /// Value of Content-Type, without parameters.
     pub media_type: Option<String>,
-    /// Digest of the bytes.
+    /// Digest of the manifest's bytes.
     pub digest: Digest,
-    /// The bytes.
+    /// Bytes as the registry sent them.
     pub bytes: Bytes,
 }
 
-/// A client of registries; cheap to clone. One per job: it remembers tokens and owns the connections.
+/// A registry client; cheap to clone. Use one per job, because it caches tokens and owns the connections.
 #[derive(Clone, Debug)]
 pub struct Registry {
     inner: Arc<Inner>,
@@ -194,8 +197,8 @@ pub(crate) struct Inner {
     credentials: Arc<dyn Credentials>,
     observer: Arc<dyn Observer>,
     sessions: Mutex<HashMap<(Origin, String), Arc<Session>>>,
-    warned: Warned,
-    /// Shares of [`Ranges::memory`], one a part.
+    warned: ShownWarnings,
+    /// Permits of [`Ranges::memory`], one per part.
     memory: Arc<Semaphore>,
 }
 
@@ -206,7 +209,10 @@ impl fmt::Debug for Inner {
 }
 
 impl Registry {
-    /// A client. Fails only where the configuration of hosts can be seen to be wrong.
+    /// Creates a client.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] if the configuration of a host is invalid.
     pub fn new(
         options: Options,
         credentials: Arc<dyn Credentials>,
@@ -222,25 +228,28 @@ impl Registry {
             options.rules.clone(),
         );
         let memory = options.ranges.budget();
-        let (sessions, warned) = (Mutex::default(), Warned::default());
+        let (sessions, warned) = (Mutex::default(), ShownWarnings::default());
         let inner = Inner { options, transport, credentials, observer, sessions, warned, memory };
         Ok(Registry { inner: Arc::new(inner) })
     }
 
-    /// How often each host answered with each HTTP status so far.
+    /// Returns the number of responses so far by host and HTTP status.
     pub fn answers(&self) -> BTreeMap<(String, u16), u64> {
         self.inner.transport.answers()
     }
 
-    /// Reads the certificates and keys for `registries` now, for a process that cannot later. What cannot be read is told
-    /// when it is needed.
+    /// Reads the certificates and keys for `registries` now, for a process that cannot read them later. An
+    /// unreadable file is reported when it is needed.
     pub fn read_ahead<'a>(&self, registries: impl Iterator<Item = &'a str>) {
         for tls in registries.flat_map(|registry| self.inner.options.hosts.tls(registry)) {
             self.inner.transport.read_ahead(tls);
         }
     }
 
-    /// Gets a manifest of at most [`MAX_MANIFEST`] bytes; got by digest, it has that digest.
+    /// Fetches a manifest of at most [`MAX_MANIFEST`] bytes. A manifest requested by digest has that digest.
+    ///
+    /// # Errors
+    /// [`Error`] if no host returns the manifest, or its digest is wrong.
     pub async fn manifest(
         &self,
         image: &ImageReference,
@@ -250,10 +259,14 @@ impl Registry {
         self.manifest_from(image, by, &self.inner.endpoints(image, tag)?).await
     }
 
-    /// Whether the registry itself gives the manifest with this digest to whom the credentials belong.
+    /// Checks that the registry itself returns the manifest with this digest for the given credentials.
     ///
-    /// Mirrors are not asked, nor are headers sent that the configuration holds for the registry: what those authorize is this
-    /// host, not who gave the credentials. The bytes are read and checked, not only asked for: who answers has them.
+    /// The request skips mirrors and omits the headers configured for the registry: those authorize this
+    /// host, not the owner of the credentials. The manifest is read and verified in full, so a successful
+    /// response proves access.
+    ///
+    /// # Errors
+    /// [`Error`] if the registry denies access or does not return the manifest.
     pub async fn may_read(&self, image: &ImageReference, digest: &Digest) -> Result<(), Error> {
         let mut endpoints = self.inner.endpoints(image, false)?;
         let mut upstream = endpoints.split_off(endpoints.len().saturating_sub(1));
@@ -276,7 +289,7 @@ impl Registry {
             }
         };
         let what = format!("reading manifest {what}");
-        let ask = Ask {
+        let request = GetRequest {
             repository: image.repository(),
             path: &path,
             accept: Some(MANIFEST_TYPES),
@@ -285,10 +298,11 @@ impl Registry {
         };
         let read = async |mut reply: Reply| {
             let bytes = reply.whole(MAX_MANIFEST).await?;
-            let said = reply.header("docker-content-digest").and_then(|said| said.parse::<Digest>().ok());
+            let announced =
+                reply.header("docker-content-digest").and_then(|digest| digest.parse::<Digest>().ok());
             let want = match by {
                 ManifestReference::Digest(digest) => Some(digest.clone()),
-                ManifestReference::Tag(_) => said,
+                ManifestReference::Tag(_) => announced,
             };
             let digest = match want {
                 Some(want) => check_digest(&bytes, &want)?,
@@ -299,10 +313,13 @@ impl Registry {
             let media_type = media_type.map(|value| printable(value.trim()));
             Ok(FetchedManifest { media_type, digest, bytes })
         };
-        self.inner.small(&what, endpoints, ask, read).await
+        self.inner.small(&what, endpoints, request, read).await
     }
 
-    /// Gets a blob of at most `limit` bytes whole, its size and digest checked.
+    /// Fetches a whole blob of at most `limit` bytes and verifies its size and digest.
+    ///
+    /// # Errors
+    /// [`Error`] if the blob is larger than `limit`, no host returns it, or its size or digest is wrong.
     pub async fn blob_bytes(
         &self,
         image: &ImageReference,
@@ -313,32 +330,35 @@ impl Registry {
         let endpoints = self.inner.endpoints(image, false)?;
         let size = usize::try_from(descriptor.size).ok().filter(|_| descriptor.size <= limit);
         let Some(size) = size else {
-            let fault =
-                Fault::Corrupt(format!("its descriptor says {} bytes, {limit} are allowed", descriptor.size));
+            let fault = Fault::Corrupt(format!(
+                "the descriptor gives {} bytes, the limit is {limit}",
+                descriptor.size
+            ));
             return Err(Error::Request { what, host: image.registry().to_owned(), fault });
         };
         let path = format!("blobs/{}", descriptor.digest);
-        let ask = Ask { repository: image.repository(), path: &path, accept: None, range: None, idle: None };
+        let request =
+            GetRequest { repository: image.repository(), path: &path, accept: None, range: None, idle: None };
         let read = async |mut reply: Reply| {
             let bytes = reply.whole(size).await?;
             if bytes.len() != size {
                 return Err(Fault::Corrupt(format!(
-                    "it has {} bytes, its descriptor says {size}",
+                    "it has {} bytes, the descriptor gives {size}",
                     bytes.len()
                 )));
             }
             check_digest(&bytes, &descriptor.digest)?;
             Ok(bytes)
         };
-        self.inner.small(&what, &endpoints, ask, read).await
+        self.inner.small(&what, &endpoints, request, read).await
     }
 
-    /// A large blob as an ordered stream of exactly `descriptor.size` bytes, which resumes itself. The first `skipped` of the
-    /// hosts that can have it are not asked: their bytes did not have its digest.
+    /// Returns a large blob as an ordered stream of exactly `descriptor.size` bytes, which resumes by itself.
+    /// Skips the first `skipped` hosts, whose bytes did not have the digest.
     pub fn blob(&self, image: &ImageReference, descriptor: &Descriptor, skipped: usize) -> BlobStream {
         BlobStream::new(self.inner.endpoints(image, false).and_then(|endpoints| {
             let foreign = descriptor.urls.iter().take(MAX_FOREIGN).filter_map(|url| Url::parse(url).ok());
-            // Those are for what the registry does not have.
+            // Foreign locations serve only content that the registry does not have.
             let foreign = foreign.filter(|_| skipped == 0);
             let sources = endpoints
                 .into_iter()
@@ -368,12 +388,13 @@ impl Inner {
         self.options.hosts.endpoints(image.registry(), image.repository(), tag)
     }
 
-    /// Asks each endpoint in turn, with retries, for something small that is read whole; the upstream's fault is told.
+    /// Requests a small document from each endpoint in turn, with retries, and reads it whole. Returns the
+    /// upstream's error if all fail.
     async fn small<T>(
         &self,
         what: &str,
         endpoints: &[Endpoint],
-        ask: Ask<'_>,
+        request: GetRequest<'_>,
         read: impl AsyncFn(Reply) -> Result<T, Fault>,
     ) -> Result<T, Error> {
         let mut last = Error::Setup(format!("no host is configured for {what}"));
@@ -382,10 +403,10 @@ impl Inner {
             let mut attempt = 1;
             let fault = loop {
                 let whole = self.options.timeouts.exchange;
-                let tried = match request::get(self, endpoint, ask).await {
+                let tried = match request::get(self, endpoint, request).await {
                     Ok(reply) => tokio::time::timeout(whole, read(reply)).await.unwrap_or_else(|_| {
                         let seconds = whole.as_secs_f64();
-                        Err(Fault::transient(format!("the answer was not complete after {seconds} s")))
+                        Err(Fault::transient(format!("the response was not complete after {seconds} s")))
                     }),
                     Err(fault) => Err(fault),
                 };
@@ -412,7 +433,7 @@ fn check_digest(bytes: &[u8], want: &Digest) -> Result<Digest, Fault> {
     if found == *want {
         return Ok(found);
     }
-    Err(Fault::Corrupt(format!("its bytes have digest {found}, it should be {want}")))
+    Err(Fault::Corrupt(format!("the content has digest {found}, expected {want}")))
 }
 
 #[cfg(test)]

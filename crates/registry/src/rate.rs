@@ -1,11 +1,11 @@
-//! A token bucket over the bytes of all bodies.
+//! Token bucket over the bytes of all bodies.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Holds bodies to a number of bytes per second together, with a burst of one second.
+/// Limits all bodies together to a number of bytes per second, with a burst of one second.
 #[derive(Debug)]
 pub(crate) struct Rate {
     per_second: f64,
@@ -20,14 +20,14 @@ struct Bucket {
 
 #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact to the byte")]
 impl Rate {
-    /// `per_second` bytes; 0 counts as 1.
+    /// Creates a limit of `per_second` bytes; 0 counts as 1.
     pub(crate) fn new(per_second: u64) -> Self {
         let per_second = per_second.max(1) as f64;
         let bucket = Mutex::new(Bucket { tokens: per_second, filled: Instant::now() });
         Rate { per_second, bucket }
     }
 
-    /// Takes `bytes` out and sleeps off the debt; the order of debts is the order of calls.
+    /// Takes `bytes` from the bucket and sleeps until the debt is paid. Debts are paid in the order of calls.
     pub(crate) async fn take(&self, bytes: usize) {
         let debt = {
             let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);

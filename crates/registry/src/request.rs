@@ -1,4 +1,4 @@
-//! One GET with everything that belongs to it but retries: authorization, redirects by hand, and what a status means.
+//! One GET without retries: authorization, redirects followed by hand, and the meaning of each status.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -10,31 +10,31 @@ use super::Inner;
 use super::address::Zone;
 use super::auth::{Issuer, Session};
 use super::challenge;
-use super::error::{Fault, Searched, clean_url};
+use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::{Endpoint, Tls};
 use super::retry;
 use super::token::Audience;
 use super::transport::{Origin, Outgoing, Reply};
 
-/// Redirects followed for one request.
+/// Maximum number of redirects followed for one request.
 pub(super) const MAX_HOPS: usize = 10;
-/// Rounds of 401 for one request: many credentials may match.
+/// Maximum number of 401 responses for one request: many credentials can match.
 const MAX_ROUNDS: usize = 64;
 
-/// What to get.
+/// Description of a GET request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ask<'a> {
+pub(crate) struct GetRequest<'a> {
     pub(crate) repository: &'a str,
-    /// `manifests/<tag or digest>` or `blobs/<digest>`.
+    /// Path in the repository: `manifests/<tag or digest>` or `blobs/<digest>`.
     pub(crate) path: &'a str,
     pub(crate) accept: Option<&'static str>,
-    /// First and last byte.
+    /// First and last byte to request.
     pub(crate) range: Option<(u64, u64)>,
-    /// Gets the time that was spent waiting for a free connection, microseconds.
+    /// Counter to which the wait for a free connection is added, in microseconds.
     pub(crate) idle: Option<&'a AtomicU64>,
 }
 
-impl Ask<'_> {
+impl GetRequest<'_> {
     fn headers(&self) -> Result<HeaderMap, Fault> {
         let mut headers = HeaderMap::new();
         if let Some(accept) = self.accept {
@@ -48,40 +48,41 @@ impl Ask<'_> {
     }
 }
 
-/// Gets from a registry or a mirror. The reply has status 200 or 206.
-pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Result<Reply, Fault> {
-    let url = endpoint.url(ask.repository, ask.path);
-    let session = inner.session(&endpoint.base, ask.repository);
+/// Sends a GET to a registry or a mirror. The reply has status 200 or 206.
+pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, request: GetRequest<'_>) -> Result<Reply, Fault> {
+    let url = endpoint.url(request.repository, request.path);
+    let session = inner.session(&endpoint.base, request.repository);
     for _ in 0..MAX_ROUNDS {
         let zone = session.zone.get().copied().unwrap_or(Zone::Public);
-        let issuer = issuer(inner, endpoint, ask.repository, zone);
+        let issuer = issuer(inner, endpoint, request.repository, zone);
         let (generation, authorization) = session.authorization(issuer).await?;
-        let mut headers = ask.headers()?;
+        let mut headers = request.headers()?;
         headers.extend(endpoint.headers.clone());
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization);
         }
-        // A person named this registry, so it may lie anywhere but where no registry lives.
+        // This registry is configured or named by the user, so it can be in any zone except the forbidden
+        // one.
         let outgoing = Outgoing {
             url: url.clone(),
             tls: &endpoint.tls,
             within: Zone::Loopback,
             headers: headers.clone(),
             form: None,
-            idle: ask.idle,
+            idle: request.idle,
         };
         let reply = inner.transport.send(outgoing).await?;
         let host = endpoint.host();
-        for words in inner.warned.new_ones(&host, reply.headers()) {
-            inner.observer.warned(&host, &words);
+        for text in inner.warned.take_new(&host, reply.headers()) {
+            inner.observer.warned(&host, &text);
         }
         let zone = *session.zone.get_or_init(|| reply.zone());
         let status = reply.status();
         if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
             let challenge = challenge::strongest(reply.headers());
             let expired = status == StatusCode::UNAUTHORIZED;
-            let reason = reply.complaint().await;
-            let issuer = self::issuer(inner, endpoint, ask.repository, zone);
+            let reason = reply.error_text().await;
+            let issuer = self::issuer(inner, endpoint, request.repository, zone);
             session.refused(issuer, generation, expired, challenge, &reason).await?;
             continue;
         }
@@ -93,30 +94,31 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Res
             tls: &endpoint.tls,
             zone,
             own_headers: endpoint.headers.keys().cloned().collect(),
-            idle: ask.idle,
+            idle: request.idle,
         };
         return follow(inner, url, headers, reply, route).await;
     }
     Err(Fault::Denied {
-        reason: "it keeps asking for other credentials".into(),
-        searched: Searched::NotAsked,
+        reason: "it repeatedly requires other credentials".into(),
+        searched: CredentialSearch::NoChallenge,
     })
 }
 
-/// Gets from a foreign location of a layer (`urls`): https, the internet alone, no credentials (CVE-2020-15157).
-pub(crate) async fn get_foreign(inner: &Inner, url: &Url, ask: Ask<'_>) -> Result<Reply, Fault> {
+/// Sends a GET to a foreign location of a layer (`urls`): only https, only public addresses, no credentials
+/// (CVE-2020-15157).
+pub(crate) async fn get_foreign(inner: &Inner, url: &Url, request: GetRequest<'_>) -> Result<Reply, Fault> {
     if url.scheme() != "https" || !url.username().is_empty() || url.password().is_some() {
         return Err(Fault::Refused(format!("the foreign location {} is not plain https", clean_url(url))));
     }
     let tls = Tls::default();
-    let headers = ask.headers()?;
+    let headers = request.headers()?;
     let outgoing = Outgoing {
         url: url.clone(),
         tls: &tls,
         within: Zone::Public,
         headers: headers.clone(),
         form: None,
-        idle: ask.idle,
+        idle: request.idle,
     };
     let reply = inner.transport.send(outgoing).await?;
     let route = Route {
@@ -124,7 +126,7 @@ pub(crate) async fn get_foreign(inner: &Inner, url: &Url, ask: Ask<'_>) -> Resul
         tls: &tls,
         zone: Zone::Public,
         own_headers: Vec::new(),
-        idle: ask.idle,
+        idle: request.idle,
     };
     follow(inner, url.clone(), headers, reply, route).await
 }
@@ -139,15 +141,15 @@ fn issuer<'a>(inner: &'a Inner, endpoint: &'a Endpoint, repository: &'a str, zon
     }
 }
 
-/// Where a chain of redirects began: what holds at home holds nowhere else.
+/// Start of a chain of redirects. Its TLS settings, headers and credentials apply to this origin only.
 struct Route<'a> {
     home: Origin,
     tls: &'a Tls,
-    /// Where home lies; a redirect leads no further in.
+    /// Zone of the first origin; no redirect leads further inside.
     zone: Zone,
-    /// Headers of the endpoint's configuration, which may be secret.
+    /// Headers from the endpoint's configuration, which might be secret.
     own_headers: Vec<HeaderName>,
-    /// As of [`Ask`].
+    /// Counter of [`GetRequest::idle`].
     idle: Option<&'a AtomicU64>,
 }
 
@@ -161,11 +163,11 @@ async fn follow(
     let elsewhere = Tls::default();
     for _ in 0..MAX_HOPS {
         if !is_redirect(reply.status()) {
-            return judge(reply, (Origin::of(&url) != route.home).then(|| clean_url(&url))).await;
+            return check_status(reply, (Origin::of(&url) != route.home).then(|| clean_url(&url))).await;
         }
         let next = target(&url, &reply)?;
-        // Reads the rest, so that the connection can be used again.
-        reply.complaint().await;
+        // Reads the rest of the body, so that the connection can be reused.
+        reply.error_text().await;
         let at_home = Origin::of(&next) == route.home;
         if Origin::of(&next) != Origin::of(&url) {
             headers.remove(AUTHORIZATION);
@@ -187,17 +189,17 @@ async fn follow(
             })
             .await?;
     }
-    Err(Fault::Refused(format!("more than {MAX_HOPS} redirects, the last to {}", clean_url(&url))))
+    Err(Fault::Refused(format!("more than {MAX_HOPS} redirects, the last one to {}", clean_url(&url))))
 }
 
-/// Whether an answer of this status sends the client elsewhere.
+/// Reports whether a response with this status is a redirect to follow.
 pub(super) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where a redirect from `url` leads.
+/// Returns the target of a redirect from `url`.
 pub(super) fn target(url: &Url, reply: &Reply) -> Result<Url, Fault> {
-    // Not only ASCII: servers write paths as they are, and a URL encodes them.
+    // Not only ASCII: some servers send paths unencoded, and a URL encodes them.
     let location = reply.headers().get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     let next = location.and_then(|location| url.join(location).ok());
     let next =
@@ -209,23 +211,24 @@ pub(super) fn target(url: &Url, reply: &Reply) -> Result<Url, Fault> {
     Ok(next)
 }
 
-/// What a status means. `elsewhere` names the place if it is not the registry's.
-async fn judge(reply: Reply, elsewhere: Option<String>) -> Result<Reply, Fault> {
+/// Turns the status of a response into a result. `elsewhere` is the URL of the response if it is not the
+/// registry's.
+async fn check_status(reply: Reply, elsewhere: Option<String>) -> Result<Reply, Fault> {
     let status = reply.status();
     if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
         return match reply.encoding() {
-            Some(coding) => {
-                Err(Fault::Corrupt(format!("the body is coded as {coding}, though identity was asked for")))
-            }
+            Some(coding) => Err(Fault::Corrupt(format!(
+                "the body is encoded as {coding}, although identity was requested"
+            ))),
             None => Ok(reply),
         };
     }
     let wait = retry::retry_after(reply.headers(), chrono::Utc::now());
-    let place = elsewhere.map(|url| format!("{url} answers ")).unwrap_or_default();
-    let reason = format!("{place}{}", reply.complaint().await);
+    let place = elsewhere.map(|url| format!("{url} returned ")).unwrap_or_default();
+    let reason = format!("{place}{}", reply.error_text().await);
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Fault::Denied { reason, searched: Searched::NotAsked }
+            Fault::Denied { reason, searched: CredentialSearch::NoChallenge }
         }
         StatusCode::NOT_FOUND | StatusCode::GONE => Fault::NotFound(reason),
         StatusCode::RANGE_NOT_SATISFIABLE => Fault::Range(reason),

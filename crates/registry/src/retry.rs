@@ -1,4 +1,5 @@
-//! When to try again: full jitter (a random wait up to a bound that doubles), and what the server asks for.
+//! Retry policy: full jitter (a random wait up to a bound that doubles), and the wait that the server
+//! requests.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -9,21 +10,21 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use super::error::Fault;
 
-/// How often and how patiently a request is tried again.
+/// Limits for the attempts at a request.
 #[derive(Clone, Debug)]
 pub struct Retries {
-    /// Tries without any progress before the request fails; at least 1.
+    /// Maximum number of attempts without progress; at least 1.
     pub attempts: u32,
-    /// Bound of the first wait; doubles with each try.
+    /// Bound of the first wait; doubles with each attempt.
     pub base: Duration,
-    /// Bound of every wait.
+    /// Upper bound of every wait.
     pub cap: Duration,
-    /// The longest Retry-After that is honoured.
+    /// Maximum Retry-After that is honoured.
     pub retry_after_cap: Duration,
 }
 
 impl Default for Retries {
-    /// 6 tries, waits up to 0.25 s doubling up to 30 s, Retry-After up to 2 minutes.
+    /// 6 attempts, waits up to 0.25 s that double up to 30 s, Retry-After up to 2 minutes.
     fn default() -> Self {
         Retries {
             attempts: 6,
@@ -35,8 +36,8 @@ impl Default for Retries {
 }
 
 impl Retries {
-    /// Whether a fault at try `attempt` is worth another one at the same host, and how long that waits at least. `followed` if
-    /// another host comes after it: patience is better spent there, and none at all if this one asks to be left alone.
+    /// Returns the wait before another attempt at the same host, or `None` if there must be none. `followed`
+    /// is true if another host follows. Such a host gets fewer attempts, and none if it requests a wait.
     pub(crate) fn again(&self, fault: &Fault, attempt: u32, followed: bool) -> Option<Duration> {
         let asked = fault.retry()?;
         let attempts = if followed { self.attempts.min(2) } else { self.attempts };
@@ -44,26 +45,29 @@ impl Retries {
         (attempt < attempts && !is_sent_away).then(|| self.wait(attempt, asked))
     }
 
-    /// The wait before try `attempt` + 1 (`attempt` from 1), at least what the server asked for.
+    /// Returns the wait between attempt `attempt` (from 1) and the next: at least the wait that the server
+    /// requested.
     fn wait(&self, attempt: u32, asked: Option<Duration>) -> Duration {
         let factor = 1u32 << attempt.saturating_sub(1).min(16);
         let bound = self.base.saturating_mul(factor).min(self.cap);
         let wait = bound.mul_f64(fraction());
         match asked {
-            // A little jitter on top, or all clients that were told the same second come back in it.
+            // Adds a little jitter, so that clients with the same Retry-After do not return in the same
+            // second.
             Some(asked) => asked.min(self.retry_after_cap) + wait.min(Duration::from_secs(1)),
             None => wait,
         }
     }
 }
 
-/// Whether a later try may get another status.
+/// Reports whether a later attempt might get another status.
 pub(crate) fn is_transient(status: StatusCode) -> bool {
-    // 501 and 505 say that the server never will; proxies have statuses of their own above 504.
+    // 501 and 505 are permanent; proxies use their own statuses above 504.
     matches!(status.as_u16(), 408 | 429) || status.is_server_error() && !matches!(status.as_u16(), 501 | 505)
 }
 
-/// A random number in 0..1; std seeds every `RandomState` differently, which is random enough for jitter.
+/// Returns a random number in 0..1. `RandomState` has a different seed each time, which is random enough for
+/// jitter.
 fn fraction() -> f64 {
     let random = RandomState::new().hash_one(0u8) >> 11;
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit an f64")]
@@ -71,7 +75,7 @@ fn fraction() -> f64 {
     fraction
 }
 
-/// What Retry-After asks for: seconds or an HTTP date (RFC 9110, 10.2.3).
+/// Parses Retry-After: seconds or an HTTP date (RFC 9110, 10.2.3).
 pub(crate) fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {

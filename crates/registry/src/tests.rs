@@ -1,4 +1,4 @@
-//! The client against a registry that misbehaves.
+//! Tests of the client against a misbehaving registry.
 
 mod access;
 mod blobs;
@@ -17,7 +17,7 @@ use larder_testing::registry as fake;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Credentials from a list, which count how often they are asked.
+/// Credentials from a list, which record each lookup.
 #[derive(Debug, Default)]
 struct Listed {
     all: Vec<Credential>,
@@ -48,7 +48,7 @@ fn user(name: &str, password: &str) -> Credential {
     Credential::Basic { username: name.into(), password: Secret::new(password) }
 }
 
-/// Waits of milliseconds.
+/// Options with waits of milliseconds.
 fn fast() -> Options {
     Options {
         timeouts: Timeouts { read: Duration::from_millis(300), ..Timeouts::default() },
@@ -141,7 +141,7 @@ async fn what_statuses_mean() {
 }
 
 #[tokio::test]
-async fn retry_after_is_honoured_and_told() {
+async fn retry_after_is_honoured_and_reported() {
     let server = fake::Registry::start().await;
     server.put_manifest("team/app", "1", MANIFEST, "{}");
     let retry_after = Some("1".to_owned());
@@ -170,7 +170,7 @@ async fn mirrors_first_then_the_upstream() {
     let mut options = fast();
     options.hosts.registries.insert(upstream.host(), host);
     let (client, ..) = client(options, vec![]);
-    // The mirror has nothing: the upstream serves.
+    // The mirror has nothing, so the upstream serves.
     client.manifest(&image(&upstream), ManifestReference::Tag("1")).await.unwrap();
     let wanted = descriptor(&digest, 100_000);
     assert_eq!(drain(client.blob(&image(&upstream), &wanted, 0)).await.unwrap(), bytes);
@@ -179,7 +179,7 @@ async fn mirrors_first_then_the_upstream() {
         mirror.seen()[0].query.as_deref(),
         Some(format!("ns={}", upstream.host().replace(':', "%3A")).as_str())
     );
-    // The mirror has it, and dies in the middle: the upstream goes on where it stopped.
+    // The mirror has the blob but fails in the middle: the upstream continues from there.
     mirror.put_blob(bytes.clone());
     let offsets = vec![40_000, 40_001];
     mirror.fault(fake::Fault::DropAt { digest: digest.clone(), offsets });

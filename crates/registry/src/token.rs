@@ -1,4 +1,4 @@
-//! Tokens: what the distribution token specification and its OAuth2 form ask, and where a realm may lie.
+//! Token requests of the distribution token specification and its OAuth2 form, and the rules for realms.
 
 use std::time::Duration;
 
@@ -9,41 +9,41 @@ use tokio::time::Instant;
 
 use super::address::{self, Zone};
 use super::auth::basic;
-use super::error::{Fault, Searched, clean_url};
+use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::Tls;
 use super::request;
 use super::retry;
 use super::transport::{Origin, Outgoing, Reply, Transport};
 use larder_model::credential::Credential;
 
-/// Tokens' answers larger than this are refused, bytes.
+/// Maximum size of a token response, in bytes.
 const MAX_BODY: usize = 1 << 20;
-/// Life of a token that does not say (distribution, token.md).
-const DEFAULT_LIFE: u64 = 60;
-/// No token is trusted longer, seconds.
-const MAX_LIFE: u64 = 24 * 3600;
+/// Lifetime of a token without `expires_in`, in seconds (distribution, token.md).
+const DEFAULT_LIFETIME: u64 = 60;
+/// Maximum lifetime of a token, in seconds.
+const MAX_LIFETIME: u64 = 24 * 3600;
 
-/// The registry that a token is for.
+/// Registry for which a token is requested.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Audience<'a> {
     /// URL of the registry's endpoint.
     pub(crate) registry: &'a Url,
-    /// How TLS is spoken with it, and so with a realm on the same host.
+    /// TLS settings of the registry, which also apply to a realm on the same host.
     pub(crate) tls: &'a Tls,
-    /// Where the registry's own address lies; realms elsewhere may lie no further in.
+    /// Zone of the registry's own address. Realms on other hosts must not be further inside.
     pub(crate) zone: Zone,
     pub(crate) repository: &'a str,
 }
 
-/// What the challenge asks for.
+/// Parameters of the challenge.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Order<'a> {
+pub(crate) struct TokenRequest<'a> {
     pub(crate) realm: &'a str,
     pub(crate) service: Option<&'a str>,
     pub(crate) scope: Option<&'a str>,
 }
 
-/// A token, ready to send, and when it ends.
+/// A token as a header, and its expiry time.
 #[derive(Debug)]
 pub(crate) struct Token {
     pub(crate) header: HeaderValue,
@@ -51,24 +51,24 @@ pub(crate) struct Token {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     token: Option<String>,
     access_token: Option<String>,
     expires_in: Option<u64>,
 }
 
-/// Fetches a token with `credential`, or an anonymous one.
+/// Fetches a token with `credential`, or an anonymous token.
 pub(crate) async fn fetch(
     transport: &Transport,
     audience: Audience<'_>,
-    order: Order<'_>,
+    request: TokenRequest<'_>,
     credential: Option<&Credential>,
 ) -> Result<Token, Fault> {
-    let mut url = check_realm(order.realm, audience)?;
+    let mut url = check_realm(request.realm, audience)?;
     let same_host = url.host_str() == audience.registry.host_str();
     let mut fields: Vec<(&str, &str)> = Vec::new();
-    fields.extend(order.service.map(|service| ("service", service)));
-    let scope = pull_scope(order.scope, audience.repository);
+    fields.extend(request.service.map(|service| ("service", service)));
+    let scope = pull_scope(request.scope, audience.repository);
     fields.push(("scope", &scope));
 
     let mut headers = HeaderMap::new();
@@ -96,7 +96,7 @@ pub(crate) async fn fetch(
     let sent = Instant::now();
     let outgoing = Outgoing { url: url.clone(), tls, within, headers, form, idle: None };
     let (url, mut reply) = send(transport, outgoing).await?;
-    // A server may echo what it was sent.
+    // A server might echo the secret that it received.
     let secret = match credential {
         Some(Credential::Basic { password, .. }) => password.expose(),
         Some(Credential::IdentityToken(token)) => token.expose(),
@@ -109,23 +109,24 @@ pub(crate) async fn fetch(
     match reply.status() {
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
-            let reason = at(reply.complaint().await);
-            return Err(Fault::Denied { reason, searched: Searched::Tried(1) });
+            let reason = at(reply.error_text().await);
+            return Err(Fault::Denied { reason, searched: CredentialSearch::Tried(1) });
         }
         status if retry::is_transient(status) => {
             let wait = retry::retry_after(reply.headers(), chrono::Utc::now());
-            return Err(Fault::Transient { reason: at(reply.complaint().await), wait });
+            return Err(Fault::Transient { reason: at(reply.error_text().await), wait });
         }
         status if request::is_redirect(status) => {
-            return Err(Fault::Refused(at(format!("redirects more than {} times", request::MAX_HOPS))));
+            return Err(Fault::Refused(at(format!("it redirected more than {} times", request::MAX_HOPS))));
         }
-        _ => return Err(Fault::Invalid(at(reply.complaint().await))),
+        _ => return Err(Fault::Invalid(at(reply.error_text().await))),
     }
     let body = reply.whole(MAX_BODY).await?;
     parse(&body, sent).map_err(|reason| Fault::Corrupt(at(reason)))
 }
 
-/// Sends a request and follows redirects within its origin. What stands in it may go nowhere else. Returns the last URL.
+/// Sends a request and follows redirects within its origin. Its contents must not reach another origin.
+/// Returns the last URL.
 async fn send(transport: &Transport, outgoing: Outgoing<'_>) -> Result<(Url, Reply), Fault> {
     let Outgoing { mut url, tls, within, headers, form, .. } = outgoing;
     let mut hops = 0;
@@ -140,34 +141,35 @@ async fn send(transport: &Transport, outgoing: Outgoing<'_>) -> Result<(Url, Rep
         if Origin::of(&next) != Origin::of(&url) {
             let (from, to) = (clean_url(&url), clean_url(&next));
             return Err(Fault::Refused(format!(
-                "the token server {from} redirects to {to}, and credentials follow no redirect to another host"
+                "the token server {from} redirects to {to}, and credentials are not sent to another host"
             )));
         }
-        // Reads the rest, so that the connection can be used again.
-        reply.complaint().await;
+        // Reads the rest of the body, so that the connection can be reused.
+        reply.error_text().await;
         url = next;
         hops += 1;
     }
 }
 
 fn parse(body: &[u8], sent: Instant) -> Result<Token, String> {
-    // The parser's own words would quote the token.
-    let answer: Answer =
-        serde_json::from_slice(body).map_err(|_| "its answer is not a token in JSON".to_owned())?;
-    let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token).unwrap_or_default();
+    // The parser's own message would quote the token.
+    let response: TokenResponse =
+        serde_json::from_slice(body).map_err(|_| "its response is not a token in JSON".to_owned())?;
+    let token =
+        response.token.filter(|token| !token.is_empty()).or(response.access_token).unwrap_or_default();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err("its token is empty or holds characters that no token has".into());
+        return Err("its token is empty or contains invalid characters".into());
     }
     let mut header =
         HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| "its token is malformed".to_owned())?;
     header.set_sensitive(true);
-    let life = answer.expires_in.unwrap_or(DEFAULT_LIFE).clamp(1, MAX_LIFE);
-    // Renewed a tenth before its time, so that it does not end on the way.
-    let expires = sent + Duration::from_millis(life * 900);
+    let lifetime = response.expires_in.unwrap_or(DEFAULT_LIFETIME).clamp(1, MAX_LIFETIME);
+    // Renew the token after nine tenths of its lifetime, so that it does not expire in flight.
+    let expires = sent + Duration::from_millis(lifetime * 900);
     Ok(Token { header, expires })
 }
 
-/// The scope of the challenge reduced to pulling: a registry cannot make us ask for more.
+/// Reduces the scope of the challenge to pulling: a registry cannot make the client request more.
 fn pull_scope(scope: Option<&str>, repository: &str) -> String {
     let name =
         scope.and_then(|scope| scope.strip_prefix("repository:")).and_then(|rest| rest.rsplit_once(':'));
@@ -175,17 +177,18 @@ fn pull_scope(scope: Option<&str>, repository: &str) -> String {
     format!("repository:{}:pull", name.map(|(name, _)| name).filter(plain).unwrap_or(repository))
 }
 
-/// Whether credentials may go to `realm` (CVE-2026-48978): the registry's scheme or better, another host only by
-/// https, an address of this machine only when the registry is there too.
+/// Checks that credentials can be sent to `realm` (CVE-2026-48978). It must use the registry's scheme or a
+/// better one. Another host must use https. An address of this machine is allowed only if the registry is
+/// there, too.
 fn check_realm(realm: &str, audience: Audience<'_>) -> Result<Url, Fault> {
     let url =
         Url::parse(realm).map_err(|_| Fault::Refused("the realm of its challenge is not a URL".into()))?;
     let refuse = |why: &str| {
-        Err(Fault::Refused(format!("credentials do not go to the realm {}: {why}", clean_url(&url))))
+        Err(Fault::Refused(format!("credentials are not sent to the realm {}: {why}", clean_url(&url))))
     };
     let registry = audience.registry;
     if !url.username().is_empty() || url.password().is_some() {
-        return refuse("it holds a user name");
+        return refuse("it contains a user name");
     }
     let home = |url: &Url| url.host_str().is_some_and(address::is_loopback_name);
     if Origin::of(&url) == Origin::of(registry) {
@@ -194,10 +197,10 @@ fn check_realm(realm: &str, audience: Audience<'_>) -> Result<Url, Fault> {
     match url.scheme() {
         "https" => {}
         "http" if registry.scheme() != "http" => {
-            return refuse("the registry speaks https, the realm does not");
+            return refuse("the registry uses https, the realm does not");
         }
         "http" if url.host_str() == registry.host_str() || (home(&url) && home(registry)) => {}
-        "http" => return refuse("it is another host, without https"),
+        "http" => return refuse("it is another host and does not use https"),
         _ => return refuse("it is neither http nor https"),
     }
     if home(&url) && !home(registry) {
@@ -205,7 +208,7 @@ fn check_realm(realm: &str, audience: Audience<'_>) -> Result<Url, Fault> {
     }
     let same_host = url.host_str() == registry.host_str();
     if !same_host && address::literal(&url).is_some_and(|ip| Zone::of(ip) > audience.zone) {
-        return refuse("it is further inside of our network than the registry");
+        return refuse("it is further inside the network than the registry");
     }
     Ok(url)
 }
@@ -272,6 +275,6 @@ mod tests {
             }
         }
         let long = parse(br#"{"token":"a","expires_in":18446744073709551615}"#, now).unwrap();
-        assert!(long.expires <= now + Duration::from_secs(MAX_LIFE));
+        assert!(long.expires <= now + Duration::from_secs(MAX_LIFETIME));
     }
 }

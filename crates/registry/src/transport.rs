@@ -1,4 +1,5 @@
-//! One exchange on the wire: connections, time-outs, bounded bodies. Knows nothing of tokens, redirects or retries.
+//! One exchange on the wire: connections, timeouts, bounded bodies. Does not handle tokens, redirects or
+//! retries.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error as _;
@@ -19,17 +20,18 @@ use super::files::Files;
 use super::hosts::{Tls, authority};
 use super::rate::Rate;
 
-/// Bodies of errors are read up to this size, bytes; what is left costs the connection.
+/// Maximum size of an error body that is read, in bytes. A longer body costs the connection.
 pub(crate) const MAX_ERROR_BODY: usize = 1 << 20;
 
-/// How long the client waits for a server.
+/// Time limits for the responses of a server.
 #[derive(Clone, Debug)]
 pub struct Timeouts {
-    /// For a connection, with TLS.
+    /// Limit for establishing a connection, including TLS.
     pub connect: Duration,
-    /// For the next bytes of an answer: the longest time without progress.
+    /// Limit for the next bytes of a response: the maximum time without progress.
     pub read: Duration,
-    /// For a whole exchange with a token server, and for the whole body of a manifest or a configuration.
+    /// Limit for a whole exchange with a token server, and for the whole body of a manifest or a
+    /// configuration.
     pub exchange: Duration,
 }
 
@@ -44,7 +46,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Scheme, host and port: what credentials are bound to.
+/// Scheme, host and port. Credentials are bound to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Origin {
     pub(crate) scheme: String,
@@ -62,36 +64,36 @@ impl Origin {
     }
 }
 
-/// A request that is ready to be sent.
+/// A request that is ready to send.
 #[derive(Debug)]
 pub(crate) struct Outgoing<'a> {
     pub(crate) url: Url,
     pub(crate) tls: &'a Tls,
     pub(crate) within: Zone,
     pub(crate) headers: HeaderMap,
-    /// A form makes it a POST.
+    /// Body of a form. If present, the request is a POST.
     pub(crate) form: Option<String>,
-    /// Gets the time that was spent waiting for a free connection, microseconds.
+    /// Counter to which the wait for a free connection is added, in microseconds.
     pub(crate) idle: Option<&'a AtomicU64>,
 }
 
-/// Requests of one kind share a client and its pool.
+/// Properties of requests that share a client and its connection pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     tls: Tls,
     within: Zone,
-    /// Plain http.
+    /// `true` for plain http.
     plain: bool,
-    /// This machine is never reached through a proxy.
+    /// `true` if the host is this machine, which is never reached through a proxy.
     direct: bool,
-    /// The port, if a rule is about this very port.
+    /// Port, if a rule applies to exactly this port.
     port: Option<u16>,
-    /// The host of a proxy is the one that is asked: it has no exemption then.
-    asks_proxy: bool,
+    /// `true` if the target is a proxy's own host, which then has no exemption from the rules.
+    targets_proxy: bool,
 }
 
-/// The codings that IANA has on its list ("HTTP Content Coding Registry"), but for `identity`. Object stores send other values
-/// with blobs (`aws-chunked`, `none`, `binary`), which they were given with the upload and which change no byte.
+/// The codings of IANA's "HTTP Content Coding Registry", except `identity`. Object stores send other values
+/// with blobs (`aws-chunked`, `none`, `binary`). Those come from the upload and change no byte.
 const CODINGS: [&str; 12] = [
     "aes128gcm",
     "br",
@@ -107,10 +109,10 @@ const CODINGS: [&str; 12] = [
     "zstd",
 ];
 
-/// Most hosts and statuses that are counted.
-const MAX_ANSWERS: usize = 256;
+/// Maximum number of counted pairs of host and status.
+const MAX_COUNTED_RESPONSES: usize = 256;
 
-/// The connections of one job.
+/// Connections and limits of one job.
 #[derive(Debug)]
 pub(crate) struct Transport {
     timeouts: Timeouts,
@@ -126,7 +128,7 @@ pub(crate) struct Transport {
 
 impl Transport {
     pub(crate) fn new(timeouts: Timeouts, per_host: usize, limit_rate: Option<u64>, rules: Rules) -> Self {
-        // Fails only where the process has a provider already, which then serves as well.
+        // Fails only if the process already has a provider, which works as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Transport {
             timeouts,
@@ -141,20 +143,20 @@ impl Transport {
         }
     }
 
-    /// How often each host answered with each status so far.
+    /// Returns the number of responses so far by host and status.
     pub(crate) fn answers(&self) -> BTreeMap<(String, u16), u64> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn answered(&self, host: String, status: StatusCode) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        // A registry chooses where it redirects to, and could choose a new host each time.
-        if answers.len() < MAX_ANSWERS || answers.contains_key(&(host.clone(), status.as_u16())) {
+        // A registry chooses its redirect targets, and could choose a new host each time.
+        if answers.len() < MAX_COUNTED_RESPONSES || answers.contains_key(&(host.clone(), status.as_u16())) {
             *answers.entry((host, status.as_u16())).or_default() += 1;
         }
     }
 
-    /// Reads the files that `tls` names, as far as they can be read.
+    /// Reads the files that `tls` names, as far as possible.
     pub(crate) fn read_ahead(&self, tls: &Tls) {
         let client = tls.client.iter().flat_map(|(certificate, key)| [certificate, key]);
         for file in tls.ca.iter().chain(client) {
@@ -162,7 +164,7 @@ impl Transport {
         }
     }
 
-    /// Sends a request and waits for the head of the answer, whatever its status.
+    /// Sends a request and waits for the head of the response, whatever its status.
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, Fault> {
         address::check_literal(&outgoing.url, &self.rules, outgoing.within)?;
         let name = outgoing.url.host_str().unwrap_or_default();
@@ -172,7 +174,7 @@ impl Transport {
             plain: outgoing.url.scheme() == "http",
             direct: address::is_loopback_name(name),
             port: outgoing.url.port_or_known_default().and_then(|port| self.rules.own_port(port)),
-            asks_proxy: self.proxies.contains(name),
+            targets_proxy: self.proxies.contains(name),
         });
         let client = client.map_err(|e| Fault::Invalid(e.to_string()))?;
         let host = authority(&outgoing.url);
@@ -221,12 +223,12 @@ impl Transport {
     }
 
     fn build(&self, kind: &Kind) -> Result<Client, Error> {
-        let Kind { tls, within, plain, direct, port, asks_proxy } = kind;
+        let Kind { tls, within, plain, direct, port, targets_proxy } = kind;
         let resolver = CheckedResolver {
             rules: Arc::clone(&self.rules),
             within: *within,
             port: *port,
-            proxies: if *asks_proxy { Arc::default() } else { Arc::clone(&self.proxies) },
+            proxies: if *targets_proxy { Arc::default() } else { Arc::clone(&self.proxies) },
         };
         let mut builder = Client::builder()
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
@@ -239,7 +241,7 @@ impl Transport {
             builder = builder.no_proxy();
         }
         if *plain {
-            // A machine without authorities can still reach a registry that needs none.
+            // A machine without CA certificates can still reach a registry that needs none.
             builder = builder.tls_certs_only([]);
         } else {
             let mut authorities = Vec::new();
@@ -259,15 +261,15 @@ impl Transport {
         }
         builder
             .build()
-            .map_err(|e| Error::Setup(format!("{}; are certificate authorities installed?", chain(&e))))
+            .map_err(|e| Error::Setup(format!("{}; check that CA certificates are installed", chain(&e))))
     }
 }
 
 fn malformed(file: &Path) -> Error {
-    Error::Setup(format!("{} holds no certificate, or no key, in PEM", file.display()))
+    Error::Setup(format!("{} contains no certificate or no key in PEM format", file.display()))
 }
 
-/// The head of an answer and the way to its body. Holds the host's permit while it lives.
+/// Head of a response, with access to its body. Holds a permit of the host while it exists.
 #[derive(Debug)]
 pub(crate) struct Reply {
     response: reqwest::Response,
@@ -287,22 +289,22 @@ impl Reply {
         self.response.headers()
     }
 
-    /// A header as text, if it is there and printable.
+    /// Returns a header as text, if it is present and printable.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers().get(name)?.to_str().ok()
     }
 
-    /// The zone of the address that answered; a proxy's where there is one.
+    /// Returns the zone of the remote address, which is the proxy's if there is one.
     pub(crate) fn zone(&self) -> Zone {
         self.response.remote_addr().map_or(Zone::Public, |address| Zone::of(address.ip()))
     }
 
-    /// The length that the server announced, bytes.
+    /// Returns the length that the server announced, in bytes.
     pub(crate) fn length(&self) -> Option<u64> {
         self.response.content_length()
     }
 
-    /// The value of Content-Encoding, if it names a coding that changes the bytes of the body.
+    /// Returns the value of Content-Encoding if it names a coding that changes the bytes of the body.
     pub(crate) fn encoding(&self) -> Option<String> {
         let value = String::from_utf8_lossy(self.headers().get(CONTENT_ENCODING)?.as_bytes()).into_owned();
         let mut codings = value.split(',').map(str::trim);
@@ -310,11 +312,11 @@ impl Reply {
         is_coded.then(|| printable(&value))
     }
 
-    /// The next bytes of the body; none at its end.
+    /// Returns the next bytes of the body, or `None` at its end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
-        let asked = Instant::now();
+        let started = Instant::now();
         let chunk = tokio::time::timeout(self.read, self.response.chunk()).await;
-        self.waited += asked.elapsed();
+        self.waited += started.elapsed();
         let chunk = chunk.map_err(|_| stalled(self.read))?.map_err(network)?;
         if let (Some(rate), Some(chunk)) = (&self.rate, &chunk) {
             rate.take(chunk.len()).await;
@@ -322,14 +324,14 @@ impl Reply {
         Ok(chunk)
     }
 
-    /// Takes the time that the network took for the body since the last call.
+    /// Returns the time spent waiting for the body since the last call, and resets it.
     pub(crate) fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }
 
-    /// The whole body, at most `limit` bytes.
+    /// Returns the whole body, which must not exceed `limit` bytes.
     pub(crate) async fn whole(&mut self, limit: usize) -> Result<Bytes, Fault> {
-        let too_large = || Fault::Corrupt(format!("the answer is larger than the {limit} bytes allowed"));
+        let too_large = || Fault::Corrupt(format!("the response is larger than the limit of {limit} bytes"));
         if self.length().is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
@@ -343,8 +345,9 @@ impl Reply {
         Ok(body.freeze())
     }
 
-    /// Status and the start of the body, for a message. Reading it keeps the connection.
-    pub(crate) async fn complaint(mut self) -> String {
+    /// Returns the status and the start of the body, for a message. Reading the body keeps the connection
+    /// usable.
+    pub(crate) async fn error_text(mut self) -> String {
         let status = self.status();
         let body = self.whole(MAX_ERROR_BODY).await.unwrap_or_default();
         let text = printable(String::from_utf8_lossy(&body).trim());
@@ -353,10 +356,10 @@ impl Reply {
 }
 
 fn stalled(patience: Duration) -> Fault {
-    Fault::transient(format!("no bytes for {} s", patience.as_secs_f64()))
+    Fault::transient(format!("no data received for {} s", patience.as_secs_f64()))
 }
 
-/// What an error of the HTTP library means; its URL, which may be signed, is left out.
+/// Converts an error of the HTTP library. Omits its URL, which might be signed.
 fn network(error: reqwest::Error) -> Fault {
     let error = error.without_url();
     if let Some(refused) = cause::<AddressRefused>(&error) {
@@ -367,7 +370,7 @@ fn network(error: reqwest::Error) -> Fault {
     }
     if let Some(rustls::Error::InvalidCertificate(reason)) = cause(&error) {
         return Fault::Invalid(format!(
-            "the server's certificate is not trusted ({reason}); configure its authority"
+            "the server's certificate is not trusted ({reason}); configure its CA"
         ));
     }
     if error.is_builder() {
@@ -376,8 +379,8 @@ fn network(error: reqwest::Error) -> Fault {
     Fault::transient(chain(&error))
 }
 
-/// The cause of type `T` among the causes of an error. An [`std::io::Error`] passes over what it wraps when it is asked for
-/// its source, so that is looked at by itself.
+/// Finds the cause of type `T` in the chain of causes. [`std::io::Error::source`] skips the wrapped error
+/// itself, so it is examined separately.
 fn cause<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
     if let Some(found) = error.downcast_ref() {
         return Some(found);

@@ -1,4 +1,4 @@
-//! What a registry wants a user to read: `Warning: 299 - "text"` (OCI distribution spec, "Warnings").
+//! Warnings of a registry for the user: `Warning: 299 - "text"` (OCI distribution spec, "Warnings").
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -8,25 +8,27 @@ use reqwest::header::{HeaderMap, WARNING};
 use super::challenge::unquote;
 use super::error::printable;
 
-/// Maximum number of warnings of one job.
-const MAX: usize = 20;
+/// Maximum number of warnings per job.
+const MAX_WARNINGS: usize = 20;
 
-/// Warnings that were shown, by host.
+/// Warnings already shown, by host.
 #[derive(Debug, Default)]
-pub(super) struct Warned(Mutex<BTreeSet<(String, String)>>);
+pub(super) struct ShownWarnings(Mutex<BTreeSet<(String, String)>>);
 
-impl Warned {
-    /// The warnings of an answer of `host` that were not shown yet.
-    pub(super) fn new_ones(&self, host: &str, headers: &HeaderMap) -> Vec<String> {
+impl ShownWarnings {
+    /// Returns the warnings in a response of `host` that were not shown yet, and records them as shown.
+    pub(super) fn take_new(&self, host: &str, headers: &HeaderMap) -> Vec<String> {
         let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let words = headers.get_all(WARNING).iter().filter_map(|value| words(value.as_bytes()));
-        let is_new = |words: &String| shown.len() < MAX && shown.insert((host.to_owned(), words.clone()));
-        words.filter(is_new).collect()
+        let texts = headers.get_all(WARNING).iter().filter_map(|value| warning_text(value.as_bytes()));
+        let is_new =
+            |text: &String| shown.len() < MAX_WARNINGS && shown.insert((host.to_owned(), text.clone()));
+        texts.filter(is_new).collect()
     }
 }
 
-/// The text of a warning of the one form that the specification allows. Others are of caches on the way.
-fn words(value: &[u8]) -> Option<String> {
+/// Returns the text of a warning in the only form that the specification allows. Other warnings come from
+/// caches in between.
+fn warning_text(value: &[u8]) -> Option<String> {
     let value = String::from_utf8_lossy(value);
     let quoted = value.strip_prefix("299 - ").filter(|text| text.starts_with('"'))?;
     let text = unquote(quoted);
@@ -48,7 +50,7 @@ mod tests {
 
     #[test]
     fn each_is_new_once() {
-        let warned = Warned::default();
+        let warned = ShownWarnings::default();
         let given: [&[u8]; 6] = [
             b"299 - \"This image is \\\"old\\\".\"",
             b"299 - \"\xe9t\xe9\"",
@@ -57,19 +59,19 @@ mod tests {
             b"299 - unquoted",
             b"299 - \"\"",
         ];
-        let found = warned.new_ones("r.io", &headers(&given));
+        let found = warned.take_new("r.io", &headers(&given));
         assert_eq!(found, ["This image is \"old\".", "\u{fffd}t\u{fffd}"]);
-        assert_eq!(warned.new_ones("r.io", &headers(&given)), Vec::<String>::new());
-        assert_eq!(warned.new_ones("other.io", &headers(&given)).len(), 2);
+        assert_eq!(warned.take_new("r.io", &headers(&given)), Vec::<String>::new());
+        assert_eq!(warned.take_new("other.io", &headers(&given)).len(), 2);
     }
 
     #[test]
     fn they_are_bounded() {
-        let warned = Warned::default();
+        let warned = ShownWarnings::default();
         let many: Vec<String> = (0..100).map(|n| format!("299 - \"{n} {}\"", "x".repeat(5000))).collect();
         let many: Vec<&[u8]> = many.iter().map(|text| text.as_bytes()).collect();
-        let found = warned.new_ones("r.io", &headers(&many));
-        assert_eq!(found.len(), MAX);
+        let found = warned.take_new("r.io", &headers(&many));
+        assert_eq!(found.len(), MAX_WARNINGS);
         assert!(found.iter().all(|text| text.chars().count() <= 301));
     }
 }

@@ -1,7 +1,8 @@
-//! Whole images made in code: layers in, config, manifest and index out, pushed to any registry.
+//! Complete images built in code from layers, with config, manifest and index, which can be pushed to any
+//! registry.
 //!
 //! ```
-//! use larder::testing::image::{Format, Image, Layer};
+//! use larder_testing::image::{Format, Image, Layer};
 //!
 //! let image = Image::builder(Format::Oci).layer(Layer::new(vec![0; 1024], "tar", None)).build();
 //! assert_eq!(image.layers.len(), 1);
@@ -20,7 +21,7 @@ mod files;
 
 pub use files::{busybox, from_files};
 
-/// The two families of media types (OCI image spec; Docker image manifest version 2, schema 2).
+/// Media type family: OCI image spec, or Docker image manifest version 2, schema 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `application/vnd.oci.image.…`
@@ -30,7 +31,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Media type of an image manifest.
+    /// Returns the media type of an image manifest.
     pub fn manifest(self) -> &'static str {
         match self {
             Format::Oci => "application/vnd.oci.image.manifest.v1+json",
@@ -38,7 +39,7 @@ impl Format {
         }
     }
 
-    /// Media type of an index (OCI) or manifest list (Docker).
+    /// Returns the media type of an index (OCI) or manifest list (Docker).
     pub fn index(self) -> &'static str {
         match self {
             Format::Oci => "application/vnd.oci.image.index.v1+json",
@@ -46,7 +47,7 @@ impl Format {
         }
     }
 
-    /// Media type of a config.
+    /// Returns the media type of a config.
     pub fn config(self) -> &'static str {
         match self {
             Format::Oci => "application/vnd.oci.image.config.v1+json",
@@ -54,7 +55,7 @@ impl Format {
         }
     }
 
-    /// Media type of a layer. `suffix` is what follows the tar in OCI's names: `tar`, `tar+gzip`, `tar+zstd`.
+    /// Returns the media type of a layer. `suffix` is the end of OCI's name: `tar`, `tar+gzip` or `tar+zstd`.
     pub fn layer(self, suffix: &str) -> String {
         match (self, suffix) {
             (Format::Oci, _) => format!("application/vnd.oci.image.layer.v1.{suffix}"),
@@ -65,21 +66,21 @@ impl Format {
     }
 }
 
-/// One layer as a registry serves it.
+/// A layer as a registry serves it.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// The bytes.
+    /// Bytes that the registry serves.
     pub blob: Bytes,
-    /// sha256 of `blob`.
+    /// sha256 digest of `blob`.
     pub digest: Digest,
-    /// sha256 of the tar inside.
+    /// sha256 digest of the tar inside.
     pub diff_id: Digest,
-    /// How the blob is compressed: `tar`, `tar+gzip` or `tar+zstd`.
+    /// Compression of the blob: `tar`, `tar+gzip` or `tar+zstd`.
     pub suffix: &'static str,
 }
 
 impl Layer {
-    /// A layer of `blob`; without a `diff_id` the blob is the tar itself.
+    /// Creates a layer of `blob`. Without a `diff_id`, the blob is the tar itself.
     pub fn new(blob: impl Into<Bytes>, suffix: &'static str, diff_id: Option<Digest>) -> Self {
         let blob = blob.into();
         let digest = Digest::sha256(&blob);
@@ -101,22 +102,22 @@ impl From<BuiltLayer> for Layer {
 /// A JSON document that is addressed by digest: a manifest, an index or a config.
 #[derive(Clone, Debug)]
 pub struct Document {
-    /// Its media type.
+    /// Media type of the document.
     pub media_type: String,
-    /// Its bytes.
+    /// Bytes of the document.
     pub bytes: Bytes,
-    /// sha256 of `bytes`.
+    /// sha256 digest of `bytes`.
     pub digest: Digest,
 }
 
 impl Document {
-    /// `value`, written compactly.
+    /// Creates a document from `value`, without whitespace.
     pub fn new(media_type: &str, value: &Value) -> Self {
         let bytes = Bytes::from(value.to_string());
         Document { media_type: media_type.into(), digest: Digest::sha256(&bytes), bytes }
     }
 
-    /// The descriptor that points to this document.
+    /// Returns the descriptor that points to this document.
     pub fn descriptor(&self) -> Value {
         descriptor(&self.media_type, &self.digest, self.bytes.len())
     }
@@ -126,30 +127,36 @@ fn descriptor(media_type: &str, digest: &Digest, size: usize) -> Value {
     json!({"mediaType": media_type, "digest": digest, "size": size})
 }
 
-/// Where an image can be pushed to: a real registry over HTTP, or one inside the test process.
+/// A registry to which an image can be pushed: a real one over HTTP, or one inside the test process.
 pub trait Target {
-    /// Stores a blob. Storing one that is there already succeeds.
+    /// Stores a blob. Succeeds if the blob already exists.
+    ///
+    /// # Errors
+    /// The registry cannot be reached or refuses the blob.
     fn put_blob(&mut self, repository: &str, digest: &Digest, bytes: &Bytes) -> io::Result<()>;
 
     /// Stores a manifest or an index under a tag or its digest.
+    ///
+    /// # Errors
+    /// The registry cannot be reached or refuses the document.
     fn put_manifest(&mut self, repository: &str, reference: &str, document: &Document) -> io::Result<()>;
 }
 
 /// An image for one platform.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Its layers, base first.
+    /// Layers of the image, base first.
     pub layers: Vec<Layer>,
-    /// The config.
+    /// Config of the image.
     pub config: Document,
-    /// The manifest.
+    /// Manifest of the image.
     pub manifest: Document,
-    /// The platform that the config names.
+    /// Platform in the config.
     pub platform: Platform,
 }
 
 impl Image {
-    /// An image of no layers yet, for this host's platform.
+    /// Starts an image without layers, for this host's platform.
     pub fn builder(format: Format) -> Builder {
         Builder {
             format,
@@ -160,7 +167,8 @@ impl Image {
         }
     }
 
-    /// Bytes of the distinct layers as the registry serves them: what the 3x rule counts.
+    /// Returns the size of the distinct layers as the registry serves them, in bytes. The 3x rule counts this
+    /// size.
     pub fn compressed_size(&self) -> usize {
         let mut blobs: Vec<_> = self.layers.iter().map(|l| (&l.digest, l.blob.len())).collect();
         blobs.sort_unstable();
@@ -168,7 +176,10 @@ impl Image {
         blobs.iter().map(|(_, len)| len).sum()
     }
 
-    /// Pushes blobs, config and manifest, the manifest under `tag`.
+    /// Pushes blobs, config and manifest; the manifest under `tag`.
+    ///
+    /// # Errors
+    /// The target fails to store one of them.
     pub fn push(&self, target: &mut dyn Target, repository: &str, tag: &str) -> io::Result<()> {
         for layer in &self.layers {
             target.put_blob(repository, &layer.digest, &layer.blob)?;
@@ -178,7 +189,7 @@ impl Image {
     }
 }
 
-/// The parts of an [`Image`] to be.
+/// Parts of an [`Image`] that is not built yet.
 #[derive(Clone, Debug)]
 pub struct Builder {
     format: Format,
@@ -189,42 +200,42 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Puts a layer on top.
+    /// Adds a layer on top.
     #[must_use]
     pub fn layer(mut self, layer: Layer) -> Self {
         self.layers.push(layer);
         self
     }
 
-    /// Puts layers on top, in order.
+    /// Adds layers on top, in order.
     #[must_use]
     pub fn layers(mut self, layers: impl IntoIterator<Item = Layer>) -> Self {
         self.layers.extend(layers);
         self
     }
 
-    /// Names another platform.
+    /// Sets the platform of the image.
     #[must_use]
     pub fn platform(mut self, platform: Platform) -> Self {
         self.platform = platform;
         self
     }
 
-    /// What a container runs by default.
+    /// Sets the default command of a container.
     #[must_use]
     pub fn command(mut self, command: &[&str]) -> Self {
         self.command = command.iter().map(|&word| word.into()).collect();
         self
     }
 
-    /// Sets a label, which makes two images of the same layers differ.
+    /// Sets a label, which makes two images with the same layers differ.
     #[must_use]
     pub fn label(mut self, name: &str, value: &str) -> Self {
         self.labels[name] = value.into();
         self
     }
 
-    /// Writes config and manifest.
+    /// Builds config and manifest.
     pub fn build(self) -> Image {
         let diff_ids: Vec<_> = self.layers.iter().map(|layer| &layer.diff_id).collect();
         let history: Vec<_> = (0..self.layers.len())
@@ -264,7 +275,7 @@ impl Builder {
 
 const CREATED: &str = "2026-01-02T03:04:05Z";
 
-/// An index (OCI) or manifest list (Docker) over `images`, in order.
+/// Creates an index (OCI) or manifest list (Docker) of `images`, in order.
 pub fn index(format: Format, images: &[&Image]) -> Document {
     let manifests: Vec<_> = images
         .iter()
@@ -281,7 +292,10 @@ pub fn index(format: Format, images: &[&Image]) -> Document {
     Document::new(format.index(), &index)
 }
 
-/// Pushes `images` by digest and an index over them under `tag`; returns the index.
+/// Pushes `images` by digest and an index of them under `tag`. Returns the index.
+///
+/// # Errors
+/// The target fails to store one of them.
 pub fn push_index(
     target: &mut dyn Target,
     format: Format,
@@ -301,7 +315,7 @@ pub fn push_index(
 mod tests {
     use super::*;
 
-    /// Keeps what is pushed, in order.
+    /// Records what is pushed, in order.
     #[derive(Default)]
     struct Recorder(Vec<String>);
 

@@ -1,32 +1,32 @@
-//! Layers built in code: honest members of every kind, and raw blocks for the others.
+//! Layers built in code: well-formed members of every kind, and raw blocks for malformed ones.
 
 use std::io::{self, Write};
 
 use larder_model::digest::Digest;
 
-/// Bytes of a tar block (POSIX.1-2017, pax, "ustar Interchange Format").
+/// Size of a tar block, in bytes (POSIX.1-2017, pax, "ustar Interchange Format").
 const BLOCK: usize = 512;
 
-/// A range of data in a sparse file, bytes.
+/// A range of data in a sparse file, in bytes.
 struct Region {
     offset: u64,
     length: u64,
 }
 
-/// A finished layer.
+/// A finished layer of [`LayerBuilder`].
 #[derive(Clone, Debug)]
 pub struct BuiltLayer {
-    /// The blob, as a registry serves it.
+    /// Blob as a registry serves it.
     pub blob: Vec<u8>,
-    /// sha256 of the blob.
+    /// sha256 digest of the blob.
     pub digest: Digest,
-    /// sha256 of the tar.
+    /// sha256 digest of the tar.
     pub diff_id: Digest,
-    /// OCI media type.
+    /// OCI media type of the blob.
     pub media_type: String,
 }
 
-/// How a sparse file is written.
+/// Tar format of a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SparseForm {
     /// GNU type `S`, with extension blocks from the fifth region on.
@@ -40,12 +40,12 @@ pub enum SparseForm {
 }
 
 impl SparseForm {
-    /// All four.
+    /// All four sparse formats.
     pub const ALL: [SparseForm; 4] =
         [SparseForm::OldGnu, SparseForm::Pax00, SparseForm::Pax01, SparseForm::Pax10];
 }
 
-/// Builds a tar member by member. Members get mode 0644 or 0755, owner 0:0 and mtime 1, unless set before them.
+/// Builds a tar member by member. Members get mode 0644 or 0755, owner 0:0 and mtime 1, unless set otherwise.
 #[derive(Clone, Debug)]
 pub struct LayerBuilder {
     tar: Vec<u8>,
@@ -62,76 +62,76 @@ impl Default for LayerBuilder {
 }
 
 impl LayerBuilder {
-    /// An empty tar.
+    /// Creates an empty tar.
     pub fn new() -> Self {
         LayerBuilder { tar: Vec::new(), owner: (0, 0), mode: None, mtime: 1, records: Vec::new() }
     }
 
-    /// Owner and group of the members that follow.
+    /// Sets owner and group of the members that follow.
     pub fn owner(mut self, uid: u64, gid: u64) -> Self {
         self.owner = (uid, gid);
         self
     }
 
-    /// Mode of the next member.
+    /// Sets the mode of the next member.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode);
         self
     }
 
-    /// Modification time of the members that follow, seconds.
+    /// Sets the modification time of the members that follow, in seconds.
     pub fn mtime(mut self, mtime: u64) -> Self {
         self.mtime = mtime;
         self
     }
 
-    /// A pax record for the next member.
+    /// Adds a pax record to the next member.
     pub fn pax(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         self.records.push((key.as_ref().to_vec(), value.as_ref().to_vec()));
         self
     }
 
-    /// An extended attribute for the next member.
+    /// Adds an extended attribute to the next member.
     pub fn xattr(self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.pax(format!("SCHILY.xattr.{name}"), value)
     }
 
-    /// A regular file.
+    /// Appends a regular file.
     pub fn file(self, path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Self {
         self.member(path.as_ref(), b'0', 0o644, b"", content.as_ref(), |_| {})
     }
 
-    /// A directory.
+    /// Appends a directory member.
     pub fn dir(self, path: impl AsRef<[u8]>) -> Self {
         self.member(path.as_ref(), b'5', 0o755, b"", b"", |_| {})
     }
 
-    /// A symbolic link.
+    /// Appends a symbolic link.
     pub fn symlink(self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         self.member(path.as_ref(), b'2', 0o777, target.as_ref(), b"", |_| {})
     }
 
-    /// A hard link.
+    /// Appends a hard link.
     pub fn hardlink(self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         self.member(path.as_ref(), b'1', 0o644, target.as_ref(), b"", |_| {})
     }
 
-    /// A character device.
+    /// Appends a character device.
     pub fn char_device(self, path: impl AsRef<[u8]>, major: u32, minor: u32) -> Self {
         self.device(path.as_ref(), b'3', major, minor)
     }
 
-    /// A block device.
+    /// Appends a block device.
     pub fn block_device(self, path: impl AsRef<[u8]>, major: u32, minor: u32) -> Self {
         self.device(path.as_ref(), b'4', major, minor)
     }
 
-    /// A named pipe.
+    /// Appends a named pipe.
     pub fn fifo(self, path: impl AsRef<[u8]>) -> Self {
         self.member(path.as_ref(), b'6', 0o644, b"", b"", |_| {})
     }
 
-    /// The whiteout of `path`: an empty file `.wh.<name>` beside it.
+    /// Appends the whiteout of `path`: an empty file `.wh.<name>` in the same directory.
     pub fn whiteout(self, path: &str) -> Self {
         let path = match path.rsplit_once('/') {
             Some((parent, name)) => format!("{parent}/.wh.{name}"),
@@ -140,13 +140,13 @@ impl LayerBuilder {
         self.file(path, b"")
     }
 
-    /// Marks the directory `path` opaque; empty for the root.
+    /// Marks the directory `path` as opaque. An empty path means the root.
     pub fn opaque(self, path: &str) -> Self {
         let separator = if path.is_empty() { "" } else { "/" };
         self.file(format!("{path}{separator}.wh..wh..opq"), b"")
     }
 
-    /// A sparse file of `size` bytes with the data that `content` holds at each of its offsets.
+    /// Appends a sparse file of `size` bytes. `content` lists its data by offset.
     pub fn sparse(
         mut self,
         form: SparseForm,
@@ -193,7 +193,7 @@ impl LayerBuilder {
         }
     }
 
-    /// A GNU long name (`L`) or long link target (`K`) for the next member.
+    /// Appends a GNU long name (`L`) or long link target (`K`) for the next member.
     pub fn gnu_long(self, typeflag: u8, text: impl AsRef<[u8]>) -> Self {
         let mut text = text.as_ref().to_vec();
         text.push(0);
@@ -202,12 +202,13 @@ impl LayerBuilder {
         self.header_and_data(header, &text)
     }
 
-    /// A header of your own making, its checksum put right, and the data that follows it, padded.
+    /// Appends the given header with a corrected checksum, and `data`, padded.
     pub fn raw_header(self, header: [u8; BLOCK], data: &[u8]) -> Self {
         self.header_and_data(header, data)
     }
 
-    /// A member like [`file`](LayerBuilder::file) of any type, its header changed by `change` before it is summed.
+    /// Appends a member like [`file`](LayerBuilder::file) of any type. `change` modifies its header before
+    /// the checksum is computed.
     pub fn odd(
         self,
         path: impl AsRef<[u8]>,
@@ -218,42 +219,42 @@ impl LayerBuilder {
         self.member(path.as_ref(), typeflag, 0o644, b"", data, change)
     }
 
-    /// Bytes as they are.
+    /// Appends bytes without any change.
     pub fn raw(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.tar.extend_from_slice(bytes.as_ref());
         self
     }
 
-    /// The tar with its two blocks of zeros.
+    /// Returns the tar with its two final blocks of zeros.
     pub fn tar(mut self) -> Vec<u8> {
         self.tar.extend_from_slice(&[0; 2 * BLOCK]);
         self.tar
     }
 
-    /// The tar without an end.
+    /// Returns the tar without the final blocks.
     pub fn unfinished(self) -> Vec<u8> {
         self.tar
     }
 
-    /// An uncompressed layer.
+    /// Returns an uncompressed layer.
     pub fn plain(self) -> BuiltLayer {
         let tar = self.tar();
         built(tar.clone(), &tar, "")
     }
 
-    /// A layer in one gzip member.
+    /// Returns a layer in one gzip member.
     pub fn gzip(self) -> BuiltLayer {
         self.gzip_members(1)
     }
 
-    /// A layer in `count` gzip members of about one size.
+    /// Returns a layer in `count` gzip members of about the same size.
     pub fn gzip_members(self, count: usize) -> BuiltLayer {
         let tar = self.tar();
         let blob = tar.chunks(tar.len().div_ceil(count.max(1))).flat_map(gzip).collect();
         built(blob, &tar, "+gzip")
     }
 
-    /// A layer in one zstd frame with a checksum.
+    /// Returns a layer in one zstd frame with a checksum.
     pub fn zstd(self) -> BuiltLayer {
         let tar = self.tar();
         let blob = zstd_frame(&tar);
@@ -350,14 +351,14 @@ impl LayerBuilder {
     }
 }
 
-/// Writes the checksum of a header into it.
+/// Computes the checksum of a header and writes it into the header.
 pub fn fix_checksum(header: &mut [u8; BLOCK]) {
     header[148..156].fill(b' ');
     let sum: u64 = header.iter().map(|b| u64::from(*b)).sum();
     write_number(&mut header[148..155], sum);
 }
 
-/// One gzip member.
+/// Compresses `bytes` to one gzip member.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let write = || -> io::Result<Vec<u8>> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -367,7 +368,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     write().unwrap_or_default()
 }
 
-/// One zstd frame with a checksum.
+/// Compresses `bytes` to one zstd frame with a checksum.
 pub fn zstd_frame(bytes: &[u8]) -> Vec<u8> {
     let write = || -> io::Result<Vec<u8>> {
         let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
@@ -378,7 +379,7 @@ pub fn zstd_frame(bytes: &[u8]) -> Vec<u8> {
     write().unwrap_or_default()
 }
 
-/// One record of a pax extended header.
+/// Returns one record of a pax extended header.
 pub fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let bare = key.len() + value.len() + 3;
     let mut length = bare + bare.to_string().len();
@@ -403,7 +404,7 @@ fn write_field(header: &mut [u8; BLOCK], at: usize, bytes: &[u8]) {
     header[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-/// Octal with a NUL at the end where it fits, else base-256.
+/// Writes octal digits with a final NUL if they fit, and base-256 otherwise.
 fn write_number(field: &mut [u8], value: u64) {
     let digits = field.len() - 1;
     let octal = format!("{value:0digits$o}");

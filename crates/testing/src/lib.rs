@@ -1,7 +1,7 @@
-//! Test data, a fake registry and the runner of integration tests: layers and images built in code, and a registry that fails on purpose.
+//! Test data, the runner of integration tests, and a fake registry with deliberate faults.
 //!
-//! This crate knows only [`larder_model`], so that an edit of the layer engine or of the registry client does not rebuild
-//! it.
+//! This crate depends only on [`larder_model`], so that a change to the layer engine or the registry client
+//! does not rebuild it.
 
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,6 @@
-//! A registry on loopback that misbehaves on purpose and counts what it serves.
+//! A registry on loopback with deliberate faults, which counts the bytes that it serves.
 //!
-//! It runs on a thread of its own, so that both async tests and tests that start the real binary can use it.
+//! It runs on its own thread, so both async tests and tests that start the real binary can use it.
 
 mod body;
 mod serve;
@@ -18,10 +18,10 @@ use tokio::sync::oneshot;
 use super::image::{Document, Target};
 use larder_model::digest::Digest;
 
-/// Makes the bytes of a generated blob: `(offset, length)` in, exactly so many bytes out.
+/// Generates bytes of a blob. The arguments are offset and length; the result has exactly that length.
 pub type Generator = Arc<dyn Fn(u64, usize) -> Bytes + Send + Sync>;
 
-/// A running registry; dropped, it stops and closes its connections.
+/// A running registry. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Registry {
     address: SocketAddr,
@@ -29,121 +29,123 @@ pub struct Registry {
     _stop: oneshot::Sender<()>,
 }
 
-/// What goes wrong.
+/// A deliberate fault of the registry.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// Answers `status` to the next `times` requests whose path contains `path`.
+    /// Returns `status` for the next `times` requests whose path contains `path`.
     Status {
         /// Part of the path.
         path: String,
-        /// Status code.
+        /// HTTP status code.
         status: u16,
-        /// How often.
+        /// Number of affected requests.
         times: u32,
         /// Value of Retry-After.
         retry_after: Option<String>,
     },
-    /// Closes the connection when the blob has been served up to each of these offsets, once each.
+    /// Closes the connection once the blob has been served up to each of these offsets; once per offset.
     DropAt {
-        /// The blob.
+        /// Digest of the blob.
         digest: Digest,
-        /// Offsets in bytes.
+        /// Offsets in the blob, in bytes.
         offsets: Vec<u64>,
     },
-    /// Sends nothing more, without closing, when the blob has been served up to each of these offsets, once each.
+    /// Stops sending without closing once the blob has been served up to each of these offsets; once per
+    /// offset.
     StallAt {
-        /// The blob.
+        /// Digest of the blob.
         digest: Digest,
-        /// Offsets in bytes.
+        /// Offsets in the blob, in bytes.
         offsets: Vec<u64>,
     },
-    /// Sends the blob in pieces of `bytes`, one after each pause of `every`.
+    /// Sends the blob in pieces of `bytes`, each after a pause of `every`.
     Dribble {
-        /// The blob.
+        /// Digest of the blob.
         digest: Digest,
-        /// Size of a piece.
+        /// Size of a piece, in bytes.
         bytes: u64,
-        /// The pause.
+        /// Pause before each piece.
         every: Duration,
     },
-    /// Sends one byte of each manifest after each pause of this length.
+    /// Sends manifests byte by byte, with a pause of this length before each byte.
     DribbleManifests(Duration),
-    /// Answers 200 and the whole blob to a Range request.
+    /// Returns 200 and the whole blob for a Range request.
     IgnoreRange,
-    /// Answers 206 with this Content-Range, and the right bytes, to the next `times` Range requests.
+    /// Returns 206 with this Content-Range and the correct bytes, for the next `times` Range requests.
     WrongContentRange {
-        /// The header's value.
+        /// Value of the header.
         value: String,
-        /// How often.
+        /// Number of affected requests.
         times: u32,
     },
-    /// Answers 416 to the next `times` Range requests.
+    /// Returns 416 for the next `times` Range requests.
     RangeRefused {
-        /// How often.
+        /// Number of affected requests.
         times: u32,
     },
-    /// Redirects blobs to the same path (and a query with a signature) under this URL, or to this very URL with `exact`.
+    /// Redirects blobs to the same path (and a signed query) under this URL, or to exactly this URL with
+    /// `exact`.
     RedirectBlobs {
-        /// `http://127.0.0.1:1234`.
+        /// Target, for example `http://127.0.0.1:1234`.
         to: String,
-        /// Use the URL as it is.
+        /// Uses the URL without any change.
         exact: bool,
     },
     /// Serves manifests with this Content-Type.
     ContentType(String),
     /// Serves blobs with this Content-Encoding, unchanged.
     ContentEncoding(String),
-    /// Serves blobs longer (or, negative, shorter) by so many bytes, without Content-Length.
+    /// Serves blobs longer (or, if negative, shorter) by this many bytes, without Content-Length.
     Length(i64),
     /// Serves manifests that never end.
     EndlessManifest,
-    /// Serves other bytes than those of the digest as manifest.
+    /// Serves a manifest whose bytes do not match the digest.
     WrongManifest,
-    /// Names this realm in challenges.
+    /// Uses this realm in challenges.
     Realm(String),
-    /// Sends these bytes behind each challenge.
+    /// Appends these bytes to each challenge.
     ChallengeEnd(Vec<u8>),
-    /// Redirects the next `times` requests for a token to `to`, which may be a path, with this status.
+    /// Redirects the next `times` token requests to `to`, which can be a path, with this status.
     RedirectTokens {
-        /// Where to.
+        /// Target of the redirect.
         to: String,
-        /// Status code.
+        /// HTTP status code.
         status: u16,
-        /// How often.
+        /// Number of affected requests.
         times: u32,
     },
     /// Sends this Warning header with each manifest.
     Warning(String),
-    /// Gives this token.
+    /// Issues this token.
     Token(String),
 }
 
-/// Who may pull.
+/// Authentication that a pull requires.
 #[derive(Clone, Debug)]
 pub enum Auth {
-    /// Basic with one of these (user name, password).
+    /// Basic authentication with one of these (user name, password) pairs.
     Basic(Vec<(String, String)>),
-    /// Bearer with a token from `/token`.
+    /// Bearer token from `/token`.
     Bearer {
-        /// User names and passwords; a password is also taken as a refresh token.
+        /// User names and passwords. A password is also accepted as a refresh token.
         users: Vec<(String, String)>,
-        /// Anonymous tokens may pull too.
+        /// Allows pulls with anonymous tokens.
         anonymous: bool,
-        /// A token is refused after so many requests.
+        /// Number of requests after which a token is refused.
         uses: u32,
     },
 }
 
-/// A request that was seen.
+/// A request that the registry received.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// Path without query.
+    /// Path, without the query.
     pub path: String,
-    /// Query.
+    /// Query, if there is one.
     pub query: Option<String>,
-    /// Authorization header.
+    /// Value of the Authorization header.
     pub authorization: Option<String>,
-    /// Range header.
+    /// Value of the Range header.
     pub range: Option<String>,
 }
 
@@ -182,9 +184,9 @@ impl Registry {
         Registry::spawn_at(Ipv4Addr::LOCALHOST.into())
     }
 
-    /// The same on another address of this machine.
+    /// Starts a registry on a free port of another local address.
     pub fn spawn_at(address: IpAddr) -> Self {
-        let listener = std::net::TcpListener::bind((address, 0)).expect("an address of ours has free ports");
+        let listener = std::net::TcpListener::bind((address, 0)).expect("a local address has free ports");
         let address = listener.local_addr().expect("a bound socket has an address");
         listener.set_nonblocking(true).expect("sockets can be set non-blocking");
         let state = Arc::new(Mutex::new(State::default()));
@@ -192,7 +194,7 @@ impl Registry {
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime can be made").block_on(async move {
+            runtime.expect("a runtime can be created").block_on(async move {
                 tokio::select! {
                     () = serve::serve(listener, address, shared) => {}
                     _ = stopped => {}
@@ -202,12 +204,12 @@ impl Registry {
         Registry { address, state, _stop }
     }
 
-    /// `127.0.0.1:PORT`.
+    /// Returns the address: `127.0.0.1:PORT`.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
 
-    /// Keeps a blob.
+    /// Stores a blob and returns its digest.
     pub fn put_blob(&self, bytes: impl Into<Bytes>) -> Digest {
         let bytes = bytes.into();
         let digest = Digest::sha256(&bytes);
@@ -220,12 +222,12 @@ impl Registry {
         digest
     }
 
-    /// Keeps a blob whose bytes are made when they are asked for; `digest` is theirs.
+    /// Stores a blob whose bytes are generated on request; `digest` is their digest.
     pub fn put_generated(&self, digest: Digest, size: u64, generate: Generator) {
         self.state().blobs.insert(digest, Blob { size, generate });
     }
 
-    /// Keeps a manifest under its tag and its digest.
+    /// Stores a manifest under its tag and its digest.
     pub fn put_manifest(
         &self,
         repository: &str,
@@ -243,42 +245,42 @@ impl Registry {
         digest
     }
 
-    /// Demands authentication from now on.
+    /// Requires authentication from now on.
     pub fn require(&self, auth: Auth) {
         self.state().auth = Some(auth);
     }
 
-    /// Adds a fault.
+    /// Adds a fault to the existing ones.
     pub fn fault(&self, fault: Fault) {
         self.state().faults.push(fault);
     }
 
-    /// Behaves from now on.
+    /// Removes all faults added so far.
     pub fn heal(&self) {
         self.state().faults.clear();
     }
 
-    /// Bytes of a blob handed to the network so far, all requests together.
+    /// Returns the number of bytes of a blob sent so far, over all requests.
     pub fn served(&self, digest: &Digest) -> u64 {
         self.state().served.get(digest).copied().unwrap_or_default()
     }
 
-    /// Bytes of all blobs handed to the network so far.
+    /// Returns the number of bytes of all blobs sent so far.
     pub fn served_total(&self) -> u64 {
         self.state().served.values().sum()
     }
 
-    /// Requests whose path contains `path`.
+    /// Returns the number of requests whose path contains `path`.
     pub fn requests(&self, path: &str) -> usize {
         self.state().seen.iter().filter(|seen| seen.path.contains(path)).count()
     }
 
-    /// All requests, oldest first.
+    /// Returns all requests, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         self.state().seen.clone()
     }
 
-    /// Forgets what was counted.
+    /// Resets the recorded requests and byte counts.
     pub fn forget(&self) {
         let mut state = self.state();
         state.seen.clear();

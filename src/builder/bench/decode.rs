@@ -1,4 +1,4 @@
-//! Inflating alone, hashing alone, and both together as a build does it.
+//! Decompression alone, hashing alone, and both together as in a build.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -10,7 +10,7 @@ use super::stopwatch::Stopwatch;
 use crate::builder::cancel::Cancel;
 use crate::builder::extraction::Bounded;
 use crate::builder::failure::Fail;
-use crate::builder::layers::Change;
+use crate::builder::layers::ChangeSet;
 use crate::builder::source::{Blob, Source};
 use larder_layer::cores::Cores;
 use larder_layer::decode::{self, Decoded, Decoder, inflate_only};
@@ -19,29 +19,29 @@ use larder_model::bench_report::{MeasuredLayer, Took};
 use larder_model::class::Class;
 use larder_model::digest::{Algorithm, Hasher};
 
-/// Bytes of the buffer that is hashed: as many as a decoder inflates at a time, which fit the cache of a core.
+/// Size of the hashed buffer, bytes. It equals the chunk size of a decoder and fits the cache of a core.
 const BUFFER: usize = 256 << 10;
 
-/// Most bytes that are really hashed: some two seconds.
-const HASHED: u64 = 4 << 30;
+/// Maximum number of bytes that are hashed, which takes about two seconds.
+const MAX_HASHED: u64 = 4 << 30;
 
-/// The layers of the kept image, to be decoded.
+/// The stored layers of the image.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct StoredLayers {
     pub(super) source: Source,
-    /// Largest blob first.
-    pub(super) changes: Vec<Change>,
+    /// Change sets, largest blob first.
+    pub(super) changes: Vec<ChangeSet>,
     pub(super) ratio: Ratio,
     pub(super) cancel: Cancel,
 }
 
-impl Kept {
-    /// Inflates one layer after the other, on one processor.
+impl StoredLayers {
+    /// Decompresses the layers in sequence, on one processor.
     pub(super) fn inflate(&self) -> Result<(Vec<MeasuredLayer>, Took), Fail> {
         let mut layers = Vec::new();
         let mut took = Took::default();
         for change in &self.changes {
-            let failed = |e: decode::Error| self.fail(change, "inflating", &e);
+            let failed = |e: decode::Error| self.fail(change, "decompressing", &e);
             let mut sniffed = Decoder::new(self.open(change)?, Algorithm::Sha256, self.ratio);
             let compression = sniffed.compression().map_err(failed)?;
             let blob = self.open(change)?;
@@ -69,7 +69,7 @@ impl Kept {
         Ok((layers, took))
     }
 
-    /// Inflates and hashes all, `concurrency` layers at once, and proves both digests of each.
+    /// Decompresses and hashes all layers, `concurrency` at a time, and verifies both digests of each.
     pub(super) fn decode(&self, concurrency: usize) -> Result<Took, Vec<Fail>> {
         let next = AtomicUsize::new(0);
         let fails = Mutex::new(Vec::new());
@@ -78,7 +78,7 @@ impl Kept {
             for _ in 0..concurrency.clamp(1, self.changes.len().max(1)) {
                 scope.spawn(|| {
                     while let Some(change) = self.changes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(fail) = self.prove(change) {
+                        if let Err(fail) = self.verify(change) {
                             self.cancel.stop();
                             fails.lock().unwrap_or_else(PoisonError::into_inner).push(fail);
                         }
@@ -91,26 +91,26 @@ impl Kept {
         if fails.is_empty() { Ok(took) } else { Err(fails) }
     }
 
-    fn prove(&self, change: &Change) -> Result<(), Fail> {
+    fn verify(&self, change: &ChangeSet) -> Result<(), Fail> {
         let Some((_, blob)) = change.sources.first() else { return Ok(()) };
-        // As a build: a layer that leaves others idle takes more than one processor.
+        // As in a build: a layer uses more than one processor if others are idle.
         let cores = Cores::of_process();
         let _busy = cores.occupy();
         let decoder = Decoder::new(self.open(change)?, blob.digest.algorithm(), self.ratio);
-        let decoded = decoder.ahead().beside(cores).finish();
+        let decoded = decoder.ahead().with_cores(cores).finish();
         let Decoded { blob: found, diff_id, .. } = decoded.map_err(|e| self.fail(change, "decoding", &e))?;
         let pairs = [("blob", &blob.digest, &found), ("tar", &change.diff_id, &diff_id)];
         match pairs.into_iter().find(|(_, want, found)| want != found) {
             None => Ok(()),
             Some((what, want, found)) => {
-                let message = format!("the bytes of its {what} have digest {found}, it should be {want}");
+                let message = format!("its {what} has digest {found}, expected {want}");
                 Err(fail(change, Class::Corrupt, message))
             }
         }
     }
 
-    fn open(&self, change: &Change) -> Result<Bounded<crate::archive::Blob>, Fail> {
-        let missing = || fail(change, Class::Internal, "it was not kept".to_owned());
+    fn open(&self, change: &ChangeSet) -> Result<Bounded<crate::archive::Blob>, Fail> {
+        let missing = || fail(change, Class::Internal, "it was not stored".to_owned());
         let (image, blob) = change.sources.first().ok_or_else(missing)?;
         match self.source.blob(image, blob, 0).map_err(|e| fail(change, e.class(), e.to_string()))? {
             Blob::File(source) => Ok(Bounded { source, left: blob.size, cancel: self.cancel.clone() }),
@@ -118,7 +118,7 @@ impl Kept {
         }
     }
 
-    fn fail(&self, change: &Change, doing: &str, error: &decode::Error) -> Fail {
+    fn fail(&self, change: &ChangeSet, doing: &str, error: &decode::Error) -> Fail {
         if self.cancel.reason().is_some() {
             return fail(change, Class::Cancelled, "interrupted".to_owned());
         }
@@ -126,24 +126,24 @@ impl Kept {
     }
 }
 
-fn fail(change: &Change, class: Class, message: String) -> Fail {
+fn fail(change: &ChangeSet, class: Class, message: String) -> Fail {
     let layer = change.sources.first().map(|(_, blob)| blob.digest.clone());
     Fail { class, images: Vec::new(), layer, message }
 }
 
-/// sha256 of `bytes` bytes, or of a share of them; answers that share too.
+/// Computes the sha256 of `bytes` bytes, or of a fraction of them. Also returns that fraction.
 pub(super) fn hash(bytes: u64, cancel: &Cancel) -> Result<(Took, f64), Fail> {
     let buffer = vec![0x5a; BUFFER];
-    let some = bytes.min(HASHED);
+    let some = bytes.min(MAX_HASHED);
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut left = some;
     let watch = Stopwatch::start();
     while left > 0 {
-        super::go_on(cancel)?;
+        super::check_cancelled(cancel)?;
         let length = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
         hasher.update(&buffer[..length]);
         left -= length as u64;
     }
     std::hint::black_box(hasher.finish());
-    Ok((watch.took(Duration::ZERO), super::share(some, bytes)))
+    Ok((watch.took(Duration::ZERO), super::fraction(some, bytes)))
 }

@@ -1,10 +1,10 @@
-//! The file system alone: names, contents, and making both durable.
+//! The file system alone: creating files, writing contents and syncing both.
 
 use std::io::{self, Write as _};
 use std::time::Duration;
 
-use super::place::Place;
 use super::stopwatch::Stopwatch;
+use super::workdir::WorkDir;
 use crate::builder::cancel::Cancel;
 use crate::builder::failure::Fail;
 use larder_layer::error::io_class;
@@ -12,39 +12,40 @@ use larder_model::bench_report::{Took, approximate};
 use larder_sys::dir::{Dir, set_times};
 use larder_sys::stat::Timestamp;
 
-/// Most files that are really made.
-const MOST_NAMES: u64 = 100_000;
+/// Maximum number of files that are created.
+const MAX_NAMES: u64 = 100_000;
 
-/// Most bytes that are really written.
-pub(super) const MOST_BYTES: u64 = 2 << 30;
+/// Maximum number of bytes that are written.
+pub(super) const MAX_BYTES: u64 = 2 << 30;
 
-/// Files in a directory.
-const IN_DIRECTORY: u64 = 100;
+/// Number of files per directory.
+const FILES_PER_DIRECTORY: u64 = 100;
 
-/// Bytes of a file.
-const FILE: u64 = 64 << 20;
+/// Size of a file, bytes.
+const FILE_SIZE: u64 = 64 << 20;
 
-/// Bytes written by one call, as a decoder gives them to a sink.
+/// Bytes written by one call, as by a decoder.
 const BUFFER: usize = 256 << 10;
 
-/// The time of files from images is one of the past.
+/// A time in the past, as files from images have.
 const TIME: Timestamp = Timestamp { sec: 1_600_000_000, nsec: 0 };
 
-/// Names and bytes of an image that are really made: the same share of both, so that one sync covers what belongs together.
+/// The files and bytes of an image that are created. Both have the same fraction of the image, so that one
+/// sync covers both.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Share {
+pub(super) struct Sample {
     pub(super) names: u64,
     pub(super) bytes: u64,
-    /// Above 0 and at most 1.
+    /// Fraction of the image, above 0 and at most 1.
     pub(super) of_image: f64,
 }
 
-impl Share {
-    /// As much of `names` and `bytes` as the bounds allow.
+impl Sample {
+    /// Returns as much of `names` and `bytes` as the limits allow.
     pub(super) fn of(names: u64, bytes: u64) -> Self {
-        let of = |most: u64, all: u64| super::share(most.min(all), all);
-        let of_image = of(MOST_NAMES, names).min(of(MOST_BYTES, bytes));
-        Share { names: part(names, of_image), bytes: part(bytes, of_image), of_image }
+        let of = |max: u64, all: u64| super::fraction(max.min(all), all);
+        let of_image = of(MAX_NAMES, names).min(of(MAX_BYTES, bytes));
+        Sample { names: part(names, of_image), bytes: part(bytes, of_image), of_image }
     }
 }
 
@@ -53,17 +54,19 @@ impl Share {
     clippy::cast_sign_loss,
     reason = "a part of a count is a count, and none is less"
 )]
-fn part(all: u64, share: f64) -> u64 {
-    (approximate(all) * share).round() as u64
+fn part(all: u64, fraction: f64) -> u64 {
+    (approximate(all) * fraction).round() as u64
 }
 
-/// Makes `count` empty files with the system calls of the sink for a file without content: openat(2), utimensat(2), close(2).
-pub(super) fn create(place: &Place, count: u64, cancel: &Cancel) -> Result<Took, Fail> {
-    let top = place.make_names()?;
+/// Creates `count` empty files. Uses the system calls of the sink for a file without content: openat(2),
+/// utimensat(2), close(2).
+pub(super) fn create(workdir: &WorkDir, count: u64, cancel: &Cancel) -> Result<Took, Fail> {
+    let top = workdir.make_names()?;
     let watch = Stopwatch::start();
-    for first in (0..count).step_by(usize::try_from(IN_DIRECTORY).unwrap_or(1)) {
-        super::go_on(cancel)?;
-        files(&top, first..count.min(first + IN_DIRECTORY)).map_err(|e| fail("creating empty files", &e))?;
+    for first in (0..count).step_by(usize::try_from(FILES_PER_DIRECTORY).unwrap_or(1)) {
+        super::check_cancelled(cancel)?;
+        files(&top, first..count.min(first + FILES_PER_DIRECTORY))
+            .map_err(|e| fail("creating empty files", &e))?;
     }
     Ok(watch.took(Duration::ZERO))
 }
@@ -79,17 +82,17 @@ fn files(top: &Dir, numbers: std::ops::Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes `bytes` bytes to as few files as it takes.
-pub(super) fn write(place: &Place, bytes: u64, cancel: &Cancel) -> Result<Took, Fail> {
-    let dir = place.make_bytes()?;
+/// Writes `bytes` bytes to as few files as possible.
+pub(super) fn write(workdir: &WorkDir, bytes: u64, cancel: &Cancel) -> Result<Took, Fail> {
+    let dir = workdir.make_bytes()?;
     let buffer = noise();
     let watch = Stopwatch::start();
-    for start in (0..bytes).step_by(usize::try_from(FILE).unwrap_or(usize::MAX)) {
+    for start in (0..bytes).step_by(usize::try_from(FILE_SIZE).unwrap_or(usize::MAX)) {
         let failed = |e: io::Error| fail("writing contents", &e);
         let mut file = dir.create_file(format!("file-{start}").as_bytes(), 0o644).map_err(failed)?;
-        let mut left = FILE.min(bytes - start);
+        let mut left = FILE_SIZE.min(bytes - start);
         while left > 0 {
-            super::go_on(cancel)?;
+            super::check_cancelled(cancel)?;
             let length = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
             file.write_all(&buffer[..length]).map_err(failed)?;
             left -= length as u64;
@@ -98,14 +101,15 @@ pub(super) fn write(place: &Place, bytes: u64, cancel: &Cancel) -> Result<Took, 
     Ok(watch.took(Duration::ZERO))
 }
 
-/// Makes both durable.
-pub(super) fn sync(place: &Place) -> Result<Took, Fail> {
+/// Syncs the files and their contents.
+pub(super) fn sync(workdir: &WorkDir) -> Result<Took, Fail> {
     let watch = Stopwatch::start();
-    place.sync()?;
+    workdir.sync()?;
     Ok(watch.took(Duration::ZERO))
 }
 
-/// A buffer of what does not compress (xorshift64): some file systems do not write zeros, or compress.
+/// Returns a buffer of incompressible data (xorshift64), because some file systems compress data or do not
+/// write zeros.
 fn noise() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let next = || {
@@ -118,7 +122,10 @@ fn noise() -> Vec<u8> {
 }
 
 fn fail(doing: &str, error: &io::Error) -> Fail {
-    Fail::job(io_class(error), format!("{doing}: {error}: the file system may want more room or more inodes"))
+    Fail::job(
+        io_class(error),
+        format!("{doing}: {error}: check that the file system has enough free space and inodes"),
+    )
 }
 
 #[cfg(test)]
@@ -127,24 +134,24 @@ mod tests {
 
     #[test]
     fn names_and_bytes_have_the_same_share() {
-        assert_eq!(Share::of(10, 1000), Share { names: 10, bytes: 1000, of_image: 1.0 });
-        assert_eq!(Share::of(0, 0), Share { names: 0, bytes: 0, of_image: 1.0 });
+        assert_eq!(Sample::of(10, 1000), Sample { names: 10, bytes: 1000, of_image: 1.0 });
+        assert_eq!(Sample::of(0, 0), Sample { names: 0, bytes: 0, of_image: 1.0 });
         assert_eq!(
-            Share::of(1_000_000, 1 << 30),
-            Share { names: 100_000, bytes: 107_374_182, of_image: 0.1 }
+            Sample::of(1_000_000, 1 << 30),
+            Sample { names: 100_000, bytes: 107_374_182, of_image: 0.1 }
         );
-        assert_eq!(Share::of(20, 4 << 30), Share { names: 10, bytes: 2 << 30, of_image: 0.5 });
+        assert_eq!(Sample::of(20, 4 << 30), Sample { names: 10, bytes: 2 << 30, of_image: 0.5 });
     }
 
     #[test]
-    fn as_many_are_made_as_asked_for() {
+    fn creates_the_requested_number_of_files() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::make(dir.path()).unwrap();
+        let workdir = WorkDir::make(dir.path()).unwrap();
         let cancel = Cancel::new();
-        let took = create(&place, 250, &cancel).unwrap();
+        let took = create(&workdir, 250, &cancel).unwrap();
         assert!(took.wall_seconds > 0.0);
-        write(&place, FILE + 1, &cancel).unwrap();
-        sync(&place).unwrap();
+        write(&workdir, FILE_SIZE + 1, &cancel).unwrap();
+        sync(&workdir).unwrap();
         let own = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
         let inside = |name: &str| std::fs::read_dir(own.join(name)).unwrap().map(|entry| entry.unwrap());
         assert_eq!(inside("names").count(), 3);
@@ -152,18 +159,18 @@ mod tests {
         assert_eq!(made, 250);
         let mut sizes: Vec<u64> = inside("bytes").map(|file| file.metadata().unwrap().len()).collect();
         sizes.sort_unstable();
-        assert_eq!(sizes, [1, FILE]);
-        place.remove();
+        assert_eq!(sizes, [1, FILE_SIZE]);
+        workdir.remove();
     }
 
     #[test]
-    fn an_interruption_is_heard() {
+    fn stops_when_cancelled() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::make(dir.path()).unwrap();
+        let workdir = WorkDir::make(dir.path()).unwrap();
         let cancel = Cancel::new();
         cancel.cancel(crate::builder::cancel::Reason::Interrupt);
-        assert_eq!(create(&place, 1, &cancel).unwrap_err().class, larder_model::class::Class::Cancelled);
-        assert_eq!(write(&place, 1, &cancel).unwrap_err().class, larder_model::class::Class::Cancelled);
-        place.remove();
+        assert_eq!(create(&workdir, 1, &cancel).unwrap_err().class, larder_model::class::Class::Cancelled);
+        assert_eq!(write(&workdir, 1, &cancel).unwrap_err().class, larder_model::class::Class::Cancelled);
+        workdir.remove();
     }
 }

@@ -1,7 +1,8 @@
-//! The network alone: every distinct layer once, as many at a time as a build has, to files.
+//! The network alone: fetches every distinct layer once to a file, with the concurrency of a build.
 //!
-//! Nothing is hashed: what comes is checked when it is used. Writing to files is a thread's own for each layer, so that the
-//! network does not wait for it, and its processors' time can be told from that of receiving.
+//! Nothing is hashed here: the data is verified when it is used. Each layer has a separate thread that writes
+//! its file. So the network does not wait for it, and the processor time for writing can be separated from
+//! that for receiving.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 use super::layout;
 use crate::builder::cancel::Cancel;
 use crate::builder::failure::Fail;
-use crate::builder::layers::Change;
+use crate::builder::layers::ChangeSet;
 use crate::builder::source::{Blob, Source};
 use larder_layer::error::io_class;
 use larder_model::class::Class;
@@ -24,13 +25,13 @@ use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 use larder_sys::{Dir, process};
 
-/// Chunks between socket and file: some MiB, as a build has them between socket and decoder.
+/// Chunks between socket and file: some MiB, as between socket and decoder in a build.
 const CHUNKS: usize = 8;
 
-/// Fetches the layers into the layout; answers the processors' time that writing took.
+/// Fetches the layers into the layout. Returns the processor time of writing.
 pub(super) async fn layers(
     source: &Source,
-    changes: &[Change],
+    changes: &[ChangeSet],
     layout: &Dir,
     concurrency: usize,
     cancel: &Cancel,
@@ -40,7 +41,7 @@ pub(super) async fn layers(
     let mut tasks = JoinSet::new();
     let mut fails = Vec::new();
     for (image, blob) in changes.iter().filter_map(|change| change.sources.first()) {
-        // Before the task, for tasks begin in any order and the largest layer is to be the first.
+        // Acquired before the task starts: tasks start in any order, and the largest layer must be first.
         let slot = Arc::clone(&slots).acquire_owned().await;
         if cancel.reason().is_some() {
             break;
@@ -60,13 +61,13 @@ pub(super) async fn layers(
             one(&source, &image, &blob, file, &writing, &cancel).await.inspect_err(|_| cancel.stop())
         });
     }
-    // Each is waited for, also after the first failure: what is removed at the end is written to by nobody then.
+    // Wait for all tasks, also after a failure, so that none writes to a file that is being removed.
     while let Some(joined) = tasks.join_next().await {
-        let ended = |e| Err(Fail::job(Class::Internal, format!("fetching a layer ended: {e}")));
+        let ended = |e| Err(Fail::job(Class::Internal, format!("the task that fetches a layer failed: {e}")));
         fails.extend(joined.unwrap_or_else(ended).err());
     }
     if fails.is_empty() {
-        super::go_on(cancel).map_err(|fail| vec![fail])?;
+        super::check_cancelled(cancel).map_err(|fail| vec![fail])?;
         return Ok(Duration::from_nanos(writing.load(Ordering::Relaxed)));
     }
     Err(fails)
@@ -87,7 +88,7 @@ async fn one(
 ) -> Result<(), Fail> {
     let stream = source.blob(image, blob, 0).map_err(|e| fail(blob, e.class(), &e.to_string()))?;
     let Blob::Stream(mut stream) = stream else {
-        return Err(fail(blob, Class::Internal, "it is in a file already"));
+        return Err(fail(blob, Class::Internal, "it is already in a file"));
     };
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let writer = tokio::task::spawn_blocking({
@@ -101,7 +102,7 @@ async fn one(
         };
         match next {
             Ok(Some(chunk)) => {
-                // A closed channel means that writing has failed; that error is the one to tell.
+                // A closed channel means that writing failed; that error is returned.
                 if sender.send(chunk).await.is_err() {
                     break Ok(());
                 }
@@ -111,7 +112,9 @@ async fn one(
         }
     };
     drop(sender);
-    let written = writer.await.map_err(|e| fail(blob, Class::Internal, &format!("writing it ended: {e}")))?;
+    let written = writer
+        .await
+        .map_err(|e| fail(blob, Class::Internal, &format!("the task that writes it failed: {e}")))?;
     fetched?;
     written.map_err(|e| fail(blob, io_class(&e), &format!("writing it to its file: {e}")))
 }

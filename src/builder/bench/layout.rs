@@ -1,4 +1,5 @@
-//! The image as an OCI image layout (OCI image spec, image-layout.md), so that a build takes it as an archive.
+//! The image as an OCI image layout (OCI image spec, image-layout.md), so that a build can use it as an
+//! archive.
 
 use std::io::{self, Write as _};
 
@@ -13,7 +14,7 @@ use larder_sys::Dir;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// Writes everything but the layers. The one image has no name: whoever asks may call it what they like.
+/// Writes everything except the layers. The only image has no name, so any reference matches it.
 pub(super) fn documents(layout: &Dir, image: &ResolvedImage) -> Result<(), Fail> {
     let listed = match &image.index {
         Some((digest, bytes)) => {
@@ -32,14 +33,14 @@ pub(super) fn documents(layout: &Dir, image: &ResolvedImage) -> Result<(), Fail>
     write(layout, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)
 }
 
-/// The directory of the blobs whose digests are of the same kind as `digest`.
+/// Returns the directory of blobs with the same digest algorithm as `digest`.
 pub(super) fn blobs(layout: &Dir, digest: &Digest) -> Result<Dir, Fail> {
     let blobs = layout.ensure_dir(b"blobs", 0o700);
     let of_algorithm = blobs.and_then(|blobs| blobs.ensure_dir(digest.algorithm().name().as_bytes(), 0o700));
     of_algorithm.map_err(|e| failed(&format!("the directory of {digest}"), &e))
 }
 
-/// A document says its type itself, or is of the OCI's.
+/// Returns the media type in an index, or the OCI type if it has none.
 fn type_of_index(bytes: &[u8]) -> String {
     let index: Option<Value> = serde_json::from_slice(bytes).ok();
     let own = index.as_ref().and_then(|index| index.get("mediaType")?.as_str());
@@ -55,15 +56,15 @@ fn write(dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), Fail> {
     written.map_err(|e| failed(name, &e))
 }
 
-/// The class of a blob that cannot be kept.
+/// Returns the class for a blob that cannot be stored.
 pub(super) fn class(error: &io::Error) -> Class {
     match error.kind() {
-        // One digest for two things: a manifest that names its config as a layer.
+        // Two documents with the same digest: a manifest that lists its config as a layer.
         io::ErrorKind::AlreadyExists => Class::Corrupt,
         _ => io_class(error),
     }
 }
 
 fn failed(what: &str, error: &io::Error) -> Fail {
-    Fail::job(class(error), format!("keeping {what} of the image: {error}"))
+    Fail::job(class(error), format!("storing {what} of the image: {error}"))
 }

@@ -1,11 +1,11 @@
-//! Wall and processors' time of one piece of work.
+//! Wall time and processor time of one piece of work.
 
 use std::time::{Duration, Instant};
 
 use larder_model::bench_report::Took;
 use larder_sys::process;
 
-/// Runs from when it is made.
+/// A stopwatch that runs from its creation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stopwatch {
     started: Instant,
@@ -17,12 +17,12 @@ impl Stopwatch {
         Stopwatch { started: Instant::now(), processors: process::processor_time() }
     }
 
-    /// What it took until now. `beside` is processors' time of what was done at the same time and is none of the work.
-    pub(super) fn took(self, beside: Duration) -> Took {
+    /// Returns the elapsed time. `other` is the processor time of concurrent work, which is subtracted.
+    pub(super) fn took(self, other: Duration) -> Took {
         let processors = process::processor_time().saturating_sub(self.processors);
         Took {
             wall_seconds: self.started.elapsed().as_secs_f64(),
-            processor_seconds: processors.saturating_sub(beside).as_secs_f64(),
+            processor_seconds: processors.saturating_sub(other).as_secs_f64(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where the bytes of a layer come from: a channel, another process, a file, a volume.
+//! Sources of a layer's data: a channel, another process, a file, a volume.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -14,17 +14,17 @@ use crate::builder::remote::{End, Piped};
 use larder_layer::decode::ChunkSource;
 use larder_model::class::Class;
 
-/// Bytes of a pipe that are read at once.
-const PIECE: usize = 256 << 10;
+/// Bytes read from a pipe at a time.
+const READ_SIZE: usize = 256 << 10;
 
-/// The receiving end of a layer that another process sends.
+/// Receives a layer from another process.
 pub(super) struct Transfer {
     pipe: File,
-    /// Memory for what is read next.
+    /// Buffer for the next reads.
     buffer: BytesMut,
-    /// Taken at the end of the pipe.
+    /// Result of the transfer, read at the end of the pipe.
     end: Option<End>,
-    /// Where the reason goes if the transfer fails.
+    /// Receives the reason if the transfer fails.
     failure: Arc<OnceLock<(Class, String)>>,
 }
 
@@ -36,15 +36,15 @@ impl Transfer {
 
 impl ChunkSource for Transfer {
     fn next(&mut self) -> io::Result<Option<Bytes>> {
-        if self.buffer.len() < PIECE / 4 {
-            // What was handed out is still read elsewhere; the rest of the piece is too small for a call.
-            self.buffer = BytesMut::zeroed(PIECE);
+        if self.buffer.len() < READ_SIZE / 4 {
+            // Earlier chunks are still in use elsewhere, and the rest of the buffer is too small for a read.
+            self.buffer = BytesMut::zeroed(READ_SIZE);
         }
         let read = self.pipe.read(&mut self.buffer)?;
         if read > 0 {
             return Ok(Some(self.buffer.split_to(read).freeze()));
         }
-        // The end of the pipe is the end of the layer only if the sender says so.
+        // The end of the pipe is the end of the layer only if the sender confirms it.
         match self.end.take().map(End::wait) {
             None | Some(Ok(())) => Ok(None),
             Some(Err(e)) => {
@@ -56,7 +56,7 @@ impl ChunkSource for Transfer {
     }
 }
 
-/// A source whose bytes are counted as received.
+/// Counts the bytes of a source as received.
 pub(super) struct Counted<S> {
     pub(super) source: S,
     pub(super) counters: Arc<Counters>,
@@ -71,10 +71,10 @@ impl<S: ChunkSource> ChunkSource for Counted<S> {
     }
 }
 
-/// A source that ends with an error when it gives more than it should, or the build stops.
+/// Limits a source. It fails if the source is too long or the build is cancelled.
 pub(in crate::builder) struct Bounded<S> {
     pub(in crate::builder) source: S,
-    /// Maximum number of bytes that can still come.
+    /// Maximum number of bytes still allowed.
     pub(in crate::builder) left: u64,
     pub(in crate::builder) cancel: Cancel,
 }
@@ -86,7 +86,8 @@ impl<S: ChunkSource> ChunkSource for Bounded<S> {
         }
         let chunk = self.source.next()?;
         let len = chunk.as_ref().map_or(0, Bytes::len) as u64;
-        let longer = || io::Error::new(io::ErrorKind::InvalidData, "the tar is longer than it is said to be");
+        let longer =
+            || io::Error::new(io::ErrorKind::InvalidData, "the tar is longer than its recorded size");
         self.left = self.left.checked_sub(len).ok_or_else(longer)?;
         Ok(chunk)
     }
@@ -94,7 +95,7 @@ impl<S: ChunkSource> ChunkSource for Bounded<S> {
 
 pub(super) enum Message {
     Chunk(Bytes),
-    /// All bytes were sent. Without it the channel's end means that the sender gave up.
+    /// All bytes were sent. If the channel ends without it, the sender failed.
     End,
 }
 
@@ -106,7 +107,7 @@ impl ChunkSource for Received {
         match self.0.blocking_recv() {
             Some(Message::Chunk(chunk)) => Ok(Some(chunk)),
             Some(Message::End) => Ok(None),
-            None => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the transfer was given up")),
+            None => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the transfer was aborted")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The extractor's end.
+//! The extractor's end of the connection to the fetcher.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::thread;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::sync::oneshot;
 
-use super::{Answer, Given, Request, Wanted};
+use super::{Request, RequestKind, Response, ResponseKind};
 use crate::builder::source::Manifest;
 use crate::builder::wire;
 use larder_model::class::Class;
@@ -22,25 +22,26 @@ use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 use larder_registry::ManifestReference;
 
-/// Size of the pipe of a layer, bytes: the maximum for a process without privileges (pipe(7), /proc/sys/fs/pipe-max-size).
-const PIPE: usize = 1 << 20;
+/// Size of the pipe for a layer, bytes: the maximum for an unprivileged process (pipe(7),
+/// /proc/sys/fs/pipe-max-size).
+const PIPE_SIZE: usize = 1 << 20;
 
-/// The fetcher did not give what was asked for.
+/// A request to the fetcher failed.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::builder) enum Error {
-    /// It says why.
+    /// The fetcher reported an error.
     #[error("{message}")]
     Failed {
-        /// Class of its error.
+        /// Class of the reported error.
         class: Class,
-        /// What happened.
+        /// Description of the error.
         message: String,
     },
-    /// It has ended, or does not speak as it should.
-    #[error("the process that fetches has ended")]
+    /// The fetcher has exited, or violates the protocol.
+    #[error("the fetcher process has exited")]
     Ended,
     /// The request cannot be sent.
-    #[error("asking the process that fetches: {0}")]
+    #[error("sending a request to the fetcher process: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -53,39 +54,39 @@ impl Error {
     }
 }
 
-/// The bytes of a layer, and how their transfer ended.
+/// A layer from the fetcher, and the result of its transfer.
 #[derive(Debug)]
 pub(in crate::builder) struct Piped {
     /// The reading end of the pipe.
     pub(in crate::builder) pipe: File,
-    /// Answered after the last byte.
+    /// Result of the transfer, which follows the last byte.
     pub(in crate::builder) end: End,
 }
 
-/// How the transfer of a layer ended; to be asked for at the end of its pipe.
+/// Result of the transfer of a layer; it must be checked at the end of the pipe.
 #[derive(Debug)]
-pub(in crate::builder) struct End(oneshot::Receiver<Gift>);
+pub(in crate::builder) struct End(oneshot::Receiver<ResponseParts>);
 
 impl End {
-    /// Waits for the answer. Blocks.
+    /// Waits for the result. Blocks.
     ///
     /// # Errors
-    /// The transfer failed, or the fetcher is gone: the bytes that arrived are not all.
+    /// The transfer failed, or the fetcher exited. In both cases the received data is incomplete.
     pub(in crate::builder) fn wait(self) -> Result<(), Error> {
         match self.0.blocking_recv() {
-            Ok((Given::Sent, _)) => Ok(()),
-            Ok((Given::Failed { class, message }, _)) => Err(Error::Failed { class, message }),
-            Ok((Given::Document { .. }, _)) | Err(_) => Err(Error::Ended),
+            Ok((ResponseKind::Sent, _)) => Ok(()),
+            Ok((ResponseKind::Failed { class, message }, _)) => Err(Error::Failed { class, message }),
+            Ok((ResponseKind::Document { .. }, _)) | Err(_) => Err(Error::Ended),
         }
     }
 }
 
-/// What the fetcher gave, and the body of its frame.
-type Gift = (Given, Vec<u8>);
-type Asked = HashMap<u64, oneshot::Sender<Gift>>;
-type Waiting = Mutex<Asked>;
+/// Result of a request, and the body of its frame.
+type ResponseParts = (ResponseKind, Vec<u8>);
+type PendingRequests = HashMap<u64, oneshot::Sender<ResponseParts>>;
+type Waiting = Mutex<PendingRequests>;
 
-/// The fetcher of this build; clones share it.
+/// The fetcher of this build; clones share the connection.
 #[derive(Clone, Debug)]
 pub(in crate::builder) struct Remote(Arc<Inner>);
 
@@ -99,70 +100,75 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The thread that reads ends by it, and the fetcher too.
+        // This ends the thread that reads, and the fetcher.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
 impl Remote {
-    /// The fetcher at the other end of `stream`. Starts a thread, so a process is confined before it calls this.
+    /// Connects to the fetcher at the other end of `stream`. Starts a thread, so the process must be confined
+    /// before.
     ///
     /// # Errors
-    /// The descriptor or the thread cannot be had.
+    /// The descriptor cannot be duplicated, or the thread cannot be started.
     pub(in crate::builder) fn new(stream: UnixStream) -> io::Result<Self> {
         let waiting = Arc::new(Waiting::default());
-        let (answers, asked) = (stream.try_clone()?, Arc::clone(&waiting));
-        thread::Builder::new().name("answers".into()).spawn(move || hear(&answers, &asked))?;
+        let (responses, pending) = (stream.try_clone()?, Arc::clone(&waiting));
+        thread::Builder::new()
+            .name("responses".into())
+            .spawn(move || read_responses(&responses, &pending))?;
         Ok(Remote(Arc::new(Inner { stream, sending: Mutex::default(), next: AtomicU64::new(0), waiting })))
     }
 
-    /// A manifest or index, by the tag of the image or by its digest, which is compared here.
+    /// Requests a manifest or index by the image's tag, or by a digest, which is verified here.
     pub(in crate::builder) async fn manifest(
         &self,
         image: &ImageReference,
         by: ManifestReference<'_>,
     ) -> Result<Manifest, Error> {
         let (what, digest) = match by {
-            ManifestReference::Tag(_) => (Wanted::Tag, None),
-            ManifestReference::Digest(digest) => (Wanted::Digest(digest.clone()), Some(digest)),
+            ManifestReference::Tag(_) => (RequestKind::Tag, None),
+            ManifestReference::Digest(digest) => (RequestKind::Digest(digest.clone()), Some(digest)),
         };
         self.document(image, what, digest).await
     }
 
-    /// A small blob of at most `limit` bytes, whose digest is compared here.
+    /// Requests a small blob of at most `limit` bytes. Its digest is verified here.
     pub(in crate::builder) async fn blob_bytes(
         &self,
         image: &ImageReference,
         descriptor: &Descriptor,
         limit: u64,
     ) -> Result<Vec<u8>, Error> {
-        let what = Wanted::Document { blob: descriptor.into(), limit };
+        let what = RequestKind::Document { blob: descriptor.into(), limit };
         Ok(self.document(image, what, Some(&descriptor.digest)).await?.bytes)
     }
 
-    /// A document, which has the digest `wanted` if there is one. The fetcher speaks with strangers, so its word is not enough.
+    /// Requests a document and verifies that it has the digest `wanted`, if given. The fetcher handles
+    /// untrusted input, so its own check is not relied on.
     async fn document(
         &self,
         image: &ImageReference,
-        what: Wanted,
+        what: RequestKind,
         wanted: Option<&Digest>,
     ) -> Result<Manifest, Error> {
-        match self.ask(image, what, &[])?.await {
-            Ok((Given::Document { digest, media_type }, bytes)) => {
+        match self.request(image, what, &[])?.await {
+            Ok((ResponseKind::Document { digest, media_type }, bytes)) => {
                 let wanted = wanted.unwrap_or(&digest);
                 let found = Hasher::digest_of(wanted.algorithm(), &bytes);
                 if found != *wanted {
-                    let message = format!("the bytes have digest {found}, they should have {wanted}");
+                    let message = format!("the document has digest {found}, expected {wanted}");
                     return Err(Error::Failed { class: Class::Corrupt, message });
                 }
                 Ok(Manifest { digest: found, media_type, bytes })
             }
-            Ok((Given::Failed { class, message }, _)) => Err(Error::Failed { class, message }),
-            Ok((Given::Sent, _)) | Err(_) => Err(Error::Ended),
+            Ok((ResponseKind::Failed { class, message }, _)) => Err(Error::Failed { class, message }),
+            Ok((ResponseKind::Sent, _)) | Err(_) => Err(Error::Ended),
         }
     }
 
-    /// A layer, whose bytes the fetcher sends through a pipe: as many as the descriptor says, or fewer and an error at the end.
+    /// Requests a layer, which the fetcher sends through a pipe. Either all bytes of the descriptor arrive,
+    /// or fewer and an error at the end.
     pub(in crate::builder) fn layer(
         &self,
         image: &ImageReference,
@@ -170,23 +176,24 @@ impl Remote {
         skipped: usize,
     ) -> Result<Piped, Error> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
-        // A user with many pipes gets small ones.
-        let _ = fcntl_setpipe_size(&writer, PIPE);
-        let end = self.ask(image, Wanted::Layer { blob: descriptor.into(), skipped }, &[writer.as_fd()])?;
+        // The kernel limits the pipes of a user who has many of them, so failure is ignored.
+        let _ = fcntl_setpipe_size(&writer, PIPE_SIZE);
+        let end =
+            self.request(image, RequestKind::Layer { blob: descriptor.into(), skipped }, &[writer.as_fd()])?;
         Ok(Piped { pipe: File::from(reader), end: End(end) })
     }
 
-    /// Ends the connection: transfers that wait for a registry end as well.
+    /// Closes the connection. Transfers that wait for a registry also end.
     pub(in crate::builder) fn abort(&self) {
         let _ = self.0.stream.shutdown(Shutdown::Both);
     }
 
-    fn ask(
+    fn request(
         &self,
         image: &ImageReference,
-        what: Wanted,
+        what: RequestKind,
         descriptors: &[std::os::fd::BorrowedFd<'_>],
-    ) -> Result<oneshot::Receiver<Gift>, Error> {
+    ) -> Result<oneshot::Receiver<ResponseParts>, Error> {
         let inner = &*self.0;
         let id = inner.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
@@ -204,19 +211,19 @@ impl Remote {
     }
 }
 
-/// Passes answers on until the connection ends. Whoever waits then sees that nothing comes any more.
-fn hear(stream: &UnixStream, waiting: &Waiting) {
+/// Dispatches responses until the connection ends. All pending requests then fail.
+fn read_responses(stream: &UnixStream, waiting: &Waiting) {
     loop {
-        match wire::receive::<Answer>(stream) {
+        match wire::receive::<Response>(stream) {
             Ok(Some(frame)) => {
-                if let Some(asked) = lock(waiting).remove(&frame.header.id) {
-                    // A request that was given up has nobody waiting.
-                    let _ = asked.send((frame.header.result, frame.body));
+                if let Some(pending) = lock(waiting).remove(&frame.header.id) {
+                    // The receiver of an abandoned request is already dropped.
+                    let _ = pending.send((frame.header.result, frame.body));
                 }
             }
             Ok(None) => break,
             Err(error) => {
-                tracing::debug!(%error, "reading answers of the fetcher");
+                tracing::debug!(%error, "cannot read the responses of the fetcher");
                 break;
             }
         }
@@ -226,6 +233,6 @@ fn hear(stream: &UnixStream, waiting: &Waiting) {
     lock(waiting).clear();
 }
 
-fn lock(waiting: &Waiting) -> MutexGuard<'_, Asked> {
+fn lock(waiting: &Waiting) -> MutexGuard<'_, PendingRequests> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,6 @@
-//! Foreign locations of layers (`urls` in descriptor.md of the OCI image spec), as the manifests name them that the fetcher read.
-//! The extractor names a layer by its digest alone: a process that was taken over cannot choose where the fetcher connects.
+//! Foreign locations of layers (`urls` in descriptor.md of the OCI image spec), collected from the manifests
+//! that the fetcher read. The extractor identifies a layer only by its digest. So a compromised extractor
+//! cannot choose where the fetcher connects.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use larder_model::digest::Digest;
 use larder_model::manifest::Document;
 
-/// Maximum number of layers whose locations are kept. Layers above it are fetched from their registries alone.
+/// Maximum number of layers whose locations are recorded. Further layers are fetched only from their
+/// registries.
 const MAX_LAYERS: usize = 10_000;
 
 /// The locations of each layer, by the digest of the layer.
@@ -15,7 +17,7 @@ const MAX_LAYERS: usize = 10_000;
 pub(super) struct Foreign(Mutex<HashMap<Digest, Vec<String>>>);
 
 impl Foreign {
-    /// Adds the locations that a manifest names. Adds nothing for an index, or for bytes that are not a manifest.
+    /// Adds the locations in a manifest. Adds nothing for an index, or for bytes that are not a manifest.
     pub(super) fn add(&self, bytes: &[u8], media_type: Option<&str>) {
         let Ok(Document::Image(manifest)) = Document::parse(bytes, media_type) else { return };
         let mut known = self.lock();
@@ -26,7 +28,7 @@ impl Foreign {
         }
     }
 
-    /// The locations of a layer; empty if no manifest names one.
+    /// Returns the locations of a layer; empty if no manifest has any.
     pub(super) fn of(&self, layer: &Digest) -> Vec<String> {
         self.lock().get(layer).cloned().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! What the file of a layer says. Pure; who wrote it is not trusted, so that a lie costs a read at most.
+//! The content of a layer's file. Pure. The writer is not trusted: a false entry costs at most a read.
 
 use std::fmt;
 
@@ -8,19 +8,20 @@ use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
 use larder_model::seal::Compression;
 
-/// Bytes of every file. Always all of them are written, at once, so that a killed writer leaves the old or the new.
+/// Size of every file, bytes. It is always written completely and at once, so that a killed writer leaves
+/// either the old or the new content.
 pub(super) const SIZE: usize = 1000;
 
 /// Version of the format.
 const VERSION: u32 = 1;
 
-/// Name of a directory in `volumes/`: up to 128 of A-Z a-z 0-9 `.` `_` `-`, not beginning with a point.
+/// Name of a directory in `volumes/`: up to 128 of A-Z a-z 0-9 `.` `_` `-`, not starting with a dot.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeName(String);
 
 impl VolumeName {
-    /// The name.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -35,7 +36,7 @@ impl TryFrom<String> for VolumeName {
             Ok(VolumeName(name))
         } else {
             Err(
-                "the name of a shared volume has 1 to 128 of A-Z a-z 0-9 . _ - and does not begin with a point",
+                "the name of a shared volume must have 1 to 128 of A-Z a-z 0-9 . _ - and must not start with a dot",
             )
         }
     }
@@ -59,30 +60,30 @@ impl fmt::Debug for VolumeName {
     }
 }
 
-/// Where a layer is.
+/// State and volume of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Entry {
-    /// Extracted, waiting for its parents.
+    /// Extracted, but not committed.
     Ready {
         /// The volume that it will be on.
         volume: VolumeName,
     },
-    /// Committed.
-    At(At),
+    /// Committed to a volume.
+    At(LayerLocation),
 }
 
-/// A committed layer.
+/// Location of a committed layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::builder) struct At {
-    /// The volume.
+pub(in crate::builder) struct LayerLocation {
+    /// Name of the volume.
     pub(in crate::builder) volume: VolumeName,
-    /// Its chain ID there.
+    /// Chain ID on that volume.
     pub(in crate::builder) chain_id: ChainId,
     /// The blob that it came from.
     pub(in crate::builder) blob: Digest,
-    /// How that was compressed.
+    /// Compression of the blob.
     pub(in crate::builder) compression: Compression,
     /// Size of the tar, bytes.
     pub(in crate::builder) size: u64,
@@ -96,20 +97,20 @@ struct File {
 }
 
 impl Entry {
-    /// The volume that is named.
+    /// Returns the volume in the entry.
     pub(super) fn volume(&self) -> &VolumeName {
         match self {
-            Entry::Ready { volume } | Entry::At(At { volume, .. }) => volume,
+            Entry::Ready { volume } | Entry::At(LayerLocation { volume, .. }) => volume,
         }
     }
 
-    /// The content of a file: nothing where it says nothing that can be understood.
+    /// Parses the content of a file; `None` if it is malformed.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let file: File = serde_json::from_slice(bytes).ok()?;
         (file.v == VERSION).then_some(file.layer)
     }
 
-    /// The content of the file, always [`SIZE`] bytes.
+    /// Returns the content of the file, always [`SIZE`] bytes.
     pub(super) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut bytes = serde_json::to_vec(&File { v: VERSION, layer: self.clone() })?;
         bytes.resize(SIZE - 1, b' ');
@@ -124,7 +125,7 @@ mod tests {
 
     fn entry(name: &str) -> Entry {
         let diff_id = Digest::sha256(b"x");
-        Entry::At(At {
+        Entry::At(LayerLocation {
             volume: name.to_owned().try_into().unwrap(),
             chain_id: ChainId::base(&diff_id).child(&diff_id),
             blob: diff_id,
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_says_nothing() {
+    fn malformed_entries_are_ignored() {
         let good = String::from_utf8(entry("v").encode().unwrap()).unwrap();
         assert!(Entry::parse(good.as_bytes()).is_some());
         for bad in [

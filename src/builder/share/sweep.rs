@@ -1,4 +1,4 @@
-//! Forgetting layers of volumes that are gone.
+//! Removal of records of layers whose volumes no longer exist.
 
 use std::path::Path;
 
@@ -8,9 +8,11 @@ use larder_model::digest::Digest;
 use larder_sys::Dir;
 use larder_sys::lock::LockedFile;
 
-/// Removes the files in `dir/layers` that name no volume in `dir/volumes` and that nobody locks. Returns how many.
+/// Removes unlocked files in `dir/layers` that name no volume in `dir/volumes`. Returns their number. Files
+/// whose name is not that of a layer are kept, because Larder did not create them.
 ///
-/// Files that are not named like a layer stay: they are not ours.
+/// # Errors
+/// A directory cannot be opened or listed, or a file cannot be removed.
 pub fn sweep(dir: &Path) -> Result<usize, Error> {
     let shown = dir.display().to_string();
     let io = |doing: &'static str| {
@@ -31,12 +33,12 @@ pub fn sweep(dir: &Path) -> Result<usize, Error> {
         if !names_a_layer(&name) || !layers.try_stat(&name).is_ok_and(|stat| stat.is_some()) {
             continue;
         }
-        // What cannot be locked is in use, or no file of a builder's making.
+        // A file that cannot be locked is in use, or was not created by a builder.
         let Ok(Some(file)) = LockedFile::try_exclusive(&layers, &name) else { continue };
         let entry = file.read(SIZE as u64).ok().and_then(|bytes| Entry::parse(&bytes));
         let alive = entry.is_some_and(|entry| {
             let volume = entry.volume().as_str().as_bytes();
-            // A volume that cannot be looked at now may be there.
+            // A volume that cannot be examined now might exist.
             volumes.as_ref().is_some_and(|volumes| !matches!(volumes.try_stat(volume), Ok(None)))
         });
         if !alive {

@@ -1,6 +1,6 @@
 //! Locks and files of shared layers, without builds.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::fs;
 use std::path::Path;
@@ -45,72 +45,75 @@ fn file(dir: &Path, diff_id: &Digest) -> std::path::PathBuf {
 }
 
 #[test]
-fn one_fetches_and_the_other_takes_turns() {
+fn one_fetches_and_the_other_waits() {
     let (_dir, a, b) = shares();
     let id = Digest::sha256(b"layer");
-    let Turn::Fetch(hold) = a.look(&id, &[], true).unwrap() else { panic!("nobody has it") };
-    assert!(matches!(b.look(&id, &[], true).unwrap(), Turn::Locked));
+    let Claim::Fetch(lock) = a.claim(&id, &[], true).unwrap() else { panic!("no builder has it") };
+    assert!(matches!(b.claim(&id, &[], true).unwrap(), Claim::Locked));
     assert!(!b.publish(&id, &layer(&id)).unwrap());
-    a.ready(hold).unwrap();
-    assert!(matches!(b.look(&id, &[], true).unwrap(), Turn::Ready));
-    assert!(matches!(b.look(&id, &[], false).unwrap(), Turn::Fetch(_)), "patience is over");
-    assert!(matches!(a.look(&id, &[], true).unwrap(), Turn::Fetch(_)), "nobody waits for himself");
+    a.ready(lock).unwrap();
+    assert!(matches!(b.claim(&id, &[], true).unwrap(), Claim::Ready));
+    assert!(matches!(b.claim(&id, &[], false).unwrap(), Claim::Fetch(_)), "the wait limit is reached");
+    assert!(
+        matches!(a.claim(&id, &[], true).unwrap(), Claim::Fetch(_)),
+        "a builder does not wait for itself"
+    );
     assert!(a.publish(&id, &layer(&id)).unwrap());
-    let Turn::At(at) = b.look(&id, &[], true).unwrap() else { panic!("it was told") };
+    let Claim::Available(at) = b.claim(&id, &[], true).unwrap() else { panic!("it was published") };
     assert_eq!((at.volume.as_str(), at.size), ("a", 1));
-    assert!(matches!(b.look(&id, &[name("a")], true).unwrap(), Turn::Fetch(_)), "refused before");
+    assert!(matches!(b.claim(&id, &[name("a")], true).unwrap(), Claim::Fetch(_)), "refused before");
     assert!(b.copy(at, &id).is_err(), "there is nothing in the volume");
 }
 
 #[test]
-fn lies_and_odd_files_are_harmless() {
+fn false_and_odd_files_are_harmless() {
     let (dir, a, _b) = shares();
     let id = Digest::sha256(b"layer");
     let path = file(dir.path(), &id);
-    for lie in [b"".to_vec(), b"{".to_vec(), vec![b' '; 1 << 20], vec![b'['; SIZE]] {
-        fs::write(&path, &lie).unwrap();
-        assert!(matches!(a.look(&id, &[], true).unwrap(), Turn::Fetch(_)));
+    for content in [b"".to_vec(), b"{".to_vec(), vec![b' '; 1 << 20], vec![b'['; SIZE]] {
+        fs::write(&path, &content).unwrap();
+        assert!(matches!(a.claim(&id, &[], true).unwrap(), Claim::Fetch(_)));
     }
     fs::remove_file(&path).unwrap();
     let outside = dir.path().join("outside");
     fs::write(&outside, "precious").unwrap();
     std::os::unix::fs::symlink(&outside, &path).unwrap();
-    assert!(a.look(&id, &[], true).is_err(), "a link is not followed");
+    assert!(a.claim(&id, &[], true).is_err(), "a link is not followed");
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    assert!(a.look(&id, &[], true).is_err());
+    assert!(a.claim(&id, &[], true).is_err());
     fs::remove_dir(&path).unwrap();
     let layers = Dir::open(&dir.path().join("layers")).unwrap();
     layers.make_node(file_name(&id).as_bytes(), larder_sys::FileType::Fifo, 0o600, (0, 0)).unwrap();
-    assert!(a.look(&id, &[], true).is_err(), "and nobody waits at a pipe");
+    assert!(a.claim(&id, &[], true).is_err(), "a pipe does not block");
     assert_eq!(fs::read(&outside).unwrap(), b"precious");
 }
 
 #[test]
-fn what_was_long_is_read_again_after_it_was_written() {
+fn an_oversized_file_is_readable_after_a_write() {
     let (dir, a, b) = shares();
     let id = Digest::sha256(b"layer");
     fs::write(file(dir.path(), &id), vec![b'x'; 4 * SIZE]).unwrap();
     assert!(a.publish(&id, &layer(&id)).unwrap());
-    assert!(matches!(b.look(&id, &[], true).unwrap(), Turn::At(_)));
+    assert!(matches!(b.claim(&id, &[], true).unwrap(), Claim::Available(_)));
 }
 
 #[test]
-fn the_sweep_takes_what_names_no_volume_and_is_free() {
+fn sweep_removes_unlocked_files_without_a_volume() {
     let (dir, a, b) = shares();
     let ids: Vec<Digest> = ["kept", "gone", "torn", "held"].map(|n| Digest::sha256(n.as_bytes())).into();
     a.publish(&ids[0], &layer(&ids[0])).unwrap();
     b.publish(&ids[1], &layer(&ids[1])).unwrap();
     fs::write(file(dir.path(), &ids[2]), "{").unwrap();
     b.publish(&ids[3], &layer(&ids[3])).unwrap();
-    let Turn::Fetch(hold) = b.look(&ids[3], &[], true).unwrap() else { panic!("its own") };
+    let Claim::Fetch(lock) = b.claim(&ids[3], &[], true).unwrap() else { panic!("its own") };
     fs::write(dir.path().join("layers/notes"), "").unwrap();
     fs::remove_dir_all(dir.path().join("volumes/b")).unwrap();
     assert_eq!(sweep(dir.path()).unwrap(), 2);
     let left = |id: &Digest| file(dir.path(), id).exists();
     assert_eq!(ids.iter().map(left).collect::<Vec<_>>(), [true, false, false, true]);
     assert!(dir.path().join("layers/notes").exists());
-    drop(hold);
+    drop(lock);
     assert_eq!(sweep(dir.path()).unwrap(), 1);
-    assert_eq!(sweep(&dir.path().join("volumes")).unwrap(), 0, "no layers/ is no fault");
+    assert_eq!(sweep(&dir.path().join("volumes")).unwrap(), 0, "a missing layers/ is not an error");
 }

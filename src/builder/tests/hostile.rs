@@ -1,4 +1,5 @@
-//! What must never happen: every member here fails its layer by name, and nothing outside the volume is touched.
+//! Malicious layers: every member here fails its layer with its name in the message, and nothing outside the
+//! volume is changed.
 
 use super::{Options, build};
 use larder_model::class::Class;
@@ -23,7 +24,7 @@ fn refused(name: &str, layer: LayerBuilder, words: &str) {
 }
 
 #[test]
-fn members_that_no_honest_layer_holds() {
+fn malicious_members_are_rejected() {
     let new = LayerBuilder::new;
     let cases: Vec<(&str, LayerBuilder, &str)> = vec![
         ("dotdot", new().file("../secret", "x"), "leaves the layer"),
@@ -38,7 +39,7 @@ fn members_that_no_honest_layer_holds() {
             new().symlink("l", "/etc").hardlink("x", "l/passwd"),
             "neither this layer",
         ),
-        ("file as parent", new().file("f", "x").file("f/x", "x"), "is no directory"),
+        ("file as parent", new().file("f", "x").file("f/x", "x"), "is not a directory"),
         (
             "malformed ACL",
             new().xattr("system.posix_acl_access", "\x02\0\0\0nonsense").file("f", "x"),
@@ -46,11 +47,11 @@ fn members_that_no_honest_layer_holds() {
         ),
         ("too deep", new().pax("path", vec!["d"; 3000].join("/")).file("short", ""), "components"),
         ("loop", new().symlink("a", "b").symlink("b", "a").file("a/x", "x"), "symbolic links"),
-        ("whiteout of nothing", new().file(".wh.", ""), "whiteout of nothing"),
-        ("whiteout of dot", new().file("d/.wh..", ""), "whiteout of nothing"),
-        ("whiteout of dotdot", new().file("d/.wh...", ""), "whiteout of nothing"),
-        ("whiteout that is a directory", new().dir(".wh.d"), "no regular file"),
-        ("whiteout that is a link", new().symlink(".wh.d", "x"), "no regular file"),
+        ("whiteout of nothing", new().file(".wh.", ""), "whiteout without a valid name"),
+        ("whiteout of dot", new().file("d/.wh..", ""), "whiteout without a valid name"),
+        ("whiteout of dotdot", new().file("d/.wh...", ""), "whiteout without a valid name"),
+        ("whiteout that is a directory", new().dir(".wh.d"), "not a regular file"),
+        ("whiteout that is a link", new().symlink(".wh.d", "x"), "not a regular file"),
         ("overlay's own whiteout", new().char_device("x", 0, 0), "character device 0:0"),
         ("overlay attribute", new().xattr("trusted.overlay.redirect", "/etc").dir("d"), "overlayfs obeys"),
         ("root as a link", new().symlink("./", "/etc"), "root of the layer"),
@@ -75,7 +76,7 @@ fn members_that_no_honest_layer_holds() {
 }
 
 #[test]
-fn what_looks_hostile_and_is_honest() {
+fn odd_but_valid_members_are_accepted() {
     let new = LayerBuilder::new;
     for (name, layer) in [
         ("absolute", new().file("/etc/x", "x")),
@@ -121,7 +122,7 @@ fn paths_and_links_cannot_fill_memory() {
         let deep = format!("{number}/{}", vec!["component"; 800].join("/"));
         layer = layer.pax("path", format!("{deep}/f")).file("short", "");
     }
-    refused("deep", layer, "must be remembered");
+    refused("deep", layer, "of memory for");
 }
 
 #[test]
@@ -131,5 +132,5 @@ fn nothing_is_made_below_a_link_to_a_lower_file() {
     let dir = tempfile::tempdir().unwrap();
     let fail = build(dir.path(), &[&[base, upper]], &Options::default()).unwrap_err();
     assert_eq!(fail.class, Class::Corrupt);
-    assert!(fail.message.contains("is no directory"), "{}", fail.message);
+    assert!(fail.message.contains("is not a directory"), "{}", fail.message);
 }

@@ -1,4 +1,4 @@
-//! The rules of settling, on disk.
+//! The rules of settling, tested on disk.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -71,7 +71,7 @@ fn every_kind_of_member_survives() {
     assert!(meta("pipe").file_type().is_fifo());
     assert_eq!((meta("suid").mode() & 0o7777, meta("suid").uid(), meta("suid").gid()), (0o6755, 1000, 2000));
     assert_eq!((meta("when").mtime(), meta("when").mtime_nsec()), (1234, 567));
-    // Nothing describes the root.
+    // No member describes the root.
     assert_eq!((meta("").mode() & 0o7777, meta("").mtime()), (0o755, 0));
 }
 
@@ -215,7 +215,7 @@ fn a_second_name_keeps_the_capabilities_of_the_first() {
 }
 
 #[test]
-fn attributes_that_linux_has_not_are_left_out_and_recorded() {
+fn attributes_unknown_to_linux_are_skipped_and_recorded() {
     let layer = LayerBuilder::new().xattr("com.apple.provenance", "x").file("f", "f").gzip();
     let dir = tempfile::tempdir().unwrap();
     let sealed = build(dir.path(), &[&[layer]], &Options::default()).unwrap();

@@ -1,4 +1,4 @@
-//! One mutation of each kind on a sealed volume: verification finds each, and names where it is.
+//! Applies one mutation of each kind to a sealed volume: verification finds each, and reports its location.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -59,7 +59,7 @@ impl Original {
         Original { dir, layers }
     }
 
-    /// A copy with every attribute.
+    /// Copies the volume with all attributes.
     fn copy(&self) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let copied =
@@ -80,7 +80,7 @@ fn time_of(path: &Path) -> Timestamp {
     Timestamp { sec: meta.mtime(), nsec: u32::try_from(meta.mtime_nsec()).unwrap() }
 }
 
-/// Changes a file in a directory and puts the directory's time back, so that the change itself has to be found.
+/// Changes a file and restores the time of its directory, so that the change itself must be found.
 fn quietly(path: &Path, change: impl FnOnce(&Dir, &[u8])) {
     let parent = path.parent().unwrap();
     let before = time_of(parent);
@@ -333,7 +333,7 @@ fn statements_of_the_seal_are_checked_even_when_its_digest_is_right() {
         let path = volume.join("cache.json");
         let mut content = CacheManifest::parse(&fs::read(&path).unwrap()).unwrap().content;
         edit(&mut content);
-        // Sums follow, so that the edit itself has to be found.
+        // Update the totals, so that the edit itself must be found.
         if what != "totals" {
             content.totals.entries = content.layers.iter().map(|layer| layer.entries).sum();
             content.totals.size = content.layers.iter().map(|layer| layer.size).sum();

@@ -1,4 +1,4 @@
-//! `larder bench`.
+//! Arguments of `larder bench`.
 
 use std::path::PathBuf;
 
@@ -17,36 +17,37 @@ Examples:
   larder bench build nginx:1.27 --dir /var/lib/larder --layer-format erofs
   larder bench build nginx:1.27 --dir /mnt/volume --concurrency 8 --output json
 
-Everything lies in a new directory in DIR, larder-bench-<UUID>, which is gone afterwards, also when it fails or is
-interrupted. On an ext4, without a journal above all, wait some minutes before the next run: making files is slow there where
-others were just removed. On a machine that has something else to do the numbers are of what is left of it.";
+All files are created in a new directory in DIR, larder-bench-<UUID>, which is removed at the end, also after a failure or
+interruption. On ext4, especially without a journal, wait a few minutes between runs: creating files is slow where others
+were just removed. Other load on the machine lowers the results.";
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum BenchKind {
-    /// Inflate and hash the layers of IMAGE
+    /// Measure decompressing and hashing the layers of IMAGE
     Decode(DecodeArgs),
-    /// Build a volume of IMAGE from files: everything but the network
+    /// Measure building a volume of IMAGE from local files, without the network
     Apply(FillArgs),
-    /// Build a volume of IMAGE from its registry
+    /// Measure building a volume of IMAGE from its registry
     Build(FillArgs),
 }
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct MeasureArgs {
-    /// Image, as in nginx:1.27; one that takes some seconds tells more than a small one
+    /// Image, for example nginx:1.27; an image that takes several seconds gives better results than a small
+    /// one
     image: ImageReference,
     /// Platform as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
     #[command(flatten)]
     credentials: CredentialArgs,
-    /// Most layers at once [default: the configuration's]
+    /// Maximum number of layers in parallel [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: Option<u16>,
-    /// Most connections to one host [default: the configuration's]
+    /// Maximum number of connections per host [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     connections_per_host: Option<u16>,
-    /// Form of standard output; json also silences the progress on standard error
+    /// Format of the standard output; json also disables the progress on standard error
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     output: Output,
 }
@@ -55,7 +56,7 @@ pub(in crate::cli) struct MeasureArgs {
 pub(in crate::cli) struct DecodeArgs {
     #[command(flatten)]
     measure: MeasureArgs,
-    /// Directory that the compressed layers are kept in meanwhile [default: the one for temporary files]
+    /// Directory for the compressed layers during the run [default: the directory for temporary files]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -64,22 +65,23 @@ pub(in crate::cli) struct DecodeArgs {
 pub(in crate::cli) struct FillArgs {
     #[command(flatten)]
     measure: MeasureArgs,
-    /// Directory on the file system to be measured; the compressed image and twice what it inflates to have room there
+    /// Directory on the file system to measure; needs space for the compressed image plus twice its
+    /// decompressed size
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Form in which layers lie on the volume, as of build [default: the configuration's]
+    /// Format of the layers on the volume, as for build [default: the configuration's]
     #[arg(long, value_enum, value_name = "FORM")]
     layer_format: Option<LayerFormat>,
-    /// Write no tar-split files, as of build
+    /// Write no tar-split files, as for build
     #[arg(long)]
     no_tar_split: bool,
-    /// Build without the privileges a layer asks for, as of build
+    /// Build without the privileges that a layer needs, as for build
     #[arg(long)]
     rootless: bool,
 }
 
 impl BenchKind {
-    /// What to measure, where, and the order of such a build.
+    /// Returns the kind of benchmark, its directory, and the arguments of the equivalent build.
     pub(in crate::cli) fn into_order(self) -> (Kind, PathBuf, OrderArgs) {
         match self {
             BenchKind::Decode(DecodeArgs { measure, dir }) => {

@@ -1,4 +1,4 @@
-//! `larder key`.
+//! Arguments of `larder key`.
 
 use std::path::PathBuf;
 
@@ -11,23 +11,23 @@ Examples:
   larder key public /etc/larder/sign.pem --pem > sign.pub
   larder verify ./cache --trust sign.pub
 
-OpenSSL reads and writes the same files: `openssl genpkey -algorithm ed25519 -out FILE` (then chmod 600), `openssl pkey -pubout`.";
+OpenSSL reads and writes the same format: `openssl genpkey -algorithm ed25519 -out FILE` (then chmod 600), `openssl pkey -pubout`.";
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum KeyAction {
-    /// Write a new private key of Ed25519 to FILE, readable by its owner alone, and print the public one
+    /// Write a new Ed25519 private key to FILE, readable by its owner only, and print the public key
     ///
-    /// PKCS#8, PEM, not encrypted. Exits with 73 if FILE exists. Whoever has it can sign in your name: keep it where volumes are
-    /// built, and nowhere else.
+    /// The file is an unencrypted PKCS#8 PEM. Exits with 73 if FILE exists. The key can sign volumes in your
+    /// name: keep it only on the hosts that build volumes.
     Generate {
-        /// The file
+        /// Path of the new private key file
         file: PathBuf,
     },
-    /// Print the public key of the private one in FILE, as `--trust` takes it
+    /// Print the public key of the private key in FILE, as `--trust` accepts it
     Public {
-        /// The file
+        /// Path of the private key file
         file: PathBuf,
-        /// As a PEM, which OpenSSL reads, instead of a line
+        /// Print a PEM, which OpenSSL reads, instead of a line
         #[arg(long)]
         pem: bool,
     },

@@ -1,4 +1,4 @@
-//! Waiting for an image cache, and seeing what happens to it.
+//! Waiting for an image cache, and printing its events.
 
 use std::time::Duration;
 
@@ -21,13 +21,13 @@ use larder_model::class::Class;
 use larder_model::escape::escape;
 use larder_model::event::{Event, Line, VERSION};
 
-/// Between two looks at a cache of which the stream ended early.
+/// Delay between two requests for a cache whose event stream ended early.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long the daemon may be away, as for a restart, while somebody waits.
+/// Maximum time to retry while the daemon is unreachable, for example during a restart.
 const AWAY: Duration = Duration::from_secs(60);
 
-/// What is waited for.
+/// The status to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// Built, or refreshed.
@@ -36,7 +36,7 @@ pub(super) enum Wanted {
     Gone,
 }
 
-/// Waits until the cache is what is wanted, or cannot become it any more. Gives the daemon's last answer.
+/// Waits until the cache reaches `wanted`, or can no longer reach it. Returns the daemon's last answer.
 pub(super) async fn until(
     client: &Client,
     id: &str,
@@ -52,7 +52,7 @@ pub(super) async fn until(
     let waiting = wait(client, id, wanted, &mut *renderer);
     let Some(limit) = limit else { return waiting.await };
     timeout(limit, waiting).await.unwrap_or_else(|_| {
-        let message = "it is not done within the time given; the daemon goes on".to_owned();
+        let message = "not done before --timeout; the daemon continues".to_owned();
         Err(Error::Ended { name: id.to_owned(), class: Class::Busy, message })
     })
 }
@@ -79,13 +79,13 @@ async fn wait(
         if let Some(end) = ended(&answer, wanted) {
             return end.map(|()| last);
         }
-        // What was told already is not told again; what the builder says has no number.
+        // Status events are numbered, so each is shown once. Builder events have no number.
         if let Ok(mut events) = client.follow(id, sequence).await {
             while let Some(told) = events.next().await {
                 match told {
                     Told::Status { sequence: number, .. } => sequence = number,
                     Told::Build(line) => {
-                        // A terminal that is gone does not end the waiting.
+                        // A closed terminal must not end the wait.
                         let _ = renderer.show(&line);
                     }
                 }
@@ -99,7 +99,7 @@ async fn wait(
     }
 }
 
-/// Asks for all that is known of a cache; again and again while a daemon that `answered` before is away.
+/// Requests the details of a cache. If the daemon `answered` before, retries while it is unreachable.
 async fn look(client: &Client, path: &str, answered: bool) -> Result<Value, crate::client::error::Error> {
     let deadline = Instant::now() + AWAY;
     loop {
@@ -110,12 +110,12 @@ async fn look(client: &Client, path: &str, answered: bool) -> Result<Value, crat
     }
 }
 
-/// Whether it may be otherwise in a moment.
+/// Reports whether a retry might succeed.
 fn passes(error: &crate::client::error::Error) -> bool {
     matches!(error.class(), Class::Transient | Class::Busy)
 }
 
-/// Shows the layers under way of a build that began before anybody looked.
+/// Shows the running layers of a build that started before this client connected.
 fn join(details: &Value, renderer: &mut dyn Renderer) {
     let Some(mut rest) = details["fetch_bytes"].as_u64() else { return };
     let layers = details["layers"].as_array().into_iter().flatten();
@@ -137,7 +137,7 @@ fn join(details: &Value, renderer: &mut dyn Renderer) {
     }
 }
 
-/// Whether there is nothing more to wait for.
+/// Returns the final result, or `None` if the cache can still change.
 fn ended(answer: &Value, wanted: Wanted) -> Option<Result<(), Error>> {
     let (cache, details) = (&answer["image_cache"], &answer["details"]);
     let text = |value: &Value| escape(value.as_str().unwrap_or_default());
@@ -152,7 +152,7 @@ fn ended(answer: &Value, wanted: Wanted) -> Option<Result<(), Error>> {
     match (cache["status"].as_str().unwrap_or_default(), wanted) {
         (_, Wanted::Gone) | ("Creating", _) => None,
         ("Available", _) if details["refreshing"] == true => None,
-        // The content is what it was, and the refresh that was waited for failed.
+        // The old content is still available, but the awaited refresh failed.
         ("Available", _) if !details["class"].is_null() => fail(class()),
         ("Available", _) => Some(Ok(())),
         ("Failed", _) => fail(class()),
@@ -161,8 +161,8 @@ fn ended(answer: &Value, wanted: Wanted) -> Option<Result<(), Error>> {
     }
 }
 
-/// Prints what happens to a cache until it is settled. A stream that is cut, because the daemon stops or this reader is slow,
-/// is taken up where it ended; what the builder said meanwhile is lost.
+/// Prints the events of a cache until it reaches a final status. If the daemon stops or this reader is too
+/// slow, the stream is cut and then resumed; builder events in between are lost.
 pub(super) async fn print(client: &Client, id: &str, as_json: bool, console: &Console) -> Result<(), Error> {
     let path = format!("/larder/v1/caches/{id}");
     let mut text = Text(console.clone());
@@ -215,13 +215,13 @@ fn print_one(told: Told, as_json: bool, text: &mut Text, console: &Console) {
     }
 }
 
-/// Whether nothing more happens until somebody asks, or time passes.
+/// Reports whether nothing changes until the next request or the next scheduled action.
 fn settled(answer: &Value) -> bool {
     let at_work = answer["details"]["refreshing"] == true;
     !at_work && !matches!(answer["image_cache"]["status"].as_str(), Some("Creating" | "Deleting"))
 }
 
-/// The number of the last event.
+/// Returns the sequence number of the last event.
 fn last_event(answer: &Value) -> u64 {
     let events = answer["details"]["events"].as_array();
     events.and_then(|events| events.last()?["sequence"].as_u64()).unwrap_or_default()

@@ -1,7 +1,9 @@
-//! `larder cache import`: an archive, a layout or a sealed volume of this host becomes an image cache of the daemon.
+//! `larder cache import`: creates an image cache of the daemon from an archive, a layout or a sealed volume
+//! on this host.
 //!
-//! What is sent is always one uncompressed tar, so that a daemon never mounts, and never inflates to a file, what a client
-//! gives it: a layout is packed, a sealed volume and the image of a disk exported as they are sent, each layer proven.
+//! The request body is always one uncompressed tar, so the daemon never mounts client content or decompresses
+//! it to a file. A layout is packed. A sealed volume or a disk image is exported while it is sent, and each
+//! layer is verified.
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, Write};
@@ -28,21 +30,22 @@ use larder_model::reference::ImageReference;
 use larder_model::seal::Compression;
 use larder_sys::unnamed;
 
-/// What is sent, and the names of the images in it.
+/// The upload, and the names of the images in it.
 struct Source {
     images: Vec<ImageReference>,
     length: Option<u64>,
     write: Writer,
 }
 
-/// Sends it and gives the daemon's answer.
+/// Uploads the source and returns the daemon's answer.
 pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console) -> Result<Value, Error> {
     let (input, images, signs) = (args.source.clone(), args.images.clone(), client.signs());
     let opened = tokio::task::spawn_blocking(move || {
         let source = open(&input, images)?;
         if signs { hashed(source) } else { Ok((source, None)) }
     });
-    let opened = opened.await.map_err(|e| failed(Class::Internal, format!("opening ended: {e}")))?;
+    let opened =
+        opened.await.map_err(|e| failed(Class::Internal, format!("opening the source failed: {e}")))?;
     let (source, sha256) = opened?;
     let (size, days) = (args.size.to_string(), args.retention_days.to_string());
     let mut query =
@@ -56,7 +59,7 @@ pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console)
     let sending = client.upload(request, upload);
     tokio::pin!(sending);
     let bar = Bar::new(console);
-    let mut ticks = tokio::time::interval(bar::EVERY);
+    let mut ticks = tokio::time::interval(bar::UPDATE_INTERVAL);
     loop {
         tokio::select! {
             answer = &mut sending => return Ok(answer?),
@@ -68,7 +71,7 @@ pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console)
     }
 }
 
-/// Finds out what `input` is.
+/// Detects the kind of `input` and prepares the upload.
 fn open(input: &Path, images: Vec<ImageReference>) -> Result<Source, Error> {
     if is_volume(input) {
         return volume(input.to_owned(), images);
@@ -77,7 +80,7 @@ fn open(input: &Path, images: Vec<ImageReference>) -> Result<Source, Error> {
     let archive = Archive::index(Input::open(input).map_err(of_archive)?, None).map_err(of_archive)?;
     if archive.format() == archive::Format::Dir {
         let message = format!(
-            "{} is a directory of skopeo, and a daemon takes tars: make one with skopeo copy dir:… oci-archive:…",
+            "{} is a skopeo directory, but the daemon accepts tars only: create one with skopeo copy dir:… oci-archive:…",
             input.display()
         );
         return Err(failed(Class::Invalid, message));
@@ -100,7 +103,7 @@ fn open(input: &Path, images: Vec<ImageReference>) -> Result<Source, Error> {
     Ok(Source { images, length: Some(length), write: copy(tar, length) })
 }
 
-/// Whether it is a sealed volume, or the image or device of one.
+/// Reports whether `input` is a sealed volume, or the disk image or device of one.
 fn is_volume(input: &Path) -> bool {
     input.join("cache.json").is_file()
         || export::is_image(input)
@@ -113,12 +116,12 @@ fn volume(path: PathBuf, images: Vec<ImageReference>) -> Result<Source, Error> {
     let images = counted(images)?;
     if let Some(image) = images.iter().find(|image| image.tag().is_none()) {
         let message = format!(
-            "{image} is known by the digest of a manifest that is made anew when its layers are packed: choose others with \
-             --image, or `larder export` the volume and import the archive"
+            "{image} has no tag, and its manifest digest changes when its layers are packed: choose other images with \
+             --image, or run `larder export` and import the archive"
         );
         return Err(failed(Class::Invalid, message));
     }
-    // Three times the size of the layers as they are sent have to fit, so they are compressed.
+    // The volume must have three times the size of the layers as sent, so they are compressed.
     let request = export::Request {
         format: Format::OciArchive,
         compression: Compression::Zstd,
@@ -137,13 +140,15 @@ fn counted(images: Vec<ImageReference>) -> Result<Vec<ImageReference>, Error> {
         return Ok(images);
     }
     let have = images.len();
-    let message = format!("there are {have} images, and a cache has {MAX_IMAGES}: choose some with --image");
+    let message =
+        format!("{have} images are too many, a cache can have {MAX_IMAGES}: choose some with --image");
     Err(failed(Class::Invalid, message))
 }
 
-/// The same with its hash. What has no length is written to a temporary file first: a signature covers the hash.
+/// Returns the source with its SHA-256, which request signatures cover. A source of unknown length is first
+/// written to a temporary file.
 fn hashed(source: Source) -> Result<(Source, Option<[u8; 32]>), Error> {
-    let io = |e: io::Error| failed(Class::Internal, format!("keeping what is sent in a temporary file: {e}"));
+    let io = |e: io::Error| failed(Class::Internal, format!("writing the upload to a temporary file: {e}"));
     let mut file = unnamed::temporary().map_err(io)?;
     let mut out = Hashing { file: &mut file, hash: Sha256::new(), length: 0 };
     (source.write)(&mut out)?;
@@ -178,7 +183,7 @@ fn copy(file: File, length: u64) -> Writer {
         if copied == length {
             return Ok(());
         }
-        Err(body(Class::Corrupt, "the archive became shorter while it was sent".to_owned()))
+        Err(body(Class::Corrupt, "the archive was truncated while it was sent".to_owned()))
     })
 }
 

@@ -1,4 +1,4 @@
-//! Answers of the daemon for people. They come from over there: everything is escaped.
+//! The daemon's answers as text. All values are escaped, because they come from another system.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use larder_model::escape::escape;
 use larder_model::size::ByteSize;
 
-/// The daemon's JSON, for programs.
+/// Formats the daemon's JSON for programs.
 pub(super) fn json(answer: &Value) -> String {
     format!("{answer:#}\n")
 }
@@ -28,7 +28,7 @@ fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// Rows with a head, in columns as wide as they need to be.
+/// Formats rows under a header, with columns as wide as their content.
 fn rows(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
     for row in rows {
@@ -71,27 +71,27 @@ fn row(cache: &Value) -> Vec<String> {
     ]
 }
 
-/// `image_caches`.
+/// Formats the list in `image_caches`.
 pub(super) fn list(answer: &Value) -> String {
     let caches: Vec<Vec<String>> = items(&answer["image_caches"]).map(row).collect();
     rows(&HEAD, &caches)
 }
 
-/// One `image_cache`.
+/// Formats the single cache in `image_cache`.
 pub(super) fn one(answer: &Value) -> String {
     rows(&HEAD, &[row(&answer["image_cache"])])
 }
 
-/// The cache that serves a workload best.
+/// Formats the best cache for a workload.
 pub(super) fn matched(answer: &Value) -> String {
     let found = &answer["match"];
     let mut out = one(found);
     let (images, bytes) = (text(&found["images"]), bytes(&found["bytes"]));
-    let _ = writeln!(out, "holds {images} of the images, {bytes} compressed");
+    let _ = writeln!(out, "contains {images} of the images, {bytes} compressed");
     out
 }
 
-/// A cache with its images and layers.
+/// Formats a cache with its images and layers.
 pub(super) fn details(answer: &Value) -> String {
     let (cache, details) = (&answer["image_cache"], &answer["details"]);
     let mut out = String::new();
@@ -147,14 +147,14 @@ fn layer(layer: &Value) -> Vec<String> {
     ]
 }
 
-/// The sealed volumes of a cache.
+/// Formats the sealed volumes of a cache.
 pub(super) fn snapshots(answer: &Value) -> String {
     let cells = items(&answer["snapshots"]).map(|snapshot| {
         let state = match (snapshot["served"] == true, snapshot["in_use"] == true) {
             (true, true) => "served, in use",
             (true, false) => "served",
             (false, true) => "in use",
-            (false, false) => "on its way out",
+            (false, false) => "being deleted",
         };
         let of = |name: &str| text(&snapshot[name]);
         let kind = match &snapshot["image_allocated"] {
@@ -167,7 +167,7 @@ pub(super) fn snapshots(answer: &Value) -> String {
     rows(&["SNAPSHOT", "STATE", "SEALED", "LAYERS", "KIND", "DIGEST", "PATH"], &cells.collect::<Vec<_>>())
 }
 
-/// What a create would fetch.
+/// Formats the plan of a create request.
 pub(super) fn plan(answer: &Value) -> String {
     let plan = &answer["plan"];
     let images = items(&plan["images"]).map(|image| {
@@ -179,7 +179,7 @@ pub(super) fn plan(answer: &Value) -> String {
     let fits = if plan["fits"] == true { "fits" } else { "does not fit" };
     let _ = writeln!(
         out,
-        "to fetch {}, shared {}; needs a volume of {}, has {}: {fits}",
+        "to download {}, shared {}; needs a volume of {}, has {}: {fits}",
         bytes(&plan["distinct_bytes"]),
         bytes(&plan["shared_bytes"]),
         bytes(&admission["need"]),

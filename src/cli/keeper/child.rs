@@ -1,4 +1,5 @@
-//! A child of the supervisor: started, listened to and asked to stop. It reads untrusted bytes and is not trusted.
+//! A child process of the supervisor: starting it, reading its events and stopping it. It reads untrusted
+//! bytes and is not trusted.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -14,13 +15,14 @@ use tokio::process::{ChildStderr, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Keeping;
+use super::BuildParams;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
-use crate::builder::keeper::{Greeting, LONGEST_LINE, Passed, Refusal};
+use crate::builder::keeper::{Greeting, MAX_LINE, Passed, Refusal};
 use crate::builder::wire;
 use crate::caches::runner::child::{event, next_line};
-use crate::cli::build::usage_outcome;
+use crate::cli::call::Role;
+use crate::cli::outcome::usage_outcome;
 use crate::config::environment;
 use crate::telemetry;
 use larder_model::class::Class;
@@ -28,50 +30,26 @@ use larder_model::event::{Event, Outcome};
 use larder_model::plan_report::{PlanFailed, PlanReport};
 use larder_sys::signal;
 
-/// How long a child may take to end after its result.
+/// Maximum time until a child ends after its result.
 pub(super) const LINGER: Duration = Duration::from_secs(20);
-/// How long the last messages of a child can take.
+/// Maximum time to wait for the last messages of a child.
 const MESSAGES: Duration = Duration::from_secs(1);
-/// How long images can take to be resolved again.
+/// Maximum time to resolve the images again.
 const RESOLVE: Duration = Duration::from_secs(600);
 /// Maximum size of a report, bytes.
 const MAX_REPORT: u64 = 16 << 20;
-/// Maximum number of warnings of a child that are passed on.
+/// Maximum number of warnings that are forwarded from a child.
 const MAX_WARNINGS: usize = 1000;
 
-/// What a child does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(in crate::cli) enum Role {
-    /// Fill the volume: the extractor.
-    Fill,
-    /// Remove what no line of the journal vouches for.
-    Sweep,
-    /// The same on a disk that was not unmounted in order, and prove what is left.
-    Prove,
-    /// Fetch for the extractor.
-    Fetch,
-    /// Resolve the images, for the supervisor to compare.
-    Resolve,
-}
-
 impl Role {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Role::Fill => "fill",
-            Role::Sweep => "sweep",
-            Role::Prove => "prove",
-            Role::Fetch => "fetch",
-            Role::Resolve => "resolve",
-        }
-    }
-
     fn has_network(self) -> bool {
         matches!(self, Role::Fetch | Role::Resolve)
     }
 
-    /// Whether a child of this role gets the variable.
+    /// Reports whether a child of this role inherits the environment variable `name`.
     fn gets(self, name: &OsStr) -> bool {
-        // Configuration is `LARDER_<section>__<key>`. Others of that prefix are a client's, and secret.
+        // Configuration variables are named `LARDER_<section>__<key>`. Others with that prefix belong to the
+        // client and are secret.
         let bytes = name.as_encoded_bytes();
         let is_key = bytes.starts_with(b"LARDER_") && bytes.windows(2).any(|two| two == b"__");
         let configures = is_key || name == telemetry::LEVEL_VARIABLE;
@@ -81,18 +59,18 @@ impl Role {
     }
 }
 
-/// What a child reported.
+/// The final report of a child.
 #[derive(Debug)]
-pub(super) struct Said {
-    /// How it ended.
+pub(super) struct ChildReport {
+    /// The outcome of the child.
     pub(super) outcome: Outcome,
-    /// That the volume is sealed; passed on when the disk is, too.
+    /// The event that the volume is sealed. It is forwarded only once the disk is sealed too.
     pub(super) sealed: Option<Event>,
 }
 
-impl Said {
+impl ChildReport {
     pub(super) fn failed(class: Class, message: &str) -> Self {
-        Said { outcome: usage_outcome(class, message), sealed: None }
+        ChildReport { outcome: usage_outcome(class, message), sealed: None }
     }
 }
 
@@ -103,18 +81,18 @@ pub(super) struct Child {
     role: Role,
     warnings: usize,
     output: BufReader<ChildStdout>,
-    /// Passes on what it writes on standard error.
+    /// Forwards the child's standard error.
     messages: Option<JoinHandle<()>>,
 }
 
 impl Child {
-    /// Starts a child and greets it. Also returns the connection by which it asks. The kernel ends the child with the thread that
-    /// calls this.
+    /// Starts a child and sends it the greeting. Also returns the connection for the child's requests. The
+    /// kernel kills the child when the thread that calls this function ends.
     ///
     /// # Errors
-    /// The process cannot be started, or ends at once.
+    /// The process cannot be started, or ends immediately.
     pub(super) fn start(
-        keeping: &Keeping,
+        params: &BuildParams,
         role: Role,
         volume: Option<PathBuf>,
         mut greeting: Greeting,
@@ -128,16 +106,17 @@ impl Child {
             command.arg("--kept-volume").arg(volume);
         }
         command
-            .args(keeping.argv.iter().skip(1))
+            .args(params.argv.iter().skip(1))
             .env_clear()
             .envs(env::vars_os().filter(|(name, _): &(OsString, _)| role.gets(name)))
-            // By its path: a directory that is mounted over lies below the mount for a process that was in it before.
+            // Pass the path, because the inherited directory can be hidden below a mount that was made later.
             .current_dir(env::current_dir()?)
-            // A terminal interrupts its whole group; the supervisor passes it on, once.
+            // A terminal signals its whole process group. The supervisor forwards the signal once.
             .process_group(0)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
-            // Not the file or terminal itself: a child could change its mode, or write what a terminal takes for commands.
+            // Do not pass the file or terminal itself: a child could change its mode, or write terminal
+            // escape sequences.
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         let mut process = command.spawn()?;
@@ -148,7 +127,7 @@ impl Child {
             greeting.descriptors.push(Passed::Fetching);
             descriptors.push(fetching);
         }
-        if let Some(archive) = &keeping.archive {
+        if let Some(archive) = &params.archive {
             greeting.descriptors.push(Passed::Archive);
             descriptors.push(archive.as_fd());
         }
@@ -156,14 +135,14 @@ impl Child {
         Ok((Child { process, role, warnings: 0, output: BufReader::new(stdout), messages }, ours))
     }
 
-    /// Listens until it ends. Events are passed on, except for the end, which is returned.
-    pub(super) async fn run(mut self, events: &Events, cancel: &Cancel) -> Said {
-        let mut said = Said::failed(Class::Internal, "");
+    /// Reads events until the child ends. Forwards them, except for the final ones, which it returns.
+    pub(super) async fn run(mut self, events: &Events, cancel: &Cancel) -> ChildReport {
+        let mut report = ChildReport::failed(Class::Internal, "");
         let mut result = None;
         let mut stop_by = None;
         let fault = loop {
             tokio::select! {
-                line = next_line(&mut self.output, LONGEST_LINE) => match line.map_err(|e| e.to_string()) {
+                line = next_line(&mut self.output, MAX_LINE) => match line.map_err(|e| e.to_string()) {
                     Err(fault) => break Some(fault),
                     Ok(None) => break None,
                     Ok(Some(text)) => match event(&text) {
@@ -171,7 +150,7 @@ impl Child {
                         Ok(None) => {}
                         Ok(Some(line)) => match line.event {
                             Event::Result(outcome) => result = Some(outcome),
-                            event @ Event::Sealed { .. } => said.sealed = Some(event),
+                            event @ Event::Sealed { .. } => report.sealed = Some(event),
                             event @ Event::Warning { .. } => self.warn(events, event),
                             event if self.role == Role::Fill => events.emit(event),
                             _ => {}
@@ -183,7 +162,7 @@ impl Child {
                     self.ask_to_stop();
                 }
                 () = sleep_until(stop_by.unwrap_or_else(Instant::now)), if stop_by.is_some() => {
-                    break Some("it did not stop when it was asked to".to_owned());
+                    break Some("it did not stop when requested".to_owned());
                 }
             }
         };
@@ -191,20 +170,20 @@ impl Child {
             let _ = self.process.start_kill();
         }
         let status = self.ended().await;
-        // Asked before it could listen, it ends as by any other signal.
+        // A child that gets the signal before it handles signals is killed by it.
         let ended_by_request = matches!(&status, Ok(status) if signal::ended_by_request(*status));
         if stop_by.is_some() && result.is_none() && ended_by_request {
-            return Said::failed(Class::Cancelled, "interrupted");
+            return ChildReport::failed(Class::Cancelled, "interrupted");
         }
-        said.outcome = verdict(result, fault, status);
-        said
+        report.outcome = verdict(result, fault, status);
+        report
     }
 
-    /// Passes on the events of a fetcher until it ends, which it does when the extractor is gone. Returns how it ended if that is a
-    /// reason for what the extractor lacks.
-    pub(super) async fn attend(mut self, events: Events) -> Option<String> {
+    /// Forwards the events of a fetcher until it ends, which happens when the extractor closes the
+    /// connection. Returns the reason if it failed, because that can explain the extractor's error.
+    pub(super) async fn forward_events(mut self, events: Events) -> Option<String> {
         let fault = loop {
-            match next_line(&mut self.output, LONGEST_LINE).await.map_err(|e| e.to_string()) {
+            match next_line(&mut self.output, MAX_LINE).await.map_err(|e| e.to_string()) {
                 Err(fault) => break Some(fault),
                 Ok(None) => break None,
                 Ok(Some(text)) => match event(&text) {
@@ -222,14 +201,14 @@ impl Child {
             let _ = self.process.start_kill();
         }
         match (fault, self.ended().await) {
-            (Some(fault), _) => Some(format!("the process that fetches was ended: {fault}")),
+            (Some(fault), _) => Some(format!("the fetcher was killed: {fault}")),
             (None, Ok(status)) if status.success() => None,
-            (None, Ok(status)) => Some(format!("the process that fetches ended with {status}")),
-            (None, Err(e)) => Some(format!("waiting for the process that fetches: {e}")),
+            (None, Ok(status)) => Some(format!("the fetcher ended with {status}")),
+            (None, Err(e)) => Some(format!("waiting for the fetcher: {e}")),
         }
     }
 
-    /// The report of a child that resolves.
+    /// Returns the report of a child that resolves images.
     pub(super) async fn report(mut self) -> Result<PlanReport, Refusal> {
         let mut text = Vec::new();
         let read = timeout(RESOLVE, (&mut self.output).take(MAX_REPORT).read_to_end(&mut text)).await;
@@ -256,14 +235,14 @@ impl Child {
         }
     }
 
-    /// Passes a warning on. A child that was taken over cannot fill logs with them.
+    /// Forwards a warning. The limit prevents a compromised child from filling the logs.
     fn warn(&mut self, events: &Events, warning: Event) {
         self.warnings += 1;
         match self.warnings {
             ..=MAX_WARNINGS => events.emit(warning),
             n if n == MAX_WARNINGS + 1 => {
                 let message = format!(
-                    "a process of the build gave more than {MAX_WARNINGS} warnings: no more are shown"
+                    "a process of the build sent more than {MAX_WARNINGS} warnings; further warnings are not shown"
                 );
                 events.emit(Event::Warning { message });
             }
@@ -273,7 +252,7 @@ impl Child {
 
     fn ask_to_stop(&self) {
         if let Some(pid) = self.process.id() {
-            // It may have ended by itself.
+            // The process might have ended by itself.
             let _ = signal::terminate(pid);
         }
     }
@@ -287,42 +266,38 @@ impl Child {
             }
         };
         if let Some(messages) = self.messages.take() {
-            // Its last words; a process of its own that outlives it does not keep this one.
+            // Wait for its last messages, but not for a grandchild that keeps standard error open.
             let _ = timeout(MESSAGES, messages).await;
         }
         status
     }
 }
 
-/// Writes what a child writes on standard error to that of this process, without control characters.
+/// Copies a child's standard error to that of this process, without control characters.
 async fn pass_on(mut from: ChildStderr) {
     let mut buffer = [0; 8192];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         let mut text = buffer[..read].to_vec();
         text.retain(|byte| !byte.is_ascii_control() || matches!(byte, b'\n' | b'\t'));
-        // Where nobody reads it, it is lost.
+        // A write error means that standard error is closed, so the text is dropped.
         let _ = tokio::task::spawn_blocking(move || io::stderr().write_all(&text)).await;
     }
 }
 
-/// A result counts only from a process that ends as the result says.
+/// Returns the outcome of a child. A result is accepted only if the exit code matches it.
 fn verdict(result: Option<Outcome>, fault: Option<String>, status: io::Result<ExitStatus>) -> Outcome {
     let how = match &status {
         Ok(status) => status.to_string(),
-        Err(e) => format!("waiting for it: {e}"),
+        Err(e) => format!("an unknown status: {e}"),
     };
-    let died = |why: &str| {
-        usage_outcome(
-            Class::Internal,
-            &format!("the process that fills the volume {why}; it ended with {how}"),
-        )
-    };
+    let died =
+        |why: &str| usage_outcome(Class::Internal, &format!("the extractor {why}; it ended with {how}"));
     let code = status.as_ref().ok().and_then(ExitStatus::code);
     match (fault, result) {
-        (Some(fault), _) => died(&format!("was ended: {fault}")),
+        (Some(fault), _) => died(&format!("was killed: {fault}")),
         (None, Some(outcome)) if code == Some(i32::from(outcome.exit_code)) => outcome,
-        (None, Some(_)) => died("gave a result and did not end as that says"),
-        (None, None) if code.is_none() => died("was killed, by somebody or because memory ran out"),
-        (None, None) => died("gave no result"),
+        (None, Some(_)) => died("returned a result that does not match its exit code"),
+        (None, None) if code.is_none() => died("was killed, possibly because memory ran out"),
+        (None, None) => died("returned no result"),
     }
 }

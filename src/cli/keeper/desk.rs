@@ -1,5 +1,5 @@
-//! What the supervisor does for its children: mounts, credentials, signatures. The children read untrusted bytes, so a request is
-//! believed no more than those.
+//! The supervisor's services for its children: mounts, credentials and signatures. The children read
+//! untrusted bytes, so their requests are not trusted either.
 
 use std::collections::HashSet;
 use std::io;
@@ -10,52 +10,53 @@ use std::thread;
 
 use tokio::runtime::Handle;
 
-use super::Keeping;
-use super::child::{Child, Role};
+use super::BuildParams;
+use super::child::Child;
 use super::mounts::Mounts;
 use crate::builder::keeper::{Greeting, Refusal, Reply, Request, credentials_body};
 use crate::builder::registry::{repositories, secrets};
 use crate::builder::wire;
+use crate::cli::call::Role;
 use crate::secrets::Secrets;
 use larder_model::class::Class;
 use larder_model::plan_report::PlanReport;
 use larder_model::seal::CacheManifest;
 use larder_model::trust::SealSignature;
 
-/// Maximum number of signatures of one build: a seal that could not be written is signed again.
+/// Maximum number of signatures per build. A seal that could not be written is signed again.
 const MAX_SIGNATURES: u32 = 3;
 
-/// Registries and repositories of an order.
+/// The registries and repositories of an order.
 type Repositories = HashSet<(String, String)>;
 
 /// Answers the requests of the children of one build.
 #[derive(Debug)]
 pub(super) struct Desk {
-    keeping: Arc<Keeping>,
+    params: Arc<BuildParams>,
     mounts: Mutex<Mounts>,
     secrets: Secrets,
-    /// Where credentials can be needed: a fetcher that was taken over gets no others.
+    /// Registries and repositories that can need credentials. A compromised fetcher gets no others.
     repositories: Repositories,
-    /// Signatures that were given.
+    /// Number of signatures issued.
     signed: AtomicU32,
     runtime: Handle,
 }
 
 impl Desk {
     /// Reads the secrets of the order.
-    pub(super) fn new(keeping: &Arc<Keeping>) -> Self {
+    pub(super) fn new(params: &Arc<BuildParams>) -> Self {
         Desk {
-            mounts: Mutex::new(Mounts::new(&keeping.order)),
-            secrets: secrets(&keeping.order.registry),
-            // Without a usable configuration the fetcher fails by itself, and says why.
-            repositories: repositories(&keeping.order, &keeping.config).unwrap_or_default(),
+            mounts: Mutex::new(Mounts::new(&params.order)),
+            secrets: secrets(&params.order.registry),
+            // If the configuration is invalid, the fetcher reports it.
+            repositories: repositories(&params.order, &params.config).unwrap_or_default(),
             signed: AtomicU32::new(0),
-            keeping: Arc::clone(keeping),
+            params: Arc::clone(params),
             runtime: Handle::current(),
         }
     }
 
-    /// Answers the child of `role` at the other end of `stream`, on a thread that ends with it.
+    /// Serves the child of `role` at the other end of `stream`, on a thread that ends with the child.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -92,20 +93,19 @@ impl Desk {
         }
     }
 
-    /// Signs a seal of exactly the images that the order stands for, as a second process resolves them.
+    /// Signs a seal if it contains exactly the images of the order, as a second process resolves them.
     fn sign(self: &Arc<Self>, cache_json: &[u8]) -> Result<Vec<u8>, Refusal> {
-        let signer = self.keeping.signer.as_ref();
-        let signer = signer.ok_or_else(|| Refusal::new(Class::Denied, "this build has no key"))?;
+        let signer = self.params.signer.as_ref();
+        let signer = signer.ok_or_else(|| Refusal::new(Class::Denied, "this build has no signing key"))?;
         if self.signed.fetch_add(1, Ordering::Relaxed) >= MAX_SIGNATURES {
-            return Err(Refusal::new(Class::Denied, "the build has its signature"));
+            return Err(Refusal::new(Class::Denied, "the build has used all its signatures"));
         }
         let sealed = CacheManifest::parse(cache_json).map_err(|e| {
-            Refusal::new(Class::Internal, format!("the builder made a cache.json that is none: {e}"))
+            Refusal::new(Class::Internal, format!("the builder wrote an invalid cache.json: {e}"))
         })?;
-        if sealed.content.job != self.keeping.order.identity().digest()
-            && !self.keeping.order.images.is_empty()
+        if sealed.content.job != self.params.order.identity().digest() && !self.params.order.images.is_empty()
         {
-            return Err(Refusal::new(Class::Internal, "the builder made a cache.json of another job"));
+            return Err(Refusal::new(Class::Internal, "the builder wrote a cache.json of another job"));
         }
         compare(&self.resolve()?, &sealed)?;
         let signature = SealSignature::new(cache_json, signer).to_json();
@@ -114,59 +114,59 @@ impl Desk {
 }
 
 impl Desk {
-    /// What the images of the order are now, by a process that has read no layer.
+    /// Resolves the images of the order again, in a process that has read no layer.
     fn resolve(self: &Arc<Self>) -> Result<PlanReport, Refusal> {
         let failed = |e: io::Error| Refusal::new(Class::Internal, format!("resolving the images again: {e}"));
         let _context = self.runtime.enter();
         let greeting = self.greeting();
         let (child, stream) =
-            Child::start(&self.keeping, Role::Resolve, None, greeting, None).map_err(failed)?;
+            Child::start(&self.params, Role::Resolve, None, greeting, None).map_err(failed)?;
         self.serve(Role::Resolve, stream).map_err(failed)?;
         self.runtime.block_on(child.report())
     }
 
-    /// What every child is told first.
+    /// Returns the first message to every child.
     pub(super) fn greeting(&self) -> Greeting {
         Greeting {
-            job: self.keeping.job.clone(),
+            job: self.params.job.clone(),
             absent: self.secrets.absent().to_vec(),
-            signer: self.keeping.signer.as_ref().map(|key| key.public()),
+            signer: self.params.signer.as_ref().map(|key| key.public()),
             descriptors: Vec::new(),
         }
     }
 }
 
-/// Whether a child of `role` can make the request. The extractor mounts and has volumes signed; those that fetch get the credentials of
-/// the order's repositories.
+/// Checks whether a child of `role` can make the request. The extractor can request mounts and signatures.
+/// Fetchers can request the credentials of the order's repositories.
 fn check(role: Role, request: &Request, repositories: &Repositories) -> Result<(), Refusal> {
     match (role, request) {
         (Role::Fill, Request::Mount(_) | Request::Sign) => Ok(()),
         (Role::Fetch | Role::Resolve, Request::Credentials { registry, repository }) => {
             let is_in_order = repositories.contains(&(registry.clone(), repository.clone()));
-            let refusal = || Refusal::new(Class::Denied, "the order has no image there");
+            let refusal = || Refusal::new(Class::Denied, "the order has no image in this repository");
             if is_in_order { Ok(()) } else { Err(refusal()) }
         }
         _ => Err(Refusal::new(Class::Denied, "this process cannot make that request")),
     }
 }
 
-/// Whether the seal names the images of the report, and each by the manifest that the report has.
+/// Checks that the seal and the report have the same images and manifests.
 fn compare(resolved: &PlanReport, sealed: &CacheManifest) -> Result<(), Refusal> {
     let images = &sealed.content.images;
     if images.len() != resolved.images.len() {
         let message =
-            format!("the seal names {} images, the order has {}", images.len(), resolved.images.len());
+            format!("the seal has {} images, the order has {}", images.len(), resolved.images.len());
         return Err(Refusal::new(Class::Internal, message));
     }
     for (image, wanted) in images.iter().zip(&resolved.images) {
         if image.reference != wanted.reference || image.name != wanted.name {
-            let message = format!("the seal names {:?} in the place of {:?}", image.name, wanted.name);
+            let message = format!("the seal has {:?} instead of {:?}", image.name, wanted.name);
             return Err(Refusal::new(Class::Internal, message));
         }
         if image.manifest != wanted.manifest {
             let message = format!(
-                "{} is {} on the volume and {} at the registry: its tag has moved since the build began; \
-                 build into another directory, or name the image by digest",
+                "{} is {} on the volume and {} at the registry: its tag has changed since the build started; \
+                 build into another directory, or specify the image by digest",
                 image.reference, image.manifest, wanted.manifest
             );
             return Err(Refusal::new(Class::Conflict, message));

@@ -1,4 +1,4 @@
-//! Disks of other volumes, mounted for the process that fills this one.
+//! Disks of other volumes that are mounted so that the extractor can reuse their layers.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -7,42 +7,43 @@ use crate::builder::order::Order;
 use crate::builder::share::VolumeName;
 use crate::volume::disk::{self, Attached};
 
-/// Most at once: each takes a loop device.
-const MOST: usize = 64;
+/// Maximum number of mounted disks. Each uses a loop device.
+const MAX_MOUNTS: usize = 64;
 
-/// What is mounted so far. It is unmounted with the namespace.
+/// The mounted disks. They are unmounted with the namespace.
 #[derive(Debug)]
 pub(super) struct Mounts {
-    /// Where the volumes are, and which of them is filled.
+    /// Directory of the volumes, and the name of the volume that this build fills.
     volumes: Option<(PathBuf, VolumeName)>,
     mounted: HashMap<VolumeName, Attached>,
 }
 
 impl Mounts {
-    /// Nothing yet.
+    /// Creates an empty list.
     pub(super) fn new(order: &Order) -> Self {
         let volumes = order.share.as_ref().map(|share| (share.dir.join("volumes"), share.volume.clone()));
         Mounts { volumes, mounted: HashMap::new() }
     }
 
-    /// Mounts the sealed disk of `volume` over its directory, once. The mount reaches the namespaces of the children. Blocks.
+    /// Mounts the sealed disk of `volume` over its directory, once. The mount is visible in the namespaces of
+    /// the children. Blocks.
     ///
     /// # Errors
-    /// Why that cannot be.
+    /// The reason why the disk cannot be mounted.
     pub(super) fn mount(&mut self, volume: VolumeName) -> Result<(), String> {
         let Some((volumes, own)) = &self.volumes else { return Err("no volumes are shared".into()) };
         let path = volumes.join(volume.as_str());
         if self.mounted.contains_key(&volume) {
             return Ok(());
         }
-        if volume == *own || self.mounted.len() >= MOST {
-            return Err("it is this build's own, or one too many".into());
+        if volume == *own || self.mounted.len() >= MAX_MOUNTS {
+            return Err("it is the volume of this build, or too many are mounted".into());
         }
-        // A link could lead anywhere.
+        // A symbolic link could lead anywhere.
         if !std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_dir()) {
-            return Err("it is not there any more".into());
+            return Err("it no longer exists".into());
         }
-        // Layers of a directory can be read without a mount.
+        // Layers in a directory can be read without a mount.
         if !path.join("disk.img").is_file() {
             return Err("it is not a disk".into());
         }

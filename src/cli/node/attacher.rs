@@ -1,4 +1,5 @@
-//! Volumes of a node's agent by way of `larder attach`: a record, a mount, and what runtimes are told.
+//! Attaches volumes for the node agent, like `larder attach`: the record, the mount and the configuration of
+//! the runtimes.
 
 use std::fs;
 use std::io;
@@ -17,11 +18,11 @@ use larder_sys::Dir;
 use larder_sys::mount::{self, is_mount_point};
 use larder_sys::mounts;
 
-/// Attaches below `mounts`.
+/// Attaches volumes below the directory `mounts`.
 #[derive(Debug)]
 pub(super) struct NodeAttacher {
     pub(super) host: Host,
-    /// Without symbolic links, as records have it.
+    /// The directory as a canonical path, because records have canonical paths.
     pub(super) mounts: PathBuf,
     pub(super) runtimes: Vec<Runtime>,
     pub(super) preload: bool,
@@ -30,7 +31,7 @@ pub(super) struct NodeAttacher {
 }
 
 impl NodeAttacher {
-    /// The record of `at`.
+    /// Returns the record of the mount point `at`.
     fn record(&self, at: &Path) -> Result<Option<Attachment>, AttachFault> {
         let known = self.host.records.list().map_err(|e| fault(e.class(), &e))?;
         Ok(known.into_iter().find(|record| record.at == at))
@@ -46,7 +47,7 @@ impl Attacher for NodeAttacher {
             && is_mounted(&at)
             && is(&at).is_ok_and(|found| found == *seal)
         {
-            // It was about to be let go when whoever did so ended.
+            // An earlier process ended while it detached the volume.
             if record.leaving {
                 let mut stays = record.clone();
                 stays.leaving = false;
@@ -56,10 +57,10 @@ impl Attacher for NodeAttacher {
         }
         let found = is(volume).map_err(|e| fault(e.class(), &e))?;
         if found != *seal {
-            let reason = format!("the volume holds the cache {found}, its image cache is {seal}");
+            let reason = format!("the volume contains the cache {found}, but its image cache is {seal}");
             return Err(AttachFault { class: Class::Corrupt, reason });
         }
-        // One that lost its disk, or was attached from a pod before a boot.
+        // The volume lost its disk, or was attached from a pod before a reboot.
         if known.is_some() || is_mounted(&at) {
             self.detach(name)?;
         }
@@ -72,7 +73,7 @@ impl Attacher for NodeAttacher {
             runtimes: Some(self.runtimes.clone()),
             containerd: Containerd::default(),
             preload: self.preload,
-            // Whoever attaches it at the next boot is the agent.
+            // The agent itself attaches it after the next boot.
             boot: None,
         };
         let plan = Plan::make(&order, &self.host).map_err(|e| fault(e.class(), &e))?;
@@ -80,7 +81,7 @@ impl Attacher for NodeAttacher {
             plan.notes().iter().for_each(|note| tracing::warn!("{note}"));
         }
         if let Some(report) = plan.carry_out().map_err(|e| fault(e.class(), &e))? {
-            tracing::info!(name, "made known to containerd: {report}");
+            tracing::info!(name, "registered in containerd: {report}");
         }
         Ok(())
     }
@@ -88,12 +89,12 @@ impl Attacher for NodeAttacher {
     fn detach(&self, name: &str) -> Result<(), AttachFault> {
         let at = self.mounts.join(name);
         if self.record(&at)?.is_some() {
-            // Nobody is there to ask: images that need the volume are pulled again when a pod wants them.
+            // No user can confirm this. Images that need the volume are pulled again when a pod needs them.
             let consent = Consent { remove_images: true, ..Consent::default() };
             let detached = attach::detach(&at, &self.host, consent).map_err(|e| fault(e.class(), &e))?;
             detached.notes.iter().for_each(|note| tracing::info!(name, "{note}"));
         }
-        // Cut off between its record and its mount.
+        // A crash can leave a mount without a record.
         if is_mounted(&at) {
             attach::unmount(&at).map_err(|e| fault(e.class(), &e))?;
         }
@@ -126,21 +127,21 @@ fn own(name: Option<&std::ffi::OsStr>) -> Option<String> {
     name?.to_str().filter(|name| is_name(name)).map(str::to_owned)
 }
 
-/// Unmounts the copies of the volume that was mounted at `at` from the mount namespace of this agent. An agent that starts while a
-/// volume is attached has one: its pod mounts the directory of containerd, with the root of its own container in it. A copy
-/// keeps the disk in use, and the directory at `at` from being removed.
+/// Unmounts the copies of the mount at `at` from the mount namespace of this agent. An agent that starts
+/// while a volume is attached has one: its pod mounts the directory of containerd, which contains the root of
+/// its own container. A copy keeps the disk in use, and prevents the removal of the directory `at`.
 fn forget_copies(at: &Path) -> io::Result<()> {
     let Some(tasks) = Path::new(Containerd::ADDRESS).parent() else { return Ok(()) };
     let copies = mounts::copies_below(tasks, at)?;
     if copies.is_empty() {
         return Ok(());
     }
-    // The directory is a mount of this pod: nothing is unmounted on the node.
+    // The directory is a mount of this pod, so this unmounts nothing on the node.
     mount::make_private(tasks)?;
     copies.iter().try_for_each(|copy| mount::unmount_tree(copy))
 }
 
-/// A disk that is gone answers with an error, and is mounted all the same.
+/// Reports whether a volume is mounted at `at`. A disk that was removed returns errors, but is still mounted.
 fn is_mounted(at: &Path) -> bool {
     match Dir::open(at) {
         Ok(dir) => is_mount_point(&dir).unwrap_or(true),

@@ -1,4 +1,4 @@
-//! One progress bar, for work that has no events.
+//! A single progress bar, for work without events.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 use super::terminal::{RATE, TOTAL, style};
 use crate::telemetry::Console;
 
-/// How often the bar is set to where the work is.
-pub(in crate::cli) const EVERY: Duration = Duration::from_millis(100);
+/// Interval between updates of the bar.
+pub(in crate::cli) const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A bar on standard error; nothing where that is no terminal.
+/// A progress bar on standard error. Shows nothing if standard error is not a terminal.
 #[derive(Debug)]
 pub(in crate::cli) struct Bar {
     console: Console,
@@ -18,7 +18,7 @@ pub(in crate::cli) struct Bar {
 }
 
 impl Bar {
-    /// An empty one.
+    /// Creates an empty progress bar.
     pub(in crate::cli) fn new(console: &Console) -> Self {
         let shown = console.is_terminal().then(|| {
             let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(RATE));
@@ -29,7 +29,7 @@ impl Bar {
         Bar { console: console.clone(), shown }
     }
 
-    /// Moves it.
+    /// Updates the position and the total, both in bytes.
     pub(in crate::cli) fn set(&self, (done, total): (u64, u64)) {
         if let Some((_, bar)) = &self.shown {
             bar.set_length(total);
@@ -43,7 +43,7 @@ impl Drop for Bar {
         if let Some((bars, bar)) = self.shown.take() {
             bar.finish_and_clear();
             self.console.detach();
-            // What cannot be cleared stays on the screen.
+            // If clearing fails, the bar stays on the screen.
             let _ = bars.clear();
         }
     }

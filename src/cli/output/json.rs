@@ -1,11 +1,11 @@
-//! NDJSON: one event a line, flushed, so that a reader sees each as it happens.
+//! NDJSON: one event per line. Each line is flushed, so that the reader gets it immediately.
 
 use std::io::{self, Write};
 
 use super::Renderer;
 use larder_model::event::Line;
 
-/// Writes every event to `W`.
+/// Writes every event to a `W` as a JSON line.
 #[derive(Debug)]
 pub(in crate::cli) struct Json<W>(pub(in crate::cli) W);
 
@@ -26,7 +26,7 @@ mod tests {
     use larder_model::event::{Event, VERSION};
 
     #[test]
-    fn a_line_for_each_event() {
+    fn each_event_is_a_line() {
         let mut out = Vec::new();
         for event in [
             Event::Retried {

@@ -1,4 +1,4 @@
-//! The result file: one JSON line under 4 KiB, what Kubernetes reads of a termination message.
+//! The result file: one JSON line under 4 KiB, which Kubernetes reads as the termination message.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -10,16 +10,16 @@ use larder_model::event::Outcome;
 /// Kubernetes cuts a termination message at 4096 bytes (kubelet, `MaxContainerTerminationMessageLength`).
 const LIMIT: usize = 4096;
 
-/// Writes `outcome` to `path`, in place: a pod's termination message file is a bind mount, which no rename replaces. A
-/// failure is logged, for the build has ended either way.
+/// Writes `outcome` to `path`, in place: the termination message file of a pod is a bind mount and cannot be
+/// replaced by a rename. A failure is only logged, because the build has already ended.
 pub(in crate::cli) fn write(path: &Path, outcome: &Outcome) {
     if let Err(error) = try_write(path, outcome) {
-        tracing::error!(path = %path.display(), %error, "writing the result file");
+        tracing::error!(path = %path.display(), %error, "cannot write the result file");
     }
 }
 
 fn try_write(path: &Path, outcome: &Outcome) -> io::Result<()> {
-    // One byte is for the newline.
+    // One byte is reserved for the newline.
     let mut line = outcome.to_short_line(LIMIT - 1)?;
     line.push('\n');
     let mut options = OpenOptions::new();
@@ -30,7 +30,7 @@ fn try_write(path: &Path, outcome: &Outcome) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::build::usage_outcome;
+    use crate::cli::outcome::usage_outcome;
     use larder_model::class::Class;
 
     #[test]

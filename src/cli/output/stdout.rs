@@ -1,4 +1,4 @@
-//! Writing an answer to standard output.
+//! Writes results to standard output.
 
 use std::io::{self, Write as _};
 
@@ -6,7 +6,7 @@ use crate::cli::exit;
 use crate::telemetry::Console;
 use larder_model::class::Class;
 
-/// Writes `text` whole. A reader that went away got what it wanted; anything else is a failure with its exit code.
+/// Writes all of `text` and returns the exit code. A closed pipe is not an error; any other failure is.
 pub(in crate::cli) fn print(console: &Console, text: &str) -> u8 {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

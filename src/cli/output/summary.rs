@@ -1,4 +1,4 @@
-//! How a build ended, for a person.
+//! Summaries of a build as text.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,13 +9,13 @@ use larder_model::escape::escape;
 use larder_model::event::{Failure, Outcome};
 use larder_model::size::ByteSize;
 
-/// A sealed volume, for standard output.
+/// Formats the summary of a sealed volume, for standard output.
 pub(in crate::cli) fn sealed(outcome: &Outcome, volume: &Path) -> String {
     let mut out = format!("sealed {}", escape(&volume.display().to_string()));
     if let Some(totals) = &outcome.totals {
         let (size, compressed) = (ByteSize(totals.size), ByteSize(totals.compressed_size));
         let (images, layers) = (outcome.images.len(), totals.layers);
-        let _ = write!(out, ": {images} images, {layers} layers, {size} unpacked from {compressed}");
+        let _ = write!(out, ": {images} images, {layers} layers, {size} unpacked, {compressed} compressed");
     }
     let _ = writeln!(out, ", in {:.1} s", Duration::from_millis(outcome.elapsed_ms).as_secs_f64());
     for image in &outcome.images {
@@ -27,7 +27,7 @@ pub(in crate::cli) fn sealed(outcome: &Outcome, volume: &Path) -> String {
     out
 }
 
-/// Every failure and what the exit code means, for standard error.
+/// Formats every failure and the meaning of the exit code, for standard error.
 pub(in crate::cli) fn failed(failures: &[Failure], message: &str, exit_code: u8) -> String {
     let mut out = String::new();
     for failure in failures {

@@ -16,10 +16,10 @@ use larder_model::event::{Event, Line};
 const LAYER: &str = "  {prefix} {bar:24} {binary_bytes:>10} / {binary_total_bytes:<10} {msg}";
 pub(super) const TOTAL: &str =
     "total {bar:33} {binary_bytes:>10} / {binary_total_bytes:<10} {binary_bytes_per_sec}, {eta} left";
-/// Redraws per second.
+/// Number of redraws per second.
 pub(super) const RATE: u8 = 10;
 
-/// Bars on standard error, and above them the lines that [`text`] would write.
+/// Progress bars on standard error, and above them the lines of [`text`].
 #[derive(Debug)]
 pub(in crate::cli) struct Terminal {
     console: Console,
@@ -30,7 +30,7 @@ pub(in crate::cli) struct Terminal {
 }
 
 impl Terminal {
-    /// No bar yet; `console` learns of those to come.
+    /// Creates a renderer without bars, and registers it with `console`.
     pub(in crate::cli) fn new(console: Console) -> Self {
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(RATE));
         console.attach(bars.clone());
@@ -41,7 +41,7 @@ impl Terminal {
         let (bars, length) = (&self.bars, self.progress.total());
         self.total.get_or_insert_with(|| {
             let bar = bars.add(ProgressBar::new(length).with_style(style(TOTAL)));
-            // Rate and time left change also while nothing arrives.
+            // Redraw also without new data, to update the rate and the remaining time.
             bar.enable_steady_tick(Duration::from_millis(500));
             bar
         })
@@ -53,7 +53,7 @@ impl Terminal {
         let bar = self.bars.insert_before(&total, bar);
         bar.set_prefix(blob.hex().chars().take(12).collect::<String>());
         bar.set_message(images.first().map(|image| escape(image)).unwrap_or_default());
-        // A layer starts a second time where a copy was of no use.
+        // A layer starts again if a copy could not be used.
         if let Some(first) = self.layers.insert(blob.clone(), bar) {
             first.finish_and_clear();
             self.bars.remove(&first);
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn templates_hold() {
+    fn templates_are_valid() {
         assert!(ProgressStyle::with_template(LAYER).is_ok() && ProgressStyle::with_template(TOTAL).is_ok());
     }
 

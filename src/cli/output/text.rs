@@ -1,4 +1,4 @@
-//! Short lines for the events that a person should read, on standard error.
+//! Short lines on standard error, for the events that matter to a person.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use larder_model::escape::escape;
 use larder_model::event::{Event, Line};
 use larder_model::size::ByteSize;
 
-/// Quiet output, where standard error is not a terminal.
+/// Plain output, for a standard error that is not a terminal.
 #[derive(Debug)]
 pub(in crate::cli) struct Text(pub(in crate::cli) Console);
 
@@ -21,7 +21,7 @@ impl Renderer for Text {
     }
 }
 
-/// The event in one line; none where it is not worth one.
+/// Formats an event as one line. `None` if it is not worth showing.
 pub(super) fn line_of(event: &Event) -> Option<String> {
     Some(match event {
         Event::Resolved { reference, manifest, platform, layers, compressed_size } => {
@@ -29,7 +29,7 @@ pub(super) fn line_of(event: &Event) -> Option<String> {
             format!("{}: {manifest} ({}, {layers} layers, {size})", escape(reference), escape(&platform))
         }
         Event::Planned { admission, layers, present, fetch_bytes } => format!(
-            "{layers} layers, {present} on the volume already, {} to fetch; the volume needs {} and has {}",
+            "{layers} layers, {present} already on the volume, {} to download; the volume needs {} and has {}",
             ByteSize(*fetch_bytes),
             admission.need,
             admission.have
@@ -38,7 +38,7 @@ pub(super) fn line_of(event: &Event) -> Option<String> {
             format!("{blob}: reused from the volume {} ({})", escape(from), ByteSize(*size))
         }
         Event::Retried { host, what, reason, wait_ms } => {
-            format!("{}: {} again in {wait_ms} ms: {}", escape(host), escape(what), escape(reason))
+            format!("{}: retrying {} in {wait_ms} ms: {}", escape(host), escape(what), escape(reason))
         }
         Event::Waiting { reason: Some(reason) } => format!("waiting: {}", escape(reason)),
         Event::Warning { message } => format!("warning: {}", escape(message)),

@@ -1,17 +1,17 @@
-//! A directory.
+//! Output as a directory.
 
 use std::fs::File;
 use std::io::Write as _;
 
-use super::{Fill, Place, Target};
+use super::{FileInfo, Fill, Target};
 use crate::export::Error;
 use crate::export::error::Context;
 use larder_sys::Dir;
 
-/// The name of a file until its own is known. Digests are never called so.
+/// Temporary name of a file until its final name is known. It is never that of a digest.
 const UNNAMED: &[u8] = b"unnamed";
 
-/// Files below a directory, each flushed. Directories are flushed at the end.
+/// Files below a directory. Each file is flushed when it is written, and directories at the end.
 #[derive(Debug)]
 pub(in crate::export) struct Layout {
     root: Dir,
@@ -51,12 +51,12 @@ impl Target for Layout {
         self.flush(&file, path, bytes.len() as u64)
     }
 
-    fn stream(&mut self, _: Option<&Place>, fill: &mut Fill<'_>) -> Result<(), Error> {
+    fn stream(&mut self, _: Option<&FileInfo>, fill: &mut Fill<'_>) -> Result<(), Error> {
         let mut file = self.root.create_file(UNNAMED, 0o600).context("creating", "a blob")?;
-        let place = fill(&mut file)?;
-        let (dir, name) = self.parent(&place.path)?;
-        self.root.rename_new(UNNAMED, &dir, name).context("naming", &place.path)?;
-        self.flush(&file, &place.path, place.size)
+        let info = fill(&mut file)?;
+        let (dir, name) = self.parent(&info.path)?;
+        self.root.rename_new(UNNAMED, &dir, name).context("naming", &info.path)?;
+        self.flush(&file, &info.path, info.size)
     }
 
     fn finish(&mut self) -> Result<u64, Error> {

@@ -1,10 +1,10 @@
-//! One tar, to a file or to a stream.
+//! Output as one tar, to a file or a stream.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write};
 use std::os::unix::fs::FileExt as _;
 
-use super::{Fill, Place, Target};
+use super::{FileInfo, Fill, Target};
 use crate::export::Error;
 use crate::export::error::Context;
 use crate::export::tar::{BLOCK, END, Kind, header, padding};
@@ -13,14 +13,14 @@ use larder_sys::unnamed;
 /// A tar that is being written.
 pub(in crate::export) struct Tar<'a> {
     sink: Sink<'a>,
-    /// Bytes so far.
+    /// Bytes written so far.
     at: u64,
 }
 
 enum Sink<'a> {
-    /// Headers can be written after the content.
+    /// A file: a header can be written after its content.
     File(File),
-    /// What has no known size is kept in a file without a name first.
+    /// A stream: content of unknown size is first written to an unnamed temporary file.
     Stream(Box<dyn Write + Send + 'a>),
 }
 
@@ -48,16 +48,16 @@ impl<'a> Tar<'a> {
         self.put(&[0; BLOCK][..padding(size)])
     }
 
-    /// The content follows a header that was right before.
-    fn known(&mut self, known: &Place, fill: &mut Fill<'_>) -> Result<(), Error> {
+    /// Writes a file whose header is known before its content.
+    fn known(&mut self, known: &FileInfo, fill: &mut Fill<'_>) -> Result<(), Error> {
         self.put(&header(&known.path, Kind::File, known.size))?;
-        let place = fill(self.sink.writer())?;
-        self.at += place.size;
-        if place != *known {
-            let source = io::Error::other(format!("{} has {} bytes", place.path, place.size));
+        let info = fill(self.sink.writer())?;
+        self.at += info.size;
+        if info != *known {
+            let source = io::Error::other(format!("{} has {} bytes", info.path, info.size));
             return Err(source).context("writing", &known.path);
         }
-        self.pad(place.size)
+        self.pad(info.size)
     }
 }
 
@@ -82,7 +82,7 @@ impl Target for Tar<'_> {
         self.pad(size)
     }
 
-    fn stream(&mut self, known: Option<&Place>, fill: &mut Fill<'_>) -> Result<(), Error> {
+    fn stream(&mut self, known: Option<&FileInfo>, fill: &mut Fill<'_>) -> Result<(), Error> {
         if let Some(known) = known {
             return self.known(known, fill);
         }
@@ -90,21 +90,21 @@ impl Target for Tar<'_> {
             Sink::File(file) => {
                 let start = self.at;
                 file.write_all(&[0; BLOCK]).context("writing", "the archive")?;
-                let place = fill(file)?;
-                let header = header(&place.path, Kind::File, place.size);
+                let info = fill(file)?;
+                let header = header(&info.path, Kind::File, info.size);
                 file.write_all_at(&header, start).context("writing", "the archive")?;
-                self.at += BLOCK as u64 + place.size;
-                self.pad(place.size)
+                self.at += BLOCK as u64 + info.size;
+                self.pad(info.size)
             }
             Sink::Stream(stream) => {
                 let mut kept = unnamed::temporary().context("creating", "a temporary file")?;
-                let place = fill(&mut kept)?;
-                kept.rewind().context("reading", "a layer kept aside")?;
-                let header = header(&place.path, Kind::File, place.size);
+                let info = fill(&mut kept)?;
+                kept.rewind().context("reading", "a temporary layer file")?;
+                let header = header(&info.path, Kind::File, info.size);
                 let written = stream.write_all(&header).and_then(|()| io::copy(&mut kept, stream));
                 written.context("writing", "the archive")?;
-                self.at += BLOCK as u64 + place.size;
-                self.pad(place.size)
+                self.at += BLOCK as u64 + info.size;
+                self.pad(info.size)
             }
         }
     }

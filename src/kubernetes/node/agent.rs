@@ -1,4 +1,4 @@
-//! The agent: pass after pass, each from what is seen, until nothing is left to do.
+//! The agent. It runs passes, each from the observed state.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,53 +11,44 @@ use kube::Client;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::act::{Hands, Trouble};
 use super::attacher::{self, Attacher};
 use super::backoff::Backoff;
-use super::holding::{Holding, Step};
-use super::known::Known;
+use super::cluster_view::ClusterView;
+use super::desired::{self, Cache, DesiredVolume};
+use super::executor::{StepError, StepExecutor};
+use super::notify::{Notice, Notifier};
 use super::objects;
+use super::observed::{ObservedVolume, Step};
 use super::readiness::State;
-use super::tell::{News, Teller};
+use super::settings::Settings;
 use super::used;
-use super::wish::{self, Cache, Wish};
-use crate::config::node::Node;
 use crate::telemetry::metrics::{Metrics, NodeCache};
 use larder_model::class::Class;
 use larder_model::image_cache::CacheId;
 
-/// The least time from the end of a pass to the next: what changes together is seen together.
-const SETTLE: Duration = Duration::from_millis(100);
-/// The longest.
-const AGAIN: Duration = Duration::from_secs(60);
-/// The time to the next pass after one that could not see what it needs.
-const SOON: Duration = Duration::from_secs(5);
+/// Minimum time from the end of a pass to the next: changes at the same time are handled together.
+const MIN_PASS_INTERVAL: Duration = Duration::from_millis(100);
+/// Maximum time between two passes.
+const MAX_PASS_INTERVAL: Duration = Duration::from_secs(60);
+/// Delay after a pass that could not read its inputs.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often the Node object is compared with what it should say, if nothing changes.
-const PUBLISH_AGAIN: Duration = Duration::from_secs(600);
-/// How long after a failure it is tried again.
-const PUBLISH_SOON: Duration = Duration::from_secs(5);
+/// Interval at which the Node object is checked if nothing changes.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(600);
+/// Delay before a failed write of the Node object is retried.
+const PUBLISH_RETRY: Duration = Duration::from_secs(5);
 
-/// How an agent goes about it.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The configuration.
-    pub config: Node,
-    /// Name of the node.
-    pub node: String,
-}
-
-/// What is remembered of one volume from pass to pass. Nothing of it is needed: it only spares work.
+/// State that is kept for one volume between passes. It only saves work and may be lost.
 #[derive(Debug)]
 struct Memory {
     backoff: Backoff,
-    /// UID of the pod from whose mount it was last attached, or seen to be.
+    /// UID of the pod from whose mount the volume was last attached or verified.
     from: Option<String>,
-    /// Since when it is wanted and not there, for [`News::Late`] and for the metric.
+    /// Time since when the volume is wanted but not attached, for [`Notice::Late`] and for the metric.
     since: Instant,
-    /// Since when nobody wants it.
+    /// Time since when no pod wants it.
     unwanted: Option<Instant>,
-    /// When its last use was written.
+    /// Time at which its last use was written.
     used: Option<Instant>,
 }
 
@@ -71,39 +62,40 @@ impl Memory {
 #[derive(Debug)]
 pub struct Agent {
     settings: Settings,
-    hands: Hands,
-    known: Known,
+    executor: StepExecutor,
+    view: ClusterView,
     wake: Arc<Notify>,
-    teller: Teller,
+    notifier: Notifier,
     metrics: Metrics,
     ready: Arc<AtomicBool>,
     memory: HashMap<String, Memory>,
-    places: Places,
-    /// What the Node object was last made to say, and when.
+    slots: Slots,
+    /// The state that was last written to the Node object, and the time of the write.
     published: Option<(State, Instant)>,
 }
 
-/// How many claims the node may still get, as the current pass has found it.
+/// Free slots for claims on the node, as counted by the current pass.
 #[derive(Debug, Default)]
-struct Places {
+struct Slots {
     free: usize,
     /// The image caches that have a claim.
     held: HashSet<CacheId>,
 }
 
-impl Places {
-    /// Those of a node that takes `most`. A claim that is being deleted has its place until it is gone: so has its disk.
-    fn of(holdings: &HashMap<String, Holding>, most: usize) -> Self {
-        let claims = holdings.values().filter_map(|holding| holding.claim.as_deref());
+impl Slots {
+    /// Counts the slots of a node with at most `max` volumes. A claim that is being deleted occupies its
+    /// slot until it is gone, because its disk does as well.
+    fn of(observed_volumes: &HashMap<String, ObservedVolume>, max: usize) -> Self {
+        let claims = observed_volumes.values().filter_map(|observed| observed.claim.as_deref());
         let (count, held) = claims.fold((0, HashSet::new()), |(count, mut held), claim| {
             held.extend(objects::volume_of(claim).map(|(id, _)| id));
             (count + 1, held)
         });
-        Places { free: most.saturating_sub(count), held }
+        Slots { free: max.saturating_sub(count), held }
     }
 
-    /// Takes a place for a claim, if there is one. The next volume of an image cache needs none: the volume before it goes as
-    /// soon as this one is attached.
+    /// Takes a slot for a claim, if there is one. The next volume of an image cache needs none, because the
+    /// previous volume is detached as soon as the new one is attached.
     fn take(&mut self, id: CacheId) -> bool {
         let free = self.free > 0;
         self.free = self.free.saturating_sub(1);
@@ -112,26 +104,26 @@ impl Places {
 }
 
 impl Agent {
-    /// One that begins to watch. In a runtime.
+    /// Creates an agent and starts its watches. Must be called inside a Tokio runtime.
     pub fn new(client: Client, settings: Settings, attacher: Arc<dyn Attacher>, metrics: Metrics) -> Self {
         let wake = Arc::new(Notify::new());
-        let known = Known::new(&client, &settings.node, &settings.config.namespace, &wake);
-        let teller = Teller::new(client.clone(), &settings.node);
-        let hands = Hands { client: client.into(), settings: settings.clone(), attacher };
+        let view = ClusterView::new(&client, &settings.node, &settings.config.namespace, &wake);
+        let notifier = Notifier::new(client.clone(), &settings.node);
+        let executor = StepExecutor { client: client.into(), settings: settings.clone(), attacher };
         let (ready, memory) = (Arc::default(), HashMap::new());
-        let places = Places::default();
-        Agent { settings, hands, known, wake, teller, metrics, ready, memory, places, published: None }
+        let slots = Slots::default();
+        Agent { settings, executor, view, wake, notifier, metrics, ready, memory, slots, published: None }
     }
 
-    /// Whether everything was looked at once.
+    /// Returns a flag that is set after the first pass.
     pub fn readiness(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.ready)
     }
 
-    /// Goes on until `stop`. What is attached stays: containers of it run on.
+    /// Runs until `stop`. Volumes stay attached, and their containers keep running.
     pub async fn run(&mut self, stop: &CancellationToken) {
         tokio::select! {
-            () = self.known.ready() => {}
+            () = self.view.ready() => {}
             () = stop.cancelled() => return,
         }
         loop {
@@ -139,69 +131,68 @@ impl Agent {
             let wake = Arc::clone(&self.wake);
             tokio::select! {
                 () = async {
-                    tokio::time::sleep(SETTLE).await;
-                    let _ = tokio::time::timeout(next.saturating_sub(SETTLE), wake.notified()).await;
+                    tokio::time::sleep(MIN_PASS_INTERVAL).await;
+                    let _ = tokio::time::timeout(next.saturating_sub(MIN_PASS_INTERVAL), wake.notified()).await;
                 } => {}
                 () = stop.cancelled() => return,
             }
         }
     }
 
-    /// Looks at everything, takes a step for each volume, and answers when to look again at the latest.
+    /// Reads the whole state and takes one step for each volume. Returns the maximum time until the next
+    /// pass.
     async fn pass(&mut self) -> Duration {
-        let pods = self.known.pods();
+        let pods = self.view.pods();
         let pods: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
         let config = &self.settings.config;
-        let asks = wish::asks(&config.caches, &self.known.namespaces(), &pods);
-        let claims = self.known.claims();
-        let scope = wish::scope(&asks, claims.values().filter_map(|claim| objects::tenant_of(claim)));
-        if !self.known.look_at(&scope).await {
-            tracing::warn!(
-                "the image caches that pods want are not known: the API server does not list them"
-            );
-            return SOON;
+        let requests = desired::requests(&config.caches, &self.view.namespaces(), &pods);
+        let claims = self.view.claims();
+        let scope = desired::scope(&requests, claims.values().filter_map(|claim| objects::tenant_of(claim)));
+        if !self.view.set_scope(&scope).await {
+            tracing::warn!("cannot list the image caches that pods request: the API server does not answer");
+            return RETRY_INTERVAL;
         }
-        let caches = self.known.caches();
-        let decided = wish::decide(&asks, &caches, &self.settings.node, config.max_caches);
-        for (pod, why) in &decided.refused {
-            self.teller.tell(pod, News::Refused, why);
+        let caches = self.view.caches();
+        let decision = desired::decide(&requests, &caches, &self.settings.node, config.max_caches);
+        for (pod, why) in &decision.refused {
+            self.notifier.notify(pod, Notice::Refused, why);
         }
-        let attached = match self.hands.attached().await {
+        let attached = match self.executor.attached().await {
             Ok(attached) => attached,
-            // Nothing is to be done as long as it is not known what is.
-            Err(trouble) => {
-                tracing::error!("what is attached is not known: {}", trouble.reason);
-                return AGAIN;
+            // No step is safe as long as the attached volumes are unknown.
+            Err(failure) => {
+                tracing::error!("cannot list the attached volumes: {}", failure.reason);
+                return MAX_PASS_INTERVAL;
             }
         };
-        let mut next = AGAIN;
+        let mut next = MAX_PASS_INTERVAL;
         let mut states: HashMap<NodeCache, usize> = HashMap::new();
-        let mut wishes: HashMap<&str, &Wish> =
-            decided.wishes.iter().map(|wish| (wish.claim.as_str(), wish)).collect();
-        let (holdings, orphans) = self.holdings(&attached, wishes.keys().copied());
-        self.places = Places::of(&holdings, self.settings.config.max_caches);
-        let kept = self.keep(&holdings, &wishes, &caches, &mut next);
-        wishes.extend(kept.iter().map(|wish| (wish.claim.as_str(), wish)));
-        // What is wanted first: letting go may take its time.
-        let mut attached: Vec<&Wish> = Vec::new();
-        let mut order: Vec<(&String, &Holding)> = holdings.iter().collect();
-        order.sort_by_key(|(claim, _)| (!wishes.contains_key(claim.as_str()), *claim));
-        for (claim, holding) in order {
-            let wish = wishes.get(claim.as_str()).copied();
-            let (state, again) = self.advance(claim, holding, wish).await;
+        let mut desired_volumes: HashMap<&str, &DesiredVolume> =
+            decision.volumes.iter().map(|desired| (desired.claim.as_str(), desired)).collect();
+        let (observed_volumes, orphans) = self.observed_volumes(&attached, desired_volumes.keys().copied());
+        self.slots = Slots::of(&observed_volumes, self.settings.config.max_caches);
+        let kept = self.keep(&observed_volumes, &desired_volumes, &caches, &mut next);
+        desired_volumes.extend(kept.iter().map(|desired| (desired.claim.as_str(), desired)));
+        // Wanted volumes come first, because detaching can take long.
+        let mut attached: Vec<&DesiredVolume> = Vec::new();
+        let mut order: Vec<(&String, &ObservedVolume)> = observed_volumes.iter().collect();
+        order.sort_by_key(|(claim, _)| (!desired_volumes.contains_key(claim.as_str()), *claim));
+        for (claim, observed) in order {
+            let desired = desired_volumes.get(claim.as_str()).copied();
+            let (state, again) = self.advance(claim, observed, desired).await;
             next = next.min(again);
             if let Some(state) = state {
                 *states.entry(state).or_default() += 1;
             }
-            attached.extend(wish.filter(|_| state == Some(NodeCache::Attached)));
-            if let (Some(wish), Some(NodeCache::Attached)) = (wish, state) {
-                self.note_use(holding, wish);
+            attached.extend(desired.filter(|_| state == Some(NodeCache::Attached)));
+            if let (Some(desired), Some(NodeCache::Attached)) = (desired, state) {
+                self.note_use(observed, desired);
             }
         }
         let readiness = State::of(attached.into_iter(), &self.settings.config.caches);
         next = next.min(self.publish(readiness).await);
         for name in orphans {
-            let (state, again) = self.let_go_of(&name).await;
+            let (state, again) = self.detach_orphan(&name).await;
             next = next.min(again);
             if let Some(state) = state {
                 *states.entry(state).or_default() += 1;
@@ -212,114 +203,119 @@ impl Agent {
         next
     }
 
-    /// Makes the Node object say what is attached, if that is configured. Returns when to look again at the latest.
+    /// Writes the attached image caches to the Node object, if that is configured. Returns the maximum time
+    /// until the next pass.
     async fn publish(&mut self, state: State) -> Duration {
-        let is_said = |(said, at): &(State, Instant)| *said == state && at.elapsed() < PUBLISH_AGAIN;
-        if !self.settings.config.readiness || self.published.as_ref().is_some_and(is_said) {
-            return AGAIN;
+        let is_current =
+            |(written, at): &(State, Instant)| *written == state && at.elapsed() < PUBLISH_INTERVAL;
+        if !self.settings.config.readiness || self.published.as_ref().is_some_and(is_current) {
+            return MAX_PASS_INTERVAL;
         }
-        match state.publish(&self.hands.client, &self.settings.node).await {
+        match state.publish(&self.executor.client, &self.settings.node).await {
             Ok(()) => {
                 self.published = Some((state, Instant::now()));
-                AGAIN
+                MAX_PASS_INTERVAL
             }
             Err(fault) => {
                 tracing::warn!("{fault}");
-                PUBLISH_SOON
+                PUBLISH_RETRY
             }
         }
     }
 
-    /// What there is of each volume that is wanted or was made; and what is attached of which nothing else is left.
-    fn holdings<'a>(
+    /// Returns the observed state of each volume that is wanted or exists, and the names of attached volumes
+    /// without a claim or holder.
+    fn observed_volumes<'a>(
         &self,
         attached: &BTreeSet<String>,
         wanted: impl Iterator<Item = &'a str>,
-    ) -> (HashMap<String, Holding>, Vec<String>) {
-        let mut holdings: HashMap<String, Holding> =
-            wanted.map(|claim| (claim.to_owned(), Holding::default())).collect();
-        for (name, claim) in self.known.claims() {
-            holdings.entry(name).or_default().claim = Some(claim);
+    ) -> (HashMap<String, ObservedVolume>, Vec<String>) {
+        let mut observed_volumes: HashMap<String, ObservedVolume> =
+            wanted.map(|claim| (claim.to_owned(), ObservedVolume::default())).collect();
+        for (name, claim) in self.view.claims() {
+            observed_volumes.entry(name).or_default().claim = Some(claim);
         }
-        for pod in self.known.holders() {
+        for pod in self.view.holders() {
             if let Some(claim) = objects::holds(&pod) {
-                holdings.entry(claim.to_owned()).or_default().pods.push(pod);
+                observed_volumes.entry(claim.to_owned()).or_default().pods.push(pod);
             }
         }
         let mut orphans = attached.clone();
-        for (claim, holding) in &mut holdings {
-            holding.attached = orphans.remove(&attacher::name(claim));
-            holding.from = self.memory.get(claim).and_then(|memory| memory.from.clone());
+        for (claim, observed) in &mut observed_volumes {
+            observed.attached = orphans.remove(&attacher::name(claim));
+            observed.from = self.memory.get(claim).and_then(|memory| memory.from.clone());
         }
-        (holdings, orphans.into_iter().collect())
+        (observed_volumes, orphans.into_iter().collect())
     }
 
-    /// Volumes that nobody asks for and that stay all the same: those of a cache that is made anew, until the new one is there,
-    /// and those that were asked for a moment ago, while there is room.
+    /// Returns volumes that are kept although no pod wants them: those of a cache that is being refreshed,
+    /// until the new volume is attached, and those that were wanted recently, while there is room.
     fn keep(
         &mut self,
-        holdings: &HashMap<String, Holding>,
-        wishes: &HashMap<&str, &Wish>,
+        observed_volumes: &HashMap<String, ObservedVolume>,
+        desired_volumes: &HashMap<&str, &DesiredVolume>,
         caches: &[Arc<Cache>],
         next: &mut Duration,
-    ) -> Vec<Wish> {
+    ) -> Vec<DesiredVolume> {
         let now = Instant::now();
-        let for_so_long = Duration::from_secs(60 * u64::from(self.settings.config.keep_minutes));
-        let mut kept: Vec<Wish> = Vec::new();
-        for (claim, holding) in holdings {
+        let keep_for = Duration::from_secs(60 * u64::from(self.settings.config.keep_minutes));
+        let mut kept: Vec<DesiredVolume> = Vec::new();
+        for (claim, observed) in observed_volumes {
             let memory = self.memory.entry(claim.clone()).or_insert_with(|| Memory::new(now));
-            if wishes.contains_key(claim.as_str()) {
+            if desired_volumes.contains_key(claim.as_str()) {
                 memory.unwanted = None;
                 continue;
             }
-            if !holding.attached {
+            if !observed.attached {
                 continue;
             }
-            let Some((id, generation)) = holding.claim.as_deref().and_then(objects::volume_of) else {
+            let Some((id, generation)) = observed.claim.as_deref().and_then(objects::volume_of) else {
                 continue;
             };
             let Some(cache) = caches.iter().find(|cache| cache.id() == id) else { continue };
             let Some(served) = cache.served() else { continue };
-            let successor = wishes.values().find(|wish| wish.volume.id == id);
-            let stays = match successor {
-                Some(wish) => holdings.get(&wish.claim).is_none_or(|other| !other.attached),
+            let successor = desired_volumes.values().find(|desired| desired.volume.id == id);
+            let is_kept = match successor {
+                Some(desired) => observed_volumes.get(&desired.claim).is_none_or(|other| !other.attached),
                 None if served != generation => false,
                 None => {
-                    let room = wishes.len() + kept.len() < self.settings.config.max_caches;
+                    let room = desired_volumes.len() + kept.len() < self.settings.config.max_caches;
                     let since = *memory.unwanted.get_or_insert(now);
-                    let left = for_so_long.saturating_sub(now - since);
+                    let left = keep_for.saturating_sub(now - since);
                     if !left.is_zero() {
                         *next = (*next).min(left);
                     }
                     room && !left.is_zero()
                 }
             };
-            if stays && let Some(wish) = cache.wish_for(generation, &self.settings.node) {
-                kept.push(wish);
+            if is_kept && let Some(desired) = cache.volume_for(generation, &self.settings.node) {
+                kept.push(desired);
             }
         }
         kept
     }
 
-    /// Takes the next step for one volume; what is told of it, and when to look again at the latest.
+    /// Takes the next step for one volume. Returns its state for the metric, and the maximum time until the
+    /// next pass.
     async fn advance(
         &mut self,
         claim: &str,
-        holding: &Holding,
-        wish: Option<&Wish>,
+        observed: &ObservedVolume,
+        desired: Option<&DesiredVolume>,
     ) -> (Option<NodeCache>, Duration) {
         let now = Instant::now();
-        let step = match (holding.step(wish, &self.settings.node), wish) {
-            // What has no place any more may be in use still: the node must not get more disks than it takes.
-            (Step::MakeClaim, Some(wish)) if !self.places.take(wish.volume.id) => {
-                let most = self.settings.config.max_caches;
+        let step = match (observed.step(desired, &self.settings.node), desired) {
+            // A volume that lost its slot can still be in use: the node must not get more disks than its
+            // maximum.
+            (Step::MakeClaim, Some(desired)) if !self.slots.take(desired.volume.id) => {
+                let max = self.settings.config.max_caches;
                 Step::Wait(format!(
-                    "the node has {most} image caches (node.max_caches), and one has to go first"
+                    "the node has {max} image caches (node.max_caches), and one must be detached first"
                 ))
             }
             (step, _) => step,
         };
-        let state = match (&step, wish) {
+        let state = match (&step, desired) {
             (Step::Gone, _) => None,
             (Step::Held, _) => Some(NodeCache::Attached),
             (_, Some(_)) => Some(NodeCache::Waiting),
@@ -328,18 +324,22 @@ impl Agent {
         match &step {
             Step::Gone => {
                 self.memory.remove(claim);
-                return (state, AGAIN);
+                return (state, MAX_PASS_INTERVAL);
             }
             Step::Held => {
                 if let Some(memory) = self.memory.get_mut(claim) {
                     memory.since = now;
                 }
-                if let Some(wish) = wish {
-                    self.tell(wish, News::Attached, &format!("{} is attached on this node", wish.cache()));
+                if let Some(desired) = desired {
+                    self.notify(
+                        desired,
+                        Notice::Attached,
+                        &format!("{} is attached on this node", desired.cache()),
+                    );
                 }
-                return (state, AGAIN);
+                return (state, MAX_PASS_INTERVAL);
             }
-            Step::Wait(why) => return (state, self.waits(claim, wish, why, now)),
+            Step::Wait(why) => return (state, self.waits(claim, desired, why, now)),
             _ => {}
         }
         let memory = self.memory.entry(claim.to_owned()).or_insert_with(|| Memory::new(now));
@@ -347,23 +347,24 @@ impl Agent {
             return (state, until - now);
         }
         let since = memory.since;
-        let taken = self.hands.take(claim, holding, wish, &step).await;
-        if taken.is_ok() && matches!(step, Step::Attach { .. }) && !holding.attached {
+        let taken = self.executor.execute(claim, observed, desired, &step).await;
+        if taken.is_ok() && matches!(step, Step::Attach { .. }) && !observed.attached {
             self.metrics.node_attached(since.elapsed());
         }
-        self.note(claim, wish, &step, taken).map_or((state, AGAIN), |again| (state, again))
+        self.note(claim, desired, &step, taken).map_or((state, MAX_PASS_INTERVAL), |again| (state, again))
     }
 
-    /// Writes in the background that pods of the node use an image cache, if they do and it was not written lately.
-    fn note_use(&mut self, holding: &Holding, wish: &Wish) {
-        let Some(memory) = self.memory.get_mut(&wish.claim) else { return };
-        let lately = memory.used.is_some_and(|time| time.elapsed() < used::EVERY);
-        if wish.asked.is_empty() || lately || !used::is_due(holding.claim.as_deref(), Utc::now()) {
+    /// Writes the use of an image cache in the background, if pods of the node use it and it was not written
+    /// recently.
+    fn note_use(&mut self, observed: &ObservedVolume, desired: &DesiredVolume) {
+        let Some(memory) = self.memory.get_mut(&desired.claim) else { return };
+        let lately = memory.used.is_some_and(|time| time.elapsed() < used::WRITE_INTERVAL);
+        if desired.requested_by.is_empty() || lately || !used::is_due(observed.claim.as_deref(), Utc::now()) {
             return;
         }
-        // A failure costs nothing but accuracy, and must not be repeated with each pass.
+        // A failure only costs accuracy, and must not be repeated in every pass.
         memory.used = Some(Instant::now());
-        let (api, claim) = (self.hands.api(), wish.claim.clone());
+        let (api, claim) = (self.executor.api(), desired.claim.clone());
         tokio::spawn(async move {
             if let Err(fault) = used::write(&api, &claim, Utc::now()).await {
                 tracing::warn!(claim, "{fault}");
@@ -371,20 +372,20 @@ impl Agent {
         });
     }
 
-    /// What came of a step; when it is to be taken again, where it failed.
+    /// Records the result of a step. Returns the delay until it is retried, if it failed.
     fn note(
         &mut self,
         claim: &str,
-        wish: Option<&Wish>,
+        desired: Option<&DesiredVolume>,
         step: &Step,
-        taken: Result<(), Trouble>,
+        taken: Result<(), StepError>,
     ) -> Option<Duration> {
         let now = Instant::now();
         let memory = self.memory.entry(claim.to_owned()).or_insert_with(|| Memory::new(now));
-        let trouble = match taken {
+        let failure = match taken {
             Ok(()) => {
-                memory.backoff.done();
-                tracing::info!(claim, "done: {step:?}");
+                memory.backoff.succeeded();
+                tracing::info!(claim, "step completed: {step:?}");
                 if let Step::Attach { uid, .. } = step {
                     memory.from = Some(uid.clone());
                     self.wake.notify_one();
@@ -394,71 +395,72 @@ impl Agent {
                 }
                 return None;
             }
-            Err(trouble) => trouble,
+            Err(failure) => failure,
         };
         memory.backoff.failed(now);
         let again = memory.backoff.until(now).map(|until| until - now);
-        match trouble.class {
-            Class::Busy => tracing::info!(claim, "later: {}", trouble.reason),
+        match failure.class {
+            Class::Busy => tracing::info!(claim, "step postponed: {}", failure.reason),
             _ => {
-                tracing::warn!(claim, "tried again later: {}", trouble.reason);
+                tracing::warn!(claim, "step failed, retrying: {}", failure.reason);
                 self.metrics.node_failure();
-                // What the API server fails at is no news for tenants.
-                if let (Some(wish), Step::Attach { .. }) = (wish, step) {
-                    let note = format!("{} cannot be attached: {}", wish.cache(), trouble.reason);
-                    self.tell(wish, News::Failed, &note);
+                // Failures of the API server do not concern tenants.
+                if let (Some(desired), Step::Attach { .. }) = (desired, step) {
+                    let note = format!("{} cannot be attached: {}", desired.cache(), failure.reason);
+                    self.notify(desired, Notice::Failed, &note);
                 }
             }
         }
         again
     }
 
-    /// Nothing can be done for now. It is told when that has been so for long.
-    fn waits(&mut self, claim: &str, wish: Option<&Wish>, why: &str, now: Instant) -> Duration {
-        let Some(wish) = wish else { return AGAIN };
-        let patience = Duration::from_secs(60 * u64::from(self.settings.config.pending_timeout_minutes));
+    /// Handles a step that must wait. Reports the reason if the wait has lasted too long.
+    fn waits(&mut self, claim: &str, desired: Option<&DesiredVolume>, why: &str, now: Instant) -> Duration {
+        let Some(desired) = desired else { return MAX_PASS_INTERVAL };
+        let timeout = Duration::from_secs(60 * u64::from(self.settings.config.pending_timeout_minutes));
         let memory = self.memory.entry(claim.to_owned()).or_insert_with(|| Memory::new(now));
-        let left = patience.saturating_sub(now - memory.since);
+        let left = timeout.saturating_sub(now - memory.since);
         if left.is_zero() {
             let namespace = &self.settings.config.namespace;
             let note = format!(
                 "{} is not attached yet: {why} (kubectl -n {namespace} describe pvc,pod)",
-                wish.cache()
+                desired.cache()
             );
             tracing::warn!(claim, "{note}");
-            self.tell(wish, News::Late, &note);
-            return AGAIN;
+            self.notify(desired, Notice::Late, &note);
+            return MAX_PASS_INTERVAL;
         }
         left
     }
 
-    /// Tells the pods that ask for it; the ImageCache, where no pod does and it goes not well.
-    fn tell(&mut self, wish: &Wish, news: News, note: &str) {
-        for pod in &wish.asked {
-            self.teller.tell(pod, news, note);
+    /// Creates an event about the pods that request the volume; or about the ImageCache if there is no such
+    /// pod and the event is a problem.
+    fn notify(&mut self, desired: &DesiredVolume, notice: Notice, note: &str) {
+        for pod in &desired.requested_by {
+            self.notifier.notify(pod, notice, note);
         }
-        if wish.asked.is_empty() && news != News::Attached {
-            let object = &wish.object;
-            self.teller.tell(object, news, &format!("{}: {note}", self.settings.node));
+        if desired.requested_by.is_empty() && notice != Notice::Attached {
+            let object = &desired.object;
+            self.notifier.notify(object, notice, &format!("{}: {note}", self.settings.node));
         }
     }
 
-    /// Detaches what nobody knows any more: its claim and holder were deleted by somebody else.
-    async fn let_go_of(&mut self, name: &str) -> (Option<NodeCache>, Duration) {
+    /// Detaches a volume without claim and holder, which another program deleted.
+    async fn detach_orphan(&mut self, name: &str) -> (Option<NodeCache>, Duration) {
         let now = Instant::now();
         let memory = self.memory.entry(name.to_owned()).or_insert_with(|| Memory::new(now));
         let state = Some(NodeCache::Leaving);
         if let Some(until) = memory.backoff.until(now) {
             return (state, until - now);
         }
-        match self.hands.detach(name.to_owned()).await {
+        match self.executor.detach(name.to_owned()).await {
             Ok(()) => {
                 self.memory.remove(name);
-                (None, AGAIN)
+                (None, MAX_PASS_INTERVAL)
             }
             failed => {
                 let again = self.note(name, None, &Step::Detach, failed);
-                (state, again.unwrap_or(AGAIN))
+                (state, again.unwrap_or(MAX_PASS_INTERVAL))
             }
         }
     }

@@ -1,15 +1,15 @@
-//! When something is tried again: later each time, and not by all nodes at once.
+//! Retry delays that grow, with a random part, so that nodes do not retry at the same time.
 
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-/// The first pause.
-const FIRST: Duration = Duration::from_secs(1);
-/// The longest one.
-const LONGEST: Duration = Duration::from_secs(120);
+/// Delay after the first failure.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Maximum delay between retries.
+const MAX_DELAY: Duration = Duration::from_secs(120);
 
-/// Failures in a row.
+/// The consecutive failures of one operation.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
@@ -17,21 +17,21 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// It failed once more.
+    /// Records a failure at `now`.
     pub(super) fn failed(&mut self, now: Instant) {
-        let pause = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
-        // A quarter less to a quarter more.
-        let chance = u32::from(Uuid::new_v4().as_bytes()[0]);
-        self.until = Some(now + pause * 3 / 4 + pause / 2 * chance / 255);
+        let pause = FIRST_DELAY.saturating_mul(1 << self.failures.min(16)).min(MAX_DELAY);
+        // From 25 % less to 25 % more.
+        let random = u32::from(Uuid::new_v4().as_bytes()[0]);
+        self.until = Some(now + pause * 3 / 4 + pause / 2 * random / 255);
         self.failures += 1;
     }
 
-    /// It went well.
-    pub(super) fn done(&mut self) {
+    /// Records a success and resets the delay.
+    pub(super) fn succeeded(&mut self) {
         *self = Backoff::default();
     }
 
-    /// Until when nothing is to be tried.
+    /// Returns the time before which the operation must not be retried. `None` if it can be tried now.
     pub(super) fn until(&self, now: Instant) -> Option<Instant> {
         self.until.filter(|until| *until > now)
     }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_each_time() {
+    fn delays_grow() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
         assert_eq!(backoff.until(now), None);
         for seconds in [1, 2, 4, 8, 16, 32, 64, 120, 120] {
@@ -54,9 +54,9 @@ mod tests {
         for _ in 0..100 {
             backoff.failed(now);
         }
-        assert!(backoff.until(now).unwrap() - now <= LONGEST * 5 / 4);
-        assert_eq!(backoff.until(now + LONGEST * 2), None);
-        backoff.done();
+        assert!(backoff.until(now).unwrap() - now <= MAX_DELAY * 5 / 4);
+        assert_eq!(backoff.until(now + MAX_DELAY * 2), None);
+        backoff.succeeded();
         assert_eq!(backoff.until(now), None);
     }
 }

@@ -1,4 +1,5 @@
-//! What the kubelet and Prometheus ask an agent: plain HTTP, nothing that is secret, and few of them at a time.
+//! HTTP endpoints of an agent for the kubelet and Prometheus: plain HTTP, no confidential data, few
+//! connections.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,51 +18,57 @@ use tokio::sync::Semaphore;
 
 use crate::telemetry::metrics::Metrics;
 
-/// Most connections at a time.
-const AT_A_TIME: usize = 16;
-/// Most time of one connection: of a request that is not sent, an answer that is not read, and one that is kept open.
-const LIMIT: Duration = Duration::from_secs(60);
-/// How long to wait where no connection can be accepted, as for want of descriptors.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Maximum number of concurrent connections.
+const MAX_CONNECTIONS: usize = 16;
+/// Maximum duration of one connection, including slow requests, slow responses and idle time.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Delay after a connection could not be accepted, for example because no file descriptors are left.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// A listener at an address.
+/// A listening socket for the endpoints.
 #[derive(Debug)]
 pub struct Health(TcpListener);
 
 impl Health {
-    /// Takes the address.
+    /// Binds the address.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         Ok(Health(TcpListener::bind(address).await?))
     }
 
-    /// Where it listens.
+    /// Returns the local address.
+    ///
+    /// # Errors
+    /// The socket has no local address.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }
 
-    /// Answers for ever: `/healthz`, `/readyz` by what `ready` says, and `/metrics`.
+    /// Serves `/healthz`, `/readyz` (according to `ready`) and `/metrics`. Does not return.
     pub async fn serve(self, ready: Arc<AtomicBool>, metrics: Metrics) {
         let readiness = move || async move {
             match ready.load(Ordering::Acquire) {
                 true => (StatusCode::OK, "ready\n"),
-                false => (StatusCode::SERVICE_UNAVAILABLE, "not everything was looked at yet\n"),
+                false => (StatusCode::SERVICE_UNAVAILABLE, "the first pass is not complete\n"),
             }
         };
         let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        let told = move || async move { ([(header::CONTENT_TYPE, text)], metrics.encode()) };
+        let encode = move || async move { ([(header::CONTENT_TYPE, text)], metrics.encode()) };
         let router = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(readiness))
-            .route("/metrics", get(told));
-        let room = Arc::new(Semaphore::new(AT_A_TIME));
+            .route("/metrics", get(encode));
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            // It is never closed.
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            // The semaphore is never closed.
+            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
             let stream = match self.0.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    tokio::time::sleep(PAUSE).await;
+                    tracing::warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
@@ -69,9 +76,9 @@ impl Health {
             tokio::spawn(async move {
                 let serving = http1::Builder::new()
                     .timer(TokioTimer::new())
-                    .header_read_timeout(LIMIT / 6)
+                    .header_read_timeout(CONNECTION_TIMEOUT / 6)
                     .serve_connection(TokioIo::new(stream), service);
-                let _ = tokio::time::timeout(LIMIT, serving).await;
+                let _ = tokio::time::timeout(CONNECTION_TIMEOUT, serving).await;
                 drop(permit);
             });
         }

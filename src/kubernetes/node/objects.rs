@@ -1,77 +1,38 @@
-//! The objects of one volume on one node: its claim, and the pod that holds it.
+//! The objects of one volume on one node: its claim, and its holder pod.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use super::wish::Wish;
-use crate::caches::volumes::VolumeId;
+use super::desired::DesiredVolume;
+use super::labels::{GENERATION, HOLDS, ID, IMAGE_CACHE, NODE, TENANT, is_of, node_label};
 use crate::config::node::Node;
 use crate::kubernetes::names::{MANAGER, object};
 use larder_model::digest::Digest;
 use larder_model::image_cache::CacheId;
 
-/// On claims and holders: which node, as [`node_label`].
-const NODE: &str = "larder.dev/node";
-/// On holders: the name of the claim.
-const HOLDS: &str = "larder.dev/holds";
-const TENANT: &str = "larder.dev/tenant";
-const ID: &str = "larder.dev/id";
-const GENERATION: &str = "larder.dev/generation";
-/// On pods and namespaces: the image cache that is asked for. On claims and holders: the one that they are for.
-pub(super) const IMAGE_CACHE: &str = "larder.dev/image-cache";
-/// On pods, `true`. The annotation: the pod must not start before its image cache is attached. The label: the pod is held back, set by
-/// `config/kubernetes/node/required`.
-pub(super) const REQUIRED: &str = "larder.dev/image-cache-required";
-/// Label of a pod that is held back: the node that attaches its image cache, as [`node_label`].
-pub(super) const ATTACH_ON: &str = "larder.dev/attach-on";
-/// Scheduling gate of a pod that is held back (KEP-3521).
-pub(super) const GATE: &str = "larder.dev/image-cache";
-/// The user of a holder: it needs to be nobody.
-const NOBODY: i64 = 65532;
-/// Characters of a node's name in the names of objects.
-const HASH: usize = 10;
+/// User and group of a holder, which needs no privileges.
+const UNPRIVILEGED_ID: i64 = 65532;
 
-/// The node as a label and as a part of names: names of nodes may be longer than either.
-pub(super) fn node_label(node: &str) -> String {
-    Digest::sha256(node.as_bytes()).hex()[..HASH].to_owned()
-}
-
-/// Selects what an agent has made for its node.
-pub(super) fn selector(node: &str) -> String {
-    format!("app.kubernetes.io/managed-by={MANAGER},{NODE}={}", node_label(node))
-}
-
-/// Whether an object was made for this node: two names may have one label.
-pub(super) fn is_of(meta: &ObjectMeta, node: &str) -> bool {
-    meta.annotations.as_ref().and_then(|annotations| annotations.get(NODE)).is_some_and(|of| of == node)
-}
-
-/// Name of the claim for a volume on a node. Fits a label.
-pub(super) fn claim_name(volume: &VolumeId, node: &str) -> String {
-    format!("{}-{}", object(volume), node_label(node))
-}
-
-/// The cache and the number of the volume that a claim is of.
+/// Returns the cache and the volume number of a claim.
 pub(super) fn volume_of(claim: &PersistentVolumeClaim) -> Option<(CacheId, u32)> {
     let labels = claim.labels();
     Some((labels.get(ID)?.parse().ok()?, labels.get(GENERATION)?.parse().ok()?))
 }
 
-/// The namespace of the image cache that a claim is of.
+/// Returns the namespace of the image cache of a claim.
 pub(super) fn tenant_of(claim: &PersistentVolumeClaim) -> Option<&str> {
     claim.labels().get(TENANT).map(String::as_str)
 }
 
-/// The claim that a pod holds.
+/// Returns the name of the claim that a holder mounts.
 pub(super) fn holds(pod: &Pod) -> Option<&str> {
     pod.labels().get(HOLDS).map(String::as_str)
 }
 
-/// What is made on one node.
+/// Builds the objects of one node.
 #[derive(Debug)]
 pub(super) struct Objects<'a> {
     pub(super) settings: &'a Node,
@@ -80,8 +41,8 @@ pub(super) struct Objects<'a> {
 }
 
 impl Objects<'_> {
-    fn metadata(&self, wish: &Wish, name: &str) -> Value {
-        let volume = &wish.volume;
+    fn metadata(&self, desired: &DesiredVolume, name: &str) -> Value {
+        let volume = &desired.volume;
         let pairs = [
             ("app.kubernetes.io/name", "larder-holder".to_owned()),
             ("app.kubernetes.io/managed-by", MANAGER.to_owned()),
@@ -89,16 +50,16 @@ impl Objects<'_> {
             (GENERATION, volume.generation.to_string()),
             (TENANT, volume.tenant.to_string()),
             (NODE, node_label(self.node.0)),
-            (HOLDS, wish.claim.clone()),
+            (HOLDS, desired.claim.clone()),
         ];
         json!({
             "name": name,
             "namespace": self.settings.namespace,
             "labels": pairs.into_iter().collect::<BTreeMap<_, _>>(),
             "annotations": {
-                IMAGE_CACHE: wish.cache(),
+                IMAGE_CACHE: desired.cache(),
                 NODE: self.node.0,
-                // Of a node that goes, both are deleted; neither keeps it.
+                // When a node is removed, both are deleted; neither must prevent that.
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
             },
             "ownerReferences": [{
@@ -111,60 +72,61 @@ impl Objects<'_> {
         })
     }
 
-    /// The claim, restored from the snapshot.
-    pub(super) fn claim(&self, wish: &Wish) -> Value {
+    /// Returns the claim, which is restored from the snapshot.
+    pub(super) fn claim(&self, desired: &DesiredVolume) -> Value {
         let mut claim = json!({
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
-            "metadata": self.metadata(wish, &wish.claim),
+            "metadata": self.metadata(desired, &desired.claim),
             "spec": {
                 "accessModes": [self.settings.access_mode],
                 "volumeMode": "Filesystem",
                 "dataSource": {
                     "apiGroup": "snapshot.storage.k8s.io",
                     "kind": "VolumeSnapshot",
-                    "name": object(&wish.volume),
+                    "name": object(&desired.volume),
                 },
-                "resources": {"requests": {"storage": wish.size.to_string()}},
+                "resources": {"requests": {"storage": desired.size.to_string()}},
             },
         });
-        // Without the key it is the default class; with an empty one it would be none.
+        // Without the key, the default class is used; an empty value would mean no class.
         if !self.settings.storage_class.is_empty() {
             claim["spec"]["storageClassName"] = json!(self.settings.storage_class);
         }
         claim
     }
 
-    /// The pod that holds it. `before` are those that hold it still and are on their way out: each set of them has a successor
-    /// of its own name, so that one made twice is made once, and none waits for the end of another. While a node has any pod
-    /// with the claim, the cluster leaves the disk where it is.
-    pub(super) fn holder(&self, wish: &Wish, before: &[&Pod]) -> Value {
+    /// Returns the holder of the claim. `before` are holders that are being deleted. The name is derived from
+    /// them, so that a repeated create makes only one successor, and the successor does not wait for their
+    /// end. As long as a pod with the claim exists on a node, the cluster does not detach the disk.
+    pub(super) fn holder(&self, desired: &DesiredVolume, before: &[&Pod]) -> Value {
         let mut uids: Vec<String> = before.iter().filter_map(|pod| pod.uid()).collect();
         uids.sort();
-        let name = format!("{}-{}", wish.claim, &Digest::sha256(uids.join(",").as_bytes()).hex()[..4]);
+        let name = format!("{}-{}", desired.claim, &Digest::sha256(uids.join(",").as_bytes()).hex()[..4]);
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": self.metadata(wish, &name),
+            "metadata": self.metadata(desired, &name),
             "spec": {
                 "restartPolicy": "Always",
                 "automountServiceAccountToken": false,
                 "enableServiceLinks": false,
-                // It stays for 10 s, until its successor has the claim, too (`larder node hold`).
+                // A holder keeps running for 10 s, until its successor also has the claim (`larder node
+                // hold`).
                 "terminationGracePeriodSeconds": 30,
-                // Not spec.nodeName: a claim that waits for its first consumer is bound by the scheduler alone.
+                // Not spec.nodeName: only the scheduler binds a claim that waits for its first consumer.
                 "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
                     "nodeSelectorTerms": [{"matchFields": [
                         {"key": "metadata.name", "operator": "In", "values": [self.node.0]},
                     ]}],
                 }}},
-                // As a DaemonSet's: a drain, or a full disk, is no reason to take a disk from under containers.
+                // As for a DaemonSet: a drain or a full disk must not remove the disk of running containers.
                 "tolerations": [{"operator": "Exists"}],
-                // No fsGroup: files on the volume are what the seal says.
+                // No fsGroup: it would change files that the seal covers.
                 "securityContext": {
                     "runAsNonRoot": true,
-                    "runAsUser": NOBODY,
-                    "runAsGroup": NOBODY,
+                    "runAsUser": UNPRIVILEGED_ID,
+                    "runAsGroup": UNPRIVILEGED_ID,
                     "seccompProfile": {"type": "RuntimeDefault"},
                 },
                 "containers": [{
@@ -185,19 +147,20 @@ impl Objects<'_> {
                 }],
                 "volumes": [{
                     "name": "cache",
-                    "persistentVolumeClaim": {"claimName": wish.claim, "readOnly": true},
+                    "persistentVolumeClaim": {"claimName": desired.claim, "readOnly": true},
                 }],
             },
         })
     }
 }
 
-/// Whether a claim is what [`Objects::claim`] makes: one whose source was dropped, which an API server may do without a word
-/// (facts/kubernetes.md, 1), would give an empty volume, and one of another node is a collision of names.
-pub(super) fn fits(claim: &PersistentVolumeClaim, wish: &Wish, node: &str) -> bool {
+/// Reports whether a claim matches [`Objects::claim`]. An API server can silently drop the source
+/// (facts/kubernetes.md, 1), which would give an empty volume. A claim of another node is a collision of
+/// names.
+pub(super) fn fits(claim: &PersistentVolumeClaim, desired: &DesiredVolume, node: &str) -> bool {
     let source = claim.spec.as_ref().and_then(|spec| spec.data_source.as_ref());
-    let restored =
-        source.is_some_and(|source| source.kind == "VolumeSnapshot" && source.name == object(&wish.volume));
+    let restored = source
+        .is_some_and(|source| source.kind == "VolumeSnapshot" && source.name == object(&desired.volume));
     restored && is_of(&claim.metadata, node)
 }
 
@@ -206,11 +169,12 @@ pub(super) mod tests {
     use kube_cel::{VapEvaluator, VapExpression};
     use serde_json::{Value, json};
 
-    use super::super::wish::tests::{cache, named};
+    use super::super::desired::tests::{cache, named};
     use super::*;
 
-    /// The evaluator knows no `extra` of its own requests, so that a request is given as parameters; and it takes every map for
-    /// an object, whose fields have escaped names (apiserver pkg/cel/escaping.go).
+    /// Rewrites an expression for the evaluator. It does not provide `extra` for its own requests, so the
+    /// request is given as parameters. It also treats every map as an object, whose fields have escaped names
+    /// (apiserver pkg/cel/escaping.go).
     pub(in super::super) fn of_evaluator(expression: &str) -> String {
         let mut expression = expression.replace("request.", "params.");
         for key in ["authentication.kubernetes.io/node-name", "larder.dev/node", "cache.larder.dev/"] {
@@ -220,8 +184,8 @@ pub(super) mod tests {
         expression
     }
 
-    /// The rules of the shipped policies that are for the request, over it as API servers show it; all of them hold, or it is
-    /// denied.
+    /// Returns the rules of the shipped policies that refuse a request, with the request as API servers show
+    /// it. If any rule refuses it, the request is denied.
     fn refusals(operation: &str, resource: &str, token_of: Option<&str>, object: &Value) -> Vec<String> {
         let shipped = include_str!("../../../config/kubernetes/node/policy.yaml");
         let objects: Vec<Value> =
@@ -244,7 +208,7 @@ pub(super) mod tests {
         let evaluator = VapEvaluator::builder().params(request);
         let evaluator = match operation {
             "DELETE" => evaluator.old_object(object.clone()),
-            // Another node's claim, which the agent would make its own.
+            // A claim of another node, which the agent would take over.
             "UPDATE" => {
                 let mut old = object.clone();
                 old["metadata"]["annotations"][NODE] = json!("node-b");
@@ -269,12 +233,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_policy_lets_an_agent_have_its_own_node_alone() {
+    fn the_policy_limits_an_agent_to_its_own_node() {
         let caches = [cache("team-a", "web", &[], |_| {})];
-        let wish = super::super::wish::decide(&named("team-a/web"), &caches, "node-a", 1).wishes.remove(0);
+        let desired =
+            super::super::desired::decide(&named("team-a/web"), &caches, "node-a", 1).volumes.remove(0);
         let settings = Node::default();
         let objects = Objects { settings: &settings, node: ("node-a", "uid") };
-        let (claim, holder) = (objects.claim(&wish), objects.holder(&wish, &[]));
+        let (claim, holder) = (objects.claim(&desired), objects.holder(&desired, &[]));
         for (resource, object) in [("persistentvolumeclaims", &claim), ("pods", &holder)] {
             for operation in ["CREATE", "DELETE"] {
                 let admitted = |of: Option<&str>| refusals(operation, resource, of, object);

@@ -1,15 +1,17 @@
-//! What the node says of its image caches to schedulers and to people: labels, a condition, and the startup taint.
+//! Publishes the image caches of the node for schedulers and people: labels, a condition, and the startup
+//! taint.
 //!
-//! | what | value |
+//! | on the Node object | value |
 //! |---|---|
-//! | label `cache.larder.dev/<namespace>.<name>` of the node, one for each image cache that is attached | the first characters of its digest |
-//! | condition `larder.dev/ImageCachesAttached` | whether all of `node.caches` are attached |
+//! | label `cache.larder.dev/<namespace>.<name>` for each attached image cache | start of its digest |
+//! | condition `larder.dev/ImageCachesAttached` | `True` if all of `node.caches` are attached |
 //! | taint `readiness.k8s.io/larder.image-caches` | removed when all of `node.caches` are attached |
 //!
-//! The name of the taint follows the conventions of the Node Readiness Controller, which can also remove it by the condition. No
-//! controller is needed: the agent removes the taint itself.
+//! The name of the taint follows the conventions of the Node Readiness Controller, which can also remove it
+//! based on the condition. The controller is not required, because the agent removes the taint itself.
 //!
-//! The rights for it are optional (`config/kubernetes/node/readiness`), because RBAC cannot limit them to the own node.
+//! The permissions for this are optional (`config/kubernetes/node/readiness`), because RBAC cannot limit them
+//! to the agent's own node.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +21,9 @@ use kube::ResourceExt as _;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-use super::wish::Wish;
+use super::desired::DesiredVolume;
 use crate::kubernetes::client::ApiServer;
-use crate::kubernetes::fault::{Fault, ask};
+use crate::kubernetes::fault::{Fault, request};
 
 /// Prefix of the labels.
 const LABEL: &str = "cache.larder.dev/";
@@ -29,13 +31,14 @@ const LABEL: &str = "cache.larder.dev/";
 pub(super) const CONDITION: &str = "larder.dev/ImageCachesAttached";
 /// Key of the taint.
 const TAINT: &str = "readiness.k8s.io/larder.image-caches";
-/// Field manager of labels and condition: what it does not apply again is removed.
+/// Field manager of labels and condition. Fields that are not applied again are removed.
 const MANAGER: &str = "larder-node";
-/// Maximum length of the name of a label, and number of characters of a digest in its value.
+/// Maximum length of the name part of a label key, characters.
 const MAX_NAME: usize = 63;
-const DIGEST: usize = 16;
+/// Number of characters of a digest in the value of a label.
+const DIGEST_CHARS: usize = 16;
 
-/// What there is to say.
+/// The state of the node's image caches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct State {
     labels: BTreeMap<String, String>,
@@ -44,34 +47,35 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The state of a node on which the volumes of `attached` are attached, and which waits for the image caches `wanted`.
-    pub(super) fn of<'a>(attached: impl Iterator<Item = &'a Wish>, wanted: &[String]) -> Self {
+    /// Returns the state of a node on which the volumes of `attached` are attached, and which waits for the
+    /// image caches `wanted`.
+    pub(super) fn of<'a>(attached: impl Iterator<Item = &'a DesiredVolume>, wanted: &[String]) -> Self {
         let mut state = State { labels: BTreeMap::new(), pending: wanted.to_vec() };
-        for wish in attached {
-            state.pending.retain(|name| *name != wish.cache());
-            // While a newer volume is awaited, the image cache is there by an older one.
-            let value = wish.seal.as_ref().map_or("older", |digest| &digest.hex()[..DIGEST]);
-            state.labels.insert(label(wish), value.to_owned());
+        for desired in attached {
+            state.pending.retain(|name| *name != desired.cache());
+            // While the newest volume is not attached, an older one serves the image cache.
+            let value = desired.seal.as_ref().map_or("older", |digest| &digest.hex()[..DIGEST_CHARS]);
+            state.labels.insert(label(desired), value.to_owned());
         }
         state
     }
 
-    /// Writes into the Node object what is not there yet.
+    /// Brings the Node object up to date.
     ///
     /// # Errors
-    /// [`Fault`]: a request failed. The same again continues where it ended.
+    /// A request failed. The next call continues from there.
     pub(super) async fn publish(&self, client: &ApiServer, node: &str) -> Result<(), Fault> {
         let nodes: Api<Node> = Api::all((**client).clone());
-        let mut object = ask!(&format!("reading the node {node}"), nodes.get(node))?;
+        let mut object = request!(&format!("reading the node {node}"), nodes.get(node))?;
         let parameters = PatchParams::apply(MANAGER).force();
         if self.labels != labels_of(&object) {
             let labels = json!({
                 "apiVersion": "v1", "kind": "Node",
-                // Of this very node: an apply would create one that is gone.
+                // The UID prevents an apply from creating a node that was deleted.
                 "metadata": {"name": node, "uid": object.uid(), "labels": self.labels},
             });
             let doing = format!("labelling the node {node}");
-            object = ask!(&doing, nodes.patch(node, &parameters, &Patch::Apply(&labels)))?;
+            object = request!(&doing, nodes.patch(node, &parameters, &Patch::Apply(&labels)))?;
         }
         if let Some(condition) = self.condition(&object) {
             let status = json!({
@@ -79,23 +83,23 @@ impl State {
                 "status": {"conditions": [condition]},
             });
             let doing = format!("writing the condition of the node {node}");
-            object = ask!(&doing, nodes.patch_status(node, &parameters, &Patch::Apply(&status)))?;
+            object = request!(&doing, nodes.patch_status(node, &parameters, &Patch::Apply(&status)))?;
         }
         if self.pending.is_empty()
-            && let Some(taints) = without_ours(&object)
+            && let Some(taints) = without_own_taint(&object)
         {
             let doing = format!("removing the taint of the node {node}");
-            // The list is one value: the version keeps the taints of another writer.
+            // The list is replaced as a whole; the version protects the taints of other writers.
             let patch = json!({
                 "metadata": {"uid": object.uid(), "resourceVersion": object.resource_version()},
                 "spec": {"taints": taints},
             });
-            ask!(&doing, nodes.patch(node, &PatchParams::default(), &Patch::Merge(&patch)))?;
+            request!(&doing, nodes.patch(node, &PatchParams::default(), &Patch::Merge(&patch)))?;
         }
         Ok(())
     }
 
-    /// The condition, if the node does not have it so.
+    /// Returns the condition, if the node has another one or none.
     fn condition(&self, node: &Node) -> Option<serde_json::Value> {
         let (status, reason) =
             if self.pending.is_empty() { ("True", "Attached") } else { ("False", "Pending") };
@@ -119,10 +123,11 @@ impl State {
     }
 }
 
-/// Key of the label of an image cache. A name that is too long for a label is replaced by the UID.
-pub(super) fn label(wish: &Wish) -> String {
-    let name = format!("{}.{}", wish.volume.tenant, wish.name);
-    let name = if name.len() <= MAX_NAME { name } else { wish.volume.id.to_string() };
+/// Returns the key of the label of an image cache. A name that is too long for a label is replaced by the
+/// UID.
+pub(super) fn label(desired: &DesiredVolume) -> String {
+    let name = format!("{}.{}", desired.volume.tenant, desired.name);
+    let name = if name.len() <= MAX_NAME { name } else { desired.volume.id.to_string() };
     format!("{LABEL}{name}")
 }
 
@@ -131,8 +136,8 @@ fn labels_of(node: &Node) -> BTreeMap<String, String> {
     labels.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// The taints of a node without ours; `None` if it does not have it.
-fn without_ours(node: &Node) -> Option<Vec<&Taint>> {
+/// Returns the taints of a node without Larder's; `None` if the node does not have it.
+fn without_own_taint(node: &Node) -> Option<Vec<&Taint>> {
     let taints: Vec<&Taint> = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).collect();
     let others: Vec<&Taint> = taints.iter().copied().filter(|taint| taint.key != TAINT).collect();
     (others.len() < taints.len()).then_some(others)
@@ -143,33 +148,33 @@ mod tests {
     use kube_cel::{VapEvaluator, VapExpression};
     use serde_json::Value;
 
+    use super::super::desired::decide;
+    use super::super::desired::tests::{cache, named};
     use super::super::objects::tests::of_evaluator;
-    use super::super::wish::decide;
-    use super::super::wish::tests::{cache, named};
     use super::*;
 
-    fn wishes(name: &str) -> Vec<Wish> {
+    fn desired_volumes(name: &str) -> Vec<DesiredVolume> {
         let caches = [cache("team-a", name, &[], |_| {})];
-        decide(&named(&format!("team-a/{name}")), &caches, "node-a", 1).wishes
+        decide(&named(&format!("team-a/{name}")), &caches, "node-a", 1).volumes
     }
 
     #[test]
     fn what_is_attached_is_labelled_and_no_longer_pending() {
-        let attached = wishes("web");
+        let attached = desired_volumes("web");
         let wanted = ["team-a/web".to_owned(), "team-a/api".to_owned()];
         let state = State::of(attached.iter(), &wanted);
         let digest = attached[0].seal.as_ref().unwrap().hex();
-        assert_eq!(state.labels["cache.larder.dev/team-a.web"], digest[..DIGEST]);
+        assert_eq!(state.labels["cache.larder.dev/team-a.web"], digest[..DIGEST_CHARS]);
         assert_eq!(state.pending, ["team-a/api"]);
-        let older = [Wish { seal: None, ..attached[0].clone() }];
+        let older = [DesiredVolume { seal: None, ..attached[0].clone() }];
         assert_eq!(State::of(older.iter(), &[]).labels["cache.larder.dev/team-a.web"], "older");
     }
 
     #[test]
     fn a_name_that_is_too_long_is_a_uid() {
-        let long = wishes(&"w".repeat(60));
+        let long = desired_volumes(&"w".repeat(60));
         assert_eq!(label(&long[0]), format!("cache.larder.dev/{}", long[0].volume.id));
-        assert_eq!(label(&wishes(&"w".repeat(56))[0]).len(), LABEL.len() + MAX_NAME);
+        assert_eq!(label(&desired_volumes(&"w".repeat(56))[0]).len(), LABEL.len() + MAX_NAME);
     }
 
     #[test]
@@ -191,7 +196,8 @@ mod tests {
         assert_ne!(ready["lastTransitionTime"], "2026-01-01T00:00:00Z");
     }
 
-    /// How many rules of the shipped policy refuse this change of a node, by an agent on `node-a`.
+    /// Returns the number of rules of the shipped policy that refuse this change of a node by an agent on
+    /// `node-a`.
     fn refusals(old: &Value, new: &Value) -> usize {
         let shipped = include_str!("../../../config/kubernetes/node/readiness/policy.yaml");
         let policy: Value = serde_saphyr::from_str(shipped.split("\n---\n").next().unwrap()).unwrap();
@@ -213,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_lets_an_agent_write_what_is_its_own() {
+    fn the_policy_limits_an_agent_to_its_own_fields() {
         let condition = |type_: &str, status: &str| json!({"type": type_, "status": status});
         let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
         let old = json!({
@@ -249,8 +255,8 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": {"taints": taints}})).unwrap()
         };
         let other = json!({"key": "other", "effect": "NoSchedule"});
-        assert_eq!(without_ours(&node(json!([other]))), None);
+        assert_eq!(without_own_taint(&node(json!([other]))), None);
         let both = node(json!([{"key": TAINT, "effect": "NoSchedule"}, other]));
-        assert_eq!(without_ours(&both).unwrap().len(), 1);
+        assert_eq!(without_own_taint(&both).unwrap().len(), 1);
     }
 }

@@ -1,8 +1,8 @@
-//! The image caches that matter to one node.
+//! The image caches that concern one node.
 //!
-//! A cluster can have thousands of image caches, a node needs a few. So an agent watches the namespaces whose image caches its
-//! pods, its configuration and its volumes name, and no others: then neither its memory nor what the API server sends it grows
-//! with the cluster.
+//! A cluster can have thousands of image caches, and a node needs a few. Therefore an agent watches only the
+//! namespaces whose image caches its pods, its configuration and its volumes name. Neither its memory nor the
+//! traffic from the API server grows with the cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,19 +16,21 @@ use kube::runtime::watcher::{self, Config};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::known::follow;
-use super::wish::Scope;
+use super::desired::Scope;
+use super::follow::follow;
 use crate::kubernetes::client::ApiServer;
 use crate::kubernetes::crd::ImageCache;
 
-/// Most namespaces that are watched one by one. A node that needs more watches all of them at once.
-const MOST: usize = 32;
-/// How long a namespace is watched after it was last needed: the next pod of a Deployment comes soon.
-const KEEP: Duration = Duration::from_secs(600);
-/// How long a pass waits for the first list of a namespace.
-const FIRST: Duration = Duration::from_secs(10);
+/// Maximum number of namespaces with a watch of their own. A node that needs more watches all namespaces at
+/// once.
+const MAX_NAMESPACES: usize = 32;
+/// Duration for which a namespace is still watched after it was last needed, because the next pod of a
+/// Deployment often follows soon.
+const KEEP_WATCH: Duration = Duration::from_secs(600);
+/// Maximum time that a pass waits for the first list of a namespace.
+const FIRST_LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One watch.
+/// The watch of one namespace.
 #[derive(Debug)]
 struct Watched {
     store: Store<ImageCache>,
@@ -36,7 +38,7 @@ struct Watched {
     _task: JoinSet<()>,
 }
 
-/// Watches of image caches, by namespace. The empty name is that of a watch of all namespaces.
+/// Watches of image caches by namespace. The empty name is the watch of all namespaces.
 #[derive(Debug)]
 pub(super) struct Scoped {
     client: ApiServer,
@@ -45,17 +47,17 @@ pub(super) struct Scoped {
 }
 
 impl Scoped {
-    /// Watches nothing yet.
+    /// Creates an empty set of watches.
     pub(super) fn new(client: &Client, wake: &Arc<Notify>) -> Self {
         Scoped { client: client.clone().into(), wake: Arc::clone(wake), watched: BTreeMap::new() }
     }
 
-    /// Watches what is in `scope`, and ends watches that were not needed for a while. Waits until all that is needed was listed
-    /// once, and returns whether it was.
-    pub(super) async fn look_at(&mut self, scope: &Scope) -> bool {
+    /// Watches the namespaces in `scope`, and ends watches that were not needed for a while. Waits for the
+    /// first list of each of them, and returns whether all are complete.
+    pub(super) async fn set_scope(&mut self, scope: &Scope) -> bool {
         let of_all = BTreeSet::from([String::new()]);
         let needed = match scope {
-            Scope::Namespaces(namespaces) if namespaces.len() <= MOST => namespaces,
+            Scope::Namespaces(namespaces) if namespaces.len() <= MAX_NAMESPACES => namespaces,
             _ => &of_all,
         };
         let now = Instant::now();
@@ -63,18 +65,18 @@ impl Scoped {
             let watched = self.watched.entry(namespace.clone());
             watched.or_insert_with(|| watch(&self.client, namespace, &self.wake)).needed = now;
         }
-        // A watch of all namespaces and one of a single namespace would both have the same objects.
+        // A watch of all namespaces would deliver the same objects as one of a single namespace.
         let all = needed.contains("");
         self.watched.retain(|namespace, watched| {
-            needed.contains(namespace) || (!all && !namespace.is_empty() && now - watched.needed < KEEP)
+            needed.contains(namespace) || (!all && !namespace.is_empty() && now - watched.needed < KEEP_WATCH)
         });
         let stores = self.watched.iter().filter(|(namespace, _)| needed.contains(*namespace));
         let ready = stores.map(|(_, watched)| watched.store.wait_until_ready());
-        // An error says that the watch has ended, which it does with this value only.
-        tokio::time::timeout(FIRST, futures_util::future::join_all(ready)).await.is_ok()
+        // An error means that the watch has ended, which only happens when this value is dropped.
+        tokio::time::timeout(FIRST_LIST_TIMEOUT, futures_util::future::join_all(ready)).await.is_ok()
     }
 
-    /// The objects of all watches.
+    /// Returns the objects of all watches.
     pub(super) fn objects(&self) -> Vec<Arc<ImageCache>> {
         self.watched.values().flat_map(|watched| watched.store.state()).collect()
     }
@@ -86,7 +88,7 @@ fn watch(client: &ApiServer, namespace: &str, wake: &Arc<Notify>) -> Watched {
         namespace => Api::namespaced((**client).clone(), namespace),
     };
     let events = watcher::watcher(api, Config::default()).modify(|cache: &mut ImageCache| {
-        // No node looks at these.
+        // Agents do not read these fields.
         cache.metadata.managed_fields = None;
         if let Some(status) = &mut cache.status {
             status.events = Vec::new();

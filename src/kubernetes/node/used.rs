@@ -1,4 +1,5 @@
-//! When pods of the node last used an image cache: an annotation of the claim, which the daemon that leads reads.
+//! Records when pods of the node last used an image cache, in an annotation of the claim that the leading
+//! daemon reads.
 
 use std::time::Duration;
 
@@ -8,17 +9,18 @@ use kube::ResourceExt as _;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-use crate::kubernetes::fault::{Fault, ask, opt};
+use crate::kubernetes::fault::{Fault, opt, request};
 use crate::kubernetes::names::{LAST_USED, MANAGER};
 
-/// How often a use is written. A thousand nodes with three image caches each make five writes per second.
-pub(super) const EVERY: Duration = Duration::from_secs(600);
+/// Interval between two writes for a claim. A thousand nodes with three image caches each cause five writes
+/// per second.
+pub(super) const WRITE_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Whether the use of a claim is to be written at `now`. There must be a claim, which does not go.
+/// Reports whether the use of a claim must be written at `now`. The claim must exist and not be deleted.
 pub(super) fn is_due(claim: Option<&PersistentVolumeClaim>, now: DateTime<Utc>) -> bool {
     let Some(claim) = claim.filter(|claim| claim.metadata.deletion_timestamp.is_none()) else { return false };
     let written = claim.annotations().get(LAST_USED).and_then(|text| DateTime::parse_from_rfc3339(text).ok());
-    let every = TimeDelta::from_std(EVERY).unwrap_or(TimeDelta::MAX);
+    let every = TimeDelta::from_std(WRITE_INTERVAL).unwrap_or(TimeDelta::MAX);
     written.is_none_or(|written| now - written.to_utc() >= every)
 }
 
@@ -32,7 +34,7 @@ pub(super) async fn write(
     let patch = json!({"metadata": {"annotations": {LAST_USED: used}}});
     let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     let doing = format!("writing the last use of the claim {claim}");
-    opt(ask!(&doing, api.patch_metadata(claim, &parameters, &Patch::Merge(&patch))))?;
+    opt(request!(&doing, api.patch_metadata(claim, &parameters, &Patch::Merge(&patch))))?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The disks that are attached to nodes, as a watch saw them last.
+//! The disks that are attached to nodes, as a watch last saw them.
 
 use std::collections::HashMap;
 
@@ -11,29 +11,29 @@ use kube::{Client, ResourceExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// What is known of the attachments of the cluster.
+/// The known attachments of the cluster.
 #[derive(Debug, Default)]
-enum Known {
-    /// Nothing yet.
+enum Attached {
+    /// The first list is not complete.
     #[default]
     Nothing,
-    /// There is no right to look.
+    /// Larder is not permitted to list attachments.
     Forbidden,
-    /// The PersistentVolume of each VolumeAttachment, by the name of that.
+    /// The PersistentVolume of each VolumeAttachment, by the name of the attachment.
     All(HashMap<String, String>),
 }
 
 /// A watch of all VolumeAttachments.
 #[derive(Debug)]
 pub(super) struct Attachments {
-    known: watch::Receiver<Known>,
+    known: watch::Receiver<Attached>,
     _watch: JoinSet<()>,
 }
 
 impl Attachments {
-    /// Begins to watch. In a runtime.
+    /// Starts the watch. Must be called inside a Tokio runtime.
     pub(super) fn new(client: &Client) -> Self {
-        let (sender, known) = watch::channel(Known::default());
+        let (sender, known) = watch::channel(Attached::default());
         let events = watcher::watcher(Api::<VolumeAttachment>::all(client.clone()), Config::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -45,14 +45,14 @@ impl Attachments {
                     Ok(Event::InitApply(attachment)) => next.extend(disk(&attachment)),
                     Ok(Event::InitDone) => {
                         let next = std::mem::take(&mut next);
-                        sender.send_modify(|known| *known = Known::All(next));
+                        sender.send_modify(|known| *known = Attached::All(next));
                     }
                     Ok(Event::Apply(attachment)) => change(&sender, |all| all.extend(disk(&attachment))),
                     Ok(Event::Delete(attachment)) => {
                         change(&sender, |all| drop(all.remove(&attachment.name_any())));
                     }
                     Err(error) if is_forbidden(&error) => {
-                        sender.send_modify(|known| *known = Known::Forbidden)
+                        sender.send_modify(|known| *known = Attached::Forbidden)
                     }
                     Err(error) => tracing::warn!("watching volume attachments: {error}"),
                 }
@@ -61,23 +61,24 @@ impl Attachments {
         Attachments { known, _watch: tasks }
     }
 
-    /// Waits until a disk is attached to no node. Without the right to look, it returns at once: the builder has synced the disk.
+    /// Waits until a disk is attached to no node. Returns at once without permission to list attachments: the
+    /// builder has synced the disk.
     pub(super) async fn detached(&self, disk: &str) {
-        let is_off = |known: &Known| match known {
-            Known::Nothing => false,
-            Known::Forbidden => true,
-            Known::All(all) => !all.values().any(|attached| attached == disk),
+        let is_off = |known: &Attached| match known {
+            Attached::Nothing => false,
+            Attached::Forbidden => true,
+            Attached::All(all) => !all.values().any(|attached| attached == disk),
         };
         if self.known.clone().wait_for(is_off).await.is_err() {
-            // The watch never ends; if it does, the caller's own limit decides.
+            // The watch never ends. If it did, the caller's timeout would apply.
             std::future::pending::<()>().await;
         }
     }
 }
 
-fn change(known: &watch::Sender<Known>, change: impl FnOnce(&mut HashMap<String, String>)) {
+fn change(known: &watch::Sender<Attached>, change: impl FnOnce(&mut HashMap<String, String>)) {
     known.send_modify(|known| {
-        if let Known::All(all) = known {
+        if let Attached::All(all) = known {
             change(all);
         }
     });

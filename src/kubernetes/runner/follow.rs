@@ -1,4 +1,4 @@
-//! Waits for the end of a Job, that of the builder or that of the verifier.
+//! Waits for the end of a Job of the builder or of the verifier.
 
 use std::time::Instant;
 
@@ -10,25 +10,25 @@ use kube::api::Api;
 use super::log::Logs;
 use super::objects::Role;
 use super::verdict::{self, End};
-use super::{Build, STUCK, exhausted, waiting};
+use super::{Build, NODE_GONE, exhausted, waiting};
 use crate::caches::pull_secrets::Unusable;
 use crate::caches::runner::Ended;
-use crate::kubernetes::fault::{Fault, ask};
+use crate::kubernetes::fault::{Fault, request};
 use larder_model::class::Class;
 
-/// How the wait for a Job came to its end.
+/// The result of waiting for a Job.
 pub(super) enum Waited {
-    /// The Job has ended. These are its pods, the oldest first.
+    /// The Job has ended. Contains its pods, oldest first.
     Ended(End, Vec<Pod>),
-    /// The build cannot go on.
+    /// The build cannot continue.
     Failed(Ended),
 }
 
 impl Build<'_> {
-    /// Follows the builder to its end, and passes on what its pods log.
+    /// Follows the builder to its end and forwards the log of its pods.
     pub(super) async fn follow(&self, unusable: Unusable) -> Result<Ended, Fault> {
         let pods: Api<Pod> = self.runner.own();
-        let mut logs = Logs::new(pods, self.lines.clone(), unusable.clone(), self.runner.pace.look);
+        let mut logs = Logs::new(pods, self.lines.clone(), unusable.clone(), self.runner.timing.look);
         let listen = |pods: &[Pod]| {
             for pod in pods.iter().filter(|pod| waiting::has_begun(pod)) {
                 logs.listen(&pod.name_any(), verdict::terminated(pod).is_some());
@@ -38,31 +38,31 @@ impl Build<'_> {
             Waited::Ended(end, pods) => (end, pods),
             Waited::Failed(ended) => return Ok(ended),
         };
-        logs.hear_out().await;
-        Ok(self.name_unusable(verdict::of(&end, &pods, |pod| logs.said(pod)), &unusable))
+        logs.drain().await;
+        Ok(self.name_unusable(verdict::of(&end, &pods, |pod| logs.result(pod)), &unusable))
     }
 
-    /// Waits for the end of the Job `name`. `seen` gets its pods each time they were listed.
+    /// Waits for the end of the Job `name`. Calls `seen` with its pods after each list.
     pub(super) async fn wait_for(
         &self,
         role: Role,
         name: &str,
         mut seen: impl FnMut(&[Pod]),
     ) -> Result<Waited, Fault> {
-        let pending = self.runner.pace.pending;
+        let pending = self.runner.timing.pending;
         let pods: Api<Pod> = self.runner.own();
         let labels = self.runner.names.of(&self.volume);
         let who = role.container();
         let mut waits = self.waits();
-        let mut doomed = None;
+        let mut doomed_since = None;
         loop {
             let Some(job) = self.find_job(name).await? else {
-                let how = format!("the job of its {who} was deleted by somebody else");
+                let how = format!("another program deleted the job of its {who}");
                 return Ok(Waited::Failed(Ended::Died(how)));
             };
-            // Pods after the Job: of one that has ended they are all there.
+            // Pods are listed after the Job, so the list is complete for a Job that has ended.
             let uid = job.uid();
-            let all = ask!("listing the pods of builders", pods.list(&labels))?.items;
+            let all = request!("listing the pods of builders", pods.list(&labels))?.items;
             let of_job =
                 |pod: &Pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref());
             let mut pods: Vec<Pod> = all.into_iter().filter(of_job).collect();
@@ -71,15 +71,15 @@ impl Build<'_> {
             if let Some(end) = verdict::end(&job) {
                 return Ok(Waited::Ended(end, pods));
             }
-            if let Some(why) = verdict::doom(&job)
-                && doomed.get_or_insert_with(Instant::now).elapsed() >= pending
+            if let Some(why) = verdict::doomed_reason(&job)
+                && doomed_since.get_or_insert_with(Instant::now).elapsed() >= pending
             {
-                let message = format!("the job has failed ({why}), and its {who} does not end: {STUCK}");
+                let message = format!("the job has failed ({why}), and its {who} does not end: {NODE_GONE}");
                 return Ok(Waited::Failed(exhausted(Class::Busy, message)));
             }
             if pods.iter().any(waiting::runs) {
                 waits.end();
-            } else if let Some(why) = pods.iter().find_map(waiting::never) {
+            } else if let Some(why) = pods.iter().find_map(waiting::permanent_failure) {
                 let message = format!("the {who} cannot start: {why}");
                 return Ok(Waited::Failed(exhausted(Class::Internal, message)));
             } else if waits.elapsed() >= pending || waits.is_due() {

@@ -1,7 +1,7 @@
-//! The log of a builder's pod: its events, and between them what it says for people.
+//! The log of a builder's pod: its events, and other lines for people in between.
 //!
-//! A log may break off and be lost. Nothing depends on it but what is told of a build under way: how a build ended is in the
-//! termination message and in the conditions of its Job.
+//! A log can be interrupted or lost. Only the progress of a running build depends on it. The result of a
+//! build is in the termination message and in the conditions of its Job.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,21 +19,21 @@ use crate::caches::runner::child::{event, next_line};
 use larder_model::escape::escape_to;
 use larder_model::event::{Event, Line, Outcome};
 
-/// Longest line, bytes.
-const LONGEST_LINE: usize = 1 << 20;
-/// How much of a line that is no event goes to our log, characters.
-const LOGGED: usize = 500;
-/// How long the rest of the logs is waited for when a Job has ended.
-const REST: Duration = Duration::from_secs(5);
+/// Maximum length of a line, bytes.
+const MAX_LINE_BYTES: usize = 1 << 20;
+/// Maximum length of a line that is not an event in Larder's own log, characters.
+const MAX_LOGGED_CHARS: usize = 500;
+/// Maximum time to wait for the rest of the logs after a Job has ended.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The logs of the pods of one Job.
 pub(super) struct Logs {
     api: Api<Pod>,
     to: mpsc::Sender<Line>,
     unusable: Arc<Unusable>,
-    /// Pods that are listened to, and whether each has ended.
+    /// Pods whose logs are read, and whether each has ended.
     pods: HashMap<String, Arc<Mutex<bool>>>,
-    said: Arc<Mutex<HashMap<String, Outcome>>>,
+    results: Arc<Mutex<HashMap<String, Outcome>>>,
     tasks: JoinSet<()>,
     pause: Duration,
 }
@@ -45,23 +45,23 @@ impl Logs {
             to,
             unusable: Arc::new(unusable),
             pods: HashMap::new(),
-            said: Arc::default(),
+            results: Arc::default(),
             tasks: JoinSet::new(),
             pause,
         }
     }
 
-    /// Listens to a pod whose builder has begun; `ended` says whether it has ended, too.
+    /// Starts to read the log of a pod whose builder has started. `ended` is `true` if it has also ended.
     pub(super) fn listen(&mut self, pod: &str, ended: bool) {
         let over = self.pods.entry(pod.to_owned()).or_insert_with(|| {
             let over = Arc::new(Mutex::new(false));
-            let listener = Listener {
+            let listener = LogReader {
                 api: self.api.clone(),
                 pod: pod.to_owned(),
                 to: self.to.clone(),
                 unusable: Arc::clone(&self.unusable),
                 over: Arc::clone(&over),
-                said: Arc::clone(&self.said),
+                results: Arc::clone(&self.results),
                 pause: self.pause,
             };
             self.tasks.spawn(listener.listen());
@@ -70,40 +70,40 @@ impl Logs {
         *over.lock().unwrap_or_else(PoisonError::into_inner) |= ended;
     }
 
-    /// Hears out all that have ended, for a bounded time.
-    pub(super) async fn hear_out(&mut self) {
+    /// Reads the rest of the logs, for a limited time.
+    pub(super) async fn drain(&mut self) {
         let rest = async { while self.tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(REST, rest).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
     }
 
-    /// The result that a pod told.
-    pub(super) fn said(&self, pod: &str) -> Option<Outcome> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).get(pod).cloned()
+    /// Returns the result in the log of a pod.
+    pub(super) fn result(&self, pod: &str) -> Option<Outcome> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner).get(pod).cloned()
     }
 }
 
-struct Listener {
+struct LogReader {
     api: Api<Pod>,
     pod: String,
     to: mpsc::Sender<Line>,
     unusable: Arc<Unusable>,
     over: Arc<Mutex<bool>>,
-    said: Arc<Mutex<HashMap<String, Outcome>>>,
+    results: Arc<Mutex<HashMap<String, Outcome>>>,
     pause: Duration,
 }
 
-impl Listener {
+impl LogReader {
     async fn listen(self) {
-        let mut heard = 0;
+        let mut lines_read = 0;
         loop {
-            // Asked before reading: what ends afterwards is read once more.
+            // Read the flag first: a pod that ends after this point is read once more.
             let over = *self.over.lock().unwrap_or_else(PoisonError::into_inner);
-            match self.read(&mut heard).await {
+            match self.read(&mut lines_read).await {
                 Ok(true) => return,
                 Ok(false) if over => return,
                 Ok(false) => {}
                 Err(why) => {
-                    tracing::debug!(pod = self.pod, "its log broke off: {why}");
+                    tracing::debug!(pod = self.pod, "reading its log failed: {why}");
                     if over {
                         return;
                     }
@@ -113,8 +113,9 @@ impl Listener {
         }
     }
 
-    /// Reads the log from its start, passing on what comes after the first `heard` lines. Says whether it came to the result.
-    async fn read(&self, heard: &mut u64) -> Result<bool, String> {
+    /// Reads the log from its start, and forwards the lines after the first `lines_read`. Returns whether it
+    /// contained the result.
+    async fn read(&self, lines_read: &mut u64) -> Result<bool, String> {
         let parameters = LogParams {
             container: Some(Role::Builder.container().to_owned()),
             follow: true,
@@ -123,25 +124,25 @@ impl Listener {
         let log = self.api.log_stream(&self.pod, &parameters).await.map_err(|e| e.to_string())?;
         let mut log = tokio::io::BufReader::new(log.compat());
         let mut at = 0;
-        while let Some(text) = next_line(&mut log, LONGEST_LINE).await.map_err(|e| e.to_string())? {
+        while let Some(text) = next_line(&mut log, MAX_LINE_BYTES).await.map_err(|e| e.to_string())? {
             at += 1;
-            if at <= *heard {
+            if at <= *lines_read {
                 continue;
             }
-            *heard = at;
-            // Standard error is in the same log.
+            *lines_read = at;
+            // The log also contains standard error.
             let Ok(Some(mut line)) = event(&text) else {
                 tracing::debug!(
                     pod = self.pod,
                     "builder: {}",
-                    escape_to(&String::from_utf8_lossy(&text), LOGGED)
+                    escape_to(&String::from_utf8_lossy(&text), MAX_LOGGED_CHARS)
                 );
                 continue;
             };
             let mut is_result = false;
             if let Event::Result(outcome) = &mut line.event {
-                let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-                said.insert(self.pod.clone(), outcome.clone());
+                let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+                results.insert(self.pod.clone(), outcome.clone());
                 self.unusable.name_in_outcome(outcome);
                 is_result = true;
             }

@@ -1,16 +1,17 @@
-//! What a build is made of in the cluster: Job, Secret, PVC, and the Job that verifies the PVC afterwards. Where layers are
-//! directories the pod is one of Pod Security "baseline": root with the six capabilities that writing them takes, nothing that
-//! escapes, no token. Where they are images it is one of "restricted": a user of no rights, to whose group the disk is given.
+//! The objects of a build in the cluster: Job, Secret, PVC, and the Job that verifies the PVC afterwards. If
+//! layers are directories, the pods fit Pod Security "baseline": root with the six capabilities that are
+//! needed to write layers, no privilege escalation, no token. If layers are images, they fit "restricted": an
+//! unprivileged user whose group owns the disk.
 //!
 //! ```text
-//! /cache              the PVC
+//! /cache              PVC
 //! /run/larder/job     build.json, larder.toml        (Secret)
-//! /run/larder/auth    <namespace>/<name>/.dockerconfigjson, in the order of the job   (the same Secret)
-//! /run/larder/sign    key.pem, where volumes are signed   (a Secret of the operator's)
-//! /tmp                64 MiB
+//! /run/larder/auth    <namespace>/<name>/.dockerconfigjson, in the order of the job   (same Secret)
+//! /run/larder/sign    key.pem, if volumes are signed   (Secret of the operator)
+//! /tmp                emptyDir, 64 MiB
 //! ```
 //!
-//! A verifier gets `/cache`, read-only, and a `/tmp` of 1 GiB.
+//! The verifier gets `/cache`, read-only, and a `/tmp` of 1 GiB.
 
 mod pod;
 
@@ -31,24 +32,25 @@ use larder_model::digest::Digest;
 use larder_model::job::{Job, LayerFormat};
 use larder_model::pull_secret::PullSecretName;
 
-/// Where the key lies by which volumes are signed, and its name there and in the Secret.
+/// Directory of the key that signs volumes.
 const SIGN: &str = "/run/larder/sign";
 const SIGN_KEY: &str = "key.pem";
 
-/// What objects are made from.
+/// The inputs of all objects of a build.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
     pub(super) names: &'a Names,
     pub(super) cluster: &'a Cluster,
     pub(super) caches: &'a Caches,
-    /// Of what is built.
+    /// Format of the layers to build.
     pub(super) layer_format: LayerFormat,
     pub(super) volume: &'a VolumeId,
     pub(super) job: &'a Job,
 }
 
 impl Parts<'_> {
-    /// The Job, suspended: Secret and PVC are made when it is there to own them. `secrets` are the usable ones.
+    /// Returns the Job, suspended, because it must exist before the Secret and the PVC that it owns.
+    /// `secrets` are the usable ones.
     pub(super) fn job(&self, secrets: &[(PullSecretName, Content)], seconds: i64) -> Value {
         let mut job = self.unsigned_job(secrets, seconds);
         if !self.cluster.sign_secret.is_empty() {
@@ -106,15 +108,16 @@ impl Parts<'_> {
             "namespace": self.names.namespace,
             "labels": self.names.labels(self.volume),
         });
-        // Secret and PVC are made when it is there to own them.
+        // The Job must exist before the Secret and the PVC that it owns.
         job["spec"]["suspend"] = json!(true);
         job
     }
 
-    /// The Job that verifies the volume of `build`, which owns it and must have ended. The volume must hold the cache `digest`.
+    /// Returns the Job that verifies the volume of `build`. `build` owns it and must have ended. The volume
+    /// must contain the cache `digest`.
     ///
-    /// Its pod gets the volume, read-only, and nothing else: no pull secret, no key, no configuration, no token, and labels that
-    /// no network policy permits traffic for.
+    /// Its pod gets only the volume, read-only: no pull secret, no key, no configuration, no token, and
+    /// labels for which no network policy permits traffic.
     pub(super) fn verifier(&self, build: &KubeJob, digest: &Digest, seconds: i64) -> Value {
         let claim = json!({"claimName": object(self.volume), "readOnly": true});
         let pod = json!({
@@ -130,7 +133,8 @@ impl Parts<'_> {
             }],
             "volumes": [
                 {"name": "cache", "persistentVolumeClaim": claim},
-                // A layer that is an image is written a second time: what does not fit in memory goes here.
+                // A layer that is an image is written a second time; the part that does not fit in memory
+                // goes here.
                 {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
             ],
         });
@@ -141,7 +145,8 @@ impl Parts<'_> {
         job
     }
 
-    /// With no item at all a volume would hold every key of the secret.
+    /// Returns the volume of the pull secrets. A secret volume without items would contain every key of the
+    /// secret.
     fn auth_volume(&self, name: &str, items: Vec<Value>) -> Value {
         if items.is_empty() {
             return json!({"name": "auth", "emptyDir": {"sizeLimit": "1Mi"}});
@@ -150,7 +155,7 @@ impl Parts<'_> {
         json!({"name": "auth", "secret": {"secretName": name, "defaultMode": mode, "items": items}})
     }
 
-    /// What the pod is given to read.
+    /// Returns the Secret with the input files of the builder.
     pub(super) fn secret(
         &self,
         owner: &KubeJob,
@@ -174,7 +179,7 @@ impl Parts<'_> {
         }))
     }
 
-    /// The disk that the pod fills.
+    /// Returns the PVC that the builder fills.
     pub(super) fn claim(&self, owner: &KubeJob, size_gib: u64) -> Value {
         let mut claim = json!({
             "apiVersion": "v1",
@@ -186,14 +191,15 @@ impl Parts<'_> {
                 "resources": {"requests": {"storage": format!("{size_gib}Gi")}},
             },
         });
-        // Without the key it is the default class; with an empty one it would be none.
+        // Without the key, the default class is used; an empty value would mean no class.
         if !self.cluster.storage_class.is_empty() {
             claim["spec"]["storageClassName"] = json!(self.cluster.storage_class);
         }
         claim
     }
 
-    /// The snapshot of a volume that holds the cache `verified`, as its verifier found. Nobody owns it: it outlives Job and PVC.
+    /// Returns the snapshot of a volume in which the verifier found the cache `verified`. It has no owner,
+    /// because it outlives Job and PVC.
     pub(super) fn snapshot(&self, result: &str, verified: &Digest) -> Value {
         let name = object(self.volume);
         json!({
@@ -239,7 +245,7 @@ fn auth_key(at: usize) -> String {
     format!("auth-{at}.json")
 }
 
-/// Keys of the secret and the paths that they are mounted at.
+/// Returns the keys of the Secret with their mount paths: those of the job, and those of the pull secrets.
 fn items(secrets: &[(PullSecretName, Content)]) -> (Vec<Value>, Vec<Value>) {
     let job = ["build.json", "larder.toml"].map(|name| json!({"key": name, "path": name}));
     let auth = secrets.iter().enumerate().map(|(at, (name, content))| {

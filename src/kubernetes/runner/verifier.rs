@@ -1,11 +1,12 @@
-//! The second process of a build, which proves what the first one wrote.
+//! The second process of a build, which verifies the volume that the first one wrote.
 //!
-//! The builder parses what registries send, and its word is all that is known of its volume. So a Job of its own reads the
-//! volume afterwards. Its pod has the volume, read-only, and no network, credential, key or token: whoever takes over a builder
-//! can neither speak for the verifier nor change the volume after it. Only then is a snapshot taken.
+//! The builder parses data from registries, and it is the only source of information about its volume.
+//! Therefore a separate Job reads the volume afterwards. Its pod has the volume, read-only, and no network,
+//! credential, key or token. An attacker who takes over a builder can neither impersonate the verifier nor
+//! change the volume after verification. The snapshot is taken only then.
 //!
-//! The Job of the build owns that of the verifier, and its end is recorded in the cluster like that of a builder. So a daemon
-//! that goes on with a build finds it, wherever the one before it was.
+//! The Job of the build owns that of the verifier, and its end is recorded in the cluster like that of a
+//! builder. So another daemon that continues the build finds it.
 
 use k8s_openapi::api::batch::v1::Job as KubeJob;
 use kube::ResourceExt as _;
@@ -15,7 +16,7 @@ use super::follow::Waited;
 use super::objects::{Parts, Role};
 use super::{Build, Halt, exhausted, verdict};
 use crate::caches::runner::Ended;
-use crate::kubernetes::fault::{Fault, ask, opt};
+use crate::kubernetes::fault::{Fault, opt, request};
 use crate::kubernetes::names::{RESULT, VERIFIED, verifier};
 use crate::kubernetes::snapshot::VolumeSnapshot;
 use larder_model::class::Class;
@@ -23,7 +24,7 @@ use larder_model::digest::Digest;
 use larder_model::event::Outcome;
 use larder_model::job::LayerFormat;
 
-/// Whether a snapshot was taken of a volume that was verified, and that holds what its builder reported.
+/// Reports whether a snapshot was taken of a verified volume, with the digest that its builder reported.
 pub(super) fn has_verified(snapshot: &VolumeSnapshot) -> bool {
     let annotations = snapshot.annotations();
     let reported = annotations.get(RESULT).and_then(|text| serde_json::from_str::<Outcome>(text).ok());
@@ -31,7 +32,7 @@ pub(super) fn has_verified(snapshot: &VolumeSnapshot) -> bool {
     verified.is_some() && reported.is_some_and(|outcome| outcome.digest == verified)
 }
 
-/// The form of layers that a Job was made for.
+/// Returns the layer format that a Job was created for.
 fn format_of(build: &KubeJob) -> LayerFormat {
     let pod = build.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
     let context = pod.and_then(|pod| pod.security_context.as_ref());
@@ -42,8 +43,8 @@ fn format_of(build: &KubeJob) -> LayerFormat {
 }
 
 impl Build<'_> {
-    /// Has the volume that `build` filled verified, and returns the digest of what it holds: the one that its builder reported.
-    /// The inner error is the end of the build.
+    /// Verifies the volume that `build` filled. Returns the digest of its content, which equals the one that
+    /// its builder reported. The inner error is the end of the build.
     pub(super) async fn verify(
         &self,
         build: &KubeJob,
@@ -64,24 +65,25 @@ impl Build<'_> {
         }
     }
 
-    /// Makes the Job of the verifier, unless `build` has one.
+    /// Creates the Job of the verifier, unless `build` has one.
     async fn verifier_job(&self, build: &KubeJob, digest: &Digest, name: &str) -> Result<(), Halt> {
         let owner = build.uid();
         loop {
             let present = self.find_job(name).await?;
-            let is_ours = |job: &KubeJob| {
+            let is_current = |job: &KubeJob| {
                 let mut owners = job.owner_references().iter();
                 job.metadata.deletion_timestamp.is_none()
                     && owners.any(|one| Some(&one.uid) == owner.as_ref())
             };
             match present {
-                Some(job) if is_ours(&job) => return Ok(()),
-                // One that verified the volume of an earlier attempt says nothing about this volume.
+                Some(job) if is_current(&job) => return Ok(()),
+                // It verified the volume of an earlier attempt, which says nothing about this volume.
                 Some(_) => self.remove_verifier(name).await?,
                 None => {
-                    // As the builder ran, whatever the configuration says by now: its files are its user's.
+                    // The same user as that of the builder, even if the configuration has changed since: that
+                    // user owns the files.
                     let parts = Parts { layer_format: format_of(build), ..self.parts(&self.order.job) };
-                    let object = parts.verifier(build, digest, self.longest());
+                    let object = parts.verifier(build, digest, self.timeout_seconds());
                     self.apply::<KubeJob>("the job of the verifier", name, &object).await?;
                     return Ok(());
                 }
@@ -93,11 +95,12 @@ impl Build<'_> {
     async fn remove_verifier(&self, name: &str) -> Result<(), Fault> {
         let jobs: Api<KubeJob> = self.runner.own();
         let doing = format!("deleting the job {name}");
-        opt(ask!(&doing, jobs.delete(name, &DeleteParams::foreground())))?;
+        opt(request!(&doing, jobs.delete(name, &DeleteParams::foreground())))?;
         Ok(())
     }
 
-    /// The end of a build whose snapshot nobody verified: it was taken by a Larder of before there were verifiers.
+    /// Returns the end of a build whose snapshot was not verified, because a version of Larder without
+    /// verifiers took it.
     pub(super) fn unverified(&self) -> Ended {
         let message = format!(
             "the snapshot {} was taken without a verification of its volume: build the image cache again",

@@ -1,4 +1,4 @@
-//! Reports what a build waits for, so that a tenant need not wait for the timeout to see it.
+//! Reports the reason why a build waits, so that a tenant sees it before the timeout.
 
 use std::time::{Duration, Instant};
 
@@ -10,34 +10,34 @@ use larder_model::event::{Event, Line, VERSION};
 /// One wait of a build, from its start or from the last time that the build continued.
 pub(super) struct Waits<'a> {
     lines: &'a mpsc::Sender<Line>,
-    every: Duration,
+    interval: Duration,
     since: Instant,
     due: Instant,
     reported: Option<String>,
 }
 
 impl<'a> Waits<'a> {
-    /// A wait that begins now. Its reason is looked for when it has lasted `every`, and again each `every`.
-    pub(super) fn new(lines: &'a mpsc::Sender<Line>, every: Duration) -> Self {
+    /// Starts a wait. Its reason is due after `interval`, and again at this interval.
+    pub(super) fn new(lines: &'a mpsc::Sender<Line>, interval: Duration) -> Self {
         let since = Instant::now();
-        Waits { lines, every, since, due: since + every, reported: None }
+        Waits { lines, interval, since, due: since + interval, reported: None }
     }
 
-    /// How long the build has waited.
+    /// Returns how long the build has waited.
     pub(super) fn elapsed(&self) -> Duration {
         self.since.elapsed()
     }
 
-    /// Whether it is time to look for the reason. The next time is `every` later.
+    /// Reports whether it is time to look for the reason. The next time is `interval` later.
     pub(super) fn is_due(&mut self) -> bool {
         let due = Instant::now() >= self.due;
         if due {
-            self.due = Instant::now() + self.every;
+            self.due = Instant::now() + self.interval;
         }
         due
     }
 
-    /// Reports the reason, unless it is the one that was reported last.
+    /// Reports a reason, unless it is the same as the last one.
     pub(super) fn report(&mut self, reason: String) {
         if self.reported.as_ref() != Some(&reason) {
             self.emit(Some(reason.clone()));
@@ -45,17 +45,17 @@ impl<'a> Waits<'a> {
         }
     }
 
-    /// Notes that the build continues. The wait begins again.
+    /// Notes that the build continues. The wait starts again.
     pub(super) fn end(&mut self) {
         if self.reported.take().is_some() {
             self.emit(None);
         }
         self.since = Instant::now();
-        self.due = self.since + self.every;
+        self.due = self.since + self.interval;
     }
 
     fn emit(&self, reason: Option<String>) {
-        // A reader that has fallen behind sees the next one.
+        // A reader that lags behind gets the next line.
         let _ = self.lines.try_send(Line { v: VERSION, time: Utc::now(), event: Event::Waiting { reason } });
     }
 }

@@ -1,6 +1,7 @@
-//! Idempotency keys and their answers: a ConfigMap for each, in Larder's namespace, where no tenant reads.
+//! Idempotency keys and their responses: one ConfigMap for each key, in Larder's own namespace, which no
+//! tenant can read.
 //!
-//! Keys are the tenants' secrets in so far as they are anybody's: names hold their hash.
+//! Keys are confidential to their tenants, so the names of the ConfigMaps contain only a hash.
 
 use std::collections::HashMap;
 
@@ -15,22 +16,22 @@ use sha2::{Digest as _, Sha256};
 use super::hex;
 use crate::caches::record::Record;
 use crate::caches::store::{IdempotencyKey, MAX_KEYS_PER_TENANT, StoreError};
-use crate::kubernetes::fault::{Fault, ask, opt};
+use crate::kubernetes::fault::{Fault, opt, request};
 use crate::kubernetes::names::MANAGER;
 use larder_model::image_cache::TenantName;
 
-/// Whose key it is.
+/// Label: the tenant of the key.
 const KEY_OF: &str = "larder.dev/key-of";
-/// When its record was created.
+/// Annotation: creation time of the record of the key.
 const USED_AT: &str = "larder.dev/used-at";
 
-/// The keys of all tenants.
+/// Access to the keys of all tenants.
 #[derive(Debug)]
 pub(super) struct Keys {
     api: Api<ConfigMap>,
 }
 
-/// What is kept of one.
+/// The stored response to a key.
 #[derive(Debug)]
 pub(super) struct Answer {
     request: String,
@@ -38,16 +39,19 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The answer, for the same request.
+    /// Returns the response if `key` came with the same request.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyReused`] if the request differs.
     pub(super) fn of(self, key: &IdempotencyKey) -> Result<Record, StoreError> {
         if self.request == hex(&key.request) { Ok(self.record) } else { Err(StoreError::KeyReused) }
     }
 }
 
-/// What a key is named by.
+/// Returns the hash that names a key.
 pub(super) fn hash(tenant: &TenantName, key: &str) -> String {
     let mut hash = Sha256::new();
-    // No tenant's name has a line break.
+    // Names of tenants contain no line break.
     hash.update(tenant.as_str());
     hash.update("\n");
     hash.update(key);
@@ -63,9 +67,9 @@ impl Keys {
         Keys { api: Api::namespaced(client, namespace) }
     }
 
-    /// The answer to a key, if it is among the last of its tenant.
+    /// Returns the response to a key, if it is among the last [`MAX_KEYS_PER_TENANT`] of its tenant.
     pub(super) async fn find(&self, tenant: &TenantName, hash: &str) -> Result<Option<Answer>, StoreError> {
-        let found = opt(ask!("reading an idempotency key", self.api.get(&name(hash))))?;
+        let found = opt(request!("reading an idempotency key", self.api.get(&name(hash))))?;
         let Some(found) = found else { return Ok(None) };
         let used_at = used_at(&found);
         let newer = self.list(&format!("{KEY_OF}={tenant}")).await?;
@@ -84,7 +88,7 @@ impl Keys {
         Ok(Some(Answer { request: text("request")?.clone(), record }))
     }
 
-    /// Keeps the answer to a key.
+    /// Stores the response to a key.
     pub(super) async fn keep(
         &self,
         hash: &str,
@@ -105,12 +109,12 @@ impl Keys {
             "data": {"request": hex(&key.request), "record": text},
         });
         let parameters = PatchParams::apply(MANAGER).force();
-        let doing = "keeping an idempotency key";
-        ask!(doing, self.api.patch(&name(hash), &parameters, &Patch::Apply(&map)))?;
+        let doing = "storing an idempotency key";
+        request!(doing, self.api.patch(&name(hash), &parameters, &Patch::Apply(&map)))?;
         Ok(())
     }
 
-    /// Forgets keys of before `time`, and of each tenant those beyond the last [`MAX_KEYS_PER_TENANT`].
+    /// Deletes keys from before `time`, and all but the last [`MAX_KEYS_PER_TENANT`] of each tenant.
     pub(super) async fn forget(&self, time: DateTime<Utc>) -> Result<(), Fault> {
         let mut of_tenant: HashMap<String, Vec<PartialObjectMeta<ConfigMap>>> = HashMap::new();
         for key in self.list(KEY_OF).await? {
@@ -130,12 +134,12 @@ impl Keys {
 
     async fn list(&self, labels: &str) -> Result<Vec<PartialObjectMeta<ConfigMap>>, Fault> {
         let parameters = ListParams::default().labels(labels);
-        Ok(ask!("listing idempotency keys", self.api.list_metadata(&parameters))?.items)
+        Ok(request!("listing idempotency keys", self.api.list_metadata(&parameters))?.items)
     }
 
     async fn delete(&self, name: &str) -> Result<(), Fault> {
         let parameters = DeleteParams::default();
-        opt(ask!("forgetting an idempotency key", self.api.delete(name, &parameters)))?;
+        opt(request!("deleting an idempotency key", self.api.delete(name, &parameters)))?;
         Ok(())
     }
 }

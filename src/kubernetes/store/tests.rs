@@ -1,4 +1,4 @@
-//! The suite of all stores, and what is this one's alone: objects that others write.
+//! Runs the suite of all stores, and tests what is specific to this store: objects that other programs write.
 
 use std::sync::Mutex;
 
@@ -6,10 +6,10 @@ use kube::CustomResourceExt as _;
 
 use super::*;
 use crate::caches::store::suite::{self, ROOM, at};
-use larder_fake_kubernetes::{Cluster, Fault as Trouble, Harm, Timing};
+use larder_fake_kubernetes::{Cluster, Fault as FakeFault, Harm, Timing};
 use larder_model::class::Class;
 
-/// A cluster with the custom resource and the namespaces of the suite.
+/// Returns a cluster with the custom resource and the namespaces of the suite.
 fn cluster() -> Cluster {
     cluster_with(Timing::default())
 }
@@ -40,7 +40,7 @@ async fn the_suite() {
     suite::all(&fresh).await;
 }
 
-/// A create whose answers are lost, and whose requests fail, makes one record all the same.
+/// A create whose responses are lost and whose requests fail still makes exactly one record.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answers() {
     for (verb, resource) in [
@@ -53,7 +53,7 @@ async fn lost_answers() {
         for harm in [Harm::NoAnswer, Harm::Broken, Harm::Refused] {
             let cluster = cluster();
             let store = store(&cluster, "one");
-            cluster.fault(Trouble::once(verb, resource, harm.clone()));
+            cluster.fault(FakeFault::once(verb, resource, harm.clone()));
             let order = suite::record("a", "web", 1);
             let made = (*store).create(order.clone(), ROOM, suite::key("k", 1)).await;
             let Ok(Created::New(stored)) = made else { panic!("{verb} {resource} {harm:?}: {made:?}") };
@@ -64,32 +64,32 @@ async fn lost_answers() {
     }
 }
 
-/// A daemon that dies between object, status and key has not lost the create.
+/// A daemon that stops between object, status and key has not lost the create.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_dies_in_the_middle() {
     for resource in ["imagecaches/status", "configmaps"] {
         let cluster = cluster();
         let (one, two) = (store(&cluster, "one"), store(&cluster, "two"));
         cluster.fault(
-            Trouble::once("", resource, Harm::Slow(Duration::from_secs(3600)))
+            FakeFault::once("", resource, Harm::Slow(Duration::from_secs(3600)))
                 .after(u32::from(resource == "configmaps")),
         );
         let order = suite::record("a", "web", 1);
         let create = (*one).create(order.clone(), ROOM, suite::key("k", 1));
         assert!(tokio::time::timeout(Duration::from_secs(1), create).await.is_err());
-        // The lease of the one that died is waited for.
+        // The new daemon waits until the lease of the stopped one expires.
         let made = (*two).create(order, ROOM, suite::key("k", 1)).await.unwrap();
         let Created::Before(record) = made else { panic!("{made:?}") };
         let listed = two.list(None).await.unwrap();
         assert_eq!((listed.len(), listed[0].record.id), (1, record.id));
-        // Also when that is gone.
+        // The response stays the same after the record is deleted.
         two.remove(record.id, listed[0].version).await.unwrap();
         let again = (*two).create(suite::record("a", "web", 2), ROOM, suite::key("k", 1)).await.unwrap();
         assert_eq!(again, Created::Before(record));
     }
 }
 
-/// Where there is no namespace there is no place for records.
+/// Without a namespace of the tenant, no record can be created.
 #[tokio::test]
 async fn a_tenant_without_a_namespace() {
     let cluster = cluster();
@@ -99,9 +99,9 @@ async fn a_tenant_without_a_namespace() {
     assert_eq!(store.list(Some("nowhere".parse().unwrap())).await.unwrap(), []);
 }
 
-/// A ResourceQuota says no like our own.
+/// A ResourceQuota refuses a create in the same way as Larder's own quota.
 #[tokio::test]
-async fn the_quota_of_the_cluster() {
+async fn a_quota_of_the_cluster_refuses() {
     let cluster = cluster();
     cluster.install(&json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "larder", "namespace": "a"},
@@ -113,7 +113,8 @@ async fn the_quota_of_the_cluster() {
     assert!(matches!(made, Err(StoreError::Quota { have: 1, .. })), "{made:?}");
 }
 
-/// A quota that is not counted yet is waited for. It is not the tenant's fault if that takes too long.
+/// A create waits until the usage of a quota is computed. If that takes too long, the failure is not the
+/// tenant's.
 #[tokio::test]
 async fn a_quota_that_is_not_counted_yet() {
     for (count, waits) in [(Duration::from_millis(700), true), (Duration::from_secs(600), false)] {
@@ -131,9 +132,9 @@ async fn a_quota_that_is_not_counted_yet() {
     }
 }
 
-/// A status that Larder did not write stops everything that would take it for absent.
+/// A status that Larder did not write must stop every operation that would treat the record as absent.
 #[tokio::test]
-async fn what_cannot_be_read_is_not_passed_over() {
+async fn an_unreadable_status_is_an_error() {
     let cluster = cluster();
     let store = store(&cluster, "one");
     let stored = suite::create(&*store, suite::record("a", "web", 1)).await;
@@ -145,7 +146,7 @@ async fn what_cannot_be_read_is_not_passed_over() {
     assert_eq!(store.list(Some("b".parse().unwrap())).await.unwrap(), []);
 }
 
-/// Objects that others make and delete.
+/// Objects that other programs create and delete.
 #[tokio::test]
 async fn objects_by_others() {
     let cluster = cluster();
@@ -155,7 +156,7 @@ async fn objects_by_others() {
     object.metadata.finalizers = None;
     object.spec.cluster.clear();
     let made = api.create(&PostParams::default(), &object).await.unwrap();
-    assert_eq!(store.list(None).await.unwrap(), [], "nobody has looked at it");
+    assert_eq!(store.list(None).await.unwrap(), [], "not adopted yet");
     store.adopt("a", "web", ROOM, at(5)).await.unwrap();
     store.adopt("a", "web", ROOM, at(6)).await.unwrap();
     let [stored] = &store.list(None).await.unwrap()[..] else { panic!("not one") };
@@ -169,7 +170,8 @@ async fn objects_by_others() {
     assert!(api.get_opt("web").await.unwrap().is_none());
 }
 
-/// Whoever may write objects cannot make the answer to a key of the API, nor keep others from being read.
+/// A user who can write objects can neither forge the response to a key of the API nor prevent other objects
+/// from being read.
 #[tokio::test]
 async fn a_forged_key() {
     let cluster = cluster();
@@ -186,7 +188,7 @@ async fn a_forged_key() {
         let made = (*store).create(order.clone(), ROOM, Some(key.clone())).await;
         assert!(matches!(made, Err(StoreError::KeyReused)), "{made:?}");
         assert_eq!(store.list(None).await.unwrap(), []);
-        // Refused by the one that leads.
+        // The leader refuses the object.
         store.adopt("a", "web", ROOM, at(5)).await.unwrap();
     }
     let object = api.get("web").await.unwrap();

@@ -1,4 +1,4 @@
-//! Image caches for images that pods miss.
+//! Creates image caches for images that pods miss.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -10,11 +10,11 @@ use kube::api::{Api, PostParams};
 use super::Upkeep;
 use super::evict::Room;
 use super::miss::{Misses, Rule, Wanted, cache_name, key};
-use super::pods::{News, Pods};
+use super::pods::{Change, Pods};
 use crate::caches::error::Error;
 use crate::caches::record::OrderedBy;
 use crate::kubernetes::crd::{ImageCache, ImageCacheSpec};
-use crate::kubernetes::fault::{Fault, ask};
+use crate::kubernetes::fault::{Fault, request};
 use crate::kubernetes::names::{CREATED_BY, MANAGER, MISS};
 use larder_model::class::Class;
 use larder_model::image_cache::spec::{MAX_SIZE_GIB, MIN_SIZE_GIB};
@@ -22,26 +22,27 @@ use larder_model::image_cache::{Spec, Status, TenantName};
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
 
-/// An image cache is this many times as large as its images are in their registry.
-const TIMES: u64 = 3;
-/// How long an image is not tried again after it could not be resolved, is too large, or its image cache failed.
-const A_DAY: TimeDelta = TimeDelta::days(1);
-/// The same after a failure that may heal, or if there is no room.
-const A_WHILE: TimeDelta = TimeDelta::minutes(10);
+/// Ratio of the size of an image cache to the size of its images in the registry.
+const SIZE_FACTOR: u64 = 3;
+/// Delay before an image is tried again after a permanent failure: it could not be resolved, is too large, or
+/// its image cache failed.
+const PERMANENT_DELAY: TimeDelta = TimeDelta::days(1);
+/// Delay before an image is tried again after a transient failure, or if there is no room.
+const TRANSIENT_DELAY: TimeDelta = TimeDelta::minutes(10);
 
-/// The same while room is being made.
-const A_MOMENT: TimeDelta = TimeDelta::seconds(30);
+/// Delay before an image is tried again while another image cache is being evicted.
+const EVICTION_DELAY: TimeDelta = TimeDelta::seconds(30);
 
-/// Images, by their [`key`], of each namespace.
+/// Images of each namespace, by their [`key`].
 type Cached = HashMap<String, HashSet<String>>;
 
-/// No image cache was created for an image. It is not tried again for so long; and why.
-struct Not(TimeDelta, String);
+/// The reason why no image cache was created for an image, and the delay before it is tried again.
+struct NotCreated(TimeDelta, String);
 
 impl Upkeep {
     /// Creates image caches for images that pods miss. Does not return.
-    pub(super) async fn keep_missed(&self) {
-        // Before all image caches were seen, an image could be in one of them.
+    pub(super) async fn run_misses(&self) {
+        // Before all image caches were seen, one of them could contain the image.
         let is_on = || {
             self.service.leads() && self.complete.load(Ordering::Acquire) && self.settings().create_on_miss
         };
@@ -57,12 +58,12 @@ impl Upkeep {
             while is_on() {
                 tokio::select! {
                     news = pods.next() => match news {
-                        News::Need(mut need) => {
+                        Change::Need(mut need) => {
                             let of = cached.get(&need.namespace);
                             need.images.retain(|image| !contains(of, image));
                             misses.note(need, self.clock.now());
                         }
-                        News::Left(namespaces) => namespaces.iter().for_each(|name| misses.forget(name)),
+                        Change::Left(namespaces) => namespaces.iter().for_each(|name| misses.forget(name)),
                     },
                     _ = tick.tick() => {
                         cached = self.cached_images();
@@ -73,8 +74,8 @@ impl Upkeep {
         }
     }
 
-    /// The images that pods of each namespace have in image caches: in those of the namespace, whatever became of them, and in those
-    /// that are shared with it and that it accepts.
+    /// Returns the images of each namespace that image caches contain. This includes image caches of the
+    /// namespace in any state, and those that are shared with it and that it accepts.
     fn cached_images(&self) -> Cached {
         let mut cached = Cached::new();
         for seen in self.seen().values() {
@@ -102,29 +103,31 @@ impl Upkeep {
             per_hour: settings.miss_caches_per_hour,
         };
         let is_cached = |namespace: &str, image: &ImageReference| contains(cached.get(namespace), image);
-        // One at a time: pods are noted in between.
-        let Some(wanted) = misses.ripe(rule, self.clock.now(), is_cached).into_iter().next() else { return };
+        // One at a time, so that pods are recorded in between.
+        let Some(wanted) = misses.due(rule, self.clock.now(), is_cached).into_iter().next() else { return };
         misses.took_turn(&wanted.namespace);
         let (namespace, image) = (&wanted.namespace, wanted.image.given());
         match self.create(&wanted).await {
             Ok(name) => {
                 misses.created(self.clock.now());
-                // If it fails, its record is kept for a while, and the image is not tried again for a day in any case.
-                misses.refuse(&wanted, self.clock.now() + A_DAY);
-                tracing::info!(namespace, image, name, pods = wanted.pods, "created on a miss");
+                // If it fails, its record is kept for a while, and the image is not tried again for a day in
+                // any case.
+                misses.refuse(&wanted, self.clock.now() + PERMANENT_DELAY);
+                tracing::info!(namespace, image, name, pods = wanted.pods, "image cache created on a miss");
             }
-            Err(Not(time, why)) => {
+            Err(NotCreated(time, why)) => {
                 misses.refuse(&wanted, self.clock.now() + time);
                 tracing::info!(namespace, image, "no image cache was created on a miss: {why}");
             }
         }
     }
 
-    async fn create(&self, wanted: &Wanted) -> Result<String, Not> {
-        let never = |why: String| Not(A_DAY, why);
+    async fn create(&self, wanted: &Wanted) -> Result<String, NotCreated> {
+        let never = |why: String| NotCreated(PERMANENT_DELAY, why);
         let tenant: TenantName = wanted.namespace.parse().map_err(|e| never(format!("{e}")))?;
         let name = cache_name(&wanted.image);
-        // A pod names secrets of its own namespace only. What Larder may not read gives no credential.
+        // A pod can name only secrets of its own namespace. A secret that Larder cannot read gives no
+        // credential.
         let secrets = wanted.secrets.iter().map(|secret| format!("{}:{secret}", wanted.namespace));
         let secrets = secrets.filter(|secret| secret.parse::<PullSecretName>().is_ok());
         let mut spec = Spec {
@@ -136,7 +139,7 @@ impl Upkeep {
             pull_secrets: secrets.collect(),
         };
         let report = self.service.resolve_spec(&tenant, OrderedBy::Cluster, &spec).await.map_err(refusal)?;
-        let need = report.distinct_bytes.saturating_mul(TIMES).div_ceil(1 << 30);
+        let need = report.distinct_bytes.saturating_mul(SIZE_FACTOR).div_ceil(1 << 30);
         spec.size_gib = u32::try_from(need).unwrap_or(u32::MAX).max(MIN_SIZE_GIB);
         if spec.size_gib > MAX_SIZE_GIB {
             return Err(never(format!("it needs {need} GiB, more than {MAX_SIZE_GIB}")));
@@ -146,17 +149,19 @@ impl Upkeep {
         }
         match self.post(&wanted.namespace, &spec).await {
             Ok(()) => Ok(name),
-            Err(fault) if fault.is_already_there() => Err(never("there is one of that name".to_owned())),
+            Err(fault) if fault.already_exists() => {
+                Err(never("an image cache of that name exists".to_owned()))
+            }
             Err(fault) if fault.is_quota() => Err(self.room_or(&tenant, fault.to_string()).await),
-            Err(fault) => Err(Not(A_WHILE, fault.to_string())),
+            Err(fault) => Err(NotCreated(TRANSIENT_DELAY, fault.to_string())),
         }
     }
 
-    /// Makes room in a namespace, if an image cache may go.
-    async fn room_or(&self, tenant: &TenantName, why: String) -> Not {
+    /// Evicts an image cache of a namespace to make room, if one can be evicted.
+    async fn room_or(&self, tenant: &TenantName, why: String) -> NotCreated {
         match self.make_room(tenant, None).await {
-            Room::Coming => Not(A_MOMENT, format!("room is being made: {why}")),
-            Room::None => Not(A_WHILE, why),
+            Room::Coming => NotCreated(EVICTION_DELAY, format!("making room: {why}")),
+            Room::None => NotCreated(TRANSIENT_DELAY, why),
         }
     }
 
@@ -178,9 +183,9 @@ impl Upkeep {
         object.metadata.labels = Some(BTreeMap::from([(CREATED_BY.to_owned(), MISS.to_owned())]));
         let api: Api<ImageCache> = Api::namespaced(self.client.clone(), namespace);
         let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        // The watch takes it up as an order of the namespace.
+        // The watch adopts the object like one of a tenant.
         let doing = format!("creating the image cache {namespace}/{name}");
-        let made = ask!(&doing, api.create(&parameters, &object))?;
+        let made = request!(&doing, api.create(&parameters, &object))?;
         tracing::debug!(namespace, name, uid = made.uid(), "created");
         Ok(())
     }
@@ -190,10 +195,10 @@ fn contains(images: Option<&HashSet<String>>, image: &ImageReference) -> bool {
     images.is_some_and(|images| images.contains(&key(image)))
 }
 
-fn refusal(error: Error) -> Not {
+fn refusal(error: Error) -> NotCreated {
     let time = match error.class() {
-        Class::Transient | Class::Busy => A_WHILE,
-        _ => A_DAY,
+        Class::Transient | Class::Busy => TRANSIENT_DELAY,
+        _ => PERMANENT_DELAY,
     };
-    Not(time, error.to_string())
+    NotCreated(time, error.to_string())
 }

@@ -1,7 +1,7 @@
-//! Deletion of the least recently used image cache of a namespace, when a miss or a refresh needs room.
+//! Evicts the least recently used image cache of a namespace when a miss or a refresh needs room.
 //!
-//! Only image caches that were created on a miss may go, and those whose spec says `evict: true`. One that is in use, was used
-//! lately or is being built stays.
+//! Only image caches that were created on a miss, or whose spec contains `evict: true`, can be evicted. An
+//! image cache that is in use, was used recently or is being built is kept.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use kube::ResourceExt as _;
@@ -10,31 +10,33 @@ use super::{Seen, Upkeep};
 use crate::kubernetes::names::{CREATED_BY, MISS};
 use larder_model::image_cache::{CacheId, Status, TenantName};
 
-/// Maximum number of image caches whose uses are looked at for one deletion.
-const MAX_LOOKS: usize = 5;
+/// Maximum number of image caches whose uses are checked for one eviction.
+const MAX_CHECKED: usize = 5;
 
-/// Whether there will be room.
+/// The result of an attempt to make room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// An image cache of the namespace is on its way out.
+    /// An image cache of the namespace is being deleted.
     Coming,
-    /// Nothing may go.
+    /// No image cache can be evicted.
     None,
 }
 
 impl Seen {
-    fn may_go(&self) -> bool {
+    fn is_evictable(&self) -> bool {
         let on_miss = self.object.labels().get(CREATED_BY).is_some_and(|by| by == MISS);
         on_miss || self.object.spec.evict
     }
 
-    /// When it was last used. One that was never used counts from when it could be.
-    fn used_or_made(&self) -> DateTime<Utc> {
+    /// Returns the time of the last use. For an image cache that was never used, returns the time since when
+    /// it is available.
+    fn used_or_available(&self) -> DateTime<Utc> {
         self.last_used().map_or(self.record.status_since, |used| used.max(self.record.status_since))
     }
 }
 
-/// The image caches of a tenant that may go at `now`, the least recently used first. `except` stays.
+/// Returns the image caches of a tenant that can be evicted at `now`, least recently used first. `except` is
+/// kept.
 fn candidates<'a>(
     seen: impl Iterator<Item = (&'a CacheId, &'a Seen)>,
     tenant: &TenantName,
@@ -47,28 +49,29 @@ fn candidates<'a>(
             && Some(**id) != except
             && record.status == Status::Available
             && record.work.is_none()
-            && seen.may_go()
-            && now - seen.used_or_made() >= unused_for
+            && seen.is_evictable()
+            && now - seen.used_or_available() >= unused_for
     });
     let mut may: Vec<(CacheId, Seen)> = may.map(|(id, seen)| (*id, seen.clone())).collect();
-    may.sort_by_key(|(id, seen)| (seen.used_or_made(), *id));
+    may.sort_by_key(|(id, seen)| (seen.used_or_available(), *id));
     may
 }
 
 impl Upkeep {
-    /// Deletes the least recently used image cache of a tenant that may go, unless one is on its way out already.
+    /// Deletes the least recently used image cache of a tenant that can be evicted, unless one is being
+    /// deleted already.
     pub(super) async fn make_room(&self, tenant: &TenantName, except: Option<CacheId>) -> Room {
         let unused_for = TimeDelta::hours(i64::from(self.settings().evict_after_hours));
         let candidates = {
             let seen = self.seen();
-            // Deleting two would be one too many.
+            // A second deletion could be one more than necessary.
             let mut own = seen.values().filter(|seen| seen.record.tenant == *tenant);
             if own.any(|seen| seen.record.status == Status::Deleting) {
                 return Room::Coming;
             }
             candidates(seen.iter(), tenant, except, (self.clock.now(), unused_for))
         };
-        for (id, seen) in candidates.into_iter().take(MAX_LOOKS) {
+        for (id, seen) in candidates.into_iter().take(MAX_CHECKED) {
             match self.uses.of_any(id).await {
                 Ok(None) => {}
                 Ok(Some(_)) => continue,
@@ -79,14 +82,14 @@ impl Upkeep {
             }
             let name = &seen.record.spec.name;
             if let Err(error) = self.service.delete(tenant, id).await {
-                tracing::warn!(%tenant, %name, "an image cache cannot be deleted to make room: {error}");
+                tracing::warn!(%tenant, %name, "cannot delete an image cache to make room: {error}");
                 continue;
             }
             let used = seen.last_used().map_or("never".to_owned(), |used| used.to_rfc3339());
-            tracing::info!(%tenant, %name, used, "deleted to make room");
+            tracing::info!(%tenant, %name, used, "image cache deleted to make room");
             let note = format!("deleted to make room: it was the least recently used (last use: {used})");
             self.report(&seen.object, false, "Evicted", note);
-            // The watch brings it a moment later, and nothing else must go meanwhile.
+            // The watch delivers the change later, and another one must not be evicted in the meantime.
             if let Some(seen) = self.seen().get_mut(&id) {
                 seen.record.status = Status::Deleting;
             }
@@ -106,7 +109,7 @@ mod tests {
         DateTime::UNIX_EPOCH + TimeDelta::hours(hours)
     }
 
-    /// An image cache that is available since hour 0.
+    /// Returns an image cache that is available since hour 0.
     fn seen(last_used: Option<i64>, change: impl FnOnce(&mut Seen)) -> (CacheId, Seen) {
         let spec = serde_json::json!({"images": ["nginx"]});
         let mut object = ImageCache::new("web", serde_json::from_value(spec).unwrap());
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_goes_and_no_other() {
+    fn only_the_least_recently_used_is_evicted() {
         let old = seen(Some(1), |_| {});
         let never = seen(None, |_| {});
         let lately = seen(Some(90), |_| {});

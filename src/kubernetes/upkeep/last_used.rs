@@ -1,7 +1,9 @@
-//! `status.lastUsed`: when a pod of any node, or a claim of a tenant, last used an image cache.
+//! Writes `status.lastUsed`: the time at which a pod of any node, or a claim of a tenant, last used an image
+//! cache.
 //!
-//! Agents annotate their claims at most every ten minutes, and this writes at most that often for each image cache, however many
-//! nodes use it. All image caches together get a bounded number of writes, those that waited longest first.
+//! Agents annotate their claims at most every ten minutes, and each status is written at most that often,
+//! regardless of the number of nodes. The number of writes per step is bounded; image caches that waited
+//! longest come first.
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::json;
@@ -9,15 +11,15 @@ use serde_json::json;
 use super::{Seen, Upkeep};
 use larder_model::image_cache::{CacheId, Status};
 
-/// How much newer a use must be than the one that is written.
-const STEP: TimeDelta = TimeDelta::minutes(10);
+/// Minimum difference between a use and the last one that was written.
+const MIN_DIFFERENCE: TimeDelta = TimeDelta::minutes(10);
 /// Maximum number of image caches whose status is written in one step.
 const MAX_WRITES: usize = 5;
 /// Maximum number of namespaces that are listed in one step.
 const MAX_LISTS: usize = 5;
 
 impl Seen {
-    /// The last use that the status has.
+    /// Returns the last use in the status.
     pub(super) fn last_used(&self) -> Option<DateTime<Utc>> {
         let text = self.object.status.as_ref()?.last_used.as_deref()?;
         DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
@@ -25,18 +27,18 @@ impl Seen {
 }
 
 impl Upkeep {
-    /// Writes when image caches were used. Does not return.
-    pub(super) async fn keep_uses(&self) {
+    /// Writes the times of the last uses. Does not return.
+    pub(super) async fn run_last_used(&self) {
         loop {
             tokio::time::sleep(self.every).await;
             if self.service.leads() {
-                self.uses.look_around(MAX_LISTS).await;
-                self.note_uses().await;
+                self.uses.list_stale(MAX_LISTS).await;
+                self.write_uses().await;
             }
         }
     }
 
-    async fn note_uses(&self) {
+    async fn write_uses(&self) {
         let mut due: Vec<(CacheId, Seen, DateTime<Utc>)> = {
             let seen = self.seen();
             let available = seen.iter().filter(|(_, seen)| seen.record.status == Status::Available);
@@ -58,7 +60,7 @@ impl Upkeep {
 }
 
 fn is_due(written: Option<DateTime<Utc>>, used: DateTime<Utc>) -> bool {
-    written.is_none_or(|written| used - written >= STEP)
+    written.is_none_or(|written| used - written >= MIN_DIFFERENCE)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
-//! Which images pods of a namespace need and no image cache contains. Pure: what was seen and a time in, a choice out.
+//! Images that pods of a namespace need and that no image cache contains. Pure: observations and a time in, a
+//! choice out.
 //!
-//! Pods are written by tenants, so everything here has a bound: namespaces, images of a namespace, and pods of an image.
+//! Tenants control their pods, so everything here is bounded: namespaces, images of a namespace, and pods of
+//! an image.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -9,40 +11,40 @@ use chrono::{DateTime, TimeDelta, Utc};
 use larder_model::digest::Digest;
 use larder_model::reference::ImageReference;
 
-/// Maximum number of images that are noted for one namespace.
+/// Maximum number of images that are recorded for one namespace.
 const MAX_IMAGES: usize = 200;
-/// Maximum number of pods that are counted for one image: as many as `upkeep.miss_pods` can ask for.
+/// Maximum number of pods that are counted for one image: the maximum of `upkeep.miss_pods`.
 const MAX_PODS: usize = 100;
-/// Maximum number of pull secrets that are noted for one image.
+/// Maximum number of pull secrets that are recorded for one image.
 const MAX_SECRETS: usize = 8;
 /// Maximum number of images of one namespace that are not tried again for a while.
 const MAX_REFUSED: usize = 1000;
-/// Characters of the image's own name in the name of its image cache.
+/// Maximum length of the image's own name in the name of its image cache, characters.
 const MAX_NAME: usize = 40;
 
-/// When an image cache is created.
+/// The condition under which an image cache is created.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rule {
     /// Number of pods that must need the image.
     pub(super) pods: usize,
-    /// How long a pod counts.
+    /// Duration for which a pod counts.
     pub(super) window: TimeDelta,
-    /// Maximum number of image caches per hour.
+    /// Maximum number of image caches that are created per hour.
     pub(super) per_hour: usize,
 }
 
-/// An image that is wanted.
+/// An image for which an image cache is wanted.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Wanted {
     pub(super) namespace: String,
     pub(super) image: ImageReference,
     /// Names of pull secrets of the pods, in their namespace.
     pub(super) secrets: BTreeSet<String>,
-    /// Number of pods that need it.
+    /// Number of pods that need the image.
     pub(super) pods: usize,
 }
 
-/// What a pod needs.
+/// The images and pull secrets of a pod.
 #[derive(Clone, Debug)]
 pub(super) struct Need {
     pub(super) namespace: String,
@@ -59,22 +61,23 @@ struct Missed {
     secrets: BTreeSet<String>,
 }
 
-/// What pods missed.
+/// The images that pods missed.
 #[derive(Debug, Default)]
 pub(super) struct Misses {
     /// By namespace and [`key`] of the image.
     missed: BTreeMap<String, BTreeMap<String, Missed>>,
-    /// Until when an image is not tried again.
+    /// Time until which an image is not tried again, by namespace and key.
     refused: HashMap<String, HashMap<String, DateTime<Utc>>>,
-    /// When image caches were created.
+    /// Times at which image caches were created.
     created: VecDeque<DateTime<Utc>>,
-    /// The turn that a namespace had last.
+    /// The last turn of each namespace.
     turns: HashMap<String, u64>,
     last_turn: u64,
 }
 
 impl Misses {
-    /// Notes what a pod needs at `now`. Of too many images those that the fewest pods need are forgotten.
+    /// Records the needs of a pod at `now`. If there are too many images, the one with the fewest pods is
+    /// removed.
     pub(super) fn note(&mut self, need: Need, now: DateTime<Utc>) {
         let images = self.missed.entry(need.namespace).or_default();
         for image in need.images {
@@ -91,7 +94,8 @@ impl Misses {
                 secrets: BTreeSet::new(),
             });
             if missed.pods.len() < MAX_PODS {
-                // A pod counts from when it was first seen: a watch that breaks brings all pods again.
+                // A pod counts from when it was first seen, because a watch that restarts delivers all pods
+                // again.
                 missed.pods.entry(need.pod.clone()).or_insert(now);
             }
             for secret in &need.secrets {
@@ -102,16 +106,17 @@ impl Misses {
         }
     }
 
-    /// Forgets a namespace that does not take part any more.
+    /// Removes a namespace that no longer has the annotation.
     pub(super) fn forget(&mut self, namespace: &str) {
         self.missed.remove(namespace);
         self.refused.remove(namespace);
         self.turns.remove(namespace);
     }
 
-    /// The images for which an image cache is to be created at `now`. Namespaces take turns, each with its most wanted images
-    /// first, so that one with many images delays itself. `is_cached` says whether an image cache contains an image.
-    pub(super) fn ripe(
+    /// Returns the images for which an image cache must be created at `now`. Namespaces take turns, each with
+    /// its most wanted images first, so that a namespace with many images delays only itself. `is_cached`
+    /// returns whether an image cache contains an image.
+    pub(super) fn due(
         &mut self,
         rule: Rule,
         now: DateTime<Utc>,
@@ -143,7 +148,7 @@ impl Misses {
                     pods: missed.pods.len(),
                 })
                 .collect();
-            // The order of names is kept among equals.
+            // The sort is stable, so images with equal counts stay in the order of their names.
             wanted.sort_by_key(|wanted| std::cmp::Reverse(wanted.pods));
             ranked.extend(wanted.into_iter().enumerate());
         }
@@ -156,18 +161,18 @@ impl Misses {
         ranked.into_iter().take(free).map(|(_, wanted)| wanted).collect()
     }
 
-    /// Notes that an image of a namespace was tried.
+    /// Records that an image of a namespace was tried.
     pub(super) fn took_turn(&mut self, namespace: &str) {
         self.last_turn += 1;
         self.turns.insert(namespace.to_owned(), self.last_turn);
     }
 
-    /// Notes that an image cache was created.
+    /// Records that an image cache was created.
     pub(super) fn created(&mut self, now: DateTime<Utc>) {
         self.created.push_back(now);
     }
 
-    /// Notes that an image is not to be tried before `until`.
+    /// Records that an image must not be tried before `until`.
     pub(super) fn refuse(&mut self, wanted: &Wanted, until: DateTime<Utc>) {
         let refused = self.refused.entry(wanted.namespace.clone()).or_default();
         if refused.len() >= MAX_REFUSED {
@@ -178,13 +183,13 @@ impl Misses {
     }
 }
 
-/// What an image is, in one form for all ways to write it: with registry, tag and digest.
+/// Returns the canonical form of a reference: with registry, tag and digest.
 pub(super) fn key(image: &ImageReference) -> String {
     let digest = image.digest().map(|digest| format!("@{digest}")).unwrap_or_default();
     format!("{}:{}{digest}", image.name(), image.tag().unwrap_or_default())
 }
 
-/// Name of the image cache of an image: the same each time, whichever daemon leads.
+/// Returns the name of the image cache for an image. It is the same for every daemon.
 pub(super) fn cache_name(image: &ImageReference) -> String {
     let last = image.repository().rsplit('/').next().unwrap_or_default();
     let plain = last.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' });
@@ -221,7 +226,7 @@ mod tests {
         let mut misses = Misses::default();
         for (namespace, pod, image) in [
             ("a", "1", "nginx"),
-            // The same image, in other words, and the same pod again.
+            // The same image, written differently, and the same pod again.
             ("a", "2", "docker.io/library/nginx:latest"),
             ("a", "2", "nginx"),
             ("a", "3", "redis"),
@@ -236,27 +241,27 @@ mod tests {
             misses.note(need(namespace, pod, image), at(0));
         }
         let is_cached = |_: &str, image: &ImageReference| image.given() == "cached";
-        let wanted = misses.ripe(RULE, at(1), is_cached);
+        let wanted = misses.due(RULE, at(1), is_cached);
         assert_eq!(chosen(&wanted), ["a redis 3", "b nginx 2", "a nginx 2"]);
         assert_eq!(wanted[0].secrets, ["registry".to_owned()].into());
         misses.took_turn("a");
-        assert_eq!(chosen(&misses.ripe(RULE, at(1), is_cached))[0], "b nginx 2");
+        assert_eq!(chosen(&misses.due(RULE, at(1), is_cached))[0], "b nginx 2");
         misses.took_turn("b");
         misses.created(at(1));
         misses.created(at(1));
-        assert_eq!(misses.ripe(RULE, at(2), is_cached).len(), 1, "three in an hour");
+        assert_eq!(misses.due(RULE, at(2), is_cached).len(), 1, "three in an hour");
         misses.refuse(&wanted[0], at(24 * 60));
-        assert_eq!(chosen(&misses.ripe(RULE, at(3), is_cached)), ["a nginx 2"]);
-        assert!(misses.ripe(RULE, at(60), is_cached).is_empty(), "pods count for an hour");
+        assert_eq!(chosen(&misses.due(RULE, at(3), is_cached)), ["a nginx 2"]);
+        assert!(misses.due(RULE, at(60), is_cached).is_empty(), "pods count for an hour");
         assert!(misses.missed.is_empty());
         // A day later it is tried again.
         for pod in ["11", "12"] {
             misses.note(need("a", pod, "redis"), at(23 * 60 + 30));
         }
-        assert!(misses.ripe(RULE, at(24 * 60 - 1), is_cached).is_empty());
-        assert_eq!(chosen(&misses.ripe(RULE, at(24 * 60), is_cached)), ["a redis 2"]);
+        assert!(misses.due(RULE, at(24 * 60 - 1), is_cached).is_empty());
+        assert_eq!(chosen(&misses.due(RULE, at(24 * 60), is_cached)), ["a redis 2"]);
         misses.forget("a");
-        assert!(misses.ripe(RULE, at(24 * 60), is_cached).is_empty());
+        assert!(misses.due(RULE, at(24 * 60), is_cached).is_empty());
     }
 
     #[test]
@@ -271,7 +276,7 @@ mod tests {
         let images = &misses.missed["a"];
         assert_eq!(images.len(), MAX_IMAGES);
         assert_eq!(images["docker.io/library/wanted:latest"].pods.len(), MAX_PODS);
-        let wanted = misses.ripe(RULE, at(0), |_, _| false).remove(0);
+        let wanted = misses.due(RULE, at(0), |_, _| false).remove(0);
         for image in 0..2000 {
             let image: ImageReference = format!("image-{image}").parse().unwrap();
             misses.refuse(&Wanted { image, ..wanted.clone() }, at(10));

@@ -1,5 +1,5 @@
-//! What pods need, in the namespaces that take part: those with the annotation `larder.dev/create-on-miss: "true"`. Pods of other
-//! namespaces are not read.
+//! The images that pods need, in namespaces with the annotation `larder.dev/create-on-miss: "true"`. Pods of
+//! other namespaces are not read.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,20 +16,20 @@ use tokio::task::JoinHandle;
 
 use super::miss::Need;
 
-/// On a namespace: `"true"` if image caches may be created for images that its pods miss.
+/// Annotation of a namespace: `"true"` if image caches can be created for images that its pods miss.
 const CREATE_ON_MISS: &str = "larder.dev/create-on-miss";
-/// Maximum number of namespaces that take part.
+/// Maximum number of namespaces with the annotation that are watched.
 const MAX_NAMESPACES: usize = 200;
-/// Needs that wait to be noted.
-const WAITING: usize = 256;
+/// Capacity of the queue of needs.
+const QUEUE_CAPACITY: usize = 256;
 
 type Namespaces = BoxStream<'static, watcher::Result<Event<PartialObjectMeta<Namespace>>>>;
 
-/// Watches the namespaces that take part, and their pods.
+/// Watches the namespaces with the annotation, and their pods.
 pub(super) struct Pods {
     client: Client,
     namespaces: Namespaces,
-    /// Of the list that is being read.
+    /// Namespaces of the list that is being read.
     reading: BTreeSet<String>,
     watches: HashMap<String, Watch>,
     sender: mpsc::Sender<Need>,
@@ -45,11 +45,11 @@ impl Drop for Watch {
     }
 }
 
-/// News of the cluster.
-pub(super) enum News {
+/// A change in the cluster.
+pub(super) enum Change {
     /// A pod needs images.
     Need(Need),
-    /// A namespace does not take part any more.
+    /// Namespaces no longer have the annotation.
     Left(Vec<String>),
 }
 
@@ -57,7 +57,7 @@ impl Pods {
     pub(super) fn new(client: &Client) -> Self {
         let all = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
         let namespaces = watcher::watcher(all, watcher::Config::default()).default_backoff().boxed();
-        let (sender, needs) = mpsc::channel(WAITING);
+        let (sender, needs) = mpsc::channel(QUEUE_CAPACITY);
         Pods {
             client: client.clone(),
             namespaces,
@@ -68,11 +68,11 @@ impl Pods {
         }
     }
 
-    /// Waits for news. It may be dropped at any time and called again.
-    pub(super) async fn next(&mut self) -> News {
+    /// Waits for the next change. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Change {
         loop {
             let event = tokio::select! {
-                Some(need) = self.needs.recv() => return News::Need(need),
+                Some(need) = self.needs.recv() => return Change::Need(need),
                 Some(event) = self.namespaces.next() => event,
             };
             match event {
@@ -80,23 +80,23 @@ impl Pods {
                 Ok(event) => {
                     let left = self.take(event);
                     if !left.is_empty() {
-                        return News::Left(left);
+                        return Change::Left(left);
                     }
                 }
             }
         }
     }
 
-    /// Takes an event about a namespace. Returns those that do not take part any more.
+    /// Applies an event about a namespace. Returns the namespaces that no longer have the annotation.
     fn take(&mut self, event: Event<PartialObjectMeta<Namespace>>) -> Vec<String> {
-        let takes_part = |namespace: &PartialObjectMeta<Namespace>| {
+        let is_annotated = |namespace: &PartialObjectMeta<Namespace>| {
             namespace.annotations().get(CREATE_ON_MISS).is_some_and(|text| text == "true")
         };
         match event {
             Event::Init => self.reading.clear(),
-            Event::InitApply(namespace) if takes_part(&namespace) => {
+            Event::InitApply(namespace) if is_annotated(&namespace) => {
                 self.reading.insert(namespace.name_any());
-                self.join(&namespace.name_any());
+                self.watch_pods(&namespace.name_any());
             }
             Event::InitApply(_) => {}
             Event::InitDone => {
@@ -105,7 +105,7 @@ impl Pods {
                 gone.iter().for_each(|name| drop(self.watches.remove(name)));
                 return gone;
             }
-            Event::Apply(namespace) if takes_part(&namespace) => self.join(&namespace.name_any()),
+            Event::Apply(namespace) if is_annotated(&namespace) => self.watch_pods(&namespace.name_any()),
             Event::Apply(namespace) | Event::Delete(namespace) => {
                 let name = namespace.name_any();
                 return self.watches.remove(&name).map(|_| name).into_iter().collect();
@@ -114,14 +114,14 @@ impl Pods {
         Vec::new()
     }
 
-    fn join(&mut self, namespace: &str) {
+    fn watch_pods(&mut self, namespace: &str) {
         if self.watches.contains_key(namespace) {
             return;
         }
         if self.watches.len() >= MAX_NAMESPACES {
             tracing::warn!(
                 namespace,
-                "its misses are not noted: {MAX_NAMESPACES} namespaces take part already"
+                "misses are not recorded: already watching the maximum of {MAX_NAMESPACES} namespaces"
             );
             return;
         }
@@ -151,7 +151,7 @@ impl Pods {
     }
 }
 
-/// What a pod needs. `None` if it has ended.
+/// Returns the images and pull secrets that a pod needs. `None` if it has ended.
 fn need(namespace: &str, pod: &Pod) -> Option<Need> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some() {

@@ -1,7 +1,7 @@
-//! Refreshes by the schedule of an image cache.
+//! Refreshes image caches by their schedule.
 //!
-//! `status.refresh.nextTime` is written before it comes. So a daemon that begins to lead finds what is due, and however many times
-//! passed while none led, the image cache is refreshed once.
+//! `status.refresh.nextTime` is written before that time comes. So a new leader finds the due refreshes, and
+//! an image cache is refreshed only once, however many times passed while no daemon led.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::future::join_all;
@@ -22,29 +22,29 @@ use larder_model::plan_report::PlanReport;
 /// Maximum length of a message in `status.refresh`, characters.
 const MAX_MESSAGE: usize = 500;
 
-/// What is to be done for the schedule of one image cache.
+/// The next step for the schedule of one image cache.
 #[derive(Debug, PartialEq)]
 enum Step {
     Nothing,
-    /// It has no schedule any more.
+    /// The schedule was removed.
     Clear,
-    /// The schedule is new, or another than the one that the next time was computed from.
+    /// The schedule is new or has changed since the next time was computed.
     Begin,
-    /// The refresh that was begun has ended.
+    /// The refresh that was started has ended.
     End,
-    /// A refresh is due at this time.
+    /// The next refresh is due at this time.
     At(DateTime<Utc>),
 }
 
-/// How one scheduled time ended.
+/// The result of one scheduled time.
 #[derive(Debug, PartialEq)]
 enum Outcome {
-    /// A refresh was begun, or was under way: the number of its volume.
+    /// A refresh was started or was already in progress. Contains the number of its volume.
     Started(u32),
     Unchanged,
     Skipped(String),
     Failed(String),
-    /// Nothing can be done now. The time stays due.
+    /// The refresh cannot start now. The time stays due.
     Later(String),
 }
 
@@ -60,9 +60,9 @@ impl Seen {
         let Some(state) = state.filter(|state| state.schedule == schedule::text(wanted)) else {
             return Step::Begin;
         };
-        let is_under_way =
+        let is_in_progress =
             self.record.work.as_ref().is_some_and(|work| Some(work.generation) == state.generation);
-        if state.last_result.as_deref() == Some("Started") && !is_under_way {
+        if state.last_result.as_deref() == Some("Started") && !is_in_progress {
             return Step::End;
         }
         let next = state.next_time.as_deref().and_then(|time| DateTime::parse_from_rfc3339(time).ok());
@@ -76,7 +76,7 @@ impl Seen {
 
 impl Upkeep {
     /// Refreshes image caches when they are due. Does not return.
-    pub(super) async fn keep_fresh(&self) {
+    pub(super) async fn run_refreshes(&self) {
         loop {
             if !self.service.leads() || !self.refresh_due().await {
                 tokio::time::sleep(self.every).await;
@@ -84,7 +84,7 @@ impl Upkeep {
         }
     }
 
-    /// Does what is due. Returns whether more can be done at once.
+    /// Takes the due steps. Returns whether more refreshes can start at once.
     async fn refresh_due(&self) -> bool {
         let now = self.clock.now();
         let mut due: Vec<(DateTime<Utc>, CacheId, Seen)> = Vec::new();
@@ -103,7 +103,7 @@ impl Upkeep {
             }
         }
         for (id, seen, step) in other {
-            self.settle(id, &seen, &step).await;
+            self.write_step(id, &seen, &step).await;
         }
         due.sort_by_key(|(time, id, _)| (*time, *id));
         let free = self.settings().max_refreshes.saturating_sub(running);
@@ -112,8 +112,8 @@ impl Upkeep {
         more
     }
 
-    /// Writes what a step other than a refresh changes.
-    async fn settle(&self, id: CacheId, seen: &Seen, step: &Step) {
+    /// Writes the status change of a step that is not a refresh.
+    async fn write_step(&self, id: CacheId, seen: &Seen, step: &Step) {
         let written = match (step, &seen.object.spec.refresh) {
             (Step::Begin, Some(wanted)) => {
                 let now = self.clock.now();
@@ -131,7 +131,7 @@ impl Upkeep {
         };
         if let Err(fault) = written {
             tracing::warn!("{fault}");
-            self.put_off(id);
+            self.postpone(id);
         }
     }
 
@@ -143,8 +143,8 @@ impl Upkeep {
         let (tenant, name) = (&seen.record.tenant, &seen.record.spec.name);
         match &outcome {
             Outcome::Later(why) => {
-                tracing::info!(%tenant, %name, "a scheduled refresh waits: {why}");
-                return self.put_off(id);
+                tracing::info!(%tenant, %name, "a scheduled refresh is delayed: {why}");
+                return self.postpone(id);
             }
             Outcome::Failed(why) => {
                 self.report(
@@ -164,7 +164,7 @@ impl Upkeep {
         let state = done(seen.state(), outcome, wanted, (began, self.clock.now()), &uid);
         if let Err(fault) = self.write(id, &seen.object, json!({"refresh": merge(&state)})).await {
             tracing::warn!(%tenant, %name, "{fault}");
-            self.put_off(id);
+            self.postpone(id);
         }
     }
 
@@ -180,7 +180,7 @@ impl Upkeep {
             (_, status) => return Outcome::Skipped(format!("the image cache is {status}")),
         }
         if self.uses.previous(id) >= MAX_PREVIOUS {
-            return Outcome::Skipped(format!("{MAX_PREVIOUS} volumes that were replaced are still in use"));
+            return Outcome::Skipped(format!("{MAX_PREVIOUS} replaced volumes are still in use"));
         }
         if when == When::DigestChanged
             && let Some(content) = &record.content
@@ -194,7 +194,7 @@ impl Upkeep {
         match self.service.refresh(tenant, id).await {
             Ok(record) => Outcome::Started(record.generation),
             Err(error) if error.class() == Class::NoSpace => match self.make_room(tenant, Some(id)).await {
-                Room::Coming => Outcome::Later(format!("room is being made: {error}")),
+                Room::Coming => Outcome::Later(format!("making room: {error}")),
                 Room::None => failed(&error),
             },
             Err(error) => failed(&error),
@@ -215,8 +215,8 @@ fn failed(error: &Error) -> Outcome {
     if later { Outcome::Later(text) } else { Outcome::Failed(text) }
 }
 
-/// Whether a tag points to another image than the one on the snapshot. The index is compared where there are two: which manifest
-/// of it is taken depends on the machine that asks.
+/// Reports whether a tag points to another image than the one on the snapshot. If both have an index, the
+/// indexes are compared, because the manifest selected from an index depends on the platform of the client.
 fn has_moved(content: &Content, report: &PlanReport) -> bool {
     !report.images.iter().all(|now| {
         let before = content.images.iter().find(|image| image.reference == now.reference);
@@ -227,7 +227,7 @@ fn has_moved(content: &Content, report: &PlanReport) -> bool {
     })
 }
 
-/// The state of a schedule that was not seen before. The time before it does not count.
+/// Returns the state of a schedule that was not seen before. Earlier scheduled times do not count.
 fn begin(before: RefreshState, wanted: &Refresh, now: DateTime<Utc>, uid: &str) -> RefreshState {
     let state = RefreshState { schedule: schedule::text(wanted), message: None, ..before };
     match Schedule::parse(wanted).and_then(|schedule| schedule.next(now, uid)) {
@@ -238,13 +238,13 @@ fn begin(before: RefreshState, wanted: &Refresh, now: DateTime<Utc>, uid: &str) 
         Err(why) => RefreshState {
             next_time: None,
             last_result: Some("Invalid".to_owned()),
-            message: Some(cut(&format!("spec.refresh.{why}"))),
+            message: Some(truncate(&format!("spec.refresh.{why}"))),
             ..state
         },
     }
 }
 
-/// The state after a scheduled time that began and ended at the times of `took`.
+/// Returns the state after a scheduled time whose processing began and ended at the times in `took`.
 fn done(
     before: RefreshState,
     outcome: Outcome,
@@ -256,8 +256,8 @@ fn done(
     let (result, message, generation) = match outcome {
         Outcome::Started(generation) => ("Started", None, Some(generation)),
         Outcome::Unchanged => ("Unchanged", None, generation),
-        Outcome::Skipped(why) | Outcome::Later(why) => ("Skipped", Some(cut(&why)), generation),
-        Outcome::Failed(why) => ("Failed", Some(cut(&why)), generation),
+        Outcome::Skipped(why) | Outcome::Later(why) => ("Skipped", Some(truncate(&why)), generation),
+        Outcome::Failed(why) => ("Failed", Some(truncate(&why)), generation),
     };
     let next = Schedule::parse(wanted).and_then(|schedule| schedule.next(took.1, uid)).ok();
     RefreshState {
@@ -270,17 +270,17 @@ fn done(
     }
 }
 
-/// The state after a refresh that was begun has ended.
+/// Returns the state after a refresh has ended.
 fn end(before: RefreshState, record: &Record) -> RefreshState {
     let served = record.content.as_ref().map(|content| content.generation);
     let (result, message) = match served >= before.generation {
         true => ("Refreshed", None),
-        false => ("Failed", record.message.as_deref().map(cut)),
+        false => ("Failed", record.message.as_deref().map(truncate)),
     };
     RefreshState { last_result: Some(result.to_owned()), message, ..before }
 }
 
-/// A merge patch that leaves nothing of the state before (RFC 7396: null removes).
+/// Returns a merge patch that replaces the whole state (RFC 7396: null removes).
 fn merge(state: &RefreshState) -> Value {
     json!({
         "schedule": state.schedule,
@@ -296,7 +296,7 @@ fn text(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-fn cut(text: &str) -> String {
+fn truncate(text: &str) -> String {
     text.chars().take(MAX_MESSAGE).collect()
 }
 

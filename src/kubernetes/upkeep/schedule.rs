@@ -1,4 +1,4 @@
-//! When a refresh is due. Pure: a schedule and a time in, a time out.
+//! Computes when a refresh is due, from a schedule and a time. Pure.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use cronexpr::{Crontab, MakeTimestamp};
@@ -6,24 +6,24 @@ use cronexpr::{Crontab, MakeTimestamp};
 use crate::kubernetes::crd::{ImageCacheSpec, Refresh};
 use larder_model::digest::Digest;
 
-/// Maximum offset of an image cache from its schedule, seconds: schedules are round hours, and a registry need not serve all image
-/// caches at once.
+/// Maximum offset of an image cache from its schedule, seconds. Schedules are often whole hours, and the
+/// offset spreads the load on a registry.
 const MAX_JITTER: i64 = 600;
-/// The offset is at most this part of the time between two refreshes.
+/// The offset is at most this fraction (1/N) of the time between two refreshes.
 const JITTER_PART: i64 = 10;
 
-/// A schedule that can be used.
+/// A parsed and valid schedule.
 #[derive(Debug)]
 pub(super) struct Schedule(Crontab);
 
-/// Why the schedule of an order cannot be used. `None` if it can, or if there is none.
+/// Returns the reason why the schedule of a spec is invalid. `None` if it is valid, or if there is none.
 pub(in crate::kubernetes) fn mistake(spec: &ImageCacheSpec) -> Option<String> {
     let refresh = spec.refresh.as_ref()?;
-    let usable = Schedule::parse(refresh).and_then(|schedule| schedule.following(Utc::now()));
+    let usable = Schedule::parse(refresh).and_then(|schedule| schedule.first_after(Utc::now()));
     usable.err().map(|why| format!("spec.refresh.{why}"))
 }
 
-/// What a schedule is, as one text: it is compared with the one that the next time was computed from.
+/// Returns a schedule as one text, to compare it with the one that the next time was computed from.
 pub(super) fn text(refresh: &Refresh) -> String {
     format!("{} {}", refresh.schedule, zone(refresh))
 }
@@ -33,10 +33,12 @@ fn zone(refresh: &Refresh) -> &str {
 }
 
 impl Schedule {
+    /// Parses a schedule.
+    ///
     /// # Errors
-    /// What is wrong with which field, for a person.
+    /// A field is invalid. The text names it and the reason.
     pub(super) fn parse(refresh: &Refresh) -> Result<Self, String> {
-        // The parser takes a time zone as a sixth field.
+        // The parser accepts a time zone as a sixth field.
         if refresh.schedule.split_whitespace().count() != 5 {
             return Err(format!("schedule: {:?} does not have five fields", refresh.schedule));
         }
@@ -47,28 +49,28 @@ impl Schedule {
         let parsed = cronexpr::parse_crontab(&text(refresh));
         parsed.map(Schedule).map_err(|error| {
             let text = error.to_string();
-            // The parser shows the text with a mark below it; the reason is behind the mark.
+            // The parser prints the text with a mark below it; the reason follows the mark.
             let reason = text.rsplit_once("^ ").map_or(text.as_str(), |(_, reason)| reason);
             format!("schedule: {reason}")
         })
     }
 
-    /// The first time of the schedule after `time`.
-    fn following(&self, time: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
+    /// Returns the first time of the schedule after `time`.
+    fn first_after(&self, time: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
         let found = MakeTimestamp::from_second(time.timestamp()).and_then(|time| self.0.find_next(time));
         let found = found.map_err(|_| "schedule: it has no time within four years".to_owned())?;
         DateTime::from_timestamp(found.timestamp().as_second(), 0)
             .ok_or_else(|| "schedule: its next time is out of range".to_owned())
     }
 
-    /// When the image cache with this UID is refreshed next, after `time`. However many times have passed before `time`, there is
-    /// one next time: whoever was late catches up once.
+    /// Returns the time of the next refresh of the image cache with this UID, after `time`. Scheduled times
+    /// before `time` are not repeated.
     ///
     /// # Errors
     /// The schedule has no next time.
     pub(super) fn next(&self, time: DateTime<Utc>, uid: &str) -> Result<DateTime<Utc>, String> {
-        let next = self.following(time)?;
-        let gap = self.following(next).map_or(i64::MAX, |second| (second - next).num_seconds());
+        let next = self.first_after(time)?;
+        let gap = self.first_after(next).map_or(i64::MAX, |second| (second - next).num_seconds());
         let max = (gap / JITTER_PART).clamp(0, MAX_JITTER);
         let hash = u64::from_str_radix(&Digest::sha256(uid.as_bytes()).hex()[..8], 16).unwrap_or(0);
         let offset = i64::try_from(hash).unwrap_or(0) % (max + 1);
@@ -106,7 +108,7 @@ mod tests {
             ("30 2 * * *", Some("Europe/Berlin"), "2027-03-27T12:00:00Z", "2027-03-29T00:30:00Z"),
         ] {
             let schedule = Schedule::parse(&refresh(schedule, zone)).unwrap();
-            assert_eq!(schedule.following(time(after)), Ok(time(next)), "{schedule:?}");
+            assert_eq!(schedule.first_after(time(after)), Ok(time(next)), "{schedule:?}");
         }
     }
 
@@ -117,10 +119,10 @@ mod tests {
             let of = |uid: u32| {
                 let uid = uid.to_string();
                 let first = schedule.next(time("2026-11-30T12:00:00Z"), &uid).unwrap();
-                let base = schedule.following(time("2026-11-30T12:00:00Z")).unwrap();
-                // The next one after the first is a whole period later: an offset runs nothing twice.
+                let base = schedule.first_after(time("2026-11-30T12:00:00Z")).unwrap();
+                // The second time is a whole period after the first: an offset must not cause two refreshes.
                 let second = schedule.next(first, &uid).unwrap();
-                assert_eq!(second - first, schedule.following(base).unwrap() - base);
+                assert_eq!(second - first, schedule.first_after(base).unwrap() - base);
                 (first - base).num_seconds()
             };
             (0..50).map(of).collect()
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_says_why() {
+    fn invalid_schedules_have_a_reason() {
         for (schedule, zone, why) in [
             ("0 3 * *", None, "schedule: \"0 3 * *\" does not have five fields"),
             ("0 3 * * * UTC", None, "does not have five fields"),

@@ -1,5 +1,5 @@
-//! Claims of nodes: which volumes they are of, and when their agents last saw a pod use them. Metadata only: a cluster of a
-//! thousand nodes has some ten thousand claims.
+//! Claims of nodes: their volumes, and the time at which their agents last saw a pod use them. Only metadata
+//! is kept, because a cluster of a thousand nodes has about ten thousand claims.
 
 use std::collections::HashMap;
 
@@ -24,34 +24,34 @@ struct Claim {
     used: Option<DateTime<Utc>>,
 }
 
-/// What is known of the claims of nodes.
+/// The known claims of all nodes.
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     claims: Claims,
-    /// The list that is being read, after the watch began or broke.
+    /// The list that is being read after the watch started or broke.
     reading: Claims,
     known: bool,
 }
 
 impl Nodes {
-    /// Whether all claims were read once.
+    /// Reports whether the first list of all claims is complete.
     pub(super) fn is_known(&self) -> bool {
         self.known
     }
 
-    /// The claim that uses a volume of a cache, with `None` any volume.
+    /// Returns the name of a claim that uses a volume of a cache; any volume if `generation` is `None`.
     pub(super) fn claim_of(&self, id: CacheId, generation: Option<u32>) -> Option<&str> {
         let mut claims = self.claims.get(&id)?.iter();
         let is_of = |claim: &Claim| generation.is_none_or(|generation| claim.generation == generation);
         claims.find(|(_, claim)| is_of(claim)).map(|(name, _)| name.as_str())
     }
 
-    /// When any pod last used a cache.
+    /// Returns the time at which any pod last used a cache.
     pub(super) fn last_used(&self, id: CacheId) -> Option<DateTime<Utc>> {
         self.claims.get(&id)?.values().filter_map(|claim| claim.used).max()
     }
 
-    fn take(&mut self, event: Event<Meta>) {
+    fn apply(&mut self, event: Event<Meta>) {
         match event {
             Event::Init => self.reading.clear(),
             Event::InitApply(claim) => insert(&mut self.reading, &claim),
@@ -80,18 +80,18 @@ fn insert(claims: &mut Claims, claim: &Meta) {
     claims.entry(id).or_default().insert(claim.name_any(), Claim { generation, used });
 }
 
-/// Watches the claims of a namespace. Does not return. `change` gives access to what is known of them.
+/// Watches the claims of a namespace and does not return. `change` gives access to the known claims.
 pub(super) async fn watch(
     client: &Client,
     namespace: &str,
     change: impl Fn(Box<dyn FnOnce(&mut Nodes) + Send>) + Send,
 ) {
     let api: Api<Meta> = Api::namespaced(client.clone(), namespace);
-    // It reads everything again after whatever breaks it.
+    // The watcher lists all objects again after every interruption.
     let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => change(Box::new(move |nodes| nodes.take(event))),
+            Ok(event) => change(Box::new(move |nodes| nodes.apply(event))),
             Err(error) => tracing::warn!("watching the claims of nodes: {error}"),
         }
     }
@@ -120,23 +120,23 @@ mod tests {
     fn claims_are_counted_by_volume_and_the_latest_use_counts() {
         let (id, other) = (CacheId::random(), CacheId::random());
         let mut nodes = Nodes::default();
-        nodes.take(Event::Init);
-        nodes.take(Event::InitApply(claim("a", id, 1, Some("2026-11-30T01:00:00Z"))));
-        nodes.take(Event::InitApply(claim("b", id, 2, Some("2026-11-30T03:00:00Z"))));
+        nodes.apply(Event::Init);
+        nodes.apply(Event::InitApply(claim("a", id, 1, Some("2026-11-30T01:00:00Z"))));
+        nodes.apply(Event::InitApply(claim("b", id, 2, Some("2026-11-30T03:00:00Z"))));
         assert!(!nodes.is_known() && nodes.claim_of(id, Some(1)).is_none(), "half a list is none");
-        nodes.take(Event::InitDone);
+        nodes.apply(Event::InitDone);
         assert!(nodes.is_known());
         assert_eq!((nodes.claim_of(id, Some(1)), nodes.claim_of(id, Some(3))), (Some("a"), None));
         assert_eq!((nodes.claim_of(other, None), nodes.last_used(other)), (None, None));
-        nodes.take(Event::Apply(claim("c", id, 1, Some("not a time"))));
+        nodes.apply(Event::Apply(claim("c", id, 1, Some("not a time"))));
         assert_eq!(nodes.last_used(id).unwrap().to_rfc3339(), "2026-11-30T03:00:00+00:00");
         for name in ["a", "c"] {
-            nodes.take(Event::Delete(claim(name, id, 1, None)));
+            nodes.apply(Event::Delete(claim(name, id, 1, None)));
         }
         assert_eq!((nodes.claim_of(id, Some(1)), nodes.claim_of(id, None)), (None, Some("b")));
-        // What went while the watch was broken is not in the next list.
-        nodes.take(Event::Init);
-        nodes.take(Event::InitDone);
+        // Objects that were deleted while the watch was broken are missing in the next list.
+        nodes.apply(Event::Init);
+        nodes.apply(Event::InitDone);
         assert_eq!(nodes.claim_of(id, None), None);
     }
 }

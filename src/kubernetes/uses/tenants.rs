@@ -1,4 +1,4 @@
-//! Claims in the namespaces of tenants that were restored from a copy, or are to be.
+//! Claims in the namespaces of tenants that have a copy as their source, bound or not.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,17 +8,17 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt as _};
 
-use crate::kubernetes::fault::{Fault, ask};
+use crate::kubernetes::fault::{Fault, request};
 use crate::kubernetes::names::volume_of;
 use larder_model::image_cache::CacheId;
 
-/// Objects of one answer of a list.
-const PAGE: u32 = 500;
+/// Maximum number of objects in one response to a list request.
+const PAGE_SIZE: u32 = 500;
 
-/// Claims by the volume that they are restored from.
+/// Names of claims, by the volume that they are restored from.
 pub(super) type Claims = HashMap<(CacheId, u32), String>;
 
-/// The claims of namespaces, as they were listed last.
+/// The claims of namespaces, as last listed.
 #[derive(Debug, Default)]
 pub(super) struct Tenants(HashMap<String, Listed>);
 
@@ -38,7 +38,8 @@ impl Tenants {
         self.0.get(namespace).is_some_and(|listed| listed.at.elapsed() < max_age)
     }
 
-    /// The claim that uses a volume of a cache, with `None` any volume. `None` if there is no list that is young enough.
+    /// Returns the name of a claim that uses a volume of a cache; any volume if `generation` is `None`. The
+    /// outer `None` means that no list is younger than `max_age`.
     pub(super) fn claim_of(
         &self,
         namespace: &str,
@@ -52,27 +53,28 @@ impl Tenants {
         Some(listed.claims.iter().find(|(of, _)| is_of(of)).map(|(_, claim)| claim.clone()))
     }
 
-    /// When a claim of a cache was last seen.
+    /// Returns the time at which a claim of a cache was last seen.
     pub(super) fn last_used(&self, namespace: &str, id: CacheId) -> Option<DateTime<Utc>> {
         let listed = self.0.get(namespace)?;
         listed.claims.keys().any(|of| of.0 == id).then_some(listed.time)
     }
 }
 
-/// Lists the claims of a namespace that are restored from a copy. Without the right to list claims there are none.
+/// Lists the claims of a namespace that are restored from a copy. Returns an empty list without permission to
+/// list claims.
 pub(super) async fn list(client: &Client, namespace: &str) -> Result<Claims, Fault> {
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let doing = format!("listing the claims of {namespace}");
     let mut claims = Claims::new();
-    let mut parameters = ListParams::default().limit(PAGE);
+    let mut parameters = ListParams::default().limit(PAGE_SIZE);
     loop {
-        let page = match ask!(&doing, api.list(&parameters)) {
+        let page = match request!(&doing, api.list(&parameters)) {
             Ok(page) => page,
             Err(fault) if matches!(fault.code(), 403 | 404) => {
                 tracing::debug!("{fault}");
                 return Ok(Claims::new());
             }
-            // The list is too old to be continued.
+            // The continue token has expired.
             Err(fault) if fault.code() == 410 && parameters.continue_token.is_some() => {
                 claims.clear();
                 parameters.continue_token = None;
@@ -88,7 +90,7 @@ pub(super) async fn list(client: &Client, namespace: &str) -> Result<Claims, Fau
     }
 }
 
-/// The volume that a claim is restored from.
+/// Returns the volume that a claim is restored from.
 fn source(claim: &PersistentVolumeClaim) -> Option<(CacheId, u32)> {
     let spec = claim.spec.as_ref()?;
     let (kind, name) = match (&spec.data_source, &spec.data_source_ref) {

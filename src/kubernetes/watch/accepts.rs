@@ -1,4 +1,4 @@
-//! Which namespaces accept image caches of which others, as their annotations say.
+//! The namespaces and the image caches that they accept, according to their annotations.
 
 use std::collections::HashMap;
 
@@ -20,18 +20,18 @@ pub(super) fn watch(
     watcher::watcher(api, watcher::Config::default()).default_backoff()
 }
 
-/// The annotations [`ACCEPT_FROM`] of namespaces that have one.
+/// The annotation [`ACCEPT_FROM`] of each namespace that has one.
 #[derive(Debug, Default)]
 pub(super) struct Accepts {
     lists: HashMap<String, String>,
-    /// The lists of a start of the watch, until it is complete.
+    /// The annotations of the first list after a start of the watch, until that list is complete.
     next: HashMap<String, String>,
     complete: bool,
 }
 
 impl Accepts {
-    /// Takes up an event. Returns whether a list has changed.
-    pub(super) fn take(&mut self, event: Event<PartialObjectMeta<Namespace>>) -> bool {
+    /// Applies an event. Returns whether an annotation has changed.
+    pub(super) fn apply(&mut self, event: Event<PartialObjectMeta<Namespace>>) -> bool {
         match event {
             Event::Init => {
                 self.next.clear();
@@ -60,8 +60,8 @@ impl Accepts {
         }
     }
 
-    /// Whether a namespace accepts image caches of a tenant; `None` before all namespaces were seen once. A namespace that does
-    /// not exist accepts none.
+    /// Reports whether a namespace accepts image caches of a tenant; `None` before the first list is
+    /// complete. A namespace that does not exist accepts none.
     pub(super) fn accepts(&self, namespace: &str, tenant: &TenantName) -> Option<bool> {
         let list = self.lists.get(namespace).map(String::as_str);
         self.complete.then(|| is_listed(list, tenant.as_str()))
@@ -83,22 +83,22 @@ mod tests {
     fn lists_follow_the_annotations() {
         let (mut accepts, team) = (Accepts::default(), "team-a".parse().unwrap());
         assert_eq!(accepts.accepts("b", &team), None, "nothing was seen yet");
-        assert!(!accepts.take(Event::Init));
-        assert!(!accepts.take(Event::InitApply(namespace("b", Some("team-a")))));
-        assert!(accepts.take(Event::InitDone));
+        assert!(!accepts.apply(Event::Init));
+        assert!(!accepts.apply(Event::InitApply(namespace("b", Some("team-a")))));
+        assert!(accepts.apply(Event::InitDone));
         assert_eq!(accepts.accepts("b", &team), Some(true));
         assert_eq!(accepts.accepts("c", &team), Some(false));
-        assert!(!accepts.take(Event::Apply(namespace("b", Some("team-a")))), "nothing has changed");
-        assert!(accepts.take(Event::Apply(namespace("b", None))));
-        assert!(!accepts.take(Event::Apply(namespace("d", None))));
-        assert!(accepts.take(Event::Apply(namespace("d", Some("*")))));
+        assert!(!accepts.apply(Event::Apply(namespace("b", Some("team-a")))), "nothing has changed");
+        assert!(accepts.apply(Event::Apply(namespace("b", None))));
+        assert!(!accepts.apply(Event::Apply(namespace("d", None))));
+        assert!(accepts.apply(Event::Apply(namespace("d", Some("*")))));
         assert_eq!((accepts.accepts("b", &team), accepts.accepts("d", &team)), (Some(false), Some(true)));
-        assert!(accepts.take(Event::Delete(namespace("d", None))));
-        // A watch that starts again shows what was removed meanwhile.
-        assert!(accepts.take(Event::Apply(namespace("b", Some("*")))));
-        accepts.take(Event::Init);
+        assert!(accepts.apply(Event::Delete(namespace("d", None))));
+        // After a restart of the watch, annotations that were removed in the meantime are gone.
+        assert!(accepts.apply(Event::Apply(namespace("b", Some("*")))));
+        accepts.apply(Event::Init);
         assert_eq!(accepts.accepts("b", &team), Some(true), "not before it is complete");
-        assert!(accepts.take(Event::InitDone));
+        assert!(accepts.apply(Event::InitDone));
         assert_eq!(accepts.accepts("b", &team), Some(false));
     }
 }

@@ -1,13 +1,13 @@
-//! What a detach asks of containerd, and does there: nothing that stays in it needs a layer of the volume afterwards.
+//! The containerd part of a detach: afterwards nothing in containerd needs a layer of the volume.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::dependents::{Consent, Dependent};
 use super::error::Error;
-use super::{Host, at_rest};
+use super::{Host, offline};
 use crate::caches::attachments::Attachment;
-use crate::node::containerd::{self, Client, Going, Needing};
+use crate::node::containerd::{self, Client, DependentImage, LostSnapshots};
 use crate::node::content_cache;
 use crate::volume::seal;
 use larder_model::chain::ChainId;
@@ -16,62 +16,65 @@ use larder_model::job::LayerFormat;
 use larder_model::runtime::{Containerd, Runtime};
 use larder_model::seal::Content;
 
-/// What containerd has of a volume that nobody uses.
+/// The content of a volume that is in containerd and has no users.
 #[derive(Debug)]
-pub(super) struct Held<'a> {
+pub(super) struct ContainerdUse<'a> {
     record: &'a Attachment,
-    asked: Vec<Asked>,
+    found: Vec<SnapshotterUse>,
 }
 
-/// The same of one snapshotter.
+/// The content of a volume in one snapshotter.
 #[derive(Debug)]
-struct Asked {
+struct SnapshotterUse {
     containerd: Containerd,
     /// The snapshots that need the volume; `None` if they cannot be determined.
-    going: Option<Going>,
-    needing: Vec<Needing>,
+    lost: Option<LostSnapshots>,
+    dependents: Vec<DependentImage>,
 }
 
-impl<'a> Held<'a> {
-    /// Asks containerd, and changes nothing. Refuses while containers use the volume.
+impl<'a> ContainerdUse<'a> {
+    /// Queries containerd, and changes nothing. Fails while containers use the volume.
     pub(super) fn find(
         record: &'a Attachment,
         others: &[Attachment],
         host: &Host,
         consent: Consent,
     ) -> Result<Self, Error> {
-        let mut asked = Vec::new();
+        let mut found = Vec::new();
         for containerd in consumers(record, host) {
-            match ask(containerd, record, others, host) {
-                Ok(answer) => asked.push(answer),
+            match query(containerd, record, others, host) {
+                Ok(answer) => found.push(answer),
                 Err(Error::Containerd(error)) if is_silent(&error) => {
                     let does_not_run = matches!(error, containerd::Error::Unreachable { .. });
                     let does_without = record.containerd.is_none() || consent.force;
-                    if !(does_without || does_not_run && at_rest::proves(record, host)?) {
-                        return Err(Error::Unasked { at: record.at.clone(), reason: error.to_string() });
+                    if !(does_without || does_not_run && offline::is_unused(record, host)?) {
+                        return Err(Error::ContainerdSilent {
+                            at: record.at.clone(),
+                            reason: error.to_string(),
+                        });
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(Held { record, asked })
+        Ok(ContainerdUse { record, found })
     }
 
-    /// The images that need the volume.
+    /// Returns the images that need the volume.
     pub(super) fn images(&self) -> Vec<Dependent> {
-        self.asked.iter().flat_map(|asked| named(&asked.needing)).collect()
+        self.found.iter().flat_map(|found| named(&found.dependents)).collect()
     }
 
-    /// Removes the images that need the volume, and what was made known of it.
-    pub(super) fn let_go(&self) -> Result<(), Error> {
-        for Asked { containerd, going, needing } in &self.asked {
+    /// Removes the images that need the volume, and the records of its preloaded images.
+    pub(super) fn release(&self) -> Result<(), Error> {
+        for SnapshotterUse { containerd, lost, dependents } in &self.found {
             let work = async |containerd: &Client| {
-                containerd.remove_images(needing).await?;
+                containerd.remove_images(dependents).await?;
                 if let Some(cache) = &self.record.cache {
                     containerd.forget(cache).await?;
                 }
-                match going {
-                    Some(going) => containerd.sweep(going).await,
+                match lost {
+                    Some(lost) => containerd.sweep(lost).await,
                     None => Ok(()),
                 }
             };
@@ -81,18 +84,21 @@ impl<'a> Held<'a> {
     }
 }
 
-/// Whether containerd, or a snapshotter behind it, does not answer.
+/// Reports whether containerd, or a snapshotter that it uses, does not answer.
 fn is_silent(error: &containerd::Error) -> bool {
     matches!(error, containerd::Error::Unreachable { .. } | containerd::Error::SnapshotterDown { .. })
 }
 
-/// containerd, once for each of its snapshotters that can have layers of the volume. Larder's snapshotter serves the layers of every
-/// volume, so containerd can have them even if the volume was not attached for it.
+/// Returns the connection to containerd for each snapshotter that can have layers of the volume. Larder's
+/// snapshotter serves the layers of every volume, so containerd can have them even if it was not configured
+/// for this volume.
 fn consumers(record: &Attachment, host: &Host) -> Vec<Containerd> {
     let ours = |address: PathBuf| Containerd { address, ..Containerd::default() };
     match &record.containerd {
-        Some(told) if told.snapshotter == Containerd::EROFS => vec![told.clone(), ours(told.address.clone())],
-        Some(told) => vec![told.clone()],
+        Some(configured) if configured.snapshotter == Containerd::EROFS => {
+            vec![configured.clone(), ours(configured.address.clone())]
+        }
+        Some(configured) => vec![configured.clone()],
         None => Some(host.path(Containerd::ADDRESS))
             .filter(|address| address.exists())
             .map(ours)
@@ -101,14 +107,14 @@ fn consumers(record: &Attachment, host: &Host) -> Vec<Containerd> {
     }
 }
 
-fn ask(
+fn query(
     containerd: Containerd,
     record: &Attachment,
     others: &[Attachment],
     host: &Host,
-) -> Result<Asked, Error> {
+) -> Result<SnapshotterUse, Error> {
     let content = seal::read(&record.at).ok().map(|sealed| sealed.content);
-    // Nobody stands on what is not mounted.
+    // A volume that is not mounted has no users.
     if let Some(content) = &content {
         refuse_if_used(&containerd, content, others)?;
     }
@@ -118,19 +124,20 @@ fn ask(
         }
         _ => Vec::new(),
     };
-    let Some(going) = going(&containerd, record, content.as_ref(), linked, others) else {
+    let Some(lost) = lost(&containerd, record, content.as_ref(), linked, others) else {
         containerd::block_on(&containerd, Client::version)?;
-        return Ok(Asked { containerd, going: None, needing: Vec::new() });
+        return Ok(SnapshotterUse { containerd, lost: None, dependents: Vec::new() });
     };
     let cache = record.cache.as_ref();
-    let needing =
-        containerd::block_on(&containerd, async |containerd| containerd.images_on(&going, cache).await)?;
-    Ok(Asked { containerd, going: Some(going), needing })
+    let dependents =
+        containerd::block_on(&containerd, async |containerd| containerd.images_on(&lost, cache).await)?;
+    Ok(SnapshotterUse { containerd, lost: Some(lost), dependents })
 }
 
-/// Refuses while containers stand on what would be gone.
+/// Fails while containers use layers that no other volume has.
 fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachment]) -> Result<(), Error> {
-    // An overlay of directories does not mind which volume they are on; images hold the file in which they lie.
+    // For directories, an overlay can use the same layer on another volume. Mounted EROFS images keep the
+    // file on this volume open.
     let others = if content.layer_format == LayerFormat::Overlay { others } else { &[] };
     let elsewhere: HashSet<ChainId> = contents(others.iter())
         .flat_map(|content| content.layers.into_iter().map(|layer| layer.chain_id))
@@ -143,15 +150,16 @@ fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachme
     }
 }
 
-/// The snapshots that containerd does not have without the volume; `None` if they cannot be determined. A volume that is not there, as after
-/// its disk was lost, has no `content`; the layers that are `linked` to it are known all the same.
-fn going(
+/// Returns the snapshots that containerd loses without the volume; `None` if they cannot be determined.
+/// `content` is `None` if the volume is missing, for example because its disk was lost. Its `linked` layers
+/// are still known then.
+fn lost(
     containerd: &Containerd,
     record: &Attachment,
     content: Option<&Content>,
     linked: Vec<Digest>,
     others: &[Attachment],
-) -> Option<Going> {
+) -> Option<LostSnapshots> {
     let layers = |content: Content| content.layers.into_iter();
     if containerd.snapshotter == Containerd::EROFS {
         let elsewhere: HashSet<Digest> = contents(others.iter().filter(|other| content_cache::has(other)))
@@ -159,14 +167,14 @@ fn going(
             .collect();
         let layers = content.into_iter().flat_map(|content| &content.layers);
         let of_it = layers.map(|layer| layer.diff_id.clone()).chain(linked);
-        return Some(Going::Linked(of_it.filter(|diff_id| !elsewhere.contains(diff_id)).collect()));
+        return Some(LostSnapshots::Linked(of_it.filter(|diff_id| !elsewhere.contains(diff_id)).collect()));
     }
     let has_it = |other: &Attachment| {
         other.containerd.as_ref().is_some_and(|other| other.snapshotter == containerd.snapshotter)
     };
-    // A snapshotter that the operator configured stays.
+    // The snapshots of a snapshotter that the operator configured are kept.
     if record.containerd.as_ref() == Some(containerd) && !others.iter().any(has_it) {
-        return Some(Going::All);
+        return Some(LostSnapshots::All);
     }
     let there: Vec<Content> = contents(others.iter()).collect();
     let are_all_there = there.len() == others.len();
@@ -175,24 +183,25 @@ fn going(
     match content {
         Some(content) => {
             let of_it = content.layers.iter().map(|layer| layer.chain_id.clone());
-            Some(Going::FromVolumes(of_it.filter(|chain| !elsewhere.contains(chain)).collect()))
+            Some(LostSnapshots::FromVolumes(of_it.filter(|chain| !elsewhere.contains(chain)).collect()))
         }
-        None => are_all_there.then_some(Going::AllFromVolumesBut(elsewhere)),
+        None => are_all_there.then_some(LostSnapshots::AllFromVolumesBut(elsewhere)),
     }
 }
 
-/// What the volumes hold that are there.
+/// Returns the content of the volumes that are mounted.
 fn contents<'a>(records: impl Iterator<Item = &'a Attachment>) -> impl Iterator<Item = Content> {
     records.filter_map(|record| Some(seal::read(&record.at).ok()?.content))
 }
 
-/// One name for each image: containerd has a record for its tag, its digests and its ID.
-fn named(needing: &[Needing]) -> Vec<Dependent> {
-    let is_same =
-        |one: &Needing, other: &Needing| one.namespace == other.namespace && one.target == other.target;
+/// Returns one name for each image: containerd has a record for its tag, its digests and its ID.
+fn named(dependents: &[DependentImage]) -> Vec<Dependent> {
+    let is_same = |one: &DependentImage, other: &DependentImage| {
+        one.namespace == other.namespace && one.target == other.target
+    };
     let rank = |name: &str| (name.starts_with("sha256:"), name.contains('@'));
-    let shown = needing.iter().filter(|one| {
-        let best = needing.iter().filter(|other| is_same(one, other)).map(|other| rank(&other.name)).min();
+    let shown = dependents.iter().filter(|one| {
+        let best = dependents.iter().filter(|other| is_same(one, other)).map(|other| rank(&other.name)).min();
         best == Some(rank(&one.name))
     });
     shown
@@ -210,7 +219,7 @@ mod tests {
 
     #[test]
     fn an_image_is_named_once() {
-        let record = |name: &str, target: &str| Needing {
+        let record = |name: &str, target: &str| DependentImage {
             namespace: "k8s.io".into(),
             name: name.into(),
             target: target.into(),

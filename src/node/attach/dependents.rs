@@ -1,32 +1,34 @@
-//! Images of runtimes that cannot start without a volume.
+//! Images in the runtimes that cannot start without a volume.
 //!
-//! Each runtime finds its own; a detach lists all of them in one refusal, or removes them where the caller consents.
+//! Each runtime finds its own. A detach lists all of them in one error, or removes them if the caller
+//! consents.
 
 use std::fmt;
 
 use larder_model::escape::escape;
 use larder_model::runtime::Runtime;
 
-/// Images that a message names.
+/// Maximum number of images listed in a message.
 const NAMED: usize = 5;
 
-/// What the caller of a detach consents to.
+/// Actions of a detach that need the caller's consent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Consent {
-    /// A containerd that cannot be asked is taken for one that is not there any more.
+    /// Continue if containerd does not answer, as if it had been removed.
     pub force: bool,
-    /// Images that cannot start without the volume are removed from their runtimes, which pull them when they need them.
+    /// Remove images that cannot start without the volume from their runtimes, which pull them again when
+    /// needed.
     pub remove_images: bool,
 }
 
 /// An image that cannot start without the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dependent {
-    /// The runtime that has it.
+    /// The runtime that has the image.
     pub runtime: Runtime,
-    /// Its name there.
+    /// The name of the image in the runtime.
     pub image: String,
-    /// Where the runtime has it, as `namespace k8s.io`; empty where there is one place only.
+    /// The location in the runtime, such as `namespace k8s.io`. Empty if the runtime has only one.
     pub place: String,
 }
 
@@ -40,7 +42,7 @@ impl fmt::Display for Dependent {
     }
 }
 
-/// The images as a message lists them.
+/// Formats the images for a message.
 pub(super) fn listed(images: &[Dependent]) -> String {
     let mut text: Vec<String> = images.iter().take(NAMED).map(Dependent::to_string).collect();
     if images.len() > NAMED {

@@ -1,4 +1,4 @@
-//! Detaching a volume.
+//! Detaches a volume from a node.
 
 use std::fs;
 use std::io;
@@ -6,73 +6,73 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::containerd::Held;
+use super::containerd::ContainerdUse;
 use super::dependents::{Consent, listed};
 use super::error::{Error, io as failed};
-use super::{Host, found, own_store, place, told, unit};
+use super::{Host, installed, own_store, place, runtime_config, unit};
 use crate::caches::attachments::Attachment;
 use crate::node::containerd::config;
 use crate::node::podman::skeleton;
-use crate::node::{snapshotter, standing, view};
+use crate::node::{snapshot_users, snapshotter, view};
 use crate::volume::seal;
 use larder_model::escape::escape;
 use larder_model::runtime::Runtime;
 use larder_sys::mount;
 use larder_sys::mounts::Mounts;
 
-/// How long a mount may stay busy: the snapshotter looks at the records every [`snapshotter::EVERY`], and unmounts what it
-/// has of a volume that lost its own.
-const PATIENCE: Duration = Duration::from_secs(3 * snapshotter::EVERY.as_secs());
+/// Maximum time a mount can stay busy. The snapshotter reads the records every
+/// [`snapshotter::POLL_INTERVAL`], and then unmounts its mounts of a volume whose record is gone.
+const PATIENCE: Duration = Duration::from_secs(3 * snapshotter::POLL_INTERVAL.as_secs());
 
-/// A volume that is detached.
+/// A volume that was detached.
 #[derive(Debug)]
 pub struct Detached {
-    /// Where it was.
+    /// The former mount point of the volume.
     pub at: PathBuf,
-    /// What the operator should know, a sentence each.
+    /// Hints for the operator, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// Detaches a volume, which is named by its own path or by where it is attached.
+/// Detaches a volume, which is given by its own path or by its mount point.
 ///
 /// # Errors
-/// [`Error`]; while containers use it, or images need it without `consent`, nothing is changed. What was cut off goes on when it
-/// is called again.
+/// [`Error`]. If containers use it, or images need it without `consent`, nothing is changed. A call after an
+/// interruption resumes.
 pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, Error> {
     let known = host.records.list()?;
     let record = find(wanted, &known)?;
     let at = &record.at;
-    let mounts = Mounts::read().map_err(failed("looking for who uses", at))?;
+    let mounts = Mounts::read().map_err(failed("looking for users of", at))?;
     let store = record.store.as_deref();
     if let Some(overlay) =
         [Some(at.as_path()), store].into_iter().flatten().find_map(|path| mounts.overlay_on(path))
     {
-        let by = format!("the overlay at {} stands on it", overlay.display());
+        let by = format!("the overlay at {} uses it", overlay.display());
         return Err(Error::Busy { at: at.clone(), by });
     }
     let others: Vec<Attachment> =
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
     let agreed = own_store::check(record, &others, host, consent.remove_images)?;
     if record.containerd.is_none() {
-        refuse_if_stood_on(record, &others, host)?;
+        refuse_if_used(record, &others, host)?;
     }
-    let held = Held::find(record, &others, host, consent)?;
-    let images = held.images();
+    let containerd_use = ContainerdUse::find(record, &others, host, consent)?;
+    let images = containerd_use.images();
     if !images.is_empty() && !consent.remove_images {
         return Err(Error::Needed { at: at.clone(), images });
     }
     if let Some(agreed) = agreed {
         agreed.remove()?;
     }
-    held.let_go()?;
+    containerd_use.release()?;
     let mut notes = Vec::new();
     if !images.is_empty() {
-        notes.push(format!("removed, and pulled again when they are needed: {}", listed(&images)));
+        notes.push(format!("removed, to be pulled again when needed: {}", listed(&images)));
     }
-    for file in told::all(host, &others)?.files {
+    for file in runtime_config::all(host, &others)?.files {
         if file.path == host.path(config::PATH) && file.differs()? {
             notes.push(
-                "containerd is configured for the volume until it is restarted: systemctl restart containerd"
+                "containerd uses its old configuration until it is restarted: systemctl restart containerd"
                     .to_owned(),
             );
         }
@@ -81,18 +81,18 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
     let mut leaving = record.clone();
     leaving.leaving = true;
     host.records.note(&leaving)?;
-    let has_it_open = record.runtimes.contains(&Runtime::Crio) && found::may_run(host, "crio");
+    let has_it_open = record.runtimes.contains(&Runtime::Crio) && installed::may_run(host, "crio");
     if has_it_open {
         notes.push(format!(
-            "CRI-O reads its stores when it starts, and finds an empty one at {} until then: systemctl restart crio",
+            "CRI-O reads its list of stores at startup, and uses an empty store at {} until then: systemctl restart crio",
             at.display()
         ));
     }
     if let Err(error) = host.link_layers().and_then(|()| take_down(record, has_it_open)) {
-        // It is attached still, and runtimes are told so.
+        // The volume stays attached, so the runtimes' configuration is restored.
         host.records.note(record)?;
         host.link_layers()?;
-        for file in told::all(host, &known)?.files {
+        for file in runtime_config::all(host, &known)?.files {
             file.write()?;
         }
         return Err(error);
@@ -102,21 +102,21 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
     Ok(Detached { at: at.clone(), notes })
 }
 
-/// The snapshotter has the layers of every attached volume, whoever was told of that: where there is one, it says what stands
-/// on them. An overlay holds the file systems below it, so the kernel would let the mount go, and whoever owns the disk would
-/// take it from under containers.
-fn refuse_if_stood_on(record: &Attachment, others: &[Attachment], host: &Host) -> Result<(), Error> {
+/// Fails if a snapshot uses the volume. The snapshotter has the layers of every attached volume, so if it
+/// runs, it reports the snapshots that use them. The kernel would not refuse the unmount, because an overlay
+/// keeps the file systems below it. The owner of the disk could then remove it from under containers.
+fn refuse_if_used(record: &Attachment, others: &[Attachment], host: &Host) -> Result<(), Error> {
     let Ok(sealed) = seal::read(&record.at) else { return Ok(()) };
     if !host.socket.exists() {
         return Ok(());
     }
     let busy = |by: String| Error::Busy { at: record.at.clone(), by };
-    let others: Vec<standing::Other> =
+    let others: Vec<snapshot_users::Other> =
         others.iter().filter_map(|other| Some((seal::read(&other.at).ok()?.content, other.since))).collect();
-    match standing::first(&host.socket, &sealed.content, &others) {
+    match snapshot_users::first(&host.socket, &sealed.content, &others) {
         Ok(None) => Ok(()),
-        Ok(Some(snapshot)) => Err(busy(format!("the snapshot {} stands on it", escape(&snapshot)))),
-        Err(error) => Err(busy(format!("or may be: {error}"))),
+        Ok(Some(snapshot)) => Err(busy(format!("the snapshot {} uses it", escape(&snapshot)))),
+        Err(error) => Err(busy(format!("possibly, because its users cannot be determined ({error})"))),
     }
 }
 
@@ -142,8 +142,8 @@ fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Er
     }
 }
 
-/// Unmounts the store and the volume, and removes what they were mounted over. With `keep_empty` an empty image store stays there: a
-/// CRI-O that is told of a store and finds nothing fails in every call.
+/// Unmounts the store and the volume, and removes their mount points. With `keep_empty`, an empty image store
+/// stays there, because a CRI-O whose configured store is missing fails in every call.
 pub(super) fn take_down(record: &Attachment, keep_empty: bool) -> Result<(), Error> {
     if let Some(store) = &record.store {
         view::remove(store)?;
@@ -152,7 +152,7 @@ pub(super) fn take_down(record: &Attachment, keep_empty: bool) -> Result<(), Err
     let places = [Some(&record.at), record.store.as_ref()].into_iter().flatten();
     for place in places.filter(|_| !keep_empty) {
         skeleton::remove(place)?;
-        // One that holds something was not made for this.
+        // A directory that is not empty was not created by attach.
         let _ = fs::remove_dir(place);
     }
     Ok(())
@@ -177,7 +177,7 @@ pub fn unmount(at: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Unmounts what is at `at`, or returns who uses it.
+/// Unmounts the file system at `at`, or returns a description of its user.
 fn take_off(at: &Path) -> Result<Option<String>, Error> {
     if view::is_there(at)? {
         return match view::remove(at) {
@@ -187,7 +187,7 @@ fn take_off(at: &Path) -> Result<Option<String>, Error> {
     }
     match mount::unmount(at) {
         Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
-            Ok(Some("a container stands on an image of it, or a process has a file of it open".to_owned()))
+            Ok(Some("a container uses one of its images, or a process has one of its files open".to_owned()))
         }
         other => other.map(|()| None).map_err(failed("unmounting", at)),
     }

@@ -1,4 +1,4 @@
-//! A plan in words, for `--dry-run`.
+//! Formats a plan as text, for `--dry-run`.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ impl fmt::Display for Plan {
             content.images.len(),
             content.layers.len()
         )?;
-        let how = if self.entered.is_some() { "" } else { ", where it is already" };
+        let how = if self.entered.is_some() { "" } else { ", already mounted" };
         writeln!(f, "mounted   {}, read-only{how}", self.record.at.display())?;
         if self.record.direct {
             writeln!(f, "store     {}, for podman, buildah and CRI-O", self.record.at.display())?;
@@ -51,7 +51,7 @@ impl fmt::Display for Plan {
         if let Some(containerd) = self.record.containerd.as_ref().filter(|_| self.preload) {
             writeln!(
                 f,
-                "images    known to the containerd at {}, namespace {}",
+                "images    registered in containerd at {}, namespace {}",
                 containerd.address.display(),
                 containerd.namespace
             )?;

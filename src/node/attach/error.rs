@@ -1,4 +1,4 @@
-//! What goes wrong.
+//! The errors of attach and detach.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,90 +11,90 @@ use crate::volume::{self, disk};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 
-/// A volume is not attached, or not detached.
+/// The errors of attaching and detaching a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The volume cannot be read or trusted.
     #[error(transparent)]
     Volume(#[from] volume::Error),
-    /// The disk that holds it cannot be mounted.
+    /// The disk of the volume cannot be mounted.
     #[error(transparent)]
     Disk(#[from] disk::Error),
     /// A record cannot be read or written.
     #[error(transparent)]
     Record(#[from] AttachmentError),
-    /// It cannot be mounted there.
+    /// The mount point is not suitable.
     #[error("mounting at {}: {fault}", at.display())]
     At {
-        /// Where.
+        /// Path of the mount point.
         at: PathBuf,
-        /// What is wrong with it, and the remedy.
+        /// The reason, and a hint.
         fault: &'static str,
     },
-    /// Another volume is there.
-    #[error("{} is taken by the volume {}: detach it first, or attach elsewhere with --at", at.display(), volume.display())]
+    /// Another volume is attached at the mount point.
+    #[error("{} is already used by the volume {}: detach it first, or use another mount point with --at", at.display(), volume.display())]
     Taken {
-        /// Where.
+        /// Path of the mount point.
         at: PathBuf,
-        /// What is attached there.
+        /// The volume that is attached there.
         volume: PathBuf,
     },
-    /// Something is mounted there, or lies there, that is not ours.
-    #[error("{} holds something that larder did not attach: give another directory with --at", .0.display())]
+    /// The mount point contains files or a mount that Larder did not create.
+    #[error("{} is in use by something that larder did not attach: use another directory with --at", .0.display())]
     Foreign(PathBuf),
-    /// Somebody is about to remove the volume.
-    #[error("{} is being removed or filled: wait, or give another volume", .0.display())]
+    /// Another process is about to remove or fill the volume.
+    #[error("{} is being removed or filled: wait, or use another volume", .0.display())]
     Going(PathBuf),
-    /// The volume is another one than was asked for.
-    #[error("{} holds the cache {found}, and {wanted} is wanted: give the volume that holds it", volume.display())]
+    /// The volume is not the requested one.
+    #[error("{} contains the cache {found}, not {wanted}: specify the volume that contains it", volume.display())]
     OtherCache {
-        /// The volume.
+        /// Path of the volume.
         volume: PathBuf,
-        /// Digest of the cache that was asked for.
+        /// Digest of the requested cache.
         wanted: Digest,
-        /// Digest of the cache that is there.
+        /// Digest of the cache on the volume.
         found: Digest,
     },
-    /// The volume is another one than the record says.
+    /// The volume is not the one in the record.
     #[error(
-        "{} holds the cache {is}, and {was} is attached from there: detach it first",
+        "{} contains the cache {is}, but {was} is attached from there: detach it first",
         volume.display()
     )]
     Changed {
-        /// The volume.
+        /// Path of the volume.
         volume: PathBuf,
-        /// Digest of the cache that is attached.
+        /// Digest of the attached cache.
         was: Digest,
-        /// Digest of the cache that is there.
+        /// Digest of the cache on the volume.
         is: Digest,
     },
-    /// A file beside the configuration of others cannot be written.
+    /// A drop-in configuration file cannot be written.
     #[error(transparent)]
     File(#[from] file::Error),
-    /// A layer is not what the seal says.
+    /// A layer does not match the seal.
     #[error(transparent)]
     Layers(#[from] verify::Error),
-    /// Another snapshotter takes another form of layers.
-    #[error("containerd's own snapshotter erofs takes EROFS images, and the layers of {} are directories: use `larder snapshotter`, or build it with --layer-format erofs", .0.display())]
+    /// The snapshotter does not support the layer format of the volume.
+    #[error("containerd's own snapshotter erofs needs EROFS images, but the layers of {} are directories: use `larder snapshotter`, or build it with --layer-format erofs", .0.display())]
     Directories(PathBuf),
-    /// containerd's API for what a preload does needs our snapshotter.
-    #[error("--preload needs `larder snapshotter`: leave out --snapshotter erofs, or leave out --preload")]
+    /// A preload needs Larder's snapshotter, because of containerd's API.
+    #[error("--preload needs `larder snapshotter`: remove --snapshotter erofs, or remove --preload")]
     PreloadErofs,
-    /// containerd's own snapshotter does not start.
+    /// The kernel does not support EROFS, so containerd's own snapshotter does not start.
     #[error(
         "this kernel has no EROFS, which --snapshotter erofs needs: load its module (modprobe erofs), or attach a volume of directories"
     )]
     NoErofs,
-    /// containerd runs with an older configuration.
+    /// containerd still runs with an older configuration.
     #[error(
         "containerd at {} has no snapshotter {snapshotter:?} yet: attach without --preload, restart containerd \
          (systemctl restart containerd), and attach again with --preload",
         address.display()
     )]
     NotRestarted {
-        /// The name of the snapshotter.
+        /// Name of the missing snapshotter.
         snapshotter: String,
-        /// The socket of containerd.
+        /// Path of containerd's socket.
         address: PathBuf,
     },
     /// The layers for containerd's own EROFS snapshotter cannot be linked.
@@ -102,102 +102,102 @@ pub enum Error {
     ContentCache(#[from] content_cache::Error),
     /// The mount point is too long for the images.
     #[error(transparent)]
-    Limits(#[from] limits::Unfit),
-    /// The image store cannot be made or let go of.
+    Limits(#[from] limits::MountPointError),
+    /// The image store cannot be created or unmounted.
     #[error(transparent)]
     View(#[from] view::Error),
-    /// What lies below the image store cannot be made or removed.
+    /// The directories below the image store cannot be created or removed.
     #[error(transparent)]
     Skeleton(#[from] podman::skeleton::Error),
-    /// What podman is configured to do cannot be read.
+    /// The configuration of podman cannot be read.
     #[error(transparent)]
     Podman(#[from] podman::node::Error),
-    /// What containerd is configured to do cannot be read.
+    /// The configuration of containerd cannot be read.
     #[error(transparent)]
     ContainerdConfig(#[from] containerd::config::ConfigError),
-    /// Nobody knows how containerd is configured.
-    #[error("which version of containerd this node has: {0}: start it, or leave it out with --runtime")]
+    /// The version of containerd cannot be determined.
+    #[error("cannot determine the version of containerd: {0}: start it, or exclude it with --runtime")]
     Version(String),
-    /// containerd does not know the images, or does not forget them.
+    /// The images cannot be registered in containerd, or removed from it.
     #[error(transparent)]
     Containerd(#[from] containerd::Error),
-    /// containerd cannot be asked who uses the volume.
-    #[error("whether containers of containerd use {}: {reason}: start it, or give --force if there is none any more", at.display())]
-    Unasked {
-        /// Where the volume is.
+    /// containerd does not answer, so it is unknown whether it uses the volume.
+    #[error("cannot check whether containers of containerd use {}: {reason}: start it, or use --force if it is no longer installed", at.display())]
+    ContainerdSilent {
+        /// Mount point of the volume.
         at: PathBuf,
-        /// Why.
+        /// The reason why containerd does not answer.
         reason: String,
     },
-    /// Images need its layers.
+    /// Images need layers of the volume.
     #[error(
-        "{} has layers that images need: {}: give --remove-images to remove these from their runtime, which pulls them again",
+        "{} has layers that images need: {}: use --remove-images to remove these from their runtime, which pulls them again",
         at.display(),
         listed(images)
     )]
     Needed {
-        /// Where the volume is.
+        /// Mount point of the volume.
         at: PathBuf,
-        /// The images.
+        /// The images that need it.
         images: Vec<Dependent>,
     },
-    /// Nothing of that name is attached.
-    #[error("{} is not attached; attached are: {have}", given.display())]
+    /// No attached volume has this path.
+    #[error("{} is not attached; attached volumes: {have}", given.display())]
     NotAttached {
-        /// What was asked for.
+        /// The given path.
         given: PathBuf,
-        /// What there is.
+        /// The list of attached volumes.
         have: String,
     },
-    /// A volume is attached at several places.
-    #[error("{} is attached at {at}: say which", given.display())]
+    /// A volume is attached at several mount points.
+    #[error("{} is attached at {at}: specify one of them", given.display())]
     Several {
-        /// What was asked for.
+        /// The given path.
         given: PathBuf,
-        /// Where.
+        /// The list of mount points.
         at: String,
     },
-    /// Containers use it.
-    #[error("{} is in use: {by}: stop and remove that first", at.display())]
+    /// The volume is in use.
+    #[error("{} is in use: {by}: stop and remove the user first", at.display())]
     Busy {
-        /// Where it is mounted.
+        /// Mount point of the volume.
         at: PathBuf,
-        /// Who.
+        /// Description of the user.
         by: String,
     },
-    /// Images or containers of the node stand on its layers.
+    /// Images or containers of the node use its layers.
     #[error("{by}: they need layers that only {} has; {remedy}", at.display())]
     OwnStore {
-        /// Where it is mounted.
+        /// Mount point of the volume.
         at: PathBuf,
-        /// Their names.
+        /// Names of the images and containers.
         by: String,
-        /// What to do.
+        /// The hint for the operator.
         remedy: String,
     },
-    /// The records of the node's own store cannot be read.
+    /// The records of the node's own image store cannot be read.
     #[error("looking for images that need the volume: {0}")]
     Dependents(#[from] podman::dependents::Error),
-    /// Images of the node's own store cannot be removed.
+    /// Images of the node's own image store cannot be removed.
     #[error(transparent)]
     Remove(#[from] podman::remove::Error),
-    /// A word cannot be written into a unit.
-    #[error("writing a unit with {0:?}: it has a character that a unit cannot hold: use --no-unit")]
+    /// An argument cannot be written into a unit.
+    #[error("writing a unit with {0:?}: it has a character that units do not allow: use --no-unit")]
     Unit(String),
-    /// The kernel refused.
+    /// A system call failed.
     #[error("{doing} {}: {source}{}", what.display(), remedy(source))]
     Io {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// To what.
+        /// Path of the file or directory.
         what: PathBuf,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Volume(e) => e.class(),
@@ -211,7 +211,7 @@ impl Error {
             Error::Podman(podman::node::Error { source, .. }) => larder_layer::error::io_class(source),
             Error::ContainerdConfig(e) => e.class(),
             Error::Containerd(e) => e.class(),
-            Error::Version(_) | Error::Unasked { .. } => Class::Transient,
+            Error::Version(_) | Error::ContainerdSilent { .. } => Class::Transient,
             Error::ContentCache(e) => e.class(),
             Error::At { .. }
             | Error::Directories(_)
@@ -242,8 +242,8 @@ impl Error {
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => " (attaching takes root)",
-        io::ErrorKind::ResourceBusy => " (somebody uses it)",
+        io::ErrorKind::PermissionDenied => " (attaching requires root)",
+        io::ErrorKind::ResourceBusy => " (it is in use)",
         _ => "",
     }
 }

@@ -1,10 +1,10 @@
-//! What the node's own image store has on the layers of a volume that is detached.
+//! Images and containers in the node's own image store that need a volume.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, io};
-use super::{Host, found};
+use super::{Host, installed};
 use crate::caches::attachments::Attachment;
 use crate::node::podman::dependents::{Dependents, find};
 use crate::node::podman::graph_roots::graph_roots;
@@ -13,15 +13,15 @@ use crate::node::view;
 use crate::volume::seal;
 use larder_model::runtime::Runtime;
 
-/// What the caller has agreed to remove.
+/// The images and containers that the caller has agreed to remove.
 #[derive(Debug)]
 pub(super) struct Agreed {
     needed: Dependents,
     podman: PathBuf,
 }
 
-/// Refuses to detach `record` while images or containers of the node need layers that only its volume has, unless the caller has agreed
-/// to remove them. Changes nothing.
+/// Fails if images or containers of the node need layers that only the volume of `record` has, unless the
+/// caller has agreed to remove them. Changes nothing.
 ///
 /// # Errors
 /// [`Error::OwnStore`] with their names; another [`Error`] if they cannot be read.
@@ -37,10 +37,10 @@ pub(super) fn check(
     }
     let by = needed.to_string();
     let refused = |remedy| Err(Error::OwnStore { at: record.at.clone(), by, remedy });
-    match found::program(host, "podman") {
+    match installed::program(host, "podman") {
         Some(podman) if host.root == Path::new("/") && remove_images => Ok(Some(Agreed { needed, podman })),
         Some(_) if host.root == Path::new("/") => {
-            refused("give --remove-images to remove them, too".to_owned())
+            refused("use --remove-images to remove them as well".to_owned())
         }
         podman => {
             let by = if podman.is_some() { By::Podman } else { By::Crictl };
@@ -56,17 +56,17 @@ impl Agreed {
     }
 }
 
-/// What stands on layers that no other attached store has.
+/// Returns the images and containers that use layers of no other attached store.
 fn needed(record: &Attachment, others: &[Attachment], host: &Host) -> Result<Dependents, Error> {
     let mut needed = Dependents::default();
-    // Without its mount nobody could use the volume, and its layers are not known.
+    // An unmounted volume has no users, and its layers are unknown.
     let Ok(sealed) = seal::read(&record.at) else { return Ok(needed) };
     if !is_store(record) {
         return Ok(needed);
     }
     let mut only: HashSet<String> = view::layer_ids(&sealed.content).collect();
     for other in others.iter().filter(|other| is_store(other)) {
-        // Layers of the other form have other short names, which what stands on them has written down.
+        // Layers of the other format have other short names, which the dependents have stored.
         match seal::read(&other.at) {
             Ok(other) if other.content.layer_format == sealed.content.layer_format => {
                 for id in view::layer_ids(&other.content) {
@@ -86,7 +86,7 @@ fn is_store(record: &Attachment) -> bool {
     record.runtimes.iter().any(|runtime| matches!(runtime, Runtime::Podman | Runtime::Crio))
 }
 
-/// What the operator runs.
+/// Formats the commands for the operator.
 fn commands(needed: &Dependents, by: By) -> String {
     let commands: Vec<String> = remove::commands(needed, by).iter().map(|words| words.join(" ")).collect();
     commands.join("; ")

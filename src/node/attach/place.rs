@@ -1,4 +1,4 @@
-//! What is mounted, and where.
+//! Volume paths and mount points.
 
 use std::fs;
 use std::io;
@@ -11,13 +11,13 @@ use crate::caches::attachments::Attachment;
 use crate::node::podman::skeleton;
 use larder_sys::{Dir, dir, mount};
 
-/// Where volumes are mounted if nobody says so. Short, for overlayfs takes the paths of all layers in one page.
+/// Default mount point. It is short because overlayfs limits the total length of layer paths to one page.
 const DEFAULT: &str = "/icv";
-/// Volumes that are given such a place.
-const MOST: u32 = 99;
+/// Maximum number of default mount points.
+const MAX_DEFAULT_PLACES: u32 = 99;
 
-/// The volume's own path, by which others know it: without symbolic links, except that of a block device, whose number may
-/// be another one after the next boot.
+/// Returns the canonical path of the volume. Symbolic links are resolved, except for a block device, whose
+/// name can change at the next boot.
 pub(super) fn resolve(volume: &Path) -> Result<PathBuf, Error> {
     let facts = fs::metadata(volume).map_err(failed("opening the volume", volume))?;
     if facts.file_type().is_block_device() {
@@ -26,18 +26,19 @@ pub(super) fn resolve(volume: &Path) -> Result<PathBuf, Error> {
     volume.canonicalize().map_err(failed("resolving", volume))
 }
 
-/// The place that somebody gave, in one form.
+/// Checks a mount point that the user gave, and returns it in canonical form.
 pub(super) fn check(at: &Path) -> Result<PathBuf, Error> {
     let fault = |fault| Error::At { at: at.to_owned(), fault };
     if !at.is_absolute() || at.components().any(|part| part == Component::ParentDir) {
-        return Err(fault("give an absolute path without .."));
+        return Err(fault("use an absolute path without .."));
     }
     if at.parent().is_none() {
-        return Err(fault("give another directory than the root"));
+        return Err(fault("use a directory other than the root"));
     }
-    // Separators of overlayfs, of lists of stores and of the files that name them.
+    // Other characters can be separators in overlayfs options, in lists of stores and in the files that
+    // contain them.
     if !at.as_os_str().as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"/-_.".contains(b)) {
-        return Err(fault("give a path of letters, digits, - _ . and /"));
+        return Err(fault("use a path of letters, digits, - _ . and /"));
     }
     match at.canonicalize() {
         Ok(at) => Ok(at),
@@ -46,30 +47,31 @@ pub(super) fn check(at: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// Where `volume` is already, or the first free place.
+/// Returns the mount point of `volume` if it is attached, or the first free default mount point.
 pub(super) fn choose(volume: &Path, known: &[Attachment]) -> Result<PathBuf, Error> {
     if let Some(record) = known.iter().find(|record| record.volume == volume) {
         return Ok(record.at.clone());
     }
-    let places = (1..=MOST).map(|number| match number {
+    let places = (1..=MAX_DEFAULT_PLACES).map(|number| match number {
         1 => PathBuf::from(DEFAULT),
         number => PathBuf::from(format!("{DEFAULT}{number}")),
     });
     let free = |at: &PathBuf| known.iter().all(|record| record.at != *at) && check_empty(at).is_ok();
     let mut free_places = places.filter(free);
-    free_places
-        .next()
-        .ok_or(Error::At { at: DEFAULT.into(), fault: "all places are taken: give one with --at" })
+    free_places.next().ok_or(Error::At {
+        at: DEFAULT.into(),
+        fault: "all default mount points are in use: specify one with --at",
+    })
 }
 
-/// Where the image store that is made of the volume at `at` lies. Short as well.
+/// Returns the mount point of the image store for the volume at `at`. It is short as well.
 pub(super) fn store(at: &Path) -> PathBuf {
     let mut path = at.as_os_str().to_owned();
     path.push(".s");
     path.into()
 }
 
-/// Whether something is mounted there.
+/// Reports whether a file system is mounted at `at`.
 pub(super) fn is_mounted(at: &Path) -> Result<bool, Error> {
     match Dir::open(at) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -80,7 +82,7 @@ pub(super) fn is_mounted(at: &Path) -> Result<bool, Error> {
     }
 }
 
-/// That a mount there would hide nothing.
+/// Checks that a mount at `at` would hide no files.
 pub(super) fn check_empty(at: &Path) -> Result<(), Error> {
     match skeleton::is_all(at) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -90,7 +92,8 @@ pub(super) fn check_empty(at: &Path) -> Result<(), Error> {
     }
 }
 
-/// Creates the directory to mount at. Every user of the host can enter it: what is mounted there is for all to read.
+/// Creates the mount point. It is accessible to every user of the host, because the content is
+/// world-readable.
 pub(super) fn make(at: &Path) -> Result<(), Error> {
     dir::create_all(at, 0o755).map_err(failed("creating", at))
 }
@@ -101,7 +104,7 @@ mod tests {
     use chrono::DateTime;
 
     #[test]
-    fn places_have_one_form() {
+    fn mount_points_are_canonical() {
         assert_eq!(check(Path::new("/no/such//place/")).unwrap(), Path::new("/no/such/place"));
         for bad in ["icv", "/", "/a/../b", "/a:b", "/a b", "/a,b", "/\u{e9}"] {
             assert!(matches!(check(Path::new(bad)), Err(Error::At { .. })), "{bad}");

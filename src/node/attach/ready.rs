@@ -1,4 +1,4 @@
-//! What containerd can do with a volume now, found out before anything is changed.
+//! Checks what containerd supports, before anything is changed.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use larder_model::runtime::Containerd;
 use larder_model::seal::Content;
 use larder_sys::{dm_verity, mount};
 
-/// Images that a note names.
+/// Maximum number of images listed in a note.
 const NAMED: usize = 5;
 
-/// Refuses what would fail when the volume is attached.
+/// Fails early if attaching the volume would fail.
 pub(super) fn check(order: &Order, volume: &Path, content: &Content) -> Result<(), Error> {
     let containerd = &order.containerd;
     if containerd.snapshotter == Containerd::EROFS {
@@ -24,7 +24,8 @@ pub(super) fn check(order: &Order, volume: &Path, content: &Content) -> Result<(
         if content.layer_format == LayerFormat::Overlay {
             return Err(Error::Directories(volume.to_owned()));
         }
-        // containerd looks whether it is loaded, and has no CRI without a snapshotter that it is told to use.
+        // containerd checks whether the module is loaded. If a configured snapshotter is missing, its CRI
+        // does not start.
         if !mount::has_file_system("erofs")
             .map_err(failed("looking for EROFS in", Path::new("/proc/filesystems")))?
         {
@@ -40,14 +41,14 @@ pub(super) fn check(order: &Order, volume: &Path, content: &Content) -> Result<(
     Ok(())
 }
 
-/// What differs for containerd's own EROFS snapshotter, a sentence each.
+/// Returns notes on the differences of containerd's own EROFS snapshotter, one sentence each.
 pub(super) fn notes(host: &Host, content: &Content) -> Vec<String> {
     let mut notes = Vec::new();
     let has_trees =
         content.layers.iter().any(|layer| layer.image.as_ref().is_some_and(|image| image.verity.is_some()));
     if has_trees && !dm_verity::is_supported(&host.root) {
         notes.push(
-            "this kernel has no dm-verity: containerd takes the layers without their hash trees".to_owned(),
+            "this kernel has no dm-verity: containerd uses the layers without their hash trees".to_owned(),
         );
     }
     let depends = |chain: &ChainId| {
@@ -64,7 +65,7 @@ pub(super) fn notes(host: &Host, content: &Content) -> Vec<String> {
         let more = differing.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         notes.push(format!(
-            "containerd sees layers by diff ID without what they take from the layers below; images with such layers: {}{more}",
+            "containerd uses layers by diff ID without the parts that depend on lower layers; images with such layers: {}{more}",
             differing.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ")
         ));
     }

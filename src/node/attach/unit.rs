@@ -1,4 +1,4 @@
-//! The systemd unit by which a volume is attached again at each boot (systemd.unit(5), systemd.service(5)).
+//! The systemd unit that attaches a volume again at each boot (systemd.unit(5), systemd.service(5)).
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -10,12 +10,12 @@ use crate::node::file::{File, MARK};
 
 const UNITS: &str = "/etc/systemd/system";
 
-/// The unit that attaches `record` again.
+/// Returns the unit that attaches `record` again.
 pub(super) fn file(host: &Host, record: &Attachment, boot: &Boot) -> Result<File, Error> {
     let text =
         |path: &Path| path.to_str().and_then(quoted).ok_or_else(|| Error::Unit(path.display().to_string()));
     let volume = text(&record.volume)?;
-    // Paths of this key have specifiers, and no variables (systemd.unit(5)).
+    // Paths of this key expand specifiers, but not variables (systemd.unit(5)).
     let mounts = record.volume.to_str().and_then(escaped);
     let mounts = mounts.ok_or_else(|| Error::Unit(record.volume.display().to_string()))?;
     let mut words = vec![text(&boot.program)?, "attach".to_owned(), volume];
@@ -49,7 +49,7 @@ WantedBy=multi-user.target
     Ok(File { link: Some(link(host, &record.at)), ..File::new(path(host, &record.at), Some(text)) })
 }
 
-/// That unit, when it is to go.
+/// Returns the unit of `at` for removal.
 pub(super) fn gone(host: &Host, at: &Path) -> File {
     File { link: Some(link(host, at)), ..File::new(path(host, at), None) }
 }
@@ -58,12 +58,12 @@ fn path(host: &Host, at: &Path) -> std::path::PathBuf {
     host.path(UNITS).join(name(at))
 }
 
-/// What `systemctl enable` makes.
+/// Returns the link that `systemctl enable` creates.
 fn link(host: &Host, at: &Path) -> std::path::PathBuf {
     host.path(UNITS).join("multi-user.target.wants").join(name(at))
 }
 
-/// `/mnt/a-b` is `larder-attach-mnt-a\x2db.service` (systemd-escape(1)).
+/// Returns the name of the unit. `/mnt/a-b` becomes `larder-attach-mnt-a\x2db.service` (systemd-escape(1)).
 fn name(at: &Path) -> String {
     let mut name = "larder-attach-".to_owned();
     for (index, byte) in at.as_os_str().as_bytes().iter().enumerate().skip(1) {
@@ -77,12 +77,13 @@ fn name(at: &Path) -> String {
     name + ".service"
 }
 
-/// A word of a command line, where `$` begins a variable; none where it cannot be one.
+/// Quotes an argument of a command line, where `$` starts a variable. `None` if the argument cannot be
+/// quoted.
 fn quoted(word: &str) -> Option<String> {
     escaped(word).map(|word| word.replace('$', "$$"))
 }
 
-/// A word as it is.
+/// Quotes an argument without expanding variables. `None` if it contains control characters.
 fn escaped(word: &str) -> Option<String> {
     if word.chars().any(char::is_control) {
         return None;
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn words_mean_what_they_say() {
+    fn quoting_preserves_words() {
         assert_eq!(quoted("/usr/bin/larder").unwrap(), "/usr/bin/larder");
         assert_eq!(quoted("a b$c%d\"e\\f").unwrap(), r#""a b$$c%%d\"e\\f""#);
         assert_eq!(quoted("").unwrap(), "\"\"");

@@ -1,4 +1,4 @@
-//! Calls: in a namespace, under a lease or without, and not for ever.
+//! gRPC calls with a namespace, an optional lease, and a timeout.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,32 +17,32 @@ use larder_containerd_api::services::namespaces::v1 as namespaces;
 use larder_containerd_api::services::namespaces::v1::namespaces_client::NamespacesClient;
 use larder_containerd_api::services::version::v1::version_client::VersionClient;
 
-/// How long a call may take; one that has garbage collected waits for that.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// What the label of a lease is called that says when it ends.
+/// Maximum duration of a call. A call that triggers garbage collection waits for it.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Name of the lease label with the expiry time.
 const EXPIRES: &str = "containerd.io/gc.expire";
 
-/// Where and under what calls are made.
+/// The namespace and the lease of calls.
 #[derive(Debug)]
 pub(super) struct Session<'a> {
     pub(super) containerd: &'a Client,
     namespace: &'a str,
-    /// Empty without one.
+    /// ID of the lease. Empty if there is none.
     lease: String,
 }
 
-/// Something is asked of one of the services.
+/// The description of a call, for error messages.
 pub(super) struct Call<'a> {
     pub(super) doing: &'static str,
     pub(super) what: &'a str,
 }
 
-/// A call that did not do as asked.
+/// The error of a call.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// What containerd answered.
+    /// The error status that containerd returned.
     Status(Status),
-    /// Nothing.
+    /// The call timed out.
     Late,
 }
 
@@ -51,7 +51,7 @@ impl Client {
         grpc::channel(self.address.clone())
     }
 
-    /// In its own namespace, without a lease.
+    /// Returns a session in the configured namespace, without a lease.
     pub(super) fn session(&self) -> Session<'_> {
         self.session_in(&self.namespace)
     }
@@ -60,14 +60,14 @@ impl Client {
         Session { containerd: self, namespace, lease: String::new() }
     }
 
-    /// The version of containerd, as it says itself: `1.6.20`, `v2.1.3`.
+    /// Returns the version of containerd as it reports it: `1.6.20`, `v2.1.3`.
     ///
     /// # Errors
-    /// [`Error`]: nobody answers.
+    /// [`Error`]: containerd does not answer.
     pub async fn version(&self) -> Result<String, Error> {
         let mut client = VersionClient::with_origin(self.channel(), grpc::origin());
-        let call = Call { doing: "asking for", what: "the version of containerd" };
-        let answer = self.session().ask(call, (), async |request| client.version(request).await).await?;
+        let call = Call { doing: "requesting", what: "the version of containerd" };
+        let answer = self.session().send(call, (), async |request| client.version(request).await).await?;
         Ok(answer.version)
     }
 
@@ -75,48 +75,48 @@ impl Client {
         let mut client = NamespacesClient::with_origin(self.channel(), grpc::origin());
         let request = namespaces::ListNamespacesRequest::default();
         let call = Call { doing: "listing", what: "namespaces" };
-        let answer = self.session().ask(call, request, async |request| client.list(request).await).await?;
+        let answer = self.session().send(call, request, async |request| client.list(request).await).await?;
         Ok(answer.namespaces.into_iter().map(|namespace| namespace.name).collect())
     }
 }
 
 impl<'a> Session<'a> {
-    /// The same under a lease, which is given back by [`release`](Self::release), or ends by itself.
+    /// Returns the session with a new lease, which [`release`](Self::release) deletes, or which expires.
     pub(super) async fn leased(self) -> Result<Session<'a>, Error> {
         let id = format!("larder-{}", Uuid::new_v4());
         let ends = (Utc::now() + LEASE).to_rfc3339_opts(SecondsFormat::Secs, true);
         let labels = HashMap::from([(EXPIRES.to_owned(), ends)]);
         let request = leases::CreateRequest { id: id.clone(), labels };
         let mut client = LeasesClient::with_origin(self.containerd.channel(), grpc::origin());
-        let call = Call { doing: "taking", what: "a lease" };
-        self.ask(call, request, async |request| client.create(request).await).await?;
+        let call = Call { doing: "creating", what: "a lease" };
+        self.send(call, request, async |request| client.create(request).await).await?;
         Ok(Session { lease: id, ..self })
     }
 
     pub(super) async fn release(self) -> Result<(), Error> {
-        self.give_back(false).await
+        self.delete_lease(false).await
     }
 
-    /// Waits until containerd has collected its garbage.
+    /// Waits until containerd has run its garbage collection.
     pub(super) async fn collect(self) -> Result<(), Error> {
-        self.leased().await?.give_back(true).await
+        self.leased().await?.delete_lease(true).await
     }
 
-    /// Gives the lease back. `sync`: and waits until its garbage is collected.
-    async fn give_back(self, sync: bool) -> Result<(), Error> {
+    /// Deletes the lease. With `sync`, also waits for the garbage collection.
+    async fn delete_lease(self, sync: bool) -> Result<(), Error> {
         let mut client = LeasesClient::with_origin(self.containerd.channel(), grpc::origin());
         let request = leases::DeleteRequest { id: self.lease.clone(), sync };
-        let call = Call { doing: "giving back", what: "a lease" };
-        self.ask(call, request, async |request| client.delete(request).await).await
+        let call = Call { doing: "deleting", what: "a lease" };
+        self.send(call, request, async |request| client.delete(request).await).await
     }
 
-    /// The lease, or nothing.
+    /// Returns the ID of the lease, or an empty string.
     pub(super) fn lease(&self) -> &str {
         &self.lease
     }
 
-    /// Makes a call and waits for the answer.
-    pub(super) async fn ask<Q, A>(
+    /// Makes a call and returns the response.
+    pub(super) async fn send<Q, A>(
         &self,
         call: Call<'_>,
         message: Q,
@@ -128,7 +128,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The same where some refusals are answers.
+    /// Makes a call and returns the raw error, for callers that expect some error codes.
     pub(super) async fn attempt<Q, A>(
         &self,
         message: Q,
@@ -143,7 +143,7 @@ impl<'a> Session<'a> {
                 request.metadata_mut().insert(key, value);
             }
         }
-        match tokio::time::timeout(PATIENCE, make(request)).await {
+        match tokio::time::timeout(TIMEOUT, make(request)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(Failure::Status(status)),
             Err(_) => Err(Failure::Late),
@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
         match failure {
             Failure::Status(status) => refused(call.doing, call.what, &self.containerd.snapshotter, status),
             Failure::Late => {
-                Error::Late { doing: call.doing, what: call.what.to_owned(), seconds: PATIENCE.as_secs() }
+                Error::Late { doing: call.doing, what: call.what.to_owned(), seconds: TIMEOUT.as_secs() }
             }
         }
     }

@@ -1,20 +1,22 @@
-//! How containerd is told of the snapshotter: the text of one file, which is ours, and whether containerd would read it.
+//! Configures containerd for the snapshotter: the text of Larder's drop-in file, and a check that containerd
+//! loads it.
 //!
-//! containerd reads `config.toml` and what that imports, one file after the other (its package server/config). Nothing is
-//! imported unless that file says so, whatever the version; what `containerd config default` of 2.2 and newer writes does, of
-//! `/etc/containerd/conf.d/*.toml`. How the files are merged depends on the version:
+//! containerd reads `config.toml` and the files that it imports, in order (its package server/config). It
+//! imports only what `config.toml` lists, in every version. The output of `containerd config default` in 2.2
+//! and newer imports `/etc/containerd/conf.d/*.toml`. How the files are merged depends on the version:
 //!
 //! | | 1.6, 1.7 | 2.x |
 //! |---|---|---|
-//! | section of a plugin | the last file's alone, whole | key by key |
-//! | list in it | | the last file's |
-//! | relative pattern with `*` | 1.6: from where containerd was started | from where the file is that has it |
+//! | section of a plugin | only that of the last file, as a whole | key by key |
+//! | list in a section | | that of the last file |
+//! | relative pattern with `*` | 1.6: from the working directory of containerd | from the importing file |
 //!
-//! So the file for 1.x repeats the section of CRI that the node has, with the snapshotter changed; else the sandbox image,
-//! registries and runtimes that it configures would be gone. It has to be written anew when that section changes, and what it
-//! repeats may hold credentials: its mode is [`MODE`], and what is shown of it is [`DropIn::shown`].
+//! Therefore the file for 1.x repeats the CRI section of the node, with the snapshotter changed. Otherwise
+//! its sandbox image, registries and runtimes would be lost. The file must be written again when that section
+//! changes. The repeated section can contain credentials, so the mode is [`MODE`], and [`DropIn::shown`] is
+//! the text to display.
 //!
-//! Everything here is a function of the files of the node; nothing is written.
+//! This module only reads the files of the node and writes nothing.
 
 mod erofs;
 mod imports;
@@ -32,13 +34,13 @@ use larder_model::class::Class;
 use larder_model::platform::Platform;
 use larder_model::runtime::Containerd;
 
-/// containerd's own configuration, unless it was started with another.
+/// The default path of containerd's own configuration.
 pub const MAIN: &str = "/etc/containerd/config.toml";
-/// Our file: in the directory that files of version 2.2 and newer import, and the last one there.
+/// Path of Larder's drop-in file. Version 2.2 and newer import this directory, and the name sorts last.
 pub const PATH: &str = "/etc/containerd/conf.d/99-larder.toml";
-/// Its mode.
+/// File mode of the drop-in file, which can contain credentials.
 pub const MODE: u32 = 0o600;
-/// What imports it.
+/// The import pattern that matches the drop-in file.
 const PATTERN: &str = "/etc/containerd/conf.d/*.toml";
 
 const CRI: &str = "io.containerd.grpc.v1.cri";
@@ -46,31 +48,31 @@ const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 const EROFS: &str = "io.containerd.snapshotter.v1.erofs";
 const CACHES: &str = "layer_content_caches";
-/// The first version that has optional entries in the list of what unpacks.
+/// The first version with optional entries in `unpack_config`.
 const OPTIONAL: Version = Version { major: 2, minor: 3 };
 
-/// The configuration cannot be used, or cannot be written for this version.
+/// The configuration cannot be read, or is not supported by this version of containerd.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file of containerd's cannot be read.
+    /// A configuration file of containerd cannot be read.
     #[error("reading {path}: {source}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// It is no TOML. What it holds is not repeated: it may have credentials.
-    #[error("{path} is no TOML, line {line}: containerd would not start with it")]
+    /// The file is not valid TOML. The message does not quote it, because it can contain credentials.
+    #[error("{path} is not valid TOML, line {line}: containerd would not start with it")]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where, from 1.
+        /// Line number, starting at 1.
         line: usize,
     },
-    /// Its version is 1, with which a file of version 2 cannot be merged.
+    /// The file has version 1, which cannot be merged with a file of version 2.
     #[error(
-        "{path} has no \"version = 2\": containerd {version} would misread it together with ours: write it anew with `containerd config dump`"
+        "{path} has no \"version = 2\": containerd {version} cannot merge it with Larder's file: convert it with `containerd config dump`"
     )]
     Old {
         /// The file.
@@ -78,28 +80,28 @@ pub enum ConfigError {
         /// The version of containerd.
         version: Version,
     },
-    /// containerd is too old.
-    #[error("containerd {have} has no {what}: it takes {need} or newer")]
+    /// The version of containerd is too old.
+    #[error("containerd {have} does not support {what}: upgrade to {need} or newer")]
     TooOld {
-        /// What it lacks.
+        /// The missing feature.
         what: &'static str,
-        /// Its version.
+        /// The installed version.
         have: Version,
-        /// The version that has it.
+        /// The first version with the feature.
         need: Version,
     },
-    /// Too many files, or files that import each other without end.
-    #[error("{path} and what it imports are more than {max} files")]
+    /// The configuration has too many files.
+    #[error("{path} and its imports are more than {max} files")]
     TooMany {
-        /// containerd's own configuration.
+        /// Path of containerd's own configuration.
         path: PathBuf,
-        /// Most that are read.
+        /// Maximum number of files.
         max: usize,
     },
 }
 
 impl ConfigError {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             ConfigError::Read { source, .. } => larder_layer::error::io_class(source),
@@ -108,30 +110,30 @@ impl ConfigError {
     }
 }
 
-/// The snapshotter that containerd is to use.
+/// A snapshotter that containerd must use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshotter {
-    /// Its name.
+    /// The name of the snapshotter in containerd.
     pub name: String,
-    /// Its socket.
+    /// Path of the snapshotter's socket.
     pub socket: PathBuf,
-    /// Its directory, whose file system kubelets look at to see how full the disk of images is.
+    /// Data directory of the snapshotter. Kubelets check its file system to see how full the image disk is.
     pub root: PathBuf,
-    /// Whether the kernel can give the files of a container other owners by mounts: overlays on ID-mapped mounts, Linux 5.19.
+    /// `true` if the kernel can change file owners with mounts: overlayfs on ID-mapped mounts, Linux 5.19.
     pub remaps_ids: bool,
 }
 
-/// What our file is to say.
+/// The required content of the drop-in file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// The snapshotters by other names than containerd's own; the first is that of CRI.
+    /// The snapshotters other than containerd's own. The first one becomes CRI's snapshotter.
     pub snapshotters: Vec<Snapshotter>,
-    /// The directory from which containerd's own EROFS snapshotter takes layers, where one is used. [`settings`] says what else
-    /// such a node needs.
+    /// The layer directory for containerd's own EROFS snapshotter, if it is used. [`settings`] describes the
+    /// other settings of such a node.
     pub content_cache: Option<PathBuf>,
 }
 
-/// The text of our file.
+/// The text of the drop-in file.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DropIn {
     text: String,
@@ -145,52 +147,52 @@ impl std::fmt::Debug for DropIn {
 }
 
 impl DropIn {
-    /// All of it.
+    /// Returns the full text of the drop-in file.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The same without what may be credentials.
+    /// Returns the text with possible credentials removed.
     pub fn shown(&self) -> &str {
         &self.shown
     }
 }
 
-/// Whether our file is read, and counts.
+/// Describes whether containerd loads the drop-in file and uses its settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Loading {
-    /// It does.
+    /// containerd loads the file, and no other file overrides it.
     Counts,
-    /// It is not imported: what the operator has to do.
+    /// containerd does not import the file.
     NotImported {
-        /// In words, with the line.
+        /// Instructions for the operator, with the line to add.
         remedy: String,
     },
-    /// A file that is read later says otherwise.
+    /// A file that is loaded later overrides it.
     Overridden {
-        /// That file.
+        /// Path of the file that overrides it.
         by: PathBuf,
     },
 }
 
-/// The configuration of a node's containerd: the files that it reads, ours among them or not.
+/// The configuration of a node's containerd: the files that it loads, with or without Larder's.
 #[derive(Debug)]
 pub struct Node {
     version: Version,
     main: PathBuf,
     ours: PathBuf,
-    /// In the order in which they are read, without ours.
+    /// The files in the order in which they are loaded, without Larder's.
     files: Vec<(PathBuf, Table)>,
-    /// How many of them are read before ours; none if ours is not read.
+    /// Number of files that are loaded before Larder's. `None` if Larder's is not loaded.
     before: Option<usize>,
 }
 
 impl Node {
-    /// Reads the configuration at `main` ([`MAIN`]) and what it imports, for a file of ours at `ours` ([`PATH`]), which need not
-    /// be there. Paths are as containerd has them; all lie below `root` (`/`).
+    /// Reads the configuration at `main` ([`MAIN`]) and its imports. Larder's file is `ours` ([`PATH`]),
+    /// which need not exist. Paths are those of the node, below `root` (`/`).
     ///
     /// # Errors
-    /// [`ConfigError`].
+    /// A file cannot be read or parsed, or there are too many.
     pub fn read(root: &Path, main: &Path, ours: &Path, version: Version) -> Result<Self, ConfigError> {
         let (files, before) = imports::read(root, main, ours, version)?;
         if version.major < 2
@@ -201,7 +203,7 @@ impl Node {
         Ok(Node { version, main: main.to_owned(), ours: ours.to_owned(), files, before })
     }
 
-    /// The text of our file that makes `wanted` so.
+    /// Returns the text of the drop-in file for `wanted`.
     ///
     /// # Errors
     /// [`ConfigError::TooOld`] before 1.6, and before 2.4 with a layer content cache.
@@ -211,7 +213,7 @@ impl Node {
         all.insert("version".into(), Value::Integer(if self.version.major < 2 { 2 } else { 3 }));
         let note = match wanted.snapshotters.first() {
             Some(default) => {
-                self.newer_than(Version { major: 1, minor: 6 }, "proxy snapshotters that name layers")?;
+                self.newer_than(Version { major: 1, minor: 6 }, "proxy snapshotters with layer labels")?;
                 self.use_by_default(&mut plugins, default, &wanted.snapshotters)
             }
             None => String::new(),
@@ -236,7 +238,7 @@ impl Node {
         if have < need { Err(ConfigError::TooOld { what, have, need }) } else { Ok(()) }
     }
 
-    /// How containerd reaches a snapshotter.
+    /// Returns the `proxy_plugins` entry of a snapshotter.
     fn proxy(&self, snapshotter: &Snapshotter) -> Value {
         let mut proxy = Table::new();
         proxy.insert("type".into(), "snapshot".into());
@@ -246,15 +248,16 @@ impl Node {
             exports.insert("root".into(), text(&snapshotter.root));
             proxy.insert("exports".into(), exports.into());
             if snapshotter.remaps_ids {
-                // Without it containerd copies a whole image for each container in a user namespace.
+                // Without this capability, containerd copies a whole image for each container in a user
+                // namespace.
                 proxy.insert("capabilities".into(), Value::Array(vec!["remap-ids".into()]));
             }
         }
         proxy.into()
     }
 
-    /// Makes `default` the snapshotter of CRI, and all of them ones of `ctr images pull` on 2.x. Returns what the file should say
-    /// about it.
+    /// Makes `default` the snapshotter of CRI, and on 2.x adds all of them to `ctr images pull`. Returns the
+    /// comment for the file.
     fn use_by_default(&self, plugins: &mut Table, default: &Snapshotter, all: &[Snapshotter]) -> String {
         if self.version.major >= 2 {
             let mut cri = Table::new();
@@ -273,14 +276,14 @@ impl Node {
         plugins.insert(CRI.into(), cri.into());
         let Some(path) = from else { return String::new() };
         format!(
-            "#\n# containerd {} takes the section of a plugin from one file alone, the last that has it. That of CRI is\n\
-             # repeated here from {}: change it there, and attach again.\n",
+            "#\n# containerd {} uses the section of a plugin only from the last file that has it. The CRI section is\n\
+             # copied from {}: change it there, and attach again.\n",
             self.version,
             path.display()
         )
     }
 
-    /// Lists are not merged: those of the operator are repeated.
+    /// Returns the layer caches. Lists are not merged, so those of the operator are repeated.
     fn content_caches(&self, ours: &Path) -> Vec<Value> {
         let mut caches = match self.last(&["plugins", EROFS, CACHES]) {
             Some((_, Value::Array(theirs))) => theirs.clone(),
@@ -292,7 +295,7 @@ impl Node {
         caches
     }
 
-    /// Whether containerd reads our file, and no other one takes back what it says.
+    /// Checks that containerd loads the drop-in file, and that no other file overrides it.
     pub fn loading(&self) -> Loading {
         let Some(before) = self.before else {
             return Loading::NotImported { remedy: self.remedy() };
@@ -301,7 +304,7 @@ impl Node {
             let has = |path: &[&str]| get(table, path).is_some();
             match self.version.major {
                 0 | 1 => has(&["plugins", CRI]),
-                // Sections of older versions are understood, too.
+                // containerd also accepts sections of older versions.
                 _ => {
                     has(&["plugins", CRI_IMAGES, "snapshotter"])
                         || has(&["plugins", CRI, "containerd", "snapshotter"])
@@ -324,17 +327,18 @@ impl Node {
             None => {
                 let version = if self.version.major < 2 { 2 } else { 3 };
                 format!(
-                    "{main} does not exist: write it, with the lines\nversion = {version}\nimports = [{pattern:?}]"
+                    "{main} does not exist: create it, with the lines\nversion = {version}\nimports = [{pattern:?}]"
                 )
             }
             Some((_, table)) if table.get("imports").and_then(Value::as_array).is_none_or(Vec::is_empty) => {
-                format!("write this line into {main}, above its first section:\nimports = [{pattern:?}]")
+                format!("add this line to {main}, above its first section:\nimports = [{pattern:?}]")
             }
             Some(_) => format!("add {pattern:?} to the list \"imports\" in {main}"),
         }
     }
 
-    /// Lists are not merged: what is there already is repeated, else containerd's default.
+    /// Returns the unpack configuration. Lists are not merged, so existing entries are repeated, or else
+    /// containerd's default.
     fn unpack_config(&self, snapshotters: &[Snapshotter]) -> Vec<Value> {
         let host = Platform::host().to_string();
         let mut entries = match self.last(&["plugins", TRANSFER, "unpack_config"]) {
@@ -342,7 +346,7 @@ impl Node {
             _ => {
                 let mut default = vec![self.unpack(&host, "overlayfs")];
                 if self.version >= OPTIONAL {
-                    // For images whose layers are EROFS.
+                    // For images with EROFS layers.
                     let mut erofs =
                         self.unpack(&host.replacen("linux/", "linux(+erofs)/", 1), Containerd::EROFS);
                     erofs.insert("differ".into(), Containerd::EROFS.into());
@@ -360,7 +364,8 @@ impl Node {
         entries
     }
 
-    /// An entry of that list. One whose snapshotter is missing takes CRI along, unless it is optional.
+    /// Returns an entry of `unpack_config`. If its snapshotter is missing, CRI does not start, unless the
+    /// entry is optional.
     fn unpack(&self, platform: &str, snapshotter: &str) -> Table {
         let mut entry = Table::new();
         entry.insert("platform".into(), platform.into());
@@ -371,7 +376,8 @@ impl Node {
         entry
     }
 
-    /// The last of the files before ours that says something at `path`; all of them where ours is not read yet.
+    /// Returns the last value at `path` in the files before Larder's. If Larder's file is not loaded,
+    /// searches all of them.
     fn last(&self, path: &[&str]) -> Option<(&Path, &Value)> {
         let before = self.before.unwrap_or(self.files.len());
         let files = self.files.iter().take(before).rev();
@@ -380,7 +386,7 @@ impl Node {
 }
 
 fn is_of_version_1(table: &Table) -> bool {
-    // A file that names no plugin may be of any version.
+    // A file without plugins can have any version.
     let names = |key: &str| table.get(key).and_then(Value::as_array).is_some_and(|names| !names.is_empty());
     let version = table.get("version").and_then(Value::as_integer).unwrap_or(1);
     version < 2 && (table.contains_key("plugins") || names("disabled_plugins") || names("required_plugins"))
@@ -392,7 +398,7 @@ fn get<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Value> {
     if rest.is_empty() { Some(value) } else { get(value.as_table()?, rest) }
 }
 
-/// The table `key` in `parent`, made where there is none.
+/// Returns the table `key` in `parent`, and creates it if it is missing.
 fn table<'a>(parent: &'a mut Table, key: &str) -> &'a mut Table {
     let value = parent.entry(key).or_insert_with(|| Table::new().into());
     if !value.is_table() {
@@ -400,7 +406,7 @@ fn table<'a>(parent: &'a mut Table, key: &str) -> &'a mut Table {
     }
     match value {
         Value::Table(table) => table,
-        _ => unreachable!("made a table above"),
+        _ => unreachable!("the value was made a table above"),
     }
 }
 
@@ -415,7 +421,7 @@ fn write(note: &str, mut all: Table) -> DropIn {
     DropIn { text, shown: format!("{head}{all}") }
 }
 
-/// Takes out what CRI's section may hold of credentials: those of registries, and headers that are sent to them.
+/// Removes possible credentials from the CRI section: those of registries, and request headers.
 fn hide(all: &mut Table) {
     let cri = all.get_mut("plugins").and_then(|plugins| plugins.get_mut(CRI));
     if let Some(registry) = cri.and_then(|cri| cri.get_mut("registry")).and_then(Value::as_table_mut) {

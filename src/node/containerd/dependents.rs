@@ -1,9 +1,10 @@
-//! Images that cannot start without layers which are about to go, and their removal.
+//! Finds and removes images that cannot start without layers that are about to be removed.
 //!
-//! An image needs what garbage collection keeps for it: its target, what the labels of that name in turn, and the snapshot that
-//! the label of a config names, with all parents (containerd, docs/garbage-collection.md). Of a layer that came from a volume
-//! containerd has no blob, so it cannot unpack the layer again. An image whose blobs are all there is unpacked again, and needs
-//! no snapshot.
+//! An image needs the blobs and snapshots that garbage collection keeps for it (containerd,
+//! docs/garbage-collection.md). These are its target, the references in the labels of blobs, and the snapshot
+//! in the label of the config, with all its parents. containerd has no blob of a layer that came from a
+//! volume, so it cannot unpack that layer again. An image whose blobs all exist can be unpacked again, and
+//! needs no snapshot.
 
 use std::collections::{HashMap, HashSet};
 
@@ -22,69 +23,69 @@ use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsC
 use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
 
-/// The labels of references to blobs begin so; those to layers go on with `l.` and a number.
+/// Prefix of the labels of references to blobs. Those to layers continue with `l.` and a number.
 const BLOB: &str = "containerd.io/gc.ref.content.";
 const LAYER: &str = "containerd.io/gc.ref.content.l.";
-/// The label of a reference to a snapshot: this, and the name of the snapshotter.
+/// Prefix of the label of a reference to a snapshot. The name of the snapshotter follows.
 const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
-/// The label that says of which change set a snapshot is (containerd 2.4 and newer).
+/// The label with the diff ID of a snapshot (containerd 2.4 and newer).
 const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 
-/// The snapshots that are about to go, with all that stand on them.
+/// The snapshots that are about to be removed, with all snapshots that depend on them.
 #[derive(Clone, Debug)]
-pub enum Going {
-    /// Layers with these chain IDs, as far as Larder's snapshotter has them from a volume.
+pub enum LostSnapshots {
+    /// Layers with these chain IDs that Larder's snapshotter has from a volume.
     FromVolumes(HashSet<ChainId>),
-    /// Layers that Larder's snapshotter has from volumes, but for those with these chain IDs.
+    /// Layers that Larder's snapshotter has from volumes, except those with these chain IDs.
     AllFromVolumesBut(HashSet<ChainId>),
     /// Layers with these diff IDs, which containerd's own EROFS snapshotter has from a volume.
     Linked(HashSet<Digest>),
-    /// All snapshots: containerd gets another snapshotter.
+    /// All snapshots, because containerd's snapshotter is changed.
     All,
 }
 
-/// The record of an image that cannot start any more.
+/// The record of an image that can no longer start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Needing {
-    /// The namespace.
+pub struct DependentImage {
+    /// The containerd namespace of the record.
     pub namespace: String,
     /// The name of the record.
     pub name: String,
-    /// The digest for which it stands.
+    /// The digest that the record points to.
     pub target: String,
 }
 
-impl Going {
+impl LostSnapshots {
     fn names(&self, info: &snapshots::Info) -> bool {
         let is_in = |layers: &HashSet<ChainId>| layers.iter().any(|chain| chain.to_string() == info.name);
         match self {
-            Going::FromVolumes(layers) => is_from_volume(info) && is_in(layers),
-            Going::AllFromVolumesBut(layers) => is_from_volume(info) && !is_in(layers),
-            Going::Linked(layers) => {
+            LostSnapshots::FromVolumes(layers) => is_from_volume(info) && is_in(layers),
+            LostSnapshots::AllFromVolumesBut(layers) => is_from_volume(info) && !is_in(layers),
+            LostSnapshots::Linked(layers) => {
                 let diff_id = info.labels.get(DIFF_ID).and_then(|diff_id| diff_id.parse().ok());
                 diff_id.is_some_and(|diff_id: Digest| layers.contains(&diff_id))
             }
-            Going::All => true,
+            LostSnapshots::All => true,
         }
     }
 
-    /// Whether the snapshot is one of a volume that goes.
-    fn lies_on_volume(&self, info: &snapshots::Info) -> bool {
-        self.names(info) && (is_from_volume(info) || matches!(self, Going::Linked(_)))
+    /// Reports whether the snapshot is a layer on a volume that is removed.
+    fn is_on_volume(&self, info: &snapshots::Info) -> bool {
+        self.names(info) && (is_from_volume(info) || matches!(self, LostSnapshots::Linked(_)))
     }
 
-    /// Names of the snapshots of a namespace that go, parents first.
+    /// Returns the names of the removed snapshots of a namespace, parents first.
     fn among<'a>(&self, snapshots: &'a [snapshots::Info]) -> Vec<&'a str> {
         closure(snapshots, |info| self.names(info))
     }
 }
 
-/// Whether Larder's snapshotter has it from a volume.
+/// Reports whether Larder's snapshotter has the snapshot from a volume.
 pub(super) fn is_from_volume(info: &snapshots::Info) -> bool {
     info.labels.get(ON_VOLUME).is_some_and(|value| value == YES)
 }
 
-/// The committed snapshots that `chosen` are, and those that stand on them, parents first.
+/// Returns the `chosen` committed snapshots and those that depend on them, parents first.
 fn closure(snapshots: &[snapshots::Info], chosen: impl Fn(&snapshots::Info) -> bool) -> Vec<&str> {
     let committed = || snapshots.iter().filter(|info| info.kind() == snapshots::Kind::Committed);
     let mut found: Vec<&str> =
@@ -101,29 +102,33 @@ fn closure(snapshots: &[snapshots::Info], chosen: impl Fn(&snapshots::Info) -> b
         known.extend(&more);
         found.extend(more);
     }
-    // Those that were chosen come in any order.
+    // The chosen snapshots are in no particular order.
     let parents: HashMap<&str, &str> =
         snapshots.iter().map(|info| (info.name.as_str(), info.parent.as_str())).collect();
     found.sort_by_cached_key(|name| {
         let up = std::iter::successors(parents.get(name), |parent| parents.get(**parent));
-        // What is listed while it changes may go in a circle.
+        // A list that changes while it is read can contain a cycle.
         up.take(parents.len()).count()
     });
     found
 }
 
 impl Client {
-    /// Records of images, in all namespaces, that cannot start without what is `going`. Those that were made known of `cache`
-    /// are left out: [`forget`](Self::forget) removes them.
+    /// Returns the records of images, in all namespaces, that cannot start without the snapshots `going`.
+    /// Leaves out the records that were made for `cache`, because [`forget`](Self::forget) removes them.
     ///
     /// # Errors
     /// [`Error`]: containerd or the snapshotter does not answer.
-    pub async fn images_on(&self, going: &Going, cache: Option<&Digest>) -> Result<Vec<Needing>, Error> {
+    pub async fn images_on(
+        &self,
+        lost: &LostSnapshots,
+        cache: Option<&Digest>,
+    ) -> Result<Vec<DependentImage>, Error> {
         let mut found = Vec::new();
         for namespace in self.namespaces().await? {
             let session = self.session_in(&namespace);
             let Some(snapshots) = session.snapshots(false).await? else { continue };
-            let gone: HashSet<&str> = going.among(&snapshots).into_iter().collect();
+            let gone: HashSet<&str> = lost.among(&snapshots).into_iter().collect();
             if gone.is_empty() {
                 continue;
             }
@@ -134,36 +139,36 @@ impl Client {
             for image in session.records().await? {
                 let target = image.target.as_ref().map(|target| target.digest.clone()).unwrap_or_default();
                 if !ours(&image) && blobs.needs(&target, &gone) {
-                    found.push(Needing { namespace: namespace.clone(), name: image.name, target });
+                    found.push(DependentImage { namespace: namespace.clone(), name: image.name, target });
                 }
             }
         }
         Ok(found)
     }
 
-    /// Removes the records of images.
+    /// Removes the records of the given images.
     ///
     /// # Errors
-    /// [`Error`]; the same again goes on where it ended.
-    pub async fn remove_images(&self, images: &[Needing]) -> Result<(), Error> {
-        for (number, needing) in images.iter().enumerate() {
-            let is_last = images.get(number + 1).is_none_or(|next| next.namespace != needing.namespace);
-            let record = images::Image { name: needing.name.clone(), ..Default::default() };
-            self.session_in(&needing.namespace).remove(&record, is_last).await?;
+    /// [`Error`]; a repeated call resumes.
+    pub async fn remove_images(&self, images: &[DependentImage]) -> Result<(), Error> {
+        for (number, dependent) in images.iter().enumerate() {
+            let is_last = images.get(number + 1).is_none_or(|next| next.namespace != dependent.namespace);
+            let record = images::Image { name: dependent.name.clone(), ..Default::default() };
+            self.session_in(&dependent.namespace).remove(&record, is_last).await?;
         }
         Ok(())
     }
 
-    /// Removes what no image holds of the layers from volumes that are `going`, in all namespaces: leases and labels can keep
-    /// them, and what is unpacked on them later would fail.
+    /// Removes the snapshots of the layers `going` that no image needs, in all namespaces. Leases and labels
+    /// can keep such snapshots, and images unpacked on them later would fail.
     ///
     /// # Errors
     /// [`Error`]: containerd or the snapshotter does not answer.
-    pub async fn sweep(&self, going: &Going) -> Result<(), Error> {
+    pub async fn sweep(&self, lost: &LostSnapshots) -> Result<(), Error> {
         for namespace in self.namespaces().await? {
             let session = self.session_in(&namespace);
             let Some(snapshots) = session.snapshots(false).await? else { continue };
-            let gone = closure(&snapshots, |info| going.lies_on_volume(info));
+            let gone = closure(&snapshots, |info| lost.is_on_volume(info));
             if gone.is_empty() {
                 continue;
             }
@@ -177,12 +182,12 @@ impl Client {
 }
 
 impl Session<'_> {
-    /// What is known of all blobs.
+    /// Lists all blobs of the namespace.
     async fn blobs(&self) -> Result<Vec<content::Info>, Error> {
         let mut client = ContentClient::with_origin(self.containerd.channel(), grpc::origin());
         let call = Call { doing: "listing", what: "blobs" };
         let request = content::ListContentRequest::default();
-        self.ask(call, request, async |request| {
+        self.send(call, request, async |request| {
             let mut stream = client.list(request).await?.into_inner();
             let mut all = Vec::new();
             while let Some(message) = stream.message().await? {
@@ -201,14 +206,14 @@ impl Session<'_> {
         };
         let call = Call { doing: "removing the snapshot", what: name };
         match self.attempt(request, async |request| client.remove(request).await).await {
-            // Collected meanwhile; or a container stands on it, which is then not on the volume.
+            // It was collected in the meantime, or a container that is not on the volume uses it.
             Err(failure) if failure.is(Code::NotFound) || failure.is(Code::FailedPrecondition) => Ok(()),
             other => other.map_err(|failure| self.failed(&call, &failure)),
         }
     }
 }
 
-/// The blobs of a namespace.
+/// The labels of the blobs in a namespace.
 struct Blobs {
     labels: HashMap<String, HashMap<String, String>>,
     snapshot: String,
@@ -220,10 +225,10 @@ impl Blobs {
         Blobs { labels, snapshot: format!("{SNAPSHOT}{snapshotter}") }
     }
 
-    /// Whether an image with this target cannot start without the snapshots that are `gone`.
+    /// Reports whether an image with this target cannot start without the snapshots in `gone`.
     fn needs(&self, target: &str, gone: &HashSet<&str>) -> bool {
         let (mut pending, mut seen) = (vec![target], HashSet::new());
-        let (mut stands, mut layers) = (false, Vec::new());
+        let (mut needs_snapshot, mut layers) = (false, Vec::new());
         while let Some(digest) = pending.pop() {
             let Some(labels) = self.labels.get(digest).filter(|_| seen.insert(digest)) else { continue };
             for (key, value) in labels {
@@ -232,13 +237,13 @@ impl Blobs {
                 } else if key.starts_with(BLOB) {
                     pending.push(value);
                 } else if *key == self.snapshot {
-                    stands |= gone.contains(value.as_str());
+                    needs_snapshot |= gone.contains(value.as_str());
                 }
             }
         }
-        // A manifest can be without labels of its layers: containerd discards their blobs then.
+        // A manifest can lack the labels of its layers if containerd has discarded their blobs.
         let is_whole = !layers.is_empty() && layers.iter().all(|layer| self.labels.contains_key(*layer));
-        stands && !is_whole
+        needs_snapshot && !is_whole
     }
 }
 
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_on_a_layer_goes_with_it() {
+    fn dependents_of_a_layer_are_included() {
         use snapshots::Kind::{Active, Committed};
         let chain = ChainId::base(&Digest::sha256(b"1"));
         let other = ChainId::base(&Digest::sha256(b"2"));
@@ -271,21 +276,18 @@ mod tests {
             snapshot("container", "top", Active, false),
         ];
         let both = HashSet::from([chain, other]);
-        assert_eq!(Going::FromVolumes(both.clone()).among(&all), [&base, "middle", "top"]);
-        assert!(Going::AllFromVolumesBut(both).among(&all).is_empty());
-        assert_eq!(Going::All.among(&all).len(), 4);
-        assert!(Going::FromVolumes(HashSet::new()).among(&all).is_empty());
-        assert_eq!(Going::AllFromVolumesBut(HashSet::new()).among(&all), [&base, "middle", "top"]);
-        // Of the same change set on another parent, too.
+        assert_eq!(LostSnapshots::FromVolumes(both.clone()).among(&all), [&base, "middle", "top"]);
+        assert!(LostSnapshots::AllFromVolumesBut(both).among(&all).is_empty());
+        assert_eq!(LostSnapshots::All.among(&all).len(), 4);
+        assert!(LostSnapshots::FromVolumes(HashSet::new()).among(&all).is_empty());
+        assert_eq!(LostSnapshots::AllFromVolumesBut(HashSet::new()).among(&all), [&base, "middle", "top"]);
+        // The same diff ID on another parent is included too.
         let mut linked = snapshot("linked", "", Committed, false);
         let diff_id = Digest::sha256(b"3");
         linked.labels.insert(DIFF_ID.to_owned(), diff_id.to_string());
-        let going = Going::Linked(HashSet::from([diff_id]));
-        assert!(going.among(&all).is_empty());
-        assert_eq!(
-            going.among(&[linked, snapshot("above", "linked", Committed, false)]),
-            ["linked", "above"]
-        );
+        let lost = LostSnapshots::Linked(HashSet::from([diff_id]));
+        assert!(lost.among(&all).is_empty());
+        assert_eq!(lost.among(&[linked, snapshot("above", "linked", Committed, false)]), ["linked", "above"]);
     }
 
     #[test]

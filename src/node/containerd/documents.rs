@@ -1,4 +1,4 @@
-//! Documents of an image on a volume, proven, and what containerd is to be told of them.
+//! Reads and verifies the documents of an image on a volume, and prepares their containerd records.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +17,7 @@ use larder_model::reference::ImageReference;
 use larder_model::seal::Image;
 use larder_sys::Dir;
 
-/// A document, and the labels that tell garbage collection what it stands on.
+/// A document, and its labels for garbage collection.
 #[derive(Debug)]
 pub(super) struct Blob {
     pub(super) digest: Digest,
@@ -25,23 +25,23 @@ pub(super) struct Blob {
     pub(super) labels: HashMap<String, String>,
 }
 
-/// An image as containerd is to know it.
+/// An image to register in containerd.
 #[derive(Debug)]
-pub(super) struct Known {
-    /// Its name on the volume.
+pub(super) struct PreloadImage {
+    /// Image reference as given when the cache was built.
     pub(super) reference: String,
-    /// What containerd calls it, and what each name stands for: the config's digest first, the tag last, so that who finds the
-    /// tag finds all.
+    /// The names of the image, and the target of each. The digest of the config is first and the tag last, so
+    /// that a client that finds the tag finds everything.
     pub(super) names: Vec<(String, Descriptor)>,
-    /// Digest of its config: what CRI calls its ID.
+    /// Digest of the config, which is the image ID in CRI.
     pub(super) id: String,
-    /// Its documents, each after those that it names.
+    /// The documents. Each is after the documents that it references.
     pub(super) blobs: Vec<Blob>,
-    /// Its layers, base first.
+    /// Chain IDs of the layers, base first.
     pub(super) chain: Vec<ChainId>,
 }
 
-/// Reads the documents of volumes.
+/// Reads the documents of a volume.
 #[derive(Debug)]
 pub(super) struct Documents {
     root: Dir,
@@ -55,14 +55,16 @@ impl Documents {
         Ok(Documents { root: dir, at })
     }
 
-    /// An image of the volume, whose documents must be of one mind with its seal.
-    pub(super) fn image(&self, image: &Image, snapshotter: &str) -> Result<Known, Error> {
+    /// Reads an image of the volume, and checks that its documents match the seal.
+    pub(super) fn image(&self, image: &Image, snapshotter: &str) -> Result<PreloadImage, Error> {
         let reference: ImageReference = image
             .reference
             .parse()
             .ok()
             .filter(|reference: &ImageReference| reference.to_string() == image.name)
-            .ok_or_else(|| self.damaged(format!("its cache.json calls an image {:?}", image.name)))?;
+            .ok_or_else(|| {
+                self.damaged(format!("its cache.json has the wrong name for an image: {:?}", image.name))
+            })?;
         let config = self.read(&image.config)?;
         let parsed = ImageConfig::parse(&config)
             .map_err(|e| self.damaged(format!("the config {} of {}: {e}", image.config, image.name)))?;
@@ -73,10 +75,10 @@ impl Documents {
             {
                 manifest
             }
-            _ => return Err(self.damaged(format!("{} is no manifest of {}", image.manifest, image.name))),
+            _ => return Err(self.damaged(format!("{} is not a manifest of {}", image.manifest, image.name))),
         };
         if ChainId::chain(&parsed.diff_ids) != image.chain {
-            return Err(self.damaged(format!("its cache.json gives {} other layers", image.name)));
+            return Err(self.damaged(format!("its cache.json has other layers for {}", image.name)));
         }
         let top = image.chain.last().map(ToString::to_string).unwrap_or_default();
         let snapshot = HashMap::from([(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), top)]);
@@ -89,21 +91,20 @@ impl Documents {
         if let Some(digest) = &image.index {
             let bytes = self.read(digest)?;
             let Ok(Document::Index(index)) = Document::parse(&bytes, None) else {
-                return Err(self.damaged(format!("{digest} is no index of {}", image.name)));
+                return Err(self.damaged(format!("{digest} is not an index of {}", image.name)));
             };
             if !index.manifests.iter().any(|entry| entry.digest == image.manifest) {
-                return Err(self.damaged(format!("{digest} does not name the manifest of {}", image.name)));
+                return Err(self.damaged(format!("{digest} does not contain the manifest of {}", image.name)));
             }
             if is_chosen(&index, image) {
                 target = descriptor(&index.media_type, digest, &bytes);
             }
             blobs.push(Blob { digest: digest.clone(), bytes, labels: manifests(&index) });
         }
-        let names = names(&reference, image, &own, &target).ok_or_else(|| {
-            self.damaged(format!("{} is another image than {}", image.manifest, image.name))
-        })?;
+        let names = names(&reference, image, &own, &target)
+            .ok_or_else(|| self.damaged(format!("{} is not the image {}", image.manifest, image.name)))?;
         let (reference, id) = (image.reference.clone(), image.config.to_string());
-        Ok(Known { reference, names, id, blobs, chain: image.chain.clone() })
+        Ok(PreloadImage { reference, names, id, blobs, chain: image.chain.clone() })
     }
 
     fn read(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
@@ -113,7 +114,7 @@ impl Documents {
         let bytes = match opened.and_then(|dir| dir.read_file(name.as_bytes(), MAX_BYTES as u64)) {
             Ok(bytes) => bytes,
             Err(source) => {
-                // Nothing, a link, a device or a directory in its place, or too large a file.
+                // The file is missing, too large, or replaced by a link, device or directory.
                 let is_other = matches!(
                     source.kind(),
                     io::ErrorKind::NotFound
@@ -148,7 +149,7 @@ fn descriptor(media_type: &str, digest: &Digest, bytes: &[u8]) -> Descriptor {
     }
 }
 
-/// The labels of a manifest, as a pull writes them (containerd, images.ChildGCLabels).
+/// Returns the labels of a manifest, as a pull writes them (containerd, images.ChildGCLabels).
 fn layers(manifest: &Manifest) -> HashMap<String, String> {
     let layers = manifest.layers.iter().enumerate();
     layers
@@ -157,7 +158,7 @@ fn layers(manifest: &Manifest) -> HashMap<String, String> {
         .collect()
 }
 
-/// The labels of an index. The manifests that are not there hurt nobody.
+/// Returns the labels of an index. References to missing manifests are harmless.
 fn manifests(index: &Index) -> HashMap<String, String> {
     let entries = index.manifests.iter().enumerate();
     entries
@@ -165,8 +166,9 @@ fn manifests(index: &Index) -> HashMap<String, String> {
         .collect()
 }
 
-/// Whether containerd finds the image of the volume by the index. It chooses by its own platform, of which no more than
-/// operating system and architecture is known here, and what it chooses otherwise is not there.
+/// Reports whether containerd selects the volume's image from the index. It selects by its own platform, of
+/// which only the operating system and architecture are known here. Other manifests of the index are not on
+/// the volume.
 fn is_chosen(index: &Index, image: &Image) -> bool {
     let host = Platform::host();
     let fits = |platform: &Option<Platform>| {
@@ -177,8 +179,8 @@ fn is_chosen(index: &Index, image: &Image) -> bool {
     fitting.next().is_some_and(|entry| entry.digest == image.manifest) && fitting.next().is_none()
 }
 
-/// What CRI calls an image after a pull, and its manifest where it was found by an index. None where the reference names
-/// another digest.
+/// Returns the names that CRI gives an image after a pull, and that of the manifest if there is an index.
+/// `None` if the reference has another digest.
 fn names(
     reference: &ImageReference,
     image: &Image,
@@ -230,21 +232,21 @@ mod tests {
     }
 
     #[test]
-    fn as_cri_calls_them() {
+    fn names_match_cri() {
         let (id, manifest, index) = (digest(2), digest(1), digest(3));
         let by = |digest: &Digest| format!("docker.io/library/a@{digest}");
         let want = [id.to_string(), by(&manifest), "docker.io/library/a:latest".into()];
         assert_eq!(called("a", None).unwrap(), want);
         let want = [id.to_string(), by(&manifest), by(&index), "docker.io/library/a:1".into()];
         assert_eq!(called("a:1", Some(3)).unwrap(), want);
-        // A digest makes a tag a label only.
+        // With a digest, the tag is only informational.
         assert_eq!(called(&format!("a:1@{index}"), Some(3)).unwrap(), want[..3]);
         assert_eq!(called(&format!("a@{manifest}"), None).unwrap(), want[..2]);
         assert_eq!(called(&format!("a@{}", digest(9)), Some(3)), None);
     }
 
     #[test]
-    fn an_index_that_leaves_no_choice() {
+    fn an_index_is_used_only_if_it_is_unambiguous() {
         let host = Platform::host();
         let other = Platform::new("linux", "s390x", "");
         let variant = Platform { variant: "v9".into(), ..host.clone() };

@@ -1,85 +1,85 @@
-//! What goes wrong between us and containerd.
+//! The errors of requests to containerd.
 
 use std::error::Error as _;
 use std::io;
 
 use tonic::{Code, Status};
 
-use super::usage::User;
+use super::user::User;
 use crate::node::grpc::Unreachable;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::escape::escape;
 
-/// Images cannot be made known, or forgotten.
+/// Registering or removing images in containerd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody answers.
+    /// containerd does not accept connections.
     #[error("containerd does not answer at {socket}: {source}{}", remedy(source))]
     Unreachable {
-        /// Its socket.
+        /// Path of the socket.
         socket: String,
-        /// Why.
+        /// The error of the connection.
         source: io::Error,
     },
-    /// containerd has no snapshotter of this name.
+    /// containerd has no snapshotter with this name.
     #[error(
-        "containerd has no snapshotter {0:?}: write the drop-in file that `larder attach --dry-run` shows, see that config.toml imports it, and restart containerd"
+        "containerd has no snapshotter {0:?}: write the drop-in file that `larder attach --dry-run` shows, check that config.toml imports it, and restart containerd"
     )]
     NoSnapshotter(String),
-    /// containerd does not reach the snapshotter.
+    /// containerd cannot connect to the snapshotter.
     #[error(
-        "containerd does not reach the snapshotter {snapshotter:?}: is `larder snapshotter` running? ({message})"
+        "containerd cannot connect to the snapshotter {snapshotter:?}: is `larder snapshotter` running? ({message})"
     )]
     SnapshotterDown {
-        /// Its name.
+        /// Name of the snapshotter.
         snapshotter: String,
-        /// What containerd says.
+        /// The message of containerd.
         message: String,
     },
-    /// The snapshotter would have a layer unpacked that the volume has.
+    /// The snapshotter does not have a layer of the volume.
     #[error(
         "the snapshotter {snapshotter:?} has no layer {layer} of {image}: is the volume attached, and is it Larder's snapshotter?"
     )]
     NoLayer {
-        /// Its name.
+        /// Name of the snapshotter.
         snapshotter: String,
-        /// The layer.
+        /// Chain ID of the layer.
         layer: ChainId,
-        /// The image.
+        /// Reference of the image.
         image: String,
     },
-    /// containerd refused something.
-    #[error("{doing} {}: containerd says: {message}", escape(what))]
+    /// containerd returned an error.
+    #[error("{doing} {}: containerd answered: {message}", escape(what))]
     Refused {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// To what.
+        /// The object of the action.
         what: String,
-        /// Its kind of error.
+        /// The gRPC status code.
         code: Code,
-        /// What it says.
+        /// The message of containerd.
         message: String,
     },
-    /// containerd took too long.
+    /// containerd did not answer in time.
     #[error(
-        "{doing} {}: containerd has not answered for {seconds} s: try again, or look at its log",
+        "{doing} {}: no answer from containerd within {seconds} s: try again, or check its log",
         escape(what)
     )]
     Late {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// To what.
+        /// The object of the action.
         what: String,
-        /// For how long it was waited, seconds.
+        /// The timeout, seconds.
         seconds: u64,
     },
-    /// A document of the volume is not what its seal says.
-    #[error("the volume at {at} is damaged: {reason}: it is not used; `larder verify` says more")]
+    /// A document of the volume does not match its seal.
+    #[error("the volume at {at} is damaged: {reason}: it is not used; run `larder verify` for details")]
     Damaged {
-        /// Where it is mounted.
+        /// Mount point of the volume.
         at: String,
-        /// What differs.
+        /// The difference from the seal.
         reason: String,
     },
     /// A document of the volume cannot be read.
@@ -87,11 +87,11 @@ pub enum Error {
     Read {
         /// Path from the root of the volume.
         path: String,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// Containers stand on layers of the volume.
-    #[error("the volume is in use: {}: stop and remove them first", told(.0))]
+    /// Containers use layers of the volume.
+    #[error("the volume is in use: {}: stop and remove them first", listed(.0))]
     InUse(Vec<User>),
     /// No thread can be started.
     #[error("starting a runtime: {0}")]
@@ -99,7 +99,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -127,7 +127,7 @@ impl Error {
     }
 }
 
-/// What containerd answered instead of doing as asked.
+/// Converts an error status of containerd.
 pub(super) fn refused(doing: &'static str, what: &str, snapshotter: &str, status: &Status) -> Error {
     let mut source = status.source();
     while let Some(error) = source {
@@ -146,7 +146,7 @@ pub(super) fn refused(doing: &'static str, what: &str, snapshotter: &str, status
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => " (its socket is root's)",
+        io::ErrorKind::PermissionDenied => " (its socket is accessible to root only)",
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             ": is it running, and is this its socket?"
         }
@@ -154,13 +154,13 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Most users that are named.
-const MAX_TOLD: usize = 10;
+/// Maximum number of users listed in a message.
+const MAX_LISTED: usize = 10;
 
-fn told(users: &[User]) -> String {
-    let mut text: Vec<String> = users.iter().take(MAX_TOLD).map(User::to_string).collect();
-    if users.len() > MAX_TOLD {
-        text.push(format!("{} more", users.len() - MAX_TOLD));
+fn listed(users: &[User]) -> String {
+    let mut text: Vec<String> = users.iter().take(MAX_LISTED).map(User::to_string).collect();
+    if users.len() > MAX_LISTED {
+        text.push(format!("{} more", users.len() - MAX_LISTED));
     }
     text.join(", ")
 }

@@ -1,17 +1,18 @@
-//! What was made known of a cache is forgotten.
+//! Removes the records of a cache from containerd.
 
 use super::records::{Outcome, Report, is_of};
 use super::{Client, Error};
 use larder_model::digest::Digest;
 
 impl Client {
-    /// Removes the records that were made of the cache (the digest of its `cache.json`) and of no other, and waits until
-    /// containerd has let go of its documents and layers. What others made stays. Again, it does nothing.
+    /// Removes the records that were made only for the cache (the digest of its `cache.json`), and waits
+    /// until containerd has removed its documents and layers. Records of other clients are kept. A repeated
+    /// call does nothing.
     ///
-    /// Containers are not looked at: [`in_use`](Self::in_use) is asked first.
+    /// This does not check for containers; call [`in_use`](Self::in_use) first.
     ///
     /// # Errors
-    /// [`Error`]; the same again goes on where it ended.
+    /// [`Error`]; a repeated call resumes.
     pub async fn forget(&self, cache: &Digest) -> Result<Report, Error> {
         let session = self.session();
         let all = session.records().await?;

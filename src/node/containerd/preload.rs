@@ -1,4 +1,4 @@
-//! Images of a volume are made known.
+//! Registers the images of a volume in containerd.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -7,7 +7,7 @@ use futures_util::stream;
 use tonic::Code;
 
 use super::call::{Call, Session};
-use super::documents::{Blob, Documents, Known};
+use super::documents::{Blob, Documents, PreloadImage};
 use super::records::Report;
 use super::{Client, Error};
 use crate::node::grpc;
@@ -18,20 +18,20 @@ use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsC
 use larder_model::chain::ChainId;
 use larder_model::seal::CacheManifest;
 
-/// The label that names a layer by its chain ID.
+/// The label with the chain ID of a layer.
 const TARGET: &str = "containerd.io/snapshot.ref";
-/// Bytes of a document in one message; containerd takes 16 MiB.
+/// Size of the pieces of a document in messages, bytes. containerd accepts 16 MiB.
 const PIECE: usize = 1 << 20;
 
 impl Client {
-    /// Makes the images of the sealed volume at `root` known. The snapshotter has its layers already: the volume is attached.
-    /// Again, it does nothing.
+    /// Registers the images of the sealed volume at `root`. The volume must be attached, so that the
+    /// snapshotter has its layers. A repeated call does nothing.
     ///
-    /// Nothing of the volume is believed but its seal, which the caller has read: documents are proven by their digests before
-    /// the first one is written. Files are read as they are needed, on the thread of the caller.
+    /// Only the seal, which the caller has read, is trusted: all documents are checked against their digests
+    /// before the first one is written. Files are read when needed, on the thread of the caller.
     ///
     /// # Errors
-    /// [`Error`]; the same again goes on where it ended.
+    /// [`Error`]; a repeated call resumes.
     pub async fn preload(&self, root: &Path, sealed: &CacheManifest) -> Result<Report, Error> {
         let documents = Documents::open(root)?;
         for image in &sealed.content.images {
@@ -56,7 +56,7 @@ impl Session<'_> {
                 self.write(blob).await?;
             }
             for (name, target) in &known.names {
-                // The ID of an image, for one, is that of all its names.
+                // Some names, such as the ID, can be common to several images.
                 if named.insert(name.clone()) {
                     report.add(name, self.name(&known, name, target, &sealed.digest).await?);
                 }
@@ -65,8 +65,8 @@ impl Session<'_> {
         Ok(report)
     }
 
-    /// Asks for each layer as a pull does: as if it were to be unpacked.
-    async fn layers(&self, image: &Known, taken: &mut HashSet<ChainId>) -> Result<(), Error> {
+    /// Requests each layer as a pull does before it unpacks the layer.
+    async fn layers(&self, image: &PreloadImage, taken: &mut HashSet<ChainId>) -> Result<(), Error> {
         let mut client = SnapshotsClient::with_origin(self.containerd.channel(), grpc::origin());
         let snapshotter = &self.containerd.snapshotter;
         let mut parent = String::new();
@@ -83,7 +83,7 @@ impl Session<'_> {
                 parent: below,
                 labels: HashMap::from([(TARGET.to_owned(), chain.clone())]),
             };
-            let call = Call { doing: "taking the layer", what: &chain };
+            let call = Call { doing: "requesting the layer", what: &chain };
             match self.attempt(request, async |request| client.prepare(request).await).await {
                 Err(failure) if failure.is(Code::AlreadyExists) => {}
                 Err(failure) if failure.is(Code::Unavailable) => {
@@ -92,7 +92,7 @@ impl Session<'_> {
                 Err(failure) => return Err(self.failed(&call, &failure)),
                 Ok(_) => {
                     let request = snapshots::RemoveSnapshotRequest { snapshotter: snapshotter.clone(), key };
-                    self.ask(call, request, async |request| client.remove(request).await).await?;
+                    self.send(call, request, async |request| client.remove(request).await).await?;
                     return Err(Error::NoLayer {
                         snapshotter: snapshotter.clone(),
                         layer: layer.clone(),
@@ -104,7 +104,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// What containerd says of a snapshotter that is not there.
+    /// Converts containerd's error for a snapshotter that does not run.
     pub(super) fn snapshotter_down(&self, error: Error) -> Error {
         match error {
             Error::Refused { code: Code::Unavailable, message, .. } => {
@@ -114,7 +114,7 @@ impl Session<'_> {
         }
     }
 
-    /// Writes a document, or its labels where it is there.
+    /// Writes a document, or only its labels if it exists.
     async fn write(&self, blob: &Blob) -> Result<(), Error> {
         let mut client = ContentClient::with_origin(self.containerd.channel(), grpc::origin());
         let digest = blob.digest.to_string();
@@ -141,11 +141,11 @@ impl Session<'_> {
             }),
             update_mask: Some(prost_types::FieldMask { paths }),
         };
-        self.ask(call, request, async |request| client.update(request).await).await.map(drop)
+        self.send(call, request, async |request| client.update(request).await).await.map(drop)
     }
 }
 
-/// The messages that write a document: its bytes, and a last one that says it is whole.
+/// Returns the messages that write a document: its bytes, and a final commit.
 fn pieces(blob: &Blob, name: &str) -> Vec<content::WriteContentRequest> {
     let total = i64::try_from(blob.bytes.len()).unwrap_or(i64::MAX);
     let message = |action: content::WriteAction, offset: usize, data: &[u8]| content::WriteContentRequest {

@@ -1,4 +1,4 @@
-//! Records of images, and what was done about each.
+//! The image records, and the report on each of them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use tonic::Code;
 
 use super::call::{Call, Session};
-use super::documents::Known;
+use super::documents::PreloadImage;
 use super::{Client, Error};
 use crate::node::grpc::{self, Channel};
 use larder_containerd_api::services::images::v1 as api;
@@ -15,56 +15,56 @@ use larder_containerd_api::types::Descriptor;
 use larder_model::digest::Digest;
 use larder_model::escape::escape;
 
-/// In front of the digest of a cache: the label which says that a record was made of it. Its value is the name of the record,
-/// for who gives an image another name copies its labels.
+/// Prefix of the label of a record that was made for a cache; the digest of the cache follows. The value is
+/// the name of the record, because clients copy the labels when they give an image another name.
 const CACHE: &str = "larder.dev/cache.";
-/// The label that says of which image a record is: the digest of its config.
+/// The label with the image of a record: the digest of its config.
 const IMAGE: &str = "larder.dev/image";
-/// The label of images that CRI has to do with (containerd, internal/cri/labels).
+/// The label of images that CRI manages (containerd, internal/cri/labels).
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// The label of images that kubelets do not remove when disks are full (containerd 1.7 and newer).
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
-/// What became of a name.
+/// The result for one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A record was made.
+    /// The record was created.
     Made,
-    /// A record of ours was there.
+    /// A record that Larder made already existed.
     Kept,
-    /// A record of ours was of another cache and another image.
+    /// A record that Larder made for another cache and another image was replaced.
     Replaced,
-    /// Somebody else made the same record.
+    /// Another client has made the same record.
     Known,
-    /// Somebody else made a record of another image, which stays.
+    /// Another client has made a record of another image, which is kept.
     Skipped {
-        /// The digest for which it stands.
+        /// The digest that the record points to.
         target: String,
     },
-    /// A record was removed.
+    /// The record was removed.
     Removed,
-    /// A record stays, because other caches have the image, or because it was pulled under another name.
+    /// The record is kept, because other caches have the image, or because it was pulled under another name.
     Left,
 }
 
-/// A name of an image in containerd.
+/// A name of an image in containerd, and the result for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The name.
+    /// The name of the image.
     pub name: String,
-    /// What became of it.
+    /// The result for this name.
     pub outcome: Outcome,
 }
 
-/// What was done.
+/// The report of a preload or its removal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Name by name.
+    /// The results, one for each name.
     pub records: Vec<Record>,
 }
 
 impl Report {
-    /// Names by which images of the cache are not known.
+    /// Returns the names that could not be registered, because they belong to another image.
     pub fn skipped(&self) -> impl Iterator<Item = &Record> {
         self.records.iter().filter(|record| matches!(record.outcome, Outcome::Skipped { .. }))
     }
@@ -78,19 +78,21 @@ impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = escape(&self.name);
         match &self.outcome {
-            Outcome::Made => write!(f, "{name}: made known"),
-            Outcome::Kept => write!(f, "{name}: known already"),
-            Outcome::Replaced => write!(f, "{name}: was an image of another cache, and is of this one now"),
-            Outcome::Known => write!(f, "{name}: known already, by somebody else"),
+            Outcome::Made => write!(f, "{name}: registered"),
+            Outcome::Kept => write!(f, "{name}: already registered"),
+            Outcome::Replaced => write!(f, "{name}: replaced, it was an image of another cache"),
+            Outcome::Known => write!(f, "{name}: already registered by another client"),
             Outcome::Skipped { target } => {
                 write!(
                     f,
-                    "{name}: skipped, for it is another image that somebody else made: {}",
+                    "{name}: skipped, because another client registered another image: {}",
                     escape(target)
                 )
             }
-            Outcome::Removed => write!(f, "{name}: forgotten"),
-            Outcome::Left => write!(f, "{name}: stays, for others have the image, too"),
+            Outcome::Removed => write!(f, "{name}: removed"),
+            Outcome::Left => {
+                write!(f, "{name}: kept, because it is still in use for other caches or pulled images")
+            }
         }
     }
 }
@@ -105,13 +107,13 @@ fn label(cache: &Digest) -> String {
     format!("{CACHE}{}", cache.hex())
 }
 
-/// The labels of caches of which a record was made.
+/// Returns the labels of the caches that a record was made for.
 fn caches(image: &api::Image) -> impl Iterator<Item = &str> {
     let ours = image.labels.iter().filter(|(key, value)| key.starts_with(CACHE) && **value == image.name);
     ours.map(|(key, _)| key.as_str())
 }
 
-/// Whether a record was made of `cache`.
+/// Reports whether a record was made for `cache`.
 pub(super) fn is_of(image: &api::Image, cache: &Digest) -> bool {
     let key = label(cache);
     caches(image).any(|ours| ours == key)
@@ -136,10 +138,10 @@ impl Client {
 }
 
 impl Session<'_> {
-    /// Gives an image one of its names.
+    /// Registers an image under one of its names.
     pub(super) async fn name(
         &self,
-        image: &Known,
+        image: &PreloadImage,
         name: &str,
         stands_for: &Descriptor,
         cache: &Digest,
@@ -153,7 +155,7 @@ impl Session<'_> {
             target: Some(stands_for.clone()),
             ..Default::default()
         };
-        let call = Call { doing: "making the image", what: name };
+        let call = Call { doing: "creating the image", what: name };
         let request = api::CreateImageRequest { image: Some(record.clone()), ..Default::default() };
         match self.attempt(request, async |request| client.create(request).await).await {
             Ok(_) => return Ok(Outcome::Made),
@@ -161,34 +163,34 @@ impl Session<'_> {
             Err(failure) => return Err(self.failed(&call, &failure)),
         }
         let request = api::GetImageRequest { name: name.to_owned() };
-        let found = self.ask(call, request, async |request| client.get(request).await).await?;
+        let found = self.send(call, request, async |request| client.get(request).await).await?;
         let found = found.image.unwrap_or_default();
-        // By its ID it is the same image, whichever manifest or index it was found by.
+        // If the name is the ID, it is the same image, even if it was found by another manifest or index.
         let same = target(&found) == stands_for.digest || name == image.id;
         let (update_mask, outcome) = match (is_ours(&found), same) {
             (false, true) => return Ok(Outcome::Known),
             (false, false) => return Ok(Outcome::Skipped { target: target(&found).to_owned() }),
             (true, true) if is_of(&found, cache) => return Ok(Outcome::Kept),
             (true, true) => (mask(&labels.map(|(key, _)| key)), Outcome::Kept),
-            // What other caches called so is not known by that name any more.
+            // The image of the other cache loses this name.
             (true, false) => (None, Outcome::Replaced),
         };
         let request = api::UpdateImageRequest { image: Some(record), update_mask, ..Default::default() };
         let call = Call { doing: "updating the image", what: name };
-        self.ask(call, request, async |request| client.update(request).await).await?;
+        self.send(call, request, async |request| client.update(request).await).await?;
         Ok(outcome)
     }
 
-    /// All records.
+    /// Lists all image records of the namespace.
     pub(super) async fn records(&self) -> Result<Vec<api::Image>, Error> {
         let mut client = self.containerd.images();
         let call = Call { doing: "listing", what: "images" };
         let request = api::ListImagesRequest::default();
-        Ok(self.ask(call, request, async |request| client.list(request).await).await?.images)
+        Ok(self.send(call, request, async |request| client.list(request).await).await?.images)
     }
 
-    /// Takes the label of `cache` from a record that others need: other caches, or those who made the image known by other
-    /// names, among `all`. Whether it stays.
+    /// Removes the label of `cache` from a record that is still needed. Other caches, or records of other
+    /// clients in `all` with the same image, can need it. Returns whether the record is kept.
     pub(super) async fn leave(
         &self,
         image: &api::Image,
@@ -197,7 +199,7 @@ impl Session<'_> {
     ) -> Result<bool, Error> {
         let ours = label(cache);
         let has_other_caches = caches(image).any(|key| key != ours);
-        // CRI makes the record of an image's ID once, and relies on it for all its names.
+        // CRI creates the record of an image's ID once, and uses it for all its names.
         let of_it = |other: &&api::Image| other.labels.get(IMAGE) == Some(&image.name);
         let targets: Vec<&str> = all.iter().filter(of_it).map(target).collect();
         let pulled = all.iter().any(|other| !is_ours(other) && targets.contains(&target(other)));
@@ -223,7 +225,8 @@ impl Session<'_> {
         }
     }
 
-    /// Removes a record. `collect`: and waits until nothing is left of what only this one needed.
+    /// Removes a record. With `collect`, also waits until garbage collection has removed everything that only
+    /// this record needed.
     pub(super) async fn remove(&self, image: &api::Image, collect: bool) -> Result<(), Error> {
         let mut client = self.containerd.images();
         let request =

@@ -1,56 +1,24 @@
-//! Who stands on the layers of a volume.
+//! Finds containers and snapshots that use the layers of a volume.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
 use tonic::{Code, Response};
 
 use super::call::{Call, Failure, Session};
 use super::dependents::is_from_volume;
+use super::user::User;
 use super::{Client, Error};
 use crate::node::grpc;
 use larder_containerd_api::services::containers::v1 as containers;
 use larder_containerd_api::services::containers::v1::containers_client::ContainersClient;
 use larder_containerd_api::services::snapshots::v1 as snapshots;
 use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsClient;
-use larder_model::escape::escape;
 use larder_model::runtime::Containerd;
 use larder_model::seal::Content;
 
-/// Somebody who would lose the files below.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
-    /// The namespace.
-    pub namespace: String,
-    /// The container, running or not; none where something else has a snapshot mounted, or unpacks on top of a layer.
-    pub container: Option<String>,
-    /// Its snapshot.
-    pub snapshot: String,
-    /// Its image, as the container names it; may be empty.
-    pub image: String,
-}
-
-impl fmt::Display for User {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let namespace = escape(&self.namespace);
-        match &self.container {
-            Some(container) if self.image.is_empty() => {
-                write!(f, "container {} in namespace {namespace}", escape(container))
-            }
-            Some(container) => write!(
-                f,
-                "container {} of {} in namespace {namespace}",
-                escape(container),
-                escape(&self.image)
-            ),
-            None => write!(f, "snapshot {} in namespace {namespace}", escape(&self.snapshot)),
-        }
-    }
-}
-
 impl Client {
-    /// Containers of all namespaces, running or not, that stand on a layer of the volume by our snapshotter, and snapshots of
-    /// other uses. Another volume may have the layers, too.
+    /// Returns the containers of all namespaces, running or not, that use a layer of the volume through the
+    /// configured snapshotter, and other uses of its snapshots. Another volume might have the same layers.
     ///
     /// # Errors
     /// [`Error`]: containerd or the snapshotter does not answer.
@@ -61,16 +29,16 @@ impl Client {
             let session = self.session_in(&namespace);
             let containers = session.containers().await?;
             let Some(snapshots) = session.snapshots(!containers.is_empty()).await? else { continue };
-            // containerd's own snapshotter does not say where its layers lie.
-            let lies_there = |info: &snapshots::Info| {
+            // containerd's own snapshotter does not report the location of its layers.
+            let is_on_volume = |info: &snapshots::Info| {
                 chains.contains(&info.name) && (self.snapshotter == Containerd::EROFS || is_from_volume(info))
             };
-            users.extend(find(&namespace, &containers, &snapshots, lies_there));
+            users.extend(find(&namespace, &containers, &snapshots, is_on_volume));
         }
         Ok(users)
     }
 
-    /// The same as an error of class Busy.
+    /// Fails with an error of class Busy if the volume is [in use](Self::in_use).
     ///
     /// # Errors
     /// [`Error::InUse`], and those of [`in_use`](Self::in_use).
@@ -81,7 +49,7 @@ impl Client {
 }
 
 impl Client {
-    /// Whether containerd has the snapshotter, and reaches it.
+    /// Reports whether containerd has the snapshotter and can connect to it.
     ///
     /// # Errors
     /// [`Error`]: containerd or the snapshotter does not answer.
@@ -91,14 +59,14 @@ impl Client {
 }
 
 impl Session<'_> {
-    /// The containers that are on our snapshotter.
+    /// Lists the containers that use the configured snapshotter.
     async fn containers(&self) -> Result<Vec<containers::Container>, Error> {
         let mut client = ContainersClient::with_origin(self.containerd.channel(), grpc::origin());
         let call = Call { doing: "listing", what: "containers" };
-        // Their specs are large, and one message would have to hold all of them.
+        // Use a stream: the specs are large, and a single message would contain all of them.
         let request = containers::ListContainersRequest::default();
         let all = self
-            .ask(call, request, async |request| {
+            .send(call, request, async |request| {
                 let mut stream = client.list_stream(request).await?.into_inner();
                 let mut all = Vec::new();
                 while let Some(message) = stream.message().await? {
@@ -115,7 +83,8 @@ impl Session<'_> {
         Ok(all.into_iter().filter(|container| container.snapshotter == *snapshotter).collect())
     }
 
-    /// All snapshots of our snapshotter. None where containerd does not know it, and nothing is `needed` of it.
+    /// Lists all snapshots of the configured snapshotter. `None` if containerd does not have it, and it is
+    /// not `needed`.
     pub(super) async fn snapshots(&self, needed: bool) -> Result<Option<Vec<snapshots::Info>>, Error> {
         let mut client = SnapshotsClient::with_origin(self.containerd.channel(), grpc::origin());
         let call = Call { doing: "listing", what: "snapshots" };
@@ -146,20 +115,20 @@ impl Session<'_> {
     }
 }
 
-/// The uses of the layers that lie there.
+/// Finds the users of the snapshots for which `is_on_volume` returns `true`.
 fn find(
     namespace: &str,
     containers: &[containers::Container],
     snapshots: &[snapshots::Info],
-    lies_there: impl Fn(&snapshots::Info) -> bool,
+    is_on_volume: impl Fn(&snapshots::Info) -> bool,
 ) -> Vec<User> {
     let parents: HashMap<&str, &str> =
         snapshots.iter().map(|info| (info.name.as_str(), info.parent.as_str())).collect();
     let layers: HashSet<&str> =
-        snapshots.iter().filter(|info| lies_there(info)).map(|info| info.name.as_str()).collect();
-    let stands_on = |key: &str| {
+        snapshots.iter().filter(|info| is_on_volume(info)).map(|info| info.name.as_str()).collect();
+    let depends_on = |key: &str| {
         let (mut at, mut steps) = (key, 0);
-        // What is listed while it changes may go in a circle.
+        // A list that changes while it is read can contain a cycle.
         while let Some(parent) = parents.get(at).filter(|parent| !parent.is_empty() && steps <= parents.len())
         {
             if layers.contains(parent) {
@@ -172,7 +141,7 @@ fn find(
     let by_key: HashMap<&str, &containers::Container> =
         containers.iter().map(|container| (container.snapshot_key.as_str(), container)).collect();
     let in_use = |info: &&snapshots::Info| {
-        matches!(info.kind(), snapshots::Kind::Active | snapshots::Kind::View) && stands_on(&info.name)
+        matches!(info.kind(), snapshots::Kind::Active | snapshots::Kind::View) && depends_on(&info.name)
     };
     let users = snapshots.iter().filter(in_use).map(|info| {
         let container = by_key.get(info.name.as_str());

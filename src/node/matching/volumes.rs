@@ -1,4 +1,4 @@
-//! The sealed volumes of a node.
+//! Finds the sealed volumes of a node.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
-use super::Place;
+use super::Location;
 use crate::caches::attachments::{AttachmentError, Attachments};
 use crate::caches::layout::{self, Layout};
 use crate::volume::disk;
@@ -16,58 +16,58 @@ use larder_model::class::Class;
 use larder_model::image_cache::{CacheId, TenantName};
 use larder_model::seal::CacheManifest;
 
-/// Where to look.
+/// The sources of volumes.
 #[derive(Debug)]
 pub struct Sources<'a> {
-    /// State directory of this host, for what is attached and what its daemon keeps.
+    /// State directory of this host, with the attachment records and the volumes of the local daemon.
     pub state: &'a Layout,
-    /// Volumes that were named: directories, image files, block devices.
+    /// Volumes that the user specified: directories, image files, block devices.
     pub named: &'a [PathBuf],
 }
 
-/// A sealed volume.
+/// A sealed volume and its location.
 #[derive(Clone, Debug)]
 pub struct Volume {
-    /// Where it is.
-    pub place: Place,
-    /// Directory, image file or block device.
+    /// The location of the volume.
+    pub place: Location,
+    /// Path of the directory, image file or block device.
     pub path: PathBuf,
-    /// What its seal says.
+    /// The manifest in its `cache.json`.
     pub sealed: CacheManifest,
-    /// The time of its `cache.json`.
+    /// The modification time of its `cache.json`.
     pub sealed_at: DateTime<Utc>,
 }
 
-/// What was found.
+/// The volumes that were found.
 #[derive(Debug, Default)]
 pub struct Volumes {
-    /// Attached ones, then named ones, then those of the daemon; each once.
+    /// Attached volumes, then specified ones, then those of the daemon. Each is listed once.
     pub volumes: Vec<Volume>,
-    /// What could not be looked at, though it may be there: for people.
-    pub passed_over: Vec<String>,
+    /// Messages about volumes that might exist but could not be read.
+    pub skipped: Vec<String>,
 }
 
-/// A volume that was named cannot be looked at.
+/// A volume that the user specified cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be mounted.
+    /// The disk cannot be mounted.
     #[error(transparent)]
     Disk(#[from] disk::Error),
-    /// It has no seal that can be read.
+    /// The volume has no valid seal.
     #[error(transparent)]
     Volume(#[from] volume::Error),
-    /// The file system refuses.
+    /// A system call failed.
     #[error("examining {}: {source}", path.display())]
     Io {
-        /// What.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, from which the exit code follows.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Disk(e) => e.class(),
@@ -81,10 +81,11 @@ impl Error {
     }
 }
 
-/// Looks for volumes. Nothing is proven but that a seal is of one piece: who attaches a volume proves it.
+/// Finds the volumes. Only checks that each seal is consistent; attaching a volume verifies it.
 ///
 /// # Errors
-/// A volume that was named cannot be looked at. Others are passed over: those that this process may not see, without a word.
+/// A volume that the user specified cannot be read. Other unreadable volumes are skipped, without a message
+/// if this process lacks the permission.
 pub fn collect(sources: &Sources<'_>) -> Result<Volumes, Error> {
     let mut found = Volumes::default();
     let mut seen = HashSet::new();
@@ -94,53 +95,55 @@ pub fn collect(sources: &Sources<'_>) -> Result<Volumes, Error> {
         let path = path.canonicalize().map_err(|source| Error::Io { path: path.clone(), source })?;
         if seen.insert(path.clone()) {
             let (sealed, sealed_at) = read(&path)?;
-            found.volumes.push(Volume { place: Place::Named, path, sealed, sealed_at });
+            found.volumes.push(Volume { place: Location::Named, path, sealed, sealed_at });
         }
     }
     for (tenant, id, path) in of_daemon(sources.state) {
-        // Attachment records name volumes without symbolic links.
+        // Attachment records contain paths without symbolic links.
         let Ok(path) = path.canonicalize() else { continue };
         if !seen.insert(path.clone()) {
             continue;
         }
         match read(&path) {
             Ok((sealed, sealed_at)) => {
-                found.volumes.push(Volume { place: Place::State { tenant, id }, path, sealed, sealed_at });
+                found.volumes.push(Volume { place: Location::State { tenant, id }, path, sealed, sealed_at });
             }
-            // It went while it was looked for.
+            // The volume was removed in the meantime.
             Err(error) if error.class() == Class::NotFound => {}
-            Err(error) => found.passed_over.push(error.to_string()),
+            Err(error) => found.skipped.push(error.to_string()),
         }
     }
     Ok(found)
 }
 
-/// Attached ones, of which the mount is read, or the volume where that is not there now.
+/// Adds the attached volumes. Reads the mount, or the volume itself if it is not mounted now.
 fn attached(state: &Layout, found: &mut Volumes) {
     let records = match Attachments::new(state.attached()).list() {
         Ok(records) => records,
         Err(AttachmentError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => return,
-        Err(error) => return found.passed_over.push(error.to_string()),
+        Err(error) => return found.skipped.push(error.to_string()),
     };
     for record in records {
         let mounted = record.at.join("cache.json").exists();
         match read(if mounted { &record.at } else { &record.volume }) {
             Ok((sealed, _)) if record.cache.as_ref().is_some_and(|cache| *cache != sealed.digest) => {
                 let at = record.at.display();
-                found
-                    .passed_over
-                    .push(format!("attached at {at}: it is not what was attached, but {}", sealed.digest));
+                found.skipped.push(format!(
+                    "attached at {at}: it is not what was attached, but the cache {}",
+                    sealed.digest
+                ));
             }
             Ok((sealed, sealed_at)) => {
-                let place = Place::Attached { at: record.at };
+                let place = Location::Attached { at: record.at };
                 found.volumes.push(Volume { place, path: record.volume, sealed, sealed_at });
             }
-            Err(error) => found.passed_over.push(format!("attached at {}: {error}", record.at.display())),
+            Err(error) => found.skipped.push(format!("attached at {}: {error}", record.at.display())),
         }
     }
 }
 
-/// Of each cache the volume that was sealed last: one that a refresh replaced goes as soon as nobody uses it.
+/// Returns the last sealed volume of each cache. A refresh replaces older ones, which are removed once they
+/// are unused.
 fn of_daemon(state: &Layout) -> impl Iterator<Item = (TenantName, CacheId, PathBuf)> {
     let mut newest: BTreeMap<(String, CacheId), (u32, TenantName, PathBuf)> = BTreeMap::new();
     for tenant in names(&state.tenants()).filter_map(|name| name.parse::<TenantName>().ok()) {
@@ -157,13 +160,14 @@ fn of_daemon(state: &Layout) -> impl Iterator<Item = (TenantName, CacheId, PathB
     newest.into_iter().map(|((_, id), (_, tenant, path))| (tenant, id, path))
 }
 
-/// Names in a directory; none in one that is not there, or not for this user.
+/// Lists the names in a directory. Returns nothing if it is missing or unreadable.
 fn names(dir: &Path) -> impl Iterator<Item = String> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
-/// The seal, and when it was written. A directory has it, or a copy of it beside its disk; other disks are mounted for it.
+/// Reads the seal and its time. A directory contains the seal, or a copy of it next to its disk. Other disks
+/// are mounted to read it.
 fn read(path: &Path) -> Result<(CacheManifest, DateTime<Utc>), Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     if fs::metadata(path).map_err(io)?.is_dir() {

@@ -1,18 +1,23 @@
-//! The one file that makes image stores known.
+//! Selects and writes the configuration file for image stores.
 //!
-//! | file | its readers | found by |
+//! | file | readers | known from |
 //! |---|---|---|
-//! | `/etc/containers/storage.conf.d/*.conf` | new programs: containers/storage after 1.62 (podman 6) | reading `storage/pkg/configfile` |
-//! | `/etc/crio/crio.conf.d/*` | CRI-O 1.23 and newer, whatever `storage.conf` says | reading `pkg/config/config.go`: options of files are added up |
-//! | `/etc/containers/storage.conf` | all versions of podman, buildah and CRI-O | trying podman 4.3.1 and buildah 1.28 |
+//! | `/etc/containers/storage.conf.d/*.conf` | new programs (containers/storage after 1.62) | source 1 |
+//! | `/etc/crio/crio.conf.d/*` | CRI-O 1.23 and newer, whatever `storage.conf` contains | source 2 |
+//! | `/etc/containers/storage.conf` | all versions of podman, buildah and CRI-O | tests |
 //!
-//! Each is ours, written whole and removed. `storage.conf` is written only on a node where no program is new: new programs take
-//! `graphroot` and `runroot` from it for users other than root, too, who cannot use root's directories. An operator's `storage.conf` is
-//! never changed. If no file of ours reaches a program, the advice says what the operator can do.
+//! podman 6 is a new program. Source 1 is `storage/pkg/configfile`. Source 2 is `pkg/config/config.go`, which
+//! adds up the options of all files. The tests were made with podman 4.3.1 and buildah 1.28.
 //!
-//! What does not work, with podman 4.3.1: `storage.conf.d` (not read); `env = ["STORAGE_OPTS=…"]` of `containers.conf.d` (read too
-//! late); a `storage.conf` without `runroot` and `graphroot` (`runroot must be set`), or without `driver` (an error in front of
-//! every answer). `env = ["CONTAINERS_STORAGE_CONF=…"]` works, but takes a second file, in the place of the operator's.
+//! These files are written and removed as a whole. `storage.conf` is written only on a node where no program
+//! is new. New programs also use its `graphroot` and `runroot` for users other than root, who cannot use
+//! root's directories. An operator's `storage.conf` is never changed. If no file of Larder's reaches a
+//! program, the advice has instructions for the operator.
+//!
+//! Alternatives that do not work, with podman 4.3.1: `storage.conf.d` (not read); `env = ["STORAGE_OPTS=…"]`
+//! in `containers.conf.d` (read too late); a `storage.conf` without `runroot` and `graphroot` (`runroot must
+//! be set`), or without `driver` (an error before every answer). `env = ["CONTAINERS_STORAGE_CONF=…"]` works,
+//! but needs a second file that replaces the operator's.
 
 use std::path::PathBuf;
 
@@ -21,21 +26,21 @@ use toml::{Table, Value};
 use super::node::{File, Node, Program, STORAGE_CONF, VENDOR_CONF};
 use crate::node::file::MARK;
 
-/// The drop-in of containers/storage.
+/// Path of the drop-in file for containers/storage.
 pub const STORAGE_DROP_IN: &str = "etc/containers/storage.conf.d/90-larder.conf";
-/// The drop-in of CRI-O.
+/// Path of the drop-in file for CRI-O.
 pub const CRIO_DROP_IN: &str = "etc/crio/crio.conf.d/90-larder.conf";
 
-/// The programs that are to use the stores.
+/// The programs that must use the stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct For {
-    /// podman and buildah.
+pub struct Consumers {
+    /// `true` for podman and buildah.
     pub podman: bool,
-    /// CRI-O.
+    /// `true` if CRI-O uses the stores.
     pub crio: bool,
 }
 
-/// A file of Larder's: its path from the root of the node, and its text; `None` if it is to be removed.
+/// A file of Larder's: its path from the root of the node, and its text; `None` to remove it.
 pub type Written = (PathBuf, Option<String>);
 
 /// The files to write and remove, and advice.
@@ -43,19 +48,19 @@ pub type Written = (PathBuf, Option<String>);
 pub struct Change {
     /// Files of Larder's. A program reads at most one that has a text.
     pub files: Vec<Written>,
-    /// What the operator must do, a sentence each.
+    /// Instructions for the operator, one sentence each.
     pub advice: Vec<String>,
 }
 
-/// Computes the configuration of `stores`, in this order, for the programs of `node`. Without stores it removes the files of
-/// earlier ones. [`limits::check`](crate::node::limits::check) has accepted the paths.
-pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
+/// Computes the configuration of `stores`, in this order, for the programs of `node`. Without stores, the
+/// files are removed. The paths must have passed [`limits::check`](crate::node::limits::check).
+pub fn change(node: &Node, consumers: Consumers, stores: &[PathBuf]) -> Change {
     let mut change = Change::default();
     let stores: Vec<&str> = stores.iter().filter_map(|store| store.to_str()).collect();
     let (mut storage_conf, mut drop_in, mut crio) = (None, None, None);
     if !stores.is_empty() {
-        let podman = Age::of(node, whom.podman, |program| !program.is_crio());
-        let crio_age = Age::of(node, whom.crio, Program::is_crio);
+        let podman = Age::of(node, consumers.podman, |program| !program.is_crio());
+        let crio_age = Age::of(node, consumers.crio, Program::is_crio);
         drop_in = (podman.new || crio_age.new).then(|| drop_in_text(&stores));
         let is_mixed = node.programs.iter().any(|program| program.is_new);
         match whole(node, &stores) {
@@ -74,8 +79,8 @@ pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
             }
         }
     }
-    if whom.crio {
-        change.advice.push("CRI-O reads its stores when it starts: systemctl restart crio".to_owned());
+    if consumers.crio {
+        change.advice.push("CRI-O reads its list of stores at startup: systemctl restart crio".to_owned());
     }
     if storage_conf.is_some() || is_ours(&node.storage) {
         change.files.push((STORAGE_CONF.into(), storage_conf));
@@ -85,7 +90,7 @@ pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
     change
 }
 
-/// Whether old or new programs of one kind are to use the stores.
+/// Describes whether old or new programs of one kind must use the stores.
 #[derive(Clone, Copy, Debug)]
 struct Age {
     old: bool,
@@ -93,7 +98,8 @@ struct Age {
 }
 
 impl Age {
-    /// A program that is wanted and was not found counts as an old one: new ones also read the files of old ones.
+    /// A requested program that was not found counts as old, because new programs also read the files of old
+    /// ones.
     fn of(node: &Node, wanted: bool, is_it: impl Fn(&Program) -> bool) -> Age {
         let found: Vec<&Program> = node.programs.iter().filter(|program| is_it(program)).collect();
         let any = |is_new| found.iter().any(|program| program.is_new == is_new);
@@ -109,34 +115,34 @@ fn is_free(file: &File) -> bool {
     *file == File::Absent || is_ours(file)
 }
 
-/// Why Larder cannot write a `storage.conf`.
+/// The reason why Larder cannot write a `storage.conf`.
 #[derive(Debug)]
-enum Unfit {
-    /// The node keeps its images by this driver, which has no additional stores of directories.
+enum ConfigObstacle {
+    /// The node's images use this driver, which does not support additional stores of directories.
     Driver(String),
     /// The vendor's file cannot be parsed.
     Vendor,
 }
 
 /// Computes a `storage.conf`. It replaces the vendor's file, so it repeats the settings of that file.
-fn whole(node: &Node, stores: &[&str]) -> Result<String, Unfit> {
+fn whole(node: &Node, stores: &[&str]) -> Result<String, ConfigObstacle> {
     if let Some(driver) = &node.driver {
-        return Err(Unfit::Driver(driver.clone()));
+        return Err(ConfigObstacle::Driver(driver.clone()));
     }
     let (mut table, said) = match &node.vendor {
         File::Absent => (Table::new(), String::new()),
         File::Text(text) => {
-            let table = text.parse::<Table>().map_err(|_| Unfit::Vendor)?;
+            let table = text.parse::<Table>().map_err(|_| ConfigObstacle::Vendor)?;
             (
                 table,
                 format!(
-                    "# What it says beside `additionalimagestores` is from /{VENDOR_CONF}, which is not read beside it.\n"
+                    "# All settings except `additionalimagestores` are copied from /{VENDOR_CONF}, which this file replaces.\n"
                 ),
             )
         }
-        File::Other => return Err(Unfit::Vendor),
+        File::Other => return Err(ConfigObstacle::Vendor),
     };
-    let storage = sub(&mut table, "storage").ok_or(Unfit::Vendor)?;
+    let storage = sub(&mut table, "storage").ok_or(ConfigObstacle::Vendor)?;
     for (key, value) in [
         ("driver", "overlay"),
         ("runroot", "/run/containers/storage"),
@@ -149,12 +155,12 @@ fn whole(node: &Node, stores: &[&str]) -> Result<String, Unfit> {
     }
     match storage["driver"].as_str() {
         Some("overlay" | "overlay2") => {}
-        other => return Err(Unfit::Driver(other.unwrap_or("of another kind").to_owned())),
+        other => return Err(ConfigObstacle::Driver(other.unwrap_or("of another kind").to_owned())),
     }
-    let options = sub(storage, "options").ok_or(Unfit::Vendor)?;
-    let list = merged(options.get("additionalimagestores"), stores).ok_or(Unfit::Vendor)?;
+    let options = sub(storage, "options").ok_or(ConfigObstacle::Vendor)?;
+    let list = merged(options.get("additionalimagestores"), stores).ok_or(ConfigObstacle::Vendor)?;
     options.insert("additionalimagestores".into(), list);
-    let text = toml::to_string(&table).map_err(|_| Unfit::Vendor)?;
+    let text = toml::to_string(&table).map_err(|_| ConfigObstacle::Vendor)?;
     Ok(format!("{MARK}{said}{text}"))
 }
 
@@ -162,7 +168,7 @@ fn sub<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Table> {
     table.entry(key).or_insert_with(|| Table::new().into()).as_table_mut()
 }
 
-/// Appends `stores` to the list that is there.
+/// Appends `stores` to an existing list.
 fn merged(there: Option<&Value>, stores: &[&str]) -> Option<Value> {
     let mut list = match there {
         None => Vec::new(),
@@ -187,7 +193,7 @@ fn crio_text(stores: &[&str]) -> String {
     format!("{MARK}[crio]\nstorage_option = [{}]\n", options.join(", "))
 }
 
-/// What the operator can do for an old podman or buildah beside a new program.
+/// Returns the advice for an old podman or buildah next to a new program.
 fn mixed_advice(node: &Node, stores: &[&str]) -> String {
     let names = |is_new: bool| {
         let found = node.programs.iter().filter(|program| program.is_new == is_new);
@@ -198,7 +204,7 @@ fn mixed_advice(node: &Node, stores: &[&str]) -> String {
     let options: Vec<String> =
         stores.iter().map(|store| format!("--storage-opt overlay.imagestore={store}")).collect();
     format!(
-        "{old} of this node reads stores from /{STORAGE_CONF} alone, and that file would keep {new} from users other than root: none is \
+        "{old} of this node reads stores only from /{STORAGE_CONF}, but that file would break {new} for users other than root, so it is not \
          written; update {old}, or run it with {}",
         options.join(" "),
         old = if names(false).is_empty() { "podman".to_owned() } else { names(false) },
@@ -206,20 +212,22 @@ fn mixed_advice(node: &Node, stores: &[&str]) -> String {
     )
 }
 
-/// What the operator must write for podman and buildah; `None` if nothing.
-fn advice(node: &Node, unfit: Option<Unfit>, stores: &[&str]) -> Option<String> {
+/// Returns the instructions for podman and buildah; `None` if nothing must be done.
+fn advice(node: &Node, obstacle: Option<ConfigObstacle>, stores: &[&str]) -> Option<String> {
     let by_driver = |driver: &str| {
         format!(
-            "podman and buildah keep images by the driver {driver}, which takes no image store of directories: they do not see this \
-             one before /{STORAGE_CONF} says driver = \"overlay\", and then not the images that they have"
+            "podman and buildah use the storage driver {driver}, which does not support image stores of directories: they cannot use this \
+             store until /{STORAGE_CONF} sets driver = \"overlay\", which hides their existing images"
         )
     };
     let list = |there: Option<&Value>| merged(there, stores).map(|list| list.to_string());
-    let line = match (&node.storage, unfit) {
-        (storage, Some(Unfit::Driver(driver))) if is_free(storage) => return Some(by_driver(&driver)),
+    let line = match (&node.storage, obstacle) {
+        (storage, Some(ConfigObstacle::Driver(driver))) if is_free(storage) => {
+            return Some(by_driver(&driver));
+        }
         (storage, _) if is_free(storage) => {
             return Some(format!(
-                "/{VENDOR_CONF} cannot be understood, and a /{STORAGE_CONF} would be read in its place: write one that says \
+                "/{VENDOR_CONF} cannot be parsed, and /{STORAGE_CONF} would replace it: create that file with \
                  additionalimagestores = {} under [storage.options]",
                 list(None).unwrap_or_default()
             ));
@@ -245,8 +253,8 @@ fn advice(node: &Node, unfit: Option<Unfit>, stores: &[&str]) -> Option<String> 
     };
     let line = line.or_else(|| list(None)).unwrap_or_default();
     Some(format!(
-        "/{STORAGE_CONF} is not larder's, and podman and buildah of this node read no other file: in it, under \
-         [storage.options], write additionalimagestores = {line}"
+        "/{STORAGE_CONF} was not written by larder, and podman and buildah of this node read no other file: add to it, under \
+         [storage.options], the line additionalimagestores = {line}"
     ))
 }
 

@@ -1,10 +1,12 @@
-//! Images and containers of a node's own store that stand on the layers of a volume.
+//! Images and containers in a node's own store that use layers of a volume.
 //!
-//! podman, buildah and CRI-O keep what they add in the store of the node, and take the layers below from additional stores: an image that
-//! is built on one of the volume, a newer tag with some of its layers, a container that has stopped. Without the volume such an image
-//! cannot be listed or started; CRI-O then lists no image at all.
+//! podman, buildah and CRI-O write to the node's own store, and take the layers below from additional stores.
+//! Examples are an image built on one of the volume, a newer tag with some of its layers, and a stopped
+//! container. Without the volume such an image cannot be listed or started, and CRI-O then lists no images at
+//! all.
 //!
-//! The records are those of containers/storage (`layers.json`, `images.json`, `containers.json`, and the `volatile-` ones beside them).
+//! The records are those of containers/storage (`layers.json`, `images.json`, `containers.json`, and the
+//! `volatile-` ones next to them).
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -17,7 +19,7 @@ use serde::de::DeserializeOwned;
 use larder_model::escape::escape;
 use larder_sys::Dir;
 
-/// Maximum size of a file of records, bytes.
+/// Maximum size of a records file, bytes.
 const MAX: u64 = 256 << 20;
 
 /// Maximum number of names in a message.
@@ -27,34 +29,35 @@ const SHOWN: usize = 8;
 #[derive(Debug, thiserror::Error)]
 #[error("reading {}: {source}", path.display())]
 pub struct Error {
-    /// The file.
+    /// Path of the file or directory.
     pub path: PathBuf,
-    /// Why not.
+    /// The error of the system call or parser.
     pub source: io::Error,
 }
 
-/// An image or a container.
+/// An image or container that depends on the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dependent {
-    /// Its ID.
+    /// The ID of the image or container.
     pub id: String,
-    /// Its first name; the ID if it has none.
+    /// The first name, or the ID if it has none.
     pub name: String,
 }
 
-/// What stands on the layers of a volume.
+/// The images and containers that use layers of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dependents {
-    /// Images.
+    /// The images that depend on the volume.
     pub images: Vec<Dependent>,
-    /// Containers, running or not.
+    /// The containers, running or not.
     pub containers: Vec<Dependent>,
 }
 
-/// Reads which images and containers of the store at `graph_root` need a layer that is one of `only`: layers that no other store has.
+/// Finds the images and containers of the store at `graph_root` that need one of the layers `only`, which no
+/// other store has.
 ///
 /// # Errors
-/// [`Error`]: records that cannot be read. A store that is not there has none.
+/// The records cannot be read. A missing store has none.
 pub fn find(graph_root: &Path, only: &HashSet<String>) -> Result<Dependents, Error> {
     let root = match Dir::open(graph_root) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Dependents::default()),
@@ -63,14 +66,14 @@ pub fn find(graph_root: &Path, only: &HashSet<String>) -> Result<Dependents, Err
     let store = Store { root: &root, path: graph_root };
     let layers: HashMap<String, String> =
         store.records::<Layer>("layers")?.into_iter().map(|layer| (layer.id, layer.parent)).collect();
-    let stands = |layer: &String| stands_on(layer, &layers, only);
+    let depends = |layer: &String| depends_on(layer, &layers, only);
     let images = store
         .records::<Image>("images")?
         .into_iter()
-        .filter(|image| [&image.layer].into_iter().chain(image.mapped_layers.iter().flatten()).any(stands));
+        .filter(|image| [&image.layer].into_iter().chain(image.mapped_layers.iter().flatten()).any(depends));
     let images: Vec<Dependent> = images.map(|image| dependent(image.id, image.names)).collect();
     let containers = store.records::<Container>("containers")?.into_iter();
-    let containers = containers.filter(|container| stands(&container.layer));
+    let containers = containers.filter(|container| depends(&container.layer));
     let containers = containers.map(|container| dependent(container.id, container.names)).collect();
     Ok(Dependents { images, containers })
 }
@@ -80,11 +83,11 @@ fn dependent(id: String, names: Option<Vec<String>>) -> Dependent {
     Dependent { id, name }
 }
 
-/// Whether the first layer that the store itself does not have, from `layer` downwards, is one of `only`.
-fn stands_on(layer: &String, layers: &HashMap<String, String>, only: &HashSet<String>) -> bool {
+/// Reports whether the first layer below `layer` that the store itself does not have is one of `only`.
+fn depends_on(layer: &String, layers: &HashMap<String, String>, only: &HashSet<String>) -> bool {
     let (mut layer, mut steps) = (layer, layers.len());
     while let Some(parent) = layers.get(layer) {
-        // Parents in a circle end nowhere.
+        // A cycle of parents has no such layer.
         if steps == 0 {
             return false;
         }
@@ -126,7 +129,7 @@ struct Store<'a> {
 }
 
 impl Store<'_> {
-    /// The records of `kind`, both the lasting ones and those that a boot takes away.
+    /// Reads the records of `kind`, both the permanent ones and those that a reboot discards.
     fn records<T: DeserializeOwned>(&self, kind: &str) -> Result<Vec<T>, Error> {
         let directory = format!("overlay-{kind}");
         let dir = match self.root.open_dir(directory.as_bytes()) {
@@ -140,7 +143,7 @@ impl Store<'_> {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 other => other.map_err(failed)?,
             };
-            // One that was never written to is empty.
+            // A file that was never written is empty.
             if !bytes.is_empty() {
                 let read: Option<Vec<T>> = serde_json::from_slice(&bytes).map_err(|e| failed(e.into()))?;
                 records.extend(read.into_iter().flatten());
@@ -151,12 +154,12 @@ impl Store<'_> {
 }
 
 impl Dependents {
-    /// Whether there is nothing.
+    /// Reports whether there are no images and no containers.
     pub fn is_empty(&self) -> bool {
         self.images.is_empty() && self.containers.is_empty()
     }
 
-    /// Adds those of another store.
+    /// Adds the images and containers of another store.
     pub fn extend(&mut self, other: Dependents) {
         self.images.extend(other.images);
         self.containers.extend(other.containers);
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_on_layers_that_only_the_volume_has() {
+    fn dependents_of_layers_that_only_the_volume_has() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let write = |path: &str, text: &str| {

@@ -1,4 +1,4 @@
-//! Where the programs of a node keep images, read below its root directory.
+//! Finds the directories in which the programs of a node store images, below its root directory.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,22 +7,26 @@ use std::path::Path;
 use super::node::{STORAGE_CONF, VENDOR_CONF};
 use larder_sys::Dir;
 
-/// The default of podman, buildah and CRI-O for root.
+/// The default directory of podman, buildah and CRI-O for root.
 const DEFAULT: &str = "/var/lib/containers/storage";
 
-/// Files with one of the keys below, and directories of such files.
+/// Files that can contain one of the keys below, and directories of such files.
 const FILES: [&str; 3] = [STORAGE_CONF, VENDOR_CONF, "etc/crio/crio.conf"];
 const DIRECTORIES: [&str; 3] =
     ["etc/containers/storage.conf.d", "usr/share/containers/storage.conf.d", "etc/crio/crio.conf.d"];
 
-/// Tables and keys that name the directory.
+/// Tables and keys with the directory.
 const KEYS: [(&str, &str); 2] = [("storage", "graphroot"), ("crio", "root")];
 
 /// Maximum size of a file, bytes.
 const MAX: u64 = 1 << 20;
 
-/// The directories in which programs of root keep images, absolute: the default and all that is configured anywhere, since
-/// looking into one too many does no harm.
+/// Returns the absolute paths of the directories in which programs of root store images: the default, and
+/// every configured one. A directory that is not in use does no harm.
+///
+/// # Errors
+///
+/// The root directory cannot be opened.
 pub fn graph_roots(root: &Path) -> io::Result<BTreeSet<String>> {
     let root = Dir::open(root)?;
     let mut roots = BTreeSet::from([DEFAULT.to_owned()]);
@@ -54,7 +58,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn the_default_and_all_that_is_configured() {
+    fn the_default_and_all_configured_directories() {
         let dir = tempfile::tempdir().unwrap();
         let roots = || graph_roots(dir.path()).unwrap().into_iter().collect::<Vec<_>>();
         assert_eq!(roots(), [DEFAULT]);

@@ -1,65 +1,66 @@
-//! The programs podman, buildah and CRI-O of a node and their configuration, read below its root directory. Nothing is run.
+//! Reads which of podman, buildah and CRI-O a node has, and their configuration, below its root directory.
+//! Runs no programs.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use larder_sys::Dir;
 
-/// The configuration of containers/storage, which Larder writes where nobody else has.
+/// Path of containers/storage's configuration. Larder writes it only if no other file exists there.
 pub const STORAGE_CONF: &str = "etc/containers/storage.conf";
-/// The vendor's configuration, which programs read if the other is absent.
+/// Path of the vendor's configuration, which programs read if the other is missing.
 pub const VENDOR_CONF: &str = "usr/share/containers/storage.conf";
 
-/// Maximum size of a configuration, bytes.
+/// Maximum size of a configuration file, bytes.
 const MAX: u64 = 1 << 20;
 
-/// A configuration file.
+/// The state of a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum File {
-    /// No file.
+    /// The file does not exist.
     Absent,
-    /// Its text.
+    /// The text of the file.
     Text(String),
-    /// A file that Larder does not read: a symbolic link, no text, too large.
+    /// A file that Larder does not read: a symbolic link, too large, or not text.
     Other,
 }
 
-/// The state of a node.
+/// The programs and configuration of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// [`STORAGE_CONF`].
+    /// The state of [`STORAGE_CONF`].
     pub storage: File,
-    /// [`VENDOR_CONF`].
+    /// The state of [`VENDOR_CONF`].
     pub vendor: File,
     /// The storage driver of root's images, if there are any and it is not `overlay`.
     pub driver: Option<String>,
-    /// The programs that read stores.
+    /// The programs that use image stores.
     pub programs: Vec<Program>,
 }
 
 /// podman, buildah or CRI-O on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// Its name.
+    /// The name of the program.
     pub name: &'static str,
-    /// Whether it reads `storage.conf.d`.
+    /// `true` if it reads `storage.conf.d`.
     pub is_new: bool,
 }
 
 impl Program {
-    /// Whether it is CRI-O.
+    /// Reports whether the program is CRI-O.
     pub fn is_crio(&self) -> bool {
         self.name == CRIO
     }
 }
 
-/// A node cannot be read.
+/// The state of a node cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("examining {}: {source}", path.display())]
 pub struct Error {
-    /// The file or directory.
+    /// Path of the file or directory.
     pub path: PathBuf,
-    /// The error of the kernel.
+    /// The error of the system call.
     pub source: io::Error,
 }
 
@@ -67,12 +68,17 @@ const CRIO: &str = "crio";
 const PROGRAMS: [&str; 3] = ["podman", "buildah", CRIO];
 const DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin"];
 
-/// A function that containers/storage has since it reads `storage.conf.d` (container-libs 5eaf7d2ba1, March 2026: after 1.62). Its
-/// name is in every Go program that links it, also in a stripped one.
+/// The name of a function that containers/storage has since it reads `storage.conf.d` (container-libs
+/// 5eaf7d2ba1, March 2026: after 1.62). Every Go program that links it contains the name, even if it is
+/// stripped.
 const READS_DROP_INS: &[u8] = b"podman.io/storage/types.LoadStoreOptions";
 
 impl Node {
-    /// Reads the files below `root`. Symbolic links are not followed: they would lead out of it.
+    /// Reads the files below `root`. Does not follow symbolic links, because they could lead out of it.
+    ///
+    /// # Errors
+    ///
+    /// A file or directory cannot be read.
     pub fn read(root: &Path) -> Result<Self, Error> {
         let failed = |path: &str| {
             let path = root.join(path);
@@ -93,7 +99,7 @@ impl Node {
                 }
                 let is_new =
                     directory.open_file(name.as_bytes()).and_then(|file| holds(file, READS_DROP_INS));
-                // A program that cannot be read counts as an old one.
+                // A program that cannot be read counts as old.
                 node.programs.push(Program { name, is_new: is_new.unwrap_or(false) });
             }
         }
@@ -114,7 +120,7 @@ fn file(root: &Dir, path: &str) -> io::Result<File> {
     Ok(text.map_or(File::Other, File::Text))
 }
 
-/// Images lie in `<driver>-images`.
+/// Returns the storage driver. Images are stored in `<driver>-images`.
 fn driver(root: &Dir) -> Option<String> {
     let names = root.open_beneath(b"var/lib/containers/storage").ok()?.names().ok()?;
     let mut drivers = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.strip_suffix("-images"));
@@ -122,7 +128,7 @@ fn driver(root: &Dir) -> Option<String> {
     (first != "overlay" && drivers.all(|driver| driver != "overlay")).then(|| first.to_owned())
 }
 
-/// Whether `needle` is in the file.
+/// Reports whether the file contains `needle`.
 fn holds(mut file: std::fs::File, needle: &[u8]) -> io::Result<bool> {
     let pattern = regex::escape(&String::from_utf8_lossy(needle));
     let pattern = regex::bytes::Regex::new(&pattern).map_err(io::Error::other)?;
@@ -137,7 +143,7 @@ fn holds(mut file: std::fs::File, needle: &[u8]) -> io::Result<bool> {
         if pattern.is_match(&buffer[..filled]) {
             return Ok(true);
         }
-        // It may begin in this piece and end in the next.
+        // A match can start in this piece and end in the next.
         kept = filled.min(needle.len() - 1);
         buffer.copy_within(filled - kept..filled, 0);
     }
@@ -168,7 +174,7 @@ mod tests {
     fn each_program_is_old_or_new() {
         let root = root("programs");
         let mut new = vec![0; (1 << 20) - 7];
-        // Where two pieces meet.
+        // The match is where two pieces meet.
         new.extend_from_slice(b"go.podman.io/storage/types.LoadStoreOptions\0");
         fs::write(root.join("usr/bin/podman"), &new).unwrap();
         let node = Node::read(&root).unwrap();

@@ -1,4 +1,4 @@
-//! Removing images and containers from a node's own store, by the programs that own it.
+//! Removes images and containers from a node's own store, using the runtime's own program.
 
 use std::io;
 use std::path::Path;
@@ -7,37 +7,37 @@ use std::process::{Command, Stdio};
 use super::dependents::{Dependent, Dependents};
 use larder_model::escape::escape;
 
-/// They are not removed.
+/// Removing images or containers failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The program does not start.
+    /// The program cannot be started.
     #[error("starting `{command}`: {source}")]
     Start {
-        /// The command.
+        /// The command line of the program.
         command: String,
-        /// Why not.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The program fails.
+    /// The program returned an error.
     #[error("`{command}` failed: {said}")]
     Failed {
-        /// The command.
+        /// The command line of the program.
         command: String,
-        /// Its output.
+        /// The output of the program.
         said: String,
     },
 }
 
-/// The program that removes.
+/// The program that removes images and containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// podman, also what buildah made.
+    /// podman, which also removes images that buildah created.
     Podman,
-    /// CRI-O's client.
+    /// crictl, the client of CRI-O.
     Crictl,
 }
 
-/// The commands that remove what was found, containers first.
+/// Returns the commands that remove the images and containers, containers first.
 pub fn commands(found: &Dependents, by: By) -> Vec<Vec<String>> {
     let (program, container, image): (_, &[&str], &[&str]) = match by {
         By::Podman => ("podman", &["rm", "--force"], &["rmi", "--force"]),
@@ -51,10 +51,10 @@ pub fn commands(found: &Dependents, by: By) -> Vec<Vec<String>> {
     kinds.into_iter().filter(|(_, of_it)| !of_it.is_empty()).map(command).collect()
 }
 
-/// Removes it with podman.
+/// Removes the images and containers with podman.
 ///
 /// # Errors
-/// [`Error`]; what was removed until then stays removed.
+/// [`Error`]; earlier removals are not undone.
 pub fn remove(found: &Dependents, podman: &Path) -> Result<(), Error> {
     for words in commands(found, By::Podman) {
         let command = words.join(" ");

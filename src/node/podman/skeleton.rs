@@ -1,51 +1,61 @@
-//! An image store of nothing, in the directory over which one is mounted.
+//! An empty image store, in the directory over which the real one is mounted.
 //!
-//! A store that is configured and not there stops containers/storage before 1.50 altogether, and so does one that is empty and
-//! cannot be written to: `podman images` says `can't stat imageStore dir`, or `creating locker directory: … read-only file
-//! system` (podman 4.3.1). With these directories and lock files a store that is not mounted has no images, and that is all.
+//! containers/storage before 1.50 fails completely if a configured store is missing, or is empty and
+//! read-only: `podman images` prints `can't stat imageStore dir`, or `creating locker directory: … read-only
+//! file system` (podman 4.3.1). With these directories and lock files, a store that is not mounted is just
+//! empty.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use larder_sys::Dir;
 
-/// Directories, and the lock files in them.
+/// The directories, and their lock files.
 const PARTS: [(&str, Option<&str>); 3] =
     [("overlay", None), ("overlay-images", Some("images.lock")), ("overlay-layers", Some("layers.lock"))];
 
-/// A skeleton cannot be made or removed.
+/// A skeleton cannot be created or removed.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing} {}: {source}", path.display())]
 pub struct Error {
-    /// What was being done.
+    /// The action that failed.
     pub doing: &'static str,
-    /// To what.
+    /// Path of the image store.
     pub path: PathBuf,
-    /// Why not.
+    /// The error of the system call.
     pub source: io::Error,
 }
 
-/// Makes it in the directory `at`, before anything is mounted there, for everybody to read. What is there is left.
+/// Creates a world-readable skeleton in the directory `at`, before anything is mounted there. Existing files
+/// are kept.
+///
+/// # Errors
+///
+/// A directory or lock file cannot be created.
 pub fn make(at: &Path) -> Result<(), Error> {
     let failed = |doing| move |source| Error { doing, path: at.to_owned(), source };
     let dir = Dir::open(at).map_err(failed("opening"))?;
     for (name, lock) in PARTS {
         let part =
-            dir.ensure_dir(name.as_bytes(), 0o755).map_err(failed("making an empty image store in"))?;
-        // Whatever the umask is.
-        dir.set_mode(name.as_bytes(), 0o755).map_err(failed("making an empty image store in"))?;
+            dir.ensure_dir(name.as_bytes(), 0o755).map_err(failed("creating an empty image store in"))?;
+        // The mode must not depend on the umask.
+        dir.set_mode(name.as_bytes(), 0o755).map_err(failed("creating an empty image store in"))?;
         let Some(lock) = lock else { continue };
         match part.create_file(lock.as_bytes(), 0o644) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             made => made
                 .and_then(|file| larder_sys::dir::set_mode(&file, 0o644))
-                .map_err(failed("making an empty image store in"))?,
+                .map_err(failed("creating an empty image store in"))?,
         }
     }
     Ok(())
 }
 
-/// Whether the directory `at` is empty, or holds nothing but a skeleton.
+/// Reports whether the directory `at` is empty, or contains only a skeleton.
+///
+/// # Errors
+///
+/// The directory cannot be read.
 pub fn is_all(at: &Path) -> io::Result<bool> {
     let dir = Dir::open(at)?;
     for name in dir.names()? {
@@ -60,7 +70,11 @@ pub fn is_all(at: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Removes it, after what was mounted there is gone. What else is there is left.
+/// Removes the skeleton, after the unmount. Other files are kept.
+///
+/// # Errors
+///
+/// A directory or lock file cannot be removed.
 pub fn remove(at: &Path) -> Result<(), Error> {
     let failed = |source| Error { doing: "removing the empty image store in", path: at.to_owned(), source };
     let dir = match Dir::open(at) {
@@ -73,7 +87,7 @@ pub fn remove(at: &Path) -> Result<(), Error> {
             absent_or(part.unlink(lock.as_bytes())).map_err(failed)?;
         }
         match dir.remove_dir(name.as_bytes()) {
-            // Somebody else's.
+            // The directory contains files of others.
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
             other => absent_or(other).map_err(failed)?,
         }
@@ -94,7 +108,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn it_comes_and_goes() {
+    fn create_and_remove() {
         let at = std::env::temp_dir().join(format!("larder-skeleton-{}", std::process::id()));
         let _ = fs::remove_dir_all(&at);
         fs::create_dir(&at).unwrap();

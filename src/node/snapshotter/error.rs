@@ -1,4 +1,4 @@
-//! What goes wrong, in containerd's own kinds (its package errdefs).
+//! The errors of the snapshotter, mapped to those of containerd (its package errdefs).
 
 use std::io;
 use std::path::Path;
@@ -7,62 +7,62 @@ use crate::rootfs;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 
-/// A request that is not done.
+/// The errors of snapshotter requests.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It makes no sense.
+    /// The request is not valid.
     #[error("{0}")]
     Invalid(String),
-    /// There is no such snapshot.
+    /// The snapshot does not exist.
     #[error("snapshot {0:?} does not exist")]
     NotFound(String),
-    /// The name is taken, or a volume has the layer.
+    /// The name is already used, or a volume has the layer.
     #[error("{0} already exists")]
     Exists(String),
-    /// The snapshot is not of the kind that can be used so, or is in use.
+    /// The snapshot has the wrong kind, or is in use.
     #[error("{0}")]
     Precondition(String),
-    /// The layer lies on a volume that is not there.
+    /// The layer is on a volume that is not attached.
     #[error(
-        "layer {0} lies on a volume that is not attached: attach one that has it, or remove the image and pull it again"
+        "layer {0} is on a volume that is not attached: attach a volume with the layer, or remove the image and pull it again"
     )]
     Detached(ChainId),
     /// The records cannot be read or written.
-    #[error("{doing} records of snapshots: {source}")]
+    #[error("{doing} snapshot records: {source}")]
     Store {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// What SQLite says.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
-    /// The records are not ours, or damaged.
-    #[error("the records {path} cannot be used: {reason}")]
+    /// The records are damaged, or belong to another program.
+    #[error("the database {path} cannot be used: {reason}")]
     Damaged {
-        /// The database.
+        /// Path of the database.
         path: String,
-        /// Why.
+        /// The reason why it cannot be used.
         reason: String,
     },
     /// A layer of a volume cannot be mounted.
     #[error(transparent)]
     Layer(#[from] rootfs::Error),
-    /// The kernel refused.
+    /// A system call failed.
     #[error("{doing} {what}: {source}")]
     Io {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// To what.
+        /// Path of the file or directory.
         what: String,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// A thread ended.
-    #[error("a thread of the snapshotter ended: {0}")]
+    /// A thread panicked.
+    #[error("a thread of the snapshotter panicked: {0}")]
     Thread(String),
 }
 
 impl Error {
-    /// The class, which decides about the exit code where the process cannot start.
+    /// Returns the error class, which determines the exit code if the process cannot start.
     pub fn class(&self) -> Class {
         match self {
             Error::Invalid(_) => Class::Invalid,

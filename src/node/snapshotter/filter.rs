@@ -1,15 +1,15 @@
-//! containerd's filters: `name==a,labels."b.c"~=d` (package filters). One filter is met when all of its parts are.
+//! containerd's filters: `name==a,labels."b.c"~=d` (package filters). All parts of a filter must match.
 
 use regex::Regex;
 
 use super::{Error, Info, Kind};
 
-/// Most bytes of all filters of a request.
+/// Maximum size of all filters of a request, bytes.
 const MAX: usize = 64 << 10;
-/// Most memory of a compiled expression, bytes.
+/// Maximum memory of a compiled expression, bytes.
 const MAX_COMPILED: usize = 1 << 20;
 
-/// What a caller wants to see: whatever meets one of them.
+/// The filters of a request. A snapshot must match one of them.
 #[derive(Debug)]
 pub(super) struct Filters(Vec<Vec<Part>>);
 
@@ -28,7 +28,7 @@ enum Test {
 }
 
 impl Filters {
-    /// Reads the filters of a request; none lets everything pass.
+    /// Parses the filters of a request. An empty list matches everything.
     pub(super) fn parse(filters: &[String]) -> Result<Self, Error> {
         if filters.iter().map(String::len).sum::<usize>() > MAX {
             return Err(Error::Invalid(format!("the filters have more than {MAX} bytes")));
@@ -39,7 +39,7 @@ impl Filters {
         Ok(Filters(filters.iter().map(parse).collect::<Result<_, _>>()?))
     }
 
-    /// Whether the snapshot is to be seen.
+    /// Reports whether the snapshot matches one of the filters.
     pub(super) fn pass(&self, info: &Info) -> bool {
         self.0.is_empty() || self.0.iter().any(|parts| parts.iter().all(|part| part.is_met(info)))
     }
@@ -51,7 +51,7 @@ impl Part {
         match &self.test {
             Test::Present => value.is_some(),
             Test::Equal(want) => value == Some(want),
-            // What is not there counts as empty here.
+            // A missing value counts as empty here.
             Test::Unequal(want) => value.unwrap_or_default() != want,
             Test::Matches(pattern) => pattern.is_match(value.unwrap_or_default()),
         }
@@ -82,7 +82,7 @@ impl Reader<'_> {
         while !self.rest.is_empty() {
             parts.push(self.part()?);
             if !self.rest.is_empty() && !self.take(",") {
-                return Err(format!("want a comma before {:?}", self.rest));
+                return Err(format!("expected a comma before {:?}", self.rest));
             }
         }
         Ok(parts)
@@ -113,7 +113,7 @@ impl Reader<'_> {
         rest.is_some()
     }
 
-    /// Something in quotes, or as much as is of a word.
+    /// Parses a quoted string, or the longest prefix that is a word.
     fn word(&mut self, is_in: fn(char) -> bool) -> Result<String, String> {
         if self.rest.starts_with('"') {
             return self.quoted();
@@ -121,13 +121,13 @@ impl Reader<'_> {
         let end = self.rest.find(|c| !is_in(c)).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         if word.is_empty() {
-            return Err(format!("want a name or a value before {:?}", self.rest));
+            return Err(format!("expected a name or a value before {:?}", self.rest));
         }
         self.rest = rest;
         Ok(word.to_owned())
     }
 
-    /// As Go quotes strings (strconv.Quote).
+    /// Parses a string as Go quotes it (strconv.Quote).
     fn quoted(&mut self) -> Result<String, String> {
         let mut bytes = Vec::new();
         let mut chars = self.rest[1..].char_indices();
@@ -143,7 +143,7 @@ impl Reader<'_> {
                         let text: String = chars.by_ref().take(digits).map(|(_, c)| c).collect();
                         let whole = text.chars().count() == digits && !text.starts_with('+');
                         let number = u32::from_str_radix(&text, radix).ok().filter(|_| whole);
-                        number.ok_or_else(|| format!("\\{escape}{text} is no escape"))
+                        number.ok_or_else(|| format!("\\{escape}{text} is not an escape sequence"))
                     };
                     match escape {
                         'a' => '\x07',
@@ -158,9 +158,9 @@ impl Reader<'_> {
                             bytes.push(u8::try_from(number(2, 16)?).unwrap_or_default());
                             continue;
                         }
-                        'u' => char::from_u32(number(4, 16)?).ok_or("no such character")?,
-                        'U' => char::from_u32(number(8, 16)?).ok_or("no such character")?,
-                        other => return Err(format!("\\{other} is no escape")),
+                        'u' => char::from_u32(number(4, 16)?).ok_or("not a valid character")?,
+                        'U' => char::from_u32(number(8, 16)?).ok_or("not a valid character")?,
+                        other => return Err(format!("\\{other} is not an escape sequence")),
                     }
                 }
                 c => c,
@@ -175,7 +175,7 @@ fn is_field(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// What stands in a value without quotes.
+/// Reports whether the character can be in a value without quotes.
 fn is_value(c: char) -> bool {
     !matches!(c, ',' | '"') && !c.is_whitespace() && !c.is_control()
 }
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes() {
+    fn filters_that_match() {
         for filter in [
             "",
             "name==k8s.io/3/sha256:bb",
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not() {
+    fn filters_that_do_not_match() {
         for filter in [
             "name==other",
             "kind==active",
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_filter() {
+    fn malformed_filters_are_rejected() {
         let huge = format!("name==\"{}\"", "a".repeat(MAX));
         for filter in [
             "==",

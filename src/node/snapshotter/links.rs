@@ -1,4 +1,4 @@
-//! `l/`: the short names of what overlays stand on.
+//! The directory `l/`: short names for the lower directories of overlays.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,7 +15,7 @@ use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::{Dir, FileType, mount};
 
-/// The directory.
+/// The directory `l/` of a snapshotter.
 #[derive(Debug)]
 pub(super) struct Links {
     path: PathBuf,
@@ -23,19 +23,19 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// Opens the directory at `path`, which is there.
+    /// Opens the existing directory at `path`.
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
         let dir = Dir::open(&path).map_err(failed("opening", &path))?;
         Ok(Links { path, dir })
     }
 
-    /// What stands for the files of snapshot `id`.
+    /// Returns the lower directory for the files of snapshot `id`. Creates the link if it is missing.
     pub(super) fn local(&self, id: i64) -> Result<PathBuf, Error> {
         self.point(id, format!("../snapshots/{id}/fs").as_bytes())
     }
 
-    /// What stands for `layer` of `volume`, topmost first, as snapshot `id`. What lies there is opened, and links on the
-    /// way are not followed.
+    /// Returns the lower directories for `layer` of `volume` as snapshot `id`, topmost first. Opens the
+    /// trees, without following links.
     pub(super) fn layer(&self, id: i64, volume: &Volume, layer: &Layer) -> Result<Vec<PathBuf>, Error> {
         let paths = layout::parts(volume.format, layer).trees;
         let root = Dir::open(&volume.at).map_err(failed("opening the volume", &volume.at))?;
@@ -43,10 +43,10 @@ impl Links {
             let from = of_volume(&root, volume).map_err(failed("examining", &volume.at))?;
             let note = format!("{id}.from");
             if self.dir.read_link(note.as_bytes()).ok().as_ref() != Some(&from) {
-                // Images that are mounted from another volume would keep that busy.
-                self.let_go(id)?;
+                // Images that are still mounted from another volume would keep it busy.
+                self.release(id)?;
                 let noted = self.dir.symlink(&from, note.as_bytes());
-                noted.map_err(failed("noting the volume of", &self.path.join(&note)))?;
+                noted.map_err(failed("recording the volume of", &self.path.join(&note)))?;
             }
             let mounted = paths.iter().enumerate().map(|(number, path)| self.image(id, number, &root, path));
             return mounted.collect();
@@ -64,7 +64,8 @@ impl Links {
         let name = format!("{id}.{number}");
         let at = self.path.join(&name);
         match self.dir.open_dir(name.as_bytes()) {
-            // Mounted already, before this process lived perhaps. The same chain ID is the same layer.
+            // The image is already mounted, maybe by an earlier process. The same chain ID means the same
+            // layer.
             Ok(dir) if mount::is_mount_point(&dir).map_err(failed("examining", &at))? => return Ok(at),
             Ok(_) => self.dir.remove_dir(name.as_bytes()).map_err(failed("removing", &at))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -92,8 +93,8 @@ impl Links {
         Ok(path)
     }
 
-    /// Lets go of what stands for `id`: links are removed, images unmounted.
-    pub(super) fn let_go(&self, id: i64) -> Result<(), Error> {
+    /// Removes the links of `id`, and unmounts its images.
+    pub(super) fn release(&self, id: i64) -> Result<(), Error> {
         let of_it = |name: &Vec<u8>| owner(name) == Some(id);
         for name in self.dir.names().map_err(failed("listing", &self.path))?.into_iter().filter(of_it) {
             self.remove(&name).map_err(failed("removing", &self.path.join(OsStr::from_bytes(&name))))?;
@@ -101,7 +102,7 @@ impl Links {
         Ok(())
     }
 
-    /// The snapshots that something is there for.
+    /// Returns the snapshots that have entries in the directory.
     pub(super) fn owners(&self) -> Result<Vec<i64>, Error> {
         let names = self.dir.names().map_err(failed("listing", &self.path))?;
         Ok(names.iter().filter_map(|name| owner(name)).collect())
@@ -114,7 +115,7 @@ impl Links {
             Some(_) => {}
         }
         let path = self.path.join(OsStr::from_bytes(name));
-        // Overlays hold what they stand on, and do not mind.
+        // Overlays keep the mounts below them, so unmounting does not affect them.
         if mount::is_mount_point(&self.dir.open_dir(name)?)? {
             mount::unmount(&path)?;
         }
@@ -122,7 +123,7 @@ impl Links {
     }
 }
 
-/// Which volume it is: the top of its file system, and where that is.
+/// Returns the identity of a volume: the inode of its root, and its mount point.
 fn of_volume(root: &Dir, volume: &Volume) -> io::Result<Vec<u8>> {
     let (device, inode) = root.stat_self()?.identity;
     let mut text = format!("{device}:{inode} ").into_bytes();
@@ -130,7 +131,7 @@ fn of_volume(root: &Dir, volume: &Volume) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// `7`, `7.new`, `7.0` and `7.from` are of snapshot 7.
+/// Returns the snapshot of an entry. `7`, `7.new`, `7.0` and `7.from` belong to snapshot 7.
 fn owner(name: &[u8]) -> Option<i64> {
     std::str::from_utf8(name).ok()?.split('.').next()?.parse().ok()
 }

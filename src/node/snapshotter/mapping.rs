@@ -1,12 +1,12 @@
-//! Containers in user namespaces: their files get other owners by mounts, and nothing is copied (containerd, capability
-//! `remap-ids`).
+//! Containers in user namespaces: ID-mapped mounts change the owners of their files, without copies
+//! (containerd, capability `remap-ids`).
 //!
-//! containerd maps the directory that all layers of a container have in common, with what is mounted in it, and takes the layers
-//! from there (core/mount, `doPrepareIDMappedOverlay`). A symbolic link in it would lead out. So each such container has a
-//! directory `m/<number>` in which its layers are mounted, topmost first:
+//! containerd maps the common parent directory of a container's layers, including the mounts in it, and takes
+//! the layers from there (core/mount, `doPrepareIDMappedOverlay`). A symbolic link would lead out of it. So
+//! each such container has a directory `m/<number>` with mounts of its layers, topmost first:
 //!
 //! ```text
-//! m/7/0, m/7/1, …    what snapshot 7 stands on
+//! m/7/0, m/7/1, …    the lower directories of snapshot 7
 //! ```
 
 use std::fs;
@@ -17,24 +17,24 @@ use super::error::{Error, io as failed};
 use super::{Labels, Snapshotter};
 use larder_sys::{Dir, mount};
 
-/// The labels of a snapshot whose files get other owners: `<container ID>:<host ID>:<number>`, several with commas.
+/// The labels of a snapshot with an ID mapping: `<container ID>:<host ID>:<number>`, separated by commas.
 const UIDS: &str = "containerd.io/snapshot/uidmapping";
 const GIDS: &str = "containerd.io/snapshot/gidmapping";
 
-/// The directory of all.
+/// The parent directory of the mounted layers.
 pub(super) const DIRECTORY: &str = "m";
 
-/// Which owners the files of a container get.
+/// The ID mapping of a container's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
     uids: String,
     gids: String,
-    /// Owner and group of what belongs to root in the container.
+    /// User and group on the host for the container's root.
     pub(super) root: (u32, u32),
 }
 
 impl Mapping {
-    /// The mapping that labels ask for.
+    /// Returns the mapping in the labels. `None` if there is none.
     pub(super) fn of(labels: &Labels) -> Result<Option<Self>, Error> {
         let (uids, gids) = match (labels.get(UIDS), labels.get(GIDS)) {
             (None, None) => return Ok(None),
@@ -43,18 +43,18 @@ impl Mapping {
         match (host_of_root(&uids), host_of_root(&gids)) {
             (Some(uid), Some(gid)) => Ok(Some(Mapping { uids, gids, root: (uid, gid) })),
             _ => Err(Error::Invalid(format!(
-                "want mappings with an entry for ID 0 in the labels {UIDS} and {GIDS}, have {uids:?} and {gids:?}"
+                "the labels {UIDS} and {GIDS} must be mappings with an entry for ID 0, but are {uids:?} and {gids:?}"
             ))),
         }
     }
 
-    /// The options by which containerd maps a mount.
+    /// Returns the mount options with which containerd maps a mount.
     pub(super) fn options(&self) -> [String; 2] {
         [format!("uidmap={}", self.uids), format!("gidmap={}", self.gids)]
     }
 }
 
-/// The ID on the host for ID 0; none where the text is no mapping.
+/// Returns the host ID for ID 0. `None` if the text is not a valid mapping.
 fn host_of_root(text: &str) -> Option<u32> {
     let mut root = None;
     for entry in text.split(',') {
@@ -69,11 +69,11 @@ fn host_of_root(text: &str) -> Option<u32> {
 }
 
 impl Snapshotter {
-    /// Mounts what snapshot `id` stands on in a directory of its own. What was mounted there can be of a volume that went; an overlay
-    /// that stands on it holds it.
-    pub(super) fn gather(&self, id: i64, lower: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
-        self.scatter(id)?;
-        let directory = self.gathered(id);
+    /// Mounts the lower directories of snapshot `id` in its own directory. Replaces existing mounts, which
+    /// might be of a detached volume. An overlay keeps the mounts that it uses.
+    pub(super) fn mount_lower(&self, id: i64, lower: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+        self.unmount_lower(id)?;
+        let directory = self.lower_mounts(id);
         let make = || {
             let all = Dir::open(&self.root)?.ensure_dir(DIRECTORY.as_bytes(), 0o700)?;
             let own = all.ensure_dir(id.to_string().as_bytes(), 0o700)?;
@@ -89,9 +89,9 @@ impl Snapshotter {
         make().map_err(failed("mounting layers in", &directory))
     }
 
-    /// Takes back what [`gather`](Self::gather) did.
-    pub(super) fn scatter(&self, id: i64) -> Result<(), Error> {
-        let directory = self.gathered(id);
+    /// Unmounts the lower directories of snapshot `id`, and removes their mount points.
+    pub(super) fn unmount_lower(&self, id: i64) -> Result<(), Error> {
+        let directory = self.lower_mounts(id);
         let remove = || {
             let own = match Dir::open(&directory) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -109,8 +109,8 @@ impl Snapshotter {
         remove().map_err(failed("unmounting layers in", &directory))
     }
 
-    /// The snapshots that layers are mounted for.
-    pub(super) fn gathered_for(&self) -> Result<Vec<i64>, Error> {
+    /// Returns the snapshots with mounted layers.
+    pub(super) fn lower_mount_owners(&self) -> Result<Vec<i64>, Error> {
         let path = self.root.join(DIRECTORY);
         let names = match Dir::open(&path).and_then(|dir| dir.names()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -119,7 +119,7 @@ impl Snapshotter {
         Ok(names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect())
     }
 
-    fn gathered(&self, id: i64) -> PathBuf {
+    fn lower_mounts(&self, id: i64) -> PathBuf {
         Path::new(&self.root).join(DIRECTORY).join(id.to_string())
     }
 }

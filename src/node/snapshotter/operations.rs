@@ -1,4 +1,4 @@
-//! What containerd asks for. The rules are those of its package snapshots and of its overlay snapshotter.
+//! The operations of the snapshotter. They follow containerd's package snapshots and its overlay snapshotter.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -16,33 +16,33 @@ use super::{Error, Info, Kind, Labels, Mount, Snapshotter, Usage, lock, usage};
 use larder_sys::dir::{set_mode, set_owner};
 use larder_sys::{Dir, remove};
 
-/// Most bytes of a label, key and value together (containerd, package labels).
+/// Maximum size of a label, key and value together, bytes (containerd, package labels).
 const MAX_LABEL: usize = 4096;
-/// Most bytes of a name.
+/// Maximum length of a name, bytes.
 const MAX_NAME: usize = 4096;
 
-/// What an update changes.
+/// The fields that an update changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// All labels.
+    /// Replace all labels.
     Labels,
-    /// One label; an empty value removes it.
+    /// Replace one label. An empty value removes it.
     Label(String),
 }
 
 impl Snapshotter {
-    /// What is known of a snapshot.
+    /// Returns the properties of a snapshot.
     pub(super) fn stat(&self, name: &str) -> Result<Info, Error> {
-        Ok(store::get(lock(&self.store).read(), name)?.seen())
+        Ok(store::get(lock(&self.store).read(), name)?.into_info())
     }
 
-    /// All snapshots that pass.
+    /// Returns all snapshots that match the filters.
     pub(super) fn list(&self, filters: &Filters) -> Result<Vec<Info>, Error> {
         let all = store::all(lock(&self.store).read())?;
-        Ok(all.into_iter().map(Record::seen).filter(|info| filters.pass(info)).collect())
+        Ok(all.into_iter().map(Record::into_info).filter(|info| filters.pass(info)).collect())
     }
 
-    /// Changes labels.
+    /// Updates the labels of a snapshot.
     pub(super) fn update(&self, name: &str, labels: &Labels, changes: &[Change]) -> Result<Info, Error> {
         check_labels(labels)?;
         lock(&self.store).write(|db| {
@@ -59,11 +59,11 @@ impl Snapshotter {
             record.info.labels.retain(|_, value| !value.is_empty());
             record.info.updated = Utc::now();
             store::replace(db, &record)?;
-            Ok(record.seen())
+            Ok(record.into_info())
         })
     }
 
-    /// What a snapshot takes on disk, its parents apart: of a layer on a volume, nothing.
+    /// Returns the disk usage of a snapshot without its parents. A layer on a volume uses no space.
     pub(super) fn usage(&self, name: &str) -> Result<Usage, Error> {
         let record = store::get(lock(&self.store).read(), name)?;
         match record.info.kind {
@@ -72,14 +72,14 @@ impl Snapshotter {
         }
     }
 
-    /// How an active snapshot, or a view, is mounted.
+    /// Returns the mounts of an active snapshot or a view.
     pub(super) fn mounts(&self, name: &str) -> Result<Vec<Mount>, Error> {
         lock(&self.volumes).refresh();
         let store = lock(&self.store);
         let record = store::get(store.read(), name)?;
         if record.info.kind == Kind::Committed {
             return Err(Error::Precondition(format!(
-                "snapshot {name:?} is committed, and is not mounted itself"
+                "snapshot {name:?} is committed, so it cannot be mounted"
             )));
         }
         let lower = self.lower(store.read(), name)?;
@@ -87,7 +87,7 @@ impl Snapshotter {
         self.describe(record.id, record.info.kind, lower, mapping.as_ref())
     }
 
-    /// Makes an active snapshot, or a view, on top of a committed one.
+    /// Creates an active snapshot or a view on top of a committed one.
     pub(super) fn prepare(
         &self,
         kind: Kind,
@@ -99,7 +99,7 @@ impl Snapshotter {
         check_labels(&labels)?;
         lock(&self.volumes).refresh();
         if kind == Kind::Active
-            && let Some(layer) = self.take_layer(name, parent, &labels)?
+            && let Some(layer) = self.provide_layer(name, parent, &labels)?
         {
             return Err(Error::Exists(format!("layer {layer}")));
         }
@@ -128,7 +128,7 @@ impl Snapshotter {
         prepared
     }
 
-    /// Makes an active snapshot a committed one, under another name.
+    /// Commits an active snapshot, under another name.
     pub(super) fn commit(&self, name: &str, key: &str, labels: Labels) -> Result<(), Error> {
         check_name(name)?;
         check_labels(&labels)?;
@@ -140,7 +140,7 @@ impl Snapshotter {
             }
         };
         let id = active(lock(&self.store).read())?.id;
-        // Takes its time, and others need not wait for it.
+        // Counting takes time, so it does not hold the lock.
         let usage = usage::of(&self.files(id))?;
         lock(&self.store).write(|db| {
             if store::find(db, name)?.is_some() {
@@ -162,7 +162,7 @@ impl Snapshotter {
         })
     }
 
-    /// Forgets a snapshot on which none stands, and removes its files.
+    /// Removes a snapshot without children, and its files.
     pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
         let id = lock(&self.store).write(|db| {
             let record = store::get(db, name)?;
@@ -176,16 +176,16 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// What a snapshot stands on, topmost first.
+    /// Returns the lower directories of a snapshot, topmost first.
     fn lower(&self, db: &Connection, name: &str) -> Result<Vec<PathBuf>, Error> {
         let mut lower = Vec::new();
         for record in store::ancestors(db, name)? {
-            lower.extend(self.place(&record)?);
+            lower.extend(self.lower_dirs(&record)?);
         }
         Ok(lower)
     }
 
-    /// How it is mounted on top of `lower`.
+    /// Returns the mounts of a snapshot on top of `lower`.
     fn describe(
         &self,
         id: i64,
@@ -193,7 +193,7 @@ impl Snapshotter {
         lower: Vec<PathBuf>,
         mapping: Option<&Mapping>,
     ) -> Result<Vec<Mount>, Error> {
-        let lower = if mapping.is_some() { self.gather(id, &lower)? } else { lower };
+        let lower = if mapping.is_some() { self.mount_lower(id, &lower)? } else { lower };
         let mapped: Vec<String> = mapping.into_iter().flat_map(Mapping::options).collect();
         let shown = |path: &Path| path.display().to_string();
         let bind = |source: String, access: &str| Mount {
@@ -219,8 +219,8 @@ impl Snapshotter {
         Ok(vec![mount])
     }
 
-    /// Makes the directories of a snapshot. The top of its files looks like that of what it stands on; with a `mapping` it belongs
-    /// to the container's root.
+    /// Creates the directories of a snapshot. Its root directory gets the mode and owner of the directory
+    /// below. With a `mapping`, the owner is the container's root.
     fn make(
         &self,
         id: i64,
@@ -239,25 +239,25 @@ impl Snapshotter {
             if let Some((uid, gid)) = owner {
                 set_owner(&top, uid, gid)?;
             }
-            // Whatever the umask is.
+            // The mode must not depend on the umask.
             set_mode(&top, like.map_or(0o755, |like| like.mode))?;
             if kind == Kind::Active {
                 DirBuilder::new().mode(0o711).create(directory.join("work"))?;
             }
             Ok::<_, io::Error>(())
         };
-        make().map_err(failed("making", &directory))
+        make().map_err(failed("creating", &directory))
     }
 
-    /// Removes what was made for a snapshot that has no row, as far as that goes; the rest is swept.
+    /// Removes the files of a snapshot without a row. On an error, the rest is left to the cleanup.
     pub(super) fn discard(&self, id: i64) {
-        let gone = self.scatter(id).and_then(|()| self.links.let_go(id)).and_then(|()| {
+        let gone = self.unmount_lower(id).and_then(|()| self.links.release(id)).and_then(|()| {
             let snapshots = self.root.join("snapshots");
             let remove = || remove::tree(&Dir::open(&snapshots)?, id.to_string().as_bytes());
             remove().map_err(failed("removing", &self.directory(id)))
         });
         if let Err(error) = gone {
-            tracing::warn!(snapshot = id, %error, "what a snapshot leaves stays for the next cleanup");
+            tracing::warn!(snapshot = id, %error, "cannot remove the files of a snapshot; the next cleanup retries");
         }
     }
 
@@ -270,7 +270,7 @@ impl Snapshotter {
     }
 }
 
-/// The snapshot that another is to stand on; none for the empty name.
+/// Returns the parent of a new snapshot. `None` if the name is empty.
 pub(super) fn parent_of(db: &Connection, name: &str) -> Result<Option<Record>, Error> {
     if name.is_empty() {
         return Ok(None);
@@ -285,7 +285,7 @@ pub(super) fn parent_of(db: &Connection, name: &str) -> Result<Option<Record>, E
 fn check_name(name: &str) -> Result<(), Error> {
     match name.len() {
         1..=MAX_NAME => Ok(()),
-        have => Err(Error::Invalid(format!("want a name of 1 to {MAX_NAME} bytes, have {have}"))),
+        have => Err(Error::Invalid(format!("a name must have 1 to {MAX_NAME} bytes, not {have}"))),
     }
 }
 
@@ -294,12 +294,12 @@ fn check_labels(labels: &Labels) -> Result<(), Error> {
         None => Ok(()),
         Some((key, value)) => {
             let (have, key) = (key.len() + value.len(), key.chars().take(64).collect::<String>());
-            Err(Error::Invalid(format!("label {key:?}: want at most {MAX_LABEL} bytes, have {have}")))
+            Err(Error::Invalid(format!("label {key:?} has {have} bytes, the maximum is {MAX_LABEL}")))
         }
     }
 }
 
-/// Whether this kernel's overlayfs knows an option.
-pub(super) fn knows(option: &str) -> bool {
+/// Reports whether the kernel's overlayfs supports an option.
+pub(super) fn overlay_supports(option: &str) -> bool {
     fs::exists(format!("/sys/module/overlay/parameters/{option}")).unwrap_or(false)
 }

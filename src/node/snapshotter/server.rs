@@ -1,4 +1,4 @@
-//! The snapshotter at its socket.
+//! Serves the snapshotter on its socket.
 
 use std::io;
 use std::os::unix::net::UnixListener as Bound;
@@ -12,32 +12,32 @@ use tokio_util::sync::CancellationToken;
 
 use super::service::Service;
 use super::socket::{self, SocketError};
-use super::{EVERY, Error, Settings, Snapshotter};
+use super::{Error, POLL_INTERVAL, Settings, Snapshotter};
 use larder_containerd_api::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use larder_model::class::Class;
 
-/// Most bytes of a request; labels are its largest part.
+/// Maximum size of a request, bytes. Labels are its largest part.
 const MAX_REQUEST: usize = 1 << 20;
-/// Most bytes of an answer; lists come in several.
-const MAX_ANSWER: usize = 4 << 20;
-/// Requests of one connection that are answered at a time; containerd has one connection.
-const AT_A_TIME: usize = 32;
-/// How long to wait where no connection can be accepted, as for want of descriptors.
+/// Maximum size of a response, bytes. Lists are split into several.
+const MAX_RESPONSE: usize = 4 << 20;
+/// Maximum number of parallel requests on one connection. containerd uses one connection.
+const MAX_PARALLEL: usize = 32;
+/// Delay after a failure to accept a connection, for example because of missing descriptors.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A snapshotter that cannot start.
+/// The snapshotter cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Its directory or its records.
+    /// The directory or the records cannot be used.
     #[error(transparent)]
     Snapshotter(#[from] Error),
-    /// Its socket.
+    /// The socket cannot be opened.
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
 
 impl StartError {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             StartError::Snapshotter(e) => e.class(),
@@ -46,7 +46,7 @@ impl StartError {
     }
 }
 
-/// A snapshotter that holds its directory and its socket.
+/// A snapshotter that owns its directory and its socket.
 #[derive(Debug)]
 pub struct Server {
     snapshotter: Arc<Snapshotter>,
@@ -54,29 +54,29 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes directory and socket, and puts in order what lies there. Blocks.
+    /// Locks the directory, removes leftovers, and opens the socket. Blocks.
     ///
     /// # Errors
-    /// [`StartError`]: another one has them, or the records are damaged.
+    /// [`StartError`]: another instance uses them, or the records are damaged.
     pub fn start(settings: &Settings) -> Result<Self, StartError> {
         let snapshotter = Arc::new(Snapshotter::open(settings)?);
-        // After a boot nothing is mounted.
-        snapshotter.look_around(true);
+        // After a reboot, nothing is mounted.
+        snapshotter.update_links(true);
         Ok(Server { listener: socket::take(&settings.socket)?, snapshotter })
     }
 
-    /// Answers until `stop`, and then for as long as it takes to finish what was asked.
+    /// Serves requests until `stop`, and then finishes the requests in progress.
     ///
     /// # Errors
-    /// Connections cannot be served at all.
+    /// The server cannot accept connections.
     pub async fn serve(self, stop: CancellationToken) -> io::Result<()> {
         let service = SnapshotsServer::new(Service(Arc::clone(&self.snapshotter)))
             .max_decoding_message_size(MAX_REQUEST)
-            .max_encoding_message_size(MAX_ANSWER);
+            .max_encoding_message_size(MAX_RESPONSE);
         let connections = connections(UnixListener::from_std(self.listener)?);
         let watching = tokio::spawn(watch(self.snapshotter));
         let served = tonic::transport::Server::builder()
-            .concurrency_limit_per_connection(AT_A_TIME)
+            .concurrency_limit_per_connection(MAX_PARALLEL)
             .add_service(service)
             .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
             .await;
@@ -91,7 +91,7 @@ fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStre
             match listener.accept().await {
                 Ok((stream, _)) => return Some((Ok(stream), listener)),
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -99,13 +99,13 @@ fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStre
     })
 }
 
-/// Follows volumes that come and go.
+/// Watches for attached and detached volumes.
 async fn watch(snapshotter: Arc<Snapshotter>) {
     let mut settled = true;
     loop {
-        tokio::time::sleep(EVERY).await;
-        let (snapshotter, anew) = (Arc::clone(&snapshotter), !settled);
-        let looked = tokio::task::spawn_blocking(move || snapshotter.look_around(anew)).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
+        let (snapshotter, retry) = (Arc::clone(&snapshotter), !settled);
+        let looked = tokio::task::spawn_blocking(move || snapshotter.update_links(retry)).await;
         settled = looked.unwrap_or(false);
     }
 }

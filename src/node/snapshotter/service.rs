@@ -1,4 +1,4 @@
-//! The service of containerd's API: words of the wire to ours and back.
+//! The gRPC service: converts between containerd's API types and internal types.
 
 use std::sync::Arc;
 
@@ -15,19 +15,20 @@ use larder_containerd_api::types;
 use larder_model::class::Class;
 use larder_model::escape::escape;
 
-/// Snapshots in one message of a list.
+/// Maximum number of snapshots in one message of a list.
 const MAX_INFOS: usize = 100;
-/// Bytes from which on a message of a list is full; with one more snapshot it stays below what clients take (4 MiB).
+/// Size at which a message of a list is full, bytes. With one more snapshot it stays below the limit of
+/// clients (4 MiB).
 const MAX_BYTES: usize = 1 << 20;
 
-/// What the socket answers with.
+/// The gRPC service of the socket.
 #[derive(Clone, Debug)]
 pub(super) struct Service(pub(super) Arc<Snapshotter>);
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    /// Runs `work` on a thread that may block. It runs to its end even if nobody waits any more.
+    /// Runs `work` on a blocking thread. It completes even if the client has disconnected.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,
@@ -97,7 +98,7 @@ impl api::snapshots_server::Snapshots for Service {
         request: Request<api::UpdateSnapshotRequest>,
     ) -> Answer<api::UpdateSnapshotResponse> {
         let api::UpdateSnapshotRequest { info: given, update_mask, .. } = request.into_inner();
-        let given = given.ok_or_else(|| Status::invalid_argument("want what to update"))?;
+        let given = given.ok_or_else(|| Status::invalid_argument("the snapshot to update is missing"))?;
         let changes = changes(update_mask.map(|mask| mask.paths).unwrap_or_default()).map_err(status)?;
         let labels = given.labels.into_iter().collect();
         let found = self.run(move |snapshotter| snapshotter.update(&given.name, &labels, &changes)).await?;
@@ -140,7 +141,7 @@ fn in_messages(infos: impl Iterator<Item = api::Info>) -> Vec<Vec<api::Info>> {
     messages
 }
 
-/// No mask means all that can be changed.
+/// Converts an update mask. An empty mask means all fields that can be changed.
 fn changes(paths: Vec<String>) -> Result<Vec<Change>, Error> {
     if paths.is_empty() {
         return Ok(vec![Change::Labels]);
@@ -148,7 +149,9 @@ fn changes(paths: Vec<String>) -> Result<Vec<Change>, Error> {
     let change = |path: String| match path.strip_prefix("labels") {
         Some("") => Ok(Change::Labels),
         Some(key) if key.starts_with('.') && key.len() > 1 => Ok(Change::Label(key[1..].to_owned())),
-        _ => Err(Error::Invalid(format!("{path:?} of a snapshot cannot be updated: only labels can"))),
+        _ => Err(Error::Invalid(format!(
+            "the field {path:?} of a snapshot cannot be updated, only labels can"
+        ))),
     };
     paths.into_iter().map(change).collect()
 }
@@ -161,7 +164,7 @@ fn info(info: Info) -> api::Info {
     };
     let time = |time: chrono::DateTime<chrono::Utc>| Timestamp {
         seconds: time.timestamp(),
-        // Below two thousand millions, a leap second among them.
+        // The value is below two billion, including leap seconds.
         nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default(),
     };
     api::Info {
@@ -183,7 +186,7 @@ fn mount(mount: Mount) -> types::Mount {
     }
 }
 
-/// containerd takes its own errors back out of the code (package errdefs).
+/// Converts an error. containerd restores its own errors from the code (package errdefs).
 fn status(error: Error) -> Status {
     let code = match &error {
         Error::Invalid(_) => Code::InvalidArgument,
@@ -199,7 +202,7 @@ fn status(error: Error) -> Status {
         | Error::Damaged { .. }
         | Error::Io { .. }
         | Error::Thread(_) => {
-            tracing::error!(%error, "a request failed");
+            tracing::error!(%error, "request failed");
             Code::Internal
         }
     };

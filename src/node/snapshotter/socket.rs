@@ -1,4 +1,4 @@
-//! The socket: root's alone.
+//! Opens the socket, which is accessible to root only.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -8,30 +8,30 @@ use larder_sys::socket::{self, Place, activation};
 
 const MODE: u32 = 0o600;
 
-/// The socket cannot be had.
+/// The socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Something else is there.
-    #[error("{0} is no socket: remove it, or give another --socket")]
+    /// Another kind of file exists at the path.
+    #[error("{0} is not a socket: remove it, or use another --socket")]
     NotASocket(PathBuf),
-    /// Somebody answers there.
-    #[error("somebody answers at {0} already")]
+    /// Another process serves the socket.
+    #[error("another process already serves {0}: stop it, or use another --socket")]
     Occupied(PathBuf),
-    /// The service manager hands over something that is of no use.
-    #[error("taking the socket of the service manager: {0}")]
+    /// The service manager passed an unusable socket.
+    #[error("using the socket of the service manager: {0}")]
     Activation(std::io::Error),
-    /// The kernel refuses.
-    #[error("making the socket {path}: {source}")]
+    /// A system call failed.
+    #[error("creating the socket {path}: {source}")]
     Io {
-        /// Where.
+        /// Path of the socket.
         path: PathBuf,
-        /// Why.
+        /// The error of the system call.
         source: std::io::Error,
     },
 }
 
 impl SocketError {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub(super) fn class(&self) -> Class {
         match self {
             SocketError::NotASocket(_) | SocketError::Activation(_) => Class::Invalid,
@@ -44,7 +44,7 @@ impl SocketError {
     }
 }
 
-/// The socket that the service manager hands over, or one of our own at `path`.
+/// Returns the socket that the service manager passed, or a new one at `path`.
 pub(super) fn take(path: &Path) -> Result<UnixListener, SocketError> {
     match activation::listener().map_err(SocketError::Activation)? {
         Some(socket) => Ok(socket),

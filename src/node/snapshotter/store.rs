@@ -1,4 +1,5 @@
-//! The records: a row for each snapshot. One connection, which keeps other processes out; what was answered is flushed.
+//! The database of snapshots, with a row for each. A single connection excludes other processes. Changes are
+//! flushed before a response.
 
 mod open;
 
@@ -12,19 +13,19 @@ use super::error::{Error, sql};
 use super::{Info, Kind, Labels, ON_VOLUME, Usage, YES};
 use larder_model::chain::ChainId;
 
-/// A row.
+/// A row of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) id: i64,
     pub(super) info: Info,
-    /// Of a layer whose files lie on a volume.
+    /// Chain ID of a layer whose files are on a volume.
     pub(super) chain: Option<ChainId>,
     pub(super) usage: Usage,
 }
 
 impl Record {
-    /// What callers see of it.
-    pub(super) fn seen(self) -> Info {
+    /// Returns the public properties of the snapshot.
+    pub(super) fn into_info(self) -> Info {
         let Record { mut info, chain, .. } = self;
         if chain.is_some() {
             info.labels.insert(ON_VOLUME.to_owned(), YES.to_owned());
@@ -33,7 +34,7 @@ impl Record {
     }
 }
 
-/// The database.
+/// The connection to the database.
 #[derive(Debug)]
 pub(super) struct Store(Connection);
 
@@ -41,12 +42,12 @@ const COLUMNS: &str = "s.id, s.name, ifnull(p.name, ''), s.kind, s.created, s.up
     FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent";
 
 impl Store {
-    /// Opens the database at `path`, and makes it where there is none.
+    /// Opens the database at `path`, and creates it if it is missing.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         open::open(path).map(Store)
     }
 
-    /// Runs `work` in a transaction, which is kept if it succeeds.
+    /// Runs `work` in a transaction, and commits it on success.
     pub(super) fn write<T>(
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Error>,
@@ -58,40 +59,40 @@ impl Store {
         Ok(done)
     }
 
-    /// To read from.
+    /// Returns the connection for reading.
     pub(super) fn read(&self) -> &Connection {
         &self.0
     }
 }
 
-/// The snapshot `name`.
+/// Returns the snapshot `name`, or an error if it does not exist.
 pub(super) fn get(db: &Connection, name: &str) -> Result<Record, Error> {
     find(db, name)?.ok_or_else(|| Error::NotFound(name.to_owned()))
 }
 
-/// The same, where it may be missing.
+/// Returns the snapshot `name`. `None` if it does not exist.
 pub(super) fn find(db: &Connection, name: &str) -> Result<Option<Record>, Error> {
     let query = format!("SELECT {COLUMNS} WHERE s.name = ?1");
     let mut statement = db.prepare(&query).map_err(sql("reading"))?;
     statement.query_row([name], row).optional().map_err(sql("reading"))
 }
 
-/// All of them, parents before children.
+/// Returns all snapshots, parents before children.
 pub(super) fn all(db: &Connection) -> Result<Vec<Record>, Error> {
-    several(db, &format!("SELECT {COLUMNS} ORDER BY s.id"), [])
+    query_all(db, &format!("SELECT {COLUMNS} ORDER BY s.id"), [])
 }
 
-/// Those whose files lie on volumes.
+/// Returns the snapshots whose files are on volumes.
 pub(super) fn on_volumes(db: &Connection) -> Result<Vec<Record>, Error> {
-    several(db, &format!("SELECT {COLUMNS} WHERE s.chain IS NOT NULL ORDER BY s.id"), [])
+    query_all(db, &format!("SELECT {COLUMNS} WHERE s.chain IS NOT NULL ORDER BY s.id"), [])
 }
 
-/// Those that are the layer `chain` of a volume.
+/// Returns the snapshots of the layer `chain` of a volume.
 pub(super) fn layers(db: &Connection, chain: &ChainId) -> Result<Vec<Record>, Error> {
-    several(db, &format!("SELECT {COLUMNS} WHERE s.chain = ?1 ORDER BY s.id"), [chain.to_string()])
+    query_all(db, &format!("SELECT {COLUMNS} WHERE s.chain = ?1 ORDER BY s.id"), [chain.to_string()])
 }
 
-/// What a snapshot stands on, its parent first.
+/// Returns the ancestors of a snapshot, its parent first.
 pub(super) fn ancestors(db: &Connection, name: &str) -> Result<Vec<Record>, Error> {
     let query = format!(
         "WITH RECURSIVE up (id, depth) AS (
@@ -100,15 +101,15 @@ pub(super) fn ancestors(db: &Connection, name: &str) -> Result<Vec<Record>, Erro
              SELECT snapshot.parent, up.depth + 1 FROM snapshot JOIN up USING (id) WHERE snapshot.parent IS NOT NULL
          ) SELECT {COLUMNS} JOIN up ON up.id = s.id ORDER BY up.depth"
     );
-    several(db, &query, [name])
+    query_all(db, &query, [name])
 }
 
-fn several(db: &Connection, query: &str, values: impl Params) -> Result<Vec<Record>, Error> {
+fn query_all(db: &Connection, query: &str, values: impl Params) -> Result<Vec<Record>, Error> {
     let read = || -> rusqlite::Result<Vec<Record>> { db.prepare(query)?.query_map(values, row)?.collect() };
     read().map_err(sql("reading"))
 }
 
-/// Adds a row; its parent is the row `parent`.
+/// Inserts a row whose parent is the row `parent`.
 pub(super) fn insert(db: &Connection, record: &Record, parent: Option<i64>) -> Result<(), Error> {
     let info = &record.info;
     let query = "INSERT INTO snapshot (id, name, kind, parent, chain, created, updated, labels) \
@@ -129,7 +130,7 @@ pub(super) fn insert(db: &Connection, record: &Record, parent: Option<i64>) -> R
     }
 }
 
-/// Writes name, kind, times, labels and usage of a row that is there.
+/// Updates name, kind, times, labels and usage of an existing row.
 pub(super) fn replace(db: &Connection, record: &Record) -> Result<(), Error> {
     let (info, usage) = (&record.info, record.usage);
     let query = "UPDATE snapshot SET name = ?2, kind = ?3, created = ?4, updated = ?5, labels = ?6, size = ?7, inodes = ?8 \
@@ -151,13 +152,13 @@ pub(super) fn replace(db: &Connection, record: &Record) -> Result<(), Error> {
     }
 }
 
-/// Whether anything stands on it.
+/// Reports whether the snapshot has children.
 pub(super) fn has_children(db: &Connection, id: i64) -> Result<bool, Error> {
     let query = "SELECT EXISTS (SELECT 1 FROM snapshot WHERE parent = ?1)";
     db.query_row(query, [id], |row| row.get(0)).map_err(sql("reading"))
 }
 
-/// Removes a row that has no children.
+/// Deletes a row without children.
 pub(super) fn remove(db: &Connection, id: i64) -> Result<(), Error> {
     db.execute("DELETE FROM snapshot WHERE id = ?1", [id]).map(drop).map_err(sql("writing"))
 }
@@ -194,7 +195,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Record> {
     })
 }
 
-/// The number of containerd's API.
+/// Returns the number of the kind in containerd's API.
 fn number(kind: Kind) -> i64 {
     match kind {
         Kind::View => 1,
@@ -203,12 +204,12 @@ fn number(kind: Kind) -> i64 {
     }
 }
 
-/// Times that have no such number are long past this house.
+/// Converts a time. Times outside the range of the format do not occur.
 fn nanoseconds(time: DateTime<Utc>) -> i64 {
     time.timestamp_nanos_opt().unwrap_or_default()
 }
 
 fn text(labels: &Labels) -> String {
-    // Maps of strings always are JSON.
+    // A map of strings can always be written as JSON.
     serde_json::to_string(labels).unwrap_or_default()
 }

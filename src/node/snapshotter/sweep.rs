@@ -1,4 +1,4 @@
-//! The start of a snapshotter, and what crashes left.
+//! Starts a snapshotter, and removes the leftovers of crashes.
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::error::io as failed;
 use super::links::Links;
-use super::operations::knows;
+use super::operations::overlay_supports;
 use super::store::{self, Store};
 use super::volumes::Volumes;
 use super::{Error, Settings, Snapshotter, lock};
@@ -16,35 +16,36 @@ use larder_sys::Dir;
 use larder_sys::lock::Lock;
 use larder_sys::mount::OVERLAY_OPTIONS;
 
-/// What every overlay is mounted with, as far as this kernel knows it: as containerd, `index=off`, because one upper directory
-/// may come to stand on layers that are other inodes; and what keeps layers from naming files of another place.
+/// Returns the options of every overlay, as far as this kernel supports them. Like containerd, this uses
+/// `index=off`, because the layers of an upper directory can later have other inodes. The other options
+/// prevent layers from referencing files elsewhere.
 fn overlay_options() -> Vec<String> {
-    let name = |option: &str| option.split('=').next().is_some_and(knows);
+    let name = |option: &str| option.split('=').next().is_some_and(overlay_supports);
     let options = ["index=off"].into_iter().chain(OVERLAY_OPTIONS);
     options.filter(|option| name(option)).map(str::to_owned).collect()
 }
 
 impl Snapshotter {
-    /// Takes the directory, makes what is missing in it, and puts it in order.
+    /// Locks the directory, creates missing entries, and removes leftovers.
     pub(super) fn open(settings: &Settings) -> Result<Self, Error> {
         let root = &settings.root;
-        DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed("making", root))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed("creating", root))?;
         let root = root.canonicalize().map_err(failed("opening", root))?;
-        // They would end a path, a list or an option of an overlay.
+        // These characters are separators in paths, lists and options of overlays.
         let shown = root.to_str().filter(|path| !path.contains([':', ',', '\\', '"']));
         if shown.is_none() {
             return Err(Error::Invalid(format!(
-                "{}: a path with a colon, comma, quote or backslash, or that is not UTF-8, cannot stand in an overlay",
+                "{}: overlayfs needs a UTF-8 path without colon, comma, quote and backslash",
                 root.display()
             )));
         }
         let dir = Dir::open(&root).map_err(failed("opening", &root))?;
         let held = Lock::try_exclusive(&dir, b"lock").map_err(failed("locking", &root))?;
         let Some(held) = held else {
-            return Err(Error::Precondition(format!("another snapshotter has {}", root.display())));
+            return Err(Error::Precondition(format!("another snapshotter uses {}", root.display())));
         };
         for name in ["snapshots", "l"] {
-            dir.ensure_dir(name.as_bytes(), 0o700).map_err(failed("making", &root.join(name)))?;
+            dir.ensure_dir(name.as_bytes(), 0o700).map_err(failed("creating", &root.join(name)))?;
         }
         let store = Store::open(&root.join("snapshots.db"))?;
         let snapshotter = Snapshotter {
@@ -62,29 +63,29 @@ impl Snapshotter {
         Ok(snapshotter)
     }
 
-    /// A number that no snapshot has or had since the start.
+    /// Returns a number that no snapshot has had since the start.
     pub(super) fn next_id(&self) -> i64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Removes what has no row.
+    /// Removes files without a row.
     pub(super) fn cleanup(&self) -> Result<(), Error> {
         for id in self.orphans()?.0 {
-            tracing::info!(snapshot = id, "removing what a snapshot left");
+            tracing::info!(snapshot = id, "removing the leftovers of a snapshot");
             self.discard(id);
         }
         Ok(())
     }
 
-    /// Numbers that have no row, and the highest of all.
+    /// Returns the numbers without a row, and the highest number in use.
     fn orphans(&self) -> Result<(BTreeSet<i64>, i64), Error> {
-        // Rows and directories are made under this lock.
+        // Rows and directories are created under this lock.
         let store = lock(&self.store);
         let rows: BTreeSet<i64> = store::all(store.read())?.into_iter().map(|record| record.id).collect();
         let path = self.root.join("snapshots");
         let names = Dir::open(&path).and_then(|dir| dir.names()).map_err(failed("listing", &path))?;
         let directories = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok());
-        let found = directories.chain(self.links.owners()?).chain(self.gathered_for()?);
+        let found = directories.chain(self.links.owners()?).chain(self.lower_mount_owners()?);
         let found: BTreeSet<i64> = found.collect();
         let highest = rows.iter().chain(&found).max().copied().unwrap_or(0);
         Ok((found.difference(&rows).copied().collect(), highest))

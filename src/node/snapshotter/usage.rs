@@ -1,4 +1,5 @@
-//! What a tree takes on disk, as containerd counts it: allocated bytes and inodes, each inode once, the top included.
+//! Counts the disk usage of a tree as containerd does: allocated bytes and inodes, each inode once, including
+//! the root.
 
 use std::collections::HashSet;
 use std::io;
@@ -9,7 +10,7 @@ use super::error::{Error, io as failed};
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, Stat};
 
-/// Counts the tree at `path`. What comes and goes meanwhile may be counted or not.
+/// Counts the tree at `path`. Files that are created or removed in the meantime might be counted.
 pub(super) fn of(path: &Path) -> Result<Usage, Error> {
     let mut count = Count { usage: Usage::default(), linked: HashSet::new() };
     let mut count_all = || {
@@ -23,7 +24,7 @@ pub(super) fn of(path: &Path) -> Result<Usage, Error> {
 
 struct Count {
     usage: Usage,
-    /// Inodes with several names that were counted.
+    /// Inodes with several names that are already counted.
     linked: HashSet<(u64, u64)>,
 }
 

@@ -1,4 +1,4 @@
-//! The attached volumes, and which layers they have.
+//! The attached volumes and their layers.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use larder_model::job::LayerFormat;
 use larder_model::seal::{Content, Layer};
 use larder_sys::{Dir, Timestamp};
 
-/// A volume, as its seal describes it.
+/// An attached volume, as its seal describes it.
 #[derive(Debug)]
 pub(super) struct Volume {
-    /// Where it is mounted.
+    /// The mount point of the volume.
     pub(super) at: PathBuf,
     pub(super) format: LayerFormat,
     layers: HashMap<ChainId, Layer>,
@@ -26,7 +26,7 @@ impl Volume {
     }
 }
 
-/// Which seal was read: that of another volume, or one that was written anew, is another.
+/// The identity of a seal. Another volume, or a seal that was written again, has another identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seal {
     root: (u64, u64),
@@ -35,84 +35,84 @@ struct Seal {
     mtime: Timestamp,
 }
 
-/// Something lies where a record says; nothing can be made of it where there is no volume.
+/// A mounted directory of a record. `volume` is `None` if the content cannot be used.
 #[derive(Debug)]
-struct Seen {
+struct AttachedDir {
     record: Attachment,
     seal: Seal,
     volume: Option<Arc<Volume>>,
 }
 
-/// All attached volumes.
+/// The list of attached volumes.
 #[derive(Debug)]
 pub(super) struct Volumes {
     records: Attachments,
-    seen: Vec<Seen>,
-    /// What was told of the records last, so that it is told once.
-    told: Option<String>,
+    attached_dirs: Vec<AttachedDir>,
+    /// The last logged error of the records, so that each is logged once.
+    logged_error: Option<String>,
 }
 
 impl Volumes {
-    /// Those with a record in `dir`; they are read by [`refresh`](Self::refresh).
+    /// Creates a list for the records in `dir`. [`refresh`](Self::refresh) reads them.
     pub(super) fn new(dir: PathBuf) -> Self {
-        Volumes { records: Attachments::new(dir), seen: Vec::new(), told: None }
+        Volumes { records: Attachments::new(dir), attached_dirs: Vec::new(), logged_error: None }
     }
 
-    /// Looks at the records; whether anything came or went.
+    /// Reads the records. Returns whether any volume was attached or detached.
     pub(super) fn refresh(&mut self) -> bool {
         let mut records = match self.records.list() {
             Ok(records) => records,
-            // What was known stays: containers of it may start.
+            // The list stays unchanged, because containers on these volumes might start.
             Err(error) => {
                 let text = error.to_string();
-                if self.told.as_ref() != Some(&text) {
-                    tracing::error!(%error, "the attached volumes stay as they were");
-                    self.told = Some(text);
+                if self.logged_error.as_ref() != Some(&text) {
+                    tracing::error!(%error, "cannot read the attachment records; the list of volumes stays unchanged");
+                    self.logged_error = Some(text);
                 }
                 return false;
             }
         };
-        self.told = None;
+        self.logged_error = None;
         records.retain(|record| !record.leaving);
         records.sort_by(|a, b| (a.since, &a.at).cmp(&(b.since, &b.at)));
-        let mut before = std::mem::take(&mut self.seen);
+        let mut before = std::mem::take(&mut self.attached_dirs);
         let mut changed = false;
         for record in records {
-            // Nothing is mounted there yet, or no longer.
-            let Some(seal) = look(&record.at) else { continue };
-            let known = before.iter().position(|seen| seen.record == record && seen.seal == seal);
+            // The volume is not mounted yet, or no longer.
+            let Some(seal) = read_identity(&record.at) else { continue };
+            let known = before.iter().position(|dir| dir.record == record && dir.seal == seal);
             if let Some(known) = known {
-                self.seen.push(before.remove(known));
+                self.attached_dirs.push(before.remove(known));
                 continue;
             }
             changed = true;
             let volume = match read(&record) {
                 Ok(volume) => {
-                    tracing::info!(at = %record.at.display(), layers = volume.layers.len(), "a volume is attached");
+                    tracing::info!(at = %record.at.display(), layers = volume.layers.len(), "volume attached");
                     Some(Arc::new(volume))
                 }
                 Err(error) => {
-                    tracing::error!(at = %record.at.display(), error, "an attached volume is not used");
+                    tracing::error!(at = %record.at.display(), error, "cannot use an attached volume");
                     None
                 }
             };
-            self.seen.push(Seen { record, seal, volume });
+            self.attached_dirs.push(AttachedDir { record, seal, volume });
         }
         for gone in &before {
-            tracing::info!(at = %gone.record.at.display(), "a volume is detached");
+            tracing::info!(at = %gone.record.at.display(), "volume detached");
         }
         changed || !before.is_empty()
     }
 
-    /// The volumes that have a layer, attached last first: what starts stands on the newest, and an older one comes to be used
-    /// by nobody ([`standing`](crate::node::standing) counts on it).
-    pub(super) fn with(&self, chain: &ChainId) -> Vec<Arc<Volume>> {
-        let volumes = self.seen.iter().rev().filter_map(|seen| seen.volume.as_ref());
+    /// Returns the volumes with a layer, attached last first. New snapshots use the newest volume, so an
+    /// older one eventually has no users ([`snapshot_users`](crate::node::snapshot_users) relies on this).
+    pub(super) fn with_layer(&self, chain: &ChainId) -> Vec<Arc<Volume>> {
+        let volumes = self.attached_dirs.iter().rev().filter_map(|dir| dir.volume.as_ref());
         volumes.filter(|volume| volume.layers.contains_key(chain)).cloned().collect()
     }
 }
 
-fn look(at: &Path) -> Option<Seal> {
+fn read_identity(at: &Path) -> Option<Seal> {
     let root = Dir::open(at).ok()?;
     let file = root.stat(layout::CACHE).ok()?;
     let identity = root.stat_self().ok()?.identity;
@@ -123,16 +123,16 @@ fn read(record: &Attachment) -> Result<Volume, String> {
     let at = &record.at;
     let manifest = seal::read(at).map_err(|e| e.to_string())?;
     if let Some(attached) = record.cache.as_ref().filter(|attached| **attached != manifest.digest) {
-        return Err(format!("its cache.json is {}, attached was {attached}", manifest.digest));
+        return Err(format!("its cache.json is {}, but {attached} was attached", manifest.digest));
     }
     let content = manifest.content;
-    prove(&content)?;
+    check_chain_ids(&content)?;
     let layers = content.layers.into_iter().map(|layer| (layer.chain_id.clone(), layer)).collect();
     Ok(Volume { at: at.to_owned(), format: content.layer_format, layers })
 }
 
-/// Chain IDs are those of the layers they stand for, and parents come first.
-fn prove(content: &Content) -> Result<(), String> {
+/// Checks that chain IDs match their layers, and that parents come first.
+fn check_chain_ids(content: &Content) -> Result<(), String> {
     let mut known = HashSet::new();
     for layer in &content.layers {
         let want = match &layer.parent {
@@ -143,7 +143,10 @@ fn prove(content: &Content) -> Result<(), String> {
             }
         };
         if layer.chain_id != want {
-            return Err(format!("cache.json calls a layer {} that is {want}", layer.chain_id));
+            return Err(format!(
+                "cache.json has a layer with the chain ID {}, but it must be {want}",
+                layer.chain_id
+            ));
         }
         known.insert(layer.chain_id.clone());
     }

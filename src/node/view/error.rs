@@ -1,4 +1,4 @@
-//! What keeps a view from being made or removed.
+//! The errors of creating and removing a view.
 
 use std::io;
 use std::path::Path;
@@ -7,57 +7,57 @@ use crate::rootfs;
 use crate::verify;
 use larder_model::class::Class;
 
-/// A view cannot be made or removed.
+/// A view cannot be created or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The volume lies below the directory.
-    #[error("{0} holds the volume: give a directory outside of it")]
+    /// The volume is below the mount point.
+    #[error("{0} contains the volume: use a directory outside of it")]
     Inside(String),
-    /// Something is mounted there.
-    #[error("{0}: something else is mounted there: unmount it, or give another directory")]
+    /// Another file system is mounted at the mount point.
+    #[error("{0}: something else is mounted there: unmount it, or use another directory")]
     Taken(String),
-    /// No view is mounted there.
-    #[error("{0}: what is mounted there is no view that larder made")]
+    /// The mount is not a view.
+    #[error("{0}: the mount there is not a view that larder created")]
     NotOurs(String),
-    /// It is in use.
-    #[error("the view at {at} is in use: {who}; stop what uses it, then try again")]
+    /// The view is in use.
+    #[error("the view at {at} is in use: {who}; stop the user, then try again")]
     Busy {
-        /// Where.
+        /// Mount point of the view.
         at: String,
-        /// What was seen.
+        /// Description of the user.
         who: String,
     },
-    /// Its documents would take too much memory.
-    #[error("manifests and configs of the volume have {have} bytes, a view takes at most {most}")]
+    /// The documents would use too much memory.
+    #[error("manifests and configs of the volume have {have} bytes, a view allows at most {most}")]
     TooMuch {
-        /// Bytes on the volume.
+        /// Size of the documents on the volume, bytes.
         have: u64,
-        /// Bytes that are taken.
+        /// Maximum size, bytes.
         most: u64,
     },
-    /// Manifests, configs and `cache.json` do not agree.
+    /// Manifests, configs and `cache.json` do not match.
     #[error(transparent)]
     Documents(#[from] verify::Error),
     /// A layer cannot be mounted.
     #[error(transparent)]
     Layer(#[from] rootfs::Error),
-    /// Records cannot be written.
+    /// The records cannot be written as JSON.
     #[error("writing records of a view: {0}")]
     Json(serde_json::Error),
-    /// The kernel refused.
+    /// A system call failed.
     #[error("{doing} {what}: {source}")]
     Io {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// To what.
+        /// Path of the file or directory.
         what: String,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Inside(_) => Class::Invalid,

@@ -1,4 +1,4 @@
-//! What a view consists of, put together where nobody sees it.
+//! Assembles the content of a view in a private mount namespace.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,20 +18,20 @@ use larder_model::seal::Content;
 use larder_sys::Dir;
 use larder_sys::mount::{self, Mount};
 
-/// Most bytes of all manifests, configs and indexes: they are kept in memory as long as the view is there.
+/// Maximum size of all manifests, configs and indexes, bytes. They stay in memory while the view exists.
 const MAX_DOCUMENTS: u64 = 256 << 20;
 
-/// Puts the view together, in a mount namespace of this thread alone, over `stage`.
+/// Assembles the view over `stage`, in a mount namespace of this thread.
 pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Path) -> Result<Mount, Error> {
-    mount::private_namespace().map_err(io("making a mount namespace for", stage))?;
-    // Directories are mounted by those who opened them in their namespace.
+    mount::private_namespace().map_err(io("creating a mount namespace for", stage))?;
+    // Directories can only be mounted from file descriptors that were opened in this namespace.
     let root = &Dir::open(volume).map_err(io("opening the volume", volume))?;
     let documents = documents(root, content)?;
     let ids = ids(&content.layers);
     let id = |chain_id: &ChainId| ids.get(chain_id).map_or("", String::as_str);
     let files = match content.layer_format {
         LayerFormat::Erofs => store::image_store(content, &documents, &id),
-        // The volume has the images: they are listed once.
+        // The volume already has the images, so they are not listed again.
         LayerFormat::Overlay => store::layer_records(content, &documents, &id)
             .map(|layers| vec![layers, ("overlay-images/images.json".to_owned(), b"[]".to_vec())]),
     };
@@ -52,10 +52,10 @@ pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Pa
     layers(root, volume, content, &ids)?;
     write(Path::new(NOTE), note)?;
     mount::memory_read_only(stage).map_err(io("making read-only", stage))?;
-    Mount::clone_of_tree(stage).map_err(io("taking", stage))
+    Mount::clone_of_tree(stage).map_err(io("cloning the mount of", stage))
 }
 
-/// Reads the manifests and configs of all images, checked.
+/// Reads and checks the manifests and configs of all images.
 pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>, Error> {
     let sizes = content.images.iter().flat_map(|image| {
         [Some(&image.manifest), Some(&image.config), image.index.as_ref()].into_iter().flatten()
@@ -97,7 +97,7 @@ fn layers(
             }
         }
         if content.tar_split {
-            // Seen not to lead elsewhere; the volume does not change any more.
+            // This checks that the path does not lead elsewhere. The volume no longer changes.
             trees::file(root, &parts.tar_split).map_err(rootfs::Error::from)?;
             let link = Path::new("overlay-layers").join(format!("{id}.tar-split.gz"));
             symlink(volume.join(&parts.tar_split), &link).map_err(io("linking", &link))?;
@@ -106,7 +106,8 @@ fn layers(
     Ok(())
 }
 
-/// Mounts the tree at `path` of the volume over the new directory `at`; an image that is mounted already is mounted there, too.
+/// Mounts the tree at `path` of the volume over the new directory `at`. An image that is already mounted is
+/// bind-mounted again.
 fn place(
     root: &Dir,
     format: LayerFormat,
@@ -122,7 +123,7 @@ fn place(
         }
         (LayerFormat::Erofs, Some(first)) => Mount::clone_of(first).map_err(failed())?,
         (LayerFormat::Erofs, None) => {
-            // Also sees that it is whole at first sight.
+            // This also checks the image superficially.
             trees::tree(root, format, path).map_err(rootfs::Error::from)?;
             rootfs::erofs(root, path, at)?;
             mounted.insert(path.to_owned(), at.to_owned());
@@ -133,14 +134,15 @@ fn place(
     again.attach_read_only(at).map_err(failed())
 }
 
-/// Makes a directory, whatever the umask is; one that is there is left.
+/// Creates a directory with a mode that does not depend on the umask.
 fn make_dir(path: &Path) -> Result<(), Error> {
     let made =
         fs::create_dir(path).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
     made.map_err(io("creating", path))
 }
 
-/// Writes a file, whatever the umask is. The directory of an image's records is made by the first of them.
+/// Writes a file with a mode that does not depend on the umask. Creates the directory of an image's records
+/// with the first of them.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
         make_dir(parent)?;

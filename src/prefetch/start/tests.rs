@@ -21,7 +21,7 @@ impl Image {
         image
     }
 
-    /// Begins the next layer.
+    /// Starts the next layer.
     fn layer(mut self) -> Self {
         fs::create_dir(self.dir.path().join(self.layers.to_string())).unwrap();
         self.layers += 1;
@@ -51,7 +51,7 @@ impl Image {
         self
     }
 
-    /// The list as `<layer>:<path>`, layers counted from the base.
+    /// Returns the list as `<layer>:<path>`, with layers counted from the base.
     fn starts(&self, args: &[&str], env: &[&str], working_dir: &str) -> Vec<String> {
         let process = Process {
             args: args.iter().map(ToString::to_string).collect(),
@@ -66,7 +66,7 @@ impl Image {
     }
 }
 
-/// A 64-bit little-endian file for x86-64 that says this of itself.
+/// A 64-bit little-endian ELF file for x86-64 with these properties.
 #[derive(Default)]
 struct Elf<'a> {
     interpreter: Option<&'a str>,
@@ -137,7 +137,7 @@ fn library(needed: &[&str]) -> Vec<u8> {
     Elf { needed, ..Elf::default() }.bytes()
 }
 
-/// A merged-usr base with a loader and libc.
+/// Returns an image with a merged-usr base, a loader and libc.
 fn glibc() -> Image {
     Image::new()
         .link("lib", "usr/lib")
@@ -189,7 +189,7 @@ fn what_an_upper_layer_hides_is_not_listed() {
     let image = image.layer();
     let node = Dir::open(image.at("usr/lib/x").parent().unwrap()).unwrap();
     if node.make_whiteout(b"liba.so").is_err() {
-        eprintln!("skipped: this user may not make whiteouts");
+        eprintln!("skipped: this user cannot create whiteouts");
         return;
     }
     assert_eq!(image.starts(&["app"], &[], "/"), ["0:usr/bin/app", LOADER, LIBC]);
@@ -225,7 +225,7 @@ fn directories_of_libraries_in_the_order_of_the_loader() {
 }
 
 #[test]
-fn musl_looks_in_its_own_places() {
+fn musl_searches_its_own_directories() {
     let app = Elf {
         interpreter: Some("/lib/ld-musl-x86_64.so.1"),
         needed: &["libz.so.1", "libc.musl-x86_64.so.1"],
@@ -258,7 +258,7 @@ fn commands_of_shells_and_env() {
 }
 
 #[test]
-fn hostile_images_come_to_an_end() {
+fn hostile_images_are_limited() {
     let loops = Image::new().program("a", "#!/b\n").program("b", "#!/a\n");
     assert_eq!(loops.starts(&["/a"], &[], "/"), ["0:a", "0:b"]);
     let names: Vec<String> = (0..400).map(|n| format!("lib{n}.so")).collect();

@@ -9,7 +9,7 @@ use super::image::{self, DiskImage, Format};
 use super::superblock::Superblock;
 use super::take::refuse_foreign;
 use super::{DESCRIPTION, Entered, IMAGE, enter_own, tools};
-use crate::volume::{layout, open, seal};
+use crate::volume::{layout, lock, seal};
 use larder_model::digest::Digest;
 use larder_sys::lock::Lock;
 use larder_sys::{Dir, atomic, dir, private};
@@ -43,7 +43,7 @@ pub fn receive(path: &Path) -> Result<Receiving, Error> {
         }
     }
     let larder = below.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
-    let lock = open::lock(&larder).context("locking", &shown)?;
+    let lock = lock::lock(&larder).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
     larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
     match larder.unlink(IMAGE) {

@@ -12,7 +12,7 @@ use super::image::Format;
 use super::superblock::Superblock;
 use super::{BLOCK, DESCRIPTION, Entered, IMAGE, Name, enter_own, tools};
 use crate::volume::layout;
-use crate::volume::open::lock;
+use crate::volume::lock::lock;
 use larder_model::digest::Digest;
 use larder_sys::dir::stat_fd;
 use larder_sys::lock::Lock;

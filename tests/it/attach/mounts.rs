@@ -158,11 +158,11 @@ fn what_is_in_the_way_is_told_and_stays() {
 
         succeed(&mut node.attach(&volume, &at));
         let said = exits(73, &mut node.attach(&other, &at));
-        assert!(said.contains("taken by the volume"), "{said}");
+        assert!(said.contains("used by the volume"), "{said}");
         let also = node.place("also");
         succeed(&mut node.attach(&volume, &also));
         let said = exits(64, &mut node.detach(&volume));
-        assert!(said.contains("say which"), "{said}");
+        assert!(said.contains("specify one of them"), "{said}");
         succeed(&mut node.detach(&also));
 
         // Somebody has a file open, and then a container's overlay stands on it.

@@ -76,7 +76,7 @@ fn images_of_all_attached_volumes_are_there() {
         }
         let used = if stands_on(first) { first } else { second };
         let said = exits(75, &mut node.detach(used));
-        assert!(said.contains("stands on it"), "{said}");
+        assert!(said.contains("uses it"), "{said}");
         // It ends with its input.
         drop(container.stdin.take());
         assert!(container.wait().unwrap().success());

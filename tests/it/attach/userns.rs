@@ -57,7 +57,10 @@ fn who_attaches_images_hears_that_they_are_not() {
         succeed(&mut served.build(&volume, SIZE));
         for runtime in ["podman", "crio"] {
             let said = exits(0, node.attach(&volume, &at).args(["--runtime", runtime]));
-            assert!(said.contains("note: podman and CRI-O start no container in a user namespace"), "{said}");
+            assert!(
+                said.contains("note: podman and CRI-O cannot start containers in a user namespace"),
+                "{said}"
+            );
             assert!(said.contains("--layer-format overlay"), "{said}");
         }
         succeed(node.attach(&volume, &at).args(["--runtime", "podman"]));

@@ -55,7 +55,7 @@ fn a_changed_image_is_never_sealed() {
         changed[at] = b'j';
         fs::write(&image, &changed).unwrap();
         let said = exits(65, &mut import(&image, &back));
-        assert!(said.contains("the file beside it says"), "{said}");
+        assert!(said.contains("but its .sha256 file has"), "{said}");
         fs::remove_file(served.beside("image.sha256")).unwrap();
         for bytes in [&changed[..], &whole[..whole.len() / 2]] {
             fs::write(&image, bytes).unwrap();

@@ -263,7 +263,7 @@ fn bombs() {
             crate::harness::filesystem::FileSystem::new(crate::harness::filesystem::Kind::Tmpfs, 64 << 20);
         let volume = victim.served.beside("bombed");
         let said = exits(73, import(&archive, &volume).env("TMPDIR", small.path()));
-        assert!(said.contains("half of what is free"), "{said}");
+        assert!(said.contains("half of the free space"), "{said}");
         assert!(!volume.exists());
         assert_eq!(fs::read_dir(small.path()).unwrap().count(), 0);
     });

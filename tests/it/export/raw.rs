@@ -87,7 +87,7 @@ fn a_changed_image_is_never_sealed() {
         let file = fs::File::options().write(true).open(&raw).unwrap();
         file.write_all_at(b"j", at as u64).unwrap();
         let said = exits(65, &mut import(&raw, &back));
-        assert!(said.contains("the file beside it says"), "{said}");
+        assert!(said.contains("but its .sha256 file has"), "{said}");
         fs::remove_file(served.beside("raw.sha256")).unwrap();
         let said = exits(65, &mut import(&raw, &back));
         assert!(said.contains("is not imported"), "{said}");

@@ -28,9 +28,10 @@ use larder::config::cluster::{Cluster as Section, Runner};
 use larder::config::log::Format;
 use larder::config::registry::Host;
 use larder::kubernetes::crd::{ImageCache, ImageCacheSpec};
-use larder::kubernetes::daemon::{Daemon, Habits, of_planner};
+use larder::kubernetes::daemon::{Daemon, Tuning};
 use larder::kubernetes::names::ACCEPT_FROM;
-use larder::kubernetes::runner::Pace;
+use larder::kubernetes::runner::BuildTiming;
+use larder::kubernetes::runner::planner_config;
 use larder::kubernetes::snapshot::VolumeSnapshot;
 use larder::telemetry::metrics::Metrics;
 use larder_fake_kubernetes::{Cluster, Node, Seen, Timing};
@@ -61,7 +62,7 @@ pub(crate) struct World {
     pub(crate) served: Served,
     pub(crate) runtime: Runtime,
     pub(crate) config: Config,
-    pub(crate) habits: Habits,
+    pub(crate) tuning: Tuning,
     pub(crate) clock: Arc<dyn Clock>,
     /// Namespaces of a tenant and of another.
     pub(crate) team: String,
@@ -161,8 +162,8 @@ impl World {
         config.caches.build_retries = 2;
         let patient = |seconds| Duration::from_secs(if fake.is_some() { seconds } else { 300 });
         World {
-            habits: Habits {
-                pace: Pace {
+            tuning: Tuning {
+                builds: BuildTiming {
                     look: Duration::from_millis(30),
                     pending: patient(60),
                     report: Duration::from_secs(30),
@@ -172,7 +173,7 @@ impl World {
                 },
                 // Long enough for a machine that is busy.
                 lease: Duration::from_secs(20),
-                tell: Duration::from_millis(100),
+                progress: Duration::from_millis(100),
                 upkeep: Duration::from_millis(50),
             },
             clock: Arc::new(SystemClock),
@@ -357,11 +358,11 @@ impl World {
                 Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
             settings.program = env!("CARGO_BIN_EXE_larder").into();
             settings.cgroups = Arc::new(Cgroups::none("not in this test"));
-            let planner = ChildRunner::new(settings, &of_planner(&self.config)).unwrap();
-            let (section, habits, clock) =
-                (&self.config.cluster[0], self.habits.clone(), Arc::clone(&self.clock));
+            let planner = ChildRunner::new(settings, &planner_config(&self.config)).unwrap();
+            let (section, tuning, clock) =
+                (&self.config.cluster[0], self.tuning.clone(), Arc::clone(&self.clock));
             let new =
-                Daemon::new(client.clone(), section, &self.config, habits, planner, clock, Metrics::new());
+                Daemon::new(client.clone(), section, &self.config, tuning, planner, clock, Metrics::new());
             runtime.block_on(new)
         };
         // Its supervisor starts it again when the API server fails it.

@@ -78,7 +78,7 @@ fn a_daemon_is_killed_at_every_step() {
 #[case]
 fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
     let mut world = World::new();
-    world.habits.lease = SHORT;
+    world.tuning.lease = SHORT;
     let mut first = world.daemon();
     world.until("it leads", || {
         if first.has_ended() {
@@ -87,7 +87,7 @@ fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
         first.service.leads().then_some(())
     });
     first.kill();
-    world.habits.lease = Duration::from_secs(20);
+    world.tuning.lease = Duration::from_secs(20);
     let second = world.daemon();
     world.until("the next one leads", || second.service.leads().then_some(()));
     second.create(&world, "web");
@@ -127,13 +127,13 @@ fn a_lease_that_is_taken_away() {
 #[case]
 fn who_stops_makes_room_at_once() {
     let mut world = World::new();
-    world.habits.lease = Duration::from_secs(600);
+    world.tuning.lease = Duration::from_secs(600);
     let first = world.daemon();
     world.until("it leads", || first.service.leads().then_some(()));
     first.create(&world, "web");
     // It looks soon whether it is its turn, and would wait for long.
     assert_eq!(first.stop(), Ok(()));
-    world.habits.lease = Duration::from_secs(20);
+    world.tuning.lease = Duration::from_secs(20);
     let second = world.daemon();
     world.until("the next one leads", || second.service.leads().then_some(()));
     // What was under way goes on.

@@ -127,7 +127,7 @@ fn what_never_starts_is_told() {
     ];
     for (what, spoil) in spoils {
         let Some(mut world) = World::faked() else { return };
-        world.habits.pace.pending = SOON;
+        world.tuning.builds.pending = SOON;
         spoil(&mut world);
         let daemon = world.daemon();
         let record = daemon.create(&world, "web");
@@ -140,7 +140,7 @@ fn what_never_starts_is_told() {
 #[case]
 fn a_build_that_waits_says_for_what() {
     let Some(mut world) = World::faked() else { return };
-    world.habits.pace.report = Duration::from_millis(200);
+    world.tuning.builds.report = Duration::from_millis(200);
     world.fake().remove_node("node-a");
     let daemon = world.daemon();
     daemon.create(&world, "web");
@@ -174,7 +174,7 @@ fn a_build_that_waits_says_for_what() {
 #[case]
 fn a_snapshot_that_is_waited_for_says_why() {
     let Some(mut world) = World::faked() else { return };
-    world.habits.pace.report = Duration::from_millis(200);
+    world.tuning.builds.report = Duration::from_millis(200);
     let busy = SnapshotFate::Fails { message: "the array is busy".into(), times: u32::MAX };
     world.fake().decide_snapshot(busy);
     let daemon = world.daemon();
@@ -199,7 +199,7 @@ fn events_of(world: &World, name: &str) -> Vec<(String, String)> {
 #[case]
 fn the_secret_of_a_job_is_missed() {
     let Some(mut world) = World::faked() else { return };
-    world.habits.pace.pending = SOON;
+    world.tuning.builds.pending = SOON;
     let daemon = world.daemon();
     // It goes before the pod has it.
     world.fake().remove_node("node-a");
@@ -222,7 +222,7 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
     daemon.create(&world, "heals");
     world.phase("heals", Status::Available);
     assert_eq!(daemon.stop(), Ok(()));
-    world.habits.pace.snapshot = SOON;
+    world.tuning.builds.snapshot = SOON;
     let daemon = world.daemon();
     world.fake().decide_snapshot(refused(u32::MAX));
     let record = daemon.create(&world, "web");
@@ -238,7 +238,7 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
 #[case]
 fn a_storage_that_does_not_answer() {
     let Some(mut world) = World::faked() else { return };
-    world.habits.pace.snapshot = SOON;
+    world.tuning.builds.snapshot = SOON;
     let daemon = world.daemon();
     world.fake().decide_snapshot(SnapshotFate::Hangs);
     let record = daemon.create(&world, "web");
@@ -419,7 +419,7 @@ fn a_node_that_never_comes_back() {
     // Its Job is over after 17 s, and waits for a pod of which nobody hears.
     let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
     let Some(mut world) = scripted_with("exec sleep 600", timing) else { return };
-    world.habits.pace.pending = SOON;
+    world.tuning.builds.pending = SOON;
     world.config.caches.build_timeout_minutes = 60;
     let daemon = world.daemon();
     let record = daemon.create(&world, "web");

@@ -40,7 +40,7 @@ fn an_object_is_an_order() {
         json!({"imagePullSecrets": [format!("{}:registry", world.team)]}),
     ] {
         let refused = patch(spec.clone()).unwrap_err().to_string();
-        assert!(refused.contains("never change"), "{spec}: {refused}");
+        assert!(refused.contains("immutable"), "{spec}: {refused}");
     }
     let patched = patch(json!({"retentionDays": 7})).unwrap();
     world.until("the status says when it expires", || {

@@ -55,7 +55,7 @@ fn every_right_is_used_and_none_is_missing() {
     let clock = Arc::new(FakeClock::default());
     clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
     world.clock = clock.clone();
-    world.habits.pace.pending = Duration::from_secs(10);
+    world.tuning.builds.pending = Duration::from_secs(10);
     world.fake().install(&json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry", "namespace": "team-a"},
         "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": "{\"auths\":{}}"},

@@ -1,4 +1,4 @@
-//! Image caches that keep themselves: schedules, replaced volumes, last uses, creation on a miss and deletion of the least recently
+//! Automatic upkeep of image caches: schedules, replaced volumes, last uses, creation on a miss and deletion of the least recently
 //! used.
 
 use std::sync::Arc;

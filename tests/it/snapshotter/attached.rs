@@ -65,7 +65,10 @@ fn containers_start_from_what_is_attached() {
             served.registry.forget();
 
             let said = succeed(place.attach(&node, &both, "a").arg("--dry-run"));
-            assert!(said.contains("[proxy_plugins.larder]") && said.contains("images    known"), "{said}");
+            assert!(
+                said.contains("[proxy_plugins.larder]") && said.contains("images    registered"),
+                "{said}"
+            );
             assert!(!place.drop_in().exists());
             succeed(&mut place.attach(&node, &both, "a"));
             succeed(&mut place.attach(&node, &both, "a"));

@@ -134,10 +134,10 @@ fn images_are_there_with_no_registry() {
             let at = node.snapshotter.attach(&sealed.volume, "v");
 
             let said = succeed(&mut node.preload(&at));
-            assert!(said.lines().all(|line| line.ends_with(": made known")), "{said}");
+            assert!(said.lines().all(|line| line.ends_with(": registered")), "{said}");
             assert!(node.leases().is_empty());
             let again = succeed(&mut node.preload(&at));
-            assert!(again.lines().all(|line| line.ends_with(": known already")), "{again}");
+            assert!(again.lines().all(|line| line.ends_with(": already registered")), "{again}");
             assert_eq!(said.lines().count(), node.images().len());
 
             node.until_cri_knows(3);

@@ -15,8 +15,8 @@ baseline
 {{- end -}}
 
 {{- /*
-The objects of files in config/kubernetes, in the namespace of the release. The first argument is the root, the others are files. The
-chart has no copy of these files, so it cannot differ from the kustomization.
+The objects of files in config/kubernetes, in the namespace of the release. The first argument is the root
+context, the others are file names. The chart reads the files of the kustomization, so that the two cannot differ.
 */ -}}
 {{- define "larder.objects" -}}
 {{- $root := index . 0 -}}

@@ -1,6 +1,6 @@
-//! The storage behind the CSI driver: a volume is a directory, a snapshot a copy of one.
+//! Storage backend of the CSI driver: a volume is a directory, and a snapshot is a copy of one.
 //!
-//! No size is enforced: a test that wants a full volume puts the directory of volumes on a small file system.
+//! No size is enforced. A test that needs a full volume puts the directory of volumes on a small file system.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -9,48 +9,48 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-/// Name of the driver, as `provisioner` and `driver` of classes.
+/// Name of the driver, used as `provisioner` and `driver` of classes.
 pub const DRIVER: &str = "csi.larder.test";
 
-/// What becomes of the next snapshot that is asked for.
+/// Simulated outcome of the next snapshot request.
 #[derive(Clone, Debug)]
 pub enum SnapshotFate {
-    /// The driver refuses so many times, then takes it; `u32::MAX` is for ever.
+    /// The driver refuses the given number of times and then takes the snapshot. `u32::MAX` means always.
     Fails {
-        /// What it says.
+        /// Error message of the driver.
         message: String,
-        /// How often.
+        /// Number of refusals.
         times: u32,
     },
-    /// It is cut at once and ready after so long: a driver that uploads.
+    /// The snapshot is cut at once and ready after this time, as with a driver that uploads.
     Uploads(Duration),
-    /// The driver does not answer. Until it does the content cannot be deleted.
+    /// The driver does not respond. The content cannot be deleted until it does.
     Hangs,
 }
 
-/// What is stored.
+/// Volumes and snapshots of the storage.
 #[derive(Debug)]
 pub(in super::super) struct Driver {
     root: PathBuf,
     snapshots: HashMap<String, Stored>,
-    /// How many snapshots went while another content still offered them.
+    /// Number of snapshots deleted while another content still offered them.
     torn: usize,
-    /// How many disks were taken from under a mount.
+    /// Number of disks detached while they were mounted.
     unplugged: usize,
     fates: VecDeque<SnapshotFate>,
-    /// Fates of contents, by their uid.
+    /// Outcomes of contents, by uid.
     decided: HashMap<String, Option<SnapshotFate>>,
 }
 
 /// A snapshot in the storage.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// The directory of its copy.
+    /// Directory of the copy.
     pub path: PathBuf,
-    /// Bytes of the claim that it was taken of.
+    /// Size of the source claim, in bytes.
     pub restore_size: u64,
-    /// The volume was still attached to a node when it was taken: such a copy is only crash-consistent (facts/kubernetes.md,
-    /// 2.5).
+    /// `true` if the volume was attached to a node when the snapshot was taken. Such a copy is only
+    /// crash-consistent (facts/kubernetes.md, 2.5).
     pub attached: bool,
 }
 
@@ -66,7 +66,7 @@ impl Driver {
         }
     }
 
-    /// Puts new volumes elsewhere.
+    /// Creates new volumes below another directory.
     pub(in super::super) fn move_to(&mut self, root: &Path) {
         root.clone_into(&mut self.root);
     }
@@ -75,44 +75,44 @@ impl Driver {
         self.fates.push_back(fate);
     }
 
-    /// The fate of a content: the first time it is asked for, the next that was set.
+    /// Returns the outcome of a content. At the first call, takes the next outcome that was set.
     pub(super) fn fate(&mut self, uid: &str) -> &mut Option<SnapshotFate> {
         let fates = &mut self.fates;
         self.decided.entry(uid.to_owned()).or_insert_with(|| fates.pop_front())
     }
 
-    /// The storage is well again: what was refused or not answered is done at the next try.
+    /// Repairs the storage: snapshots that were refused or not answered succeed at the next attempt.
     pub(in super::super) fn heal(&mut self) {
         self.fates.clear();
         self.decided.clear();
     }
 
-    /// The directory of a volume.
+    /// Returns the directory of a volume.
     pub(in super::super) fn volume(&self, handle: &str) -> PathBuf {
         self.root.join("volumes").join(handle)
     }
 
-    /// Makes a volume, empty or from a snapshot, and answers its handle.
+    /// Creates a volume, empty or from a snapshot, and returns its handle.
     pub(super) fn create_volume(&mut self, source: Option<&str>) -> Result<String, String> {
         let handle = Uuid::new_v4().to_string();
         let path = self.volume(&handle);
-        let told = |e: std::io::Error| format!("{}: {e}", path.display());
+        let error = |e: std::io::Error| format!("{}: {e}", path.display());
         match source {
             Some(source) => {
                 let stored = self.snapshots.get(source).ok_or("the snapshot is not in the storage")?;
-                std::fs::create_dir_all(path.parent().unwrap_or(&self.root)).map_err(told)?;
+                std::fs::create_dir_all(path.parent().unwrap_or(&self.root)).map_err(error)?;
                 copy(&stored.path, &path)?;
             }
             None => {
-                // As mkfs leaves it.
-                std::fs::create_dir_all(path.join("lost+found")).map_err(told)?;
+                // Same content as after mkfs.
+                std::fs::create_dir_all(path.join("lost+found")).map_err(error)?;
             }
         }
         Ok(handle)
     }
 
-    /// Takes a disk from a node. Whoever has it mounted still, in the mount namespace of this process, reads nothing from it
-    /// any more.
+    /// Detaches a disk from a node. Counts the case that the disk is still mounted in the mount namespace of
+    /// this process: such a mount could no longer be read.
     pub(super) fn unplug(&mut self, handle: &str) {
         let disk = format!("/volumes/{handle}");
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
@@ -142,7 +142,7 @@ impl Driver {
         Ok(handle)
     }
 
-    /// `offered` says that another content has it, too.
+    /// Deletes a snapshot. `offered` is true if another content also refers to it.
     pub(super) fn delete_snapshot(&mut self, handle: &str, offered: bool) {
         self.torn += usize::from(offered);
         if let Some(stored) = self.snapshots.remove(handle) {
@@ -163,7 +163,7 @@ impl Driver {
     }
 }
 
-/// Copies a tree with owners, modes, times, links, devices and extended attributes.
+/// Copies a tree including owners, modes, times, links, devices and extended attributes.
 fn copy(from: &Path, to: &Path) -> Result<(), String> {
     let done = Command::new("cp").args(["-a", "--"]).args([from, to]).output().map_err(|e| e.to_string())?;
     if done.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&done.stderr).into_owned()) }

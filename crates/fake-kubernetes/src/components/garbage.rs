@@ -1,4 +1,5 @@
-//! Garbage collector and namespace controller (pkg/controller/garbagecollector/garbagecollector.go, pkg/controller/namespace).
+//! Garbage collector and namespace controller (pkg/controller/garbagecollector/garbagecollector.go,
+//! pkg/controller/namespace).
 
 use std::collections::HashMap;
 
@@ -19,7 +20,7 @@ pub(super) fn step(state: &mut State) {
     namespaces(state);
 }
 
-/// Deletes what has lost its owners, and what an owner that waits for it is blocked by.
+/// Deletes objects without remaining owners, and objects that block the foreground deletion of their owner.
 fn dependents(state: &mut State) {
     let owners: HashMap<String, Id> =
         state.objects.iter().map(|(id, object)| (meta(object, "uid").to_owned(), id.clone())).collect();
@@ -30,7 +31,8 @@ fn dependents(state: &mut State) {
         .map(|(id, object)| (id.clone(), object.clone()))
         .collect();
     for (id, object) in dependents {
-        // An owner is in the same namespace or in none; one elsewhere is as good as gone.
+        // An owner is in the same namespace or cluster-scoped; an owner in another namespace counts as
+        // missing.
         let there = |owner: &&Value| {
             let found = owners.get(text(owner, "/uid")).filter(|found| {
                 found.name == text(owner, "/name")
@@ -69,7 +71,7 @@ fn owns(state: &State, uid: &str) -> bool {
         .any(|object| list(object, "/metadata/ownerReferences").iter().any(|owner| owner["uid"] == uid))
 }
 
-/// Lets owners go that waited for their dependents, or that leave them behind.
+/// Removes the finalizers of owners that waited for their dependents or orphan them.
 fn owners(state: &mut State) {
     let owners: Vec<_> = state
         .objects
@@ -99,7 +101,7 @@ fn owners(state: &mut State) {
             state.amend(&id, false, MANAGER, |owner| set_finalizer(owner, ORPHAN, false));
             continue;
         }
-        // Only who blocks is waited for; the others follow when the owner is gone.
+        // Only dependents that block are waited for. The others are deleted after the owner.
         let blocked = state.objects.values().any(|object| {
             let references = list(object, "/metadata/ownerReferences");
             references.iter().any(|owner| owner["uid"] == uid && owner["blockOwnerDeletion"] == true)
@@ -110,7 +112,7 @@ fn owners(state: &mut State) {
     }
 }
 
-/// Empties namespaces that end, then lets them go.
+/// Deletes the content of namespaces that are being deleted, then the namespaces.
 fn namespaces(state: &mut State) {
     let ending: Vec<_> = state
         .all("", "namespaces", "")
@@ -135,7 +137,7 @@ fn namespaces(state: &mut State) {
 
 fn delete(state: &mut State, id: &Id, options: &DeleteOptions) {
     if let Some(kind) = state.kind_of(&id.group, &id.plural) {
-        // Gone meanwhile, or another of the same name: nothing to do.
+        // The object might be gone or replaced by another of the same name: then there is nothing to do.
         let _ = state.delete(&kind, id, options);
     }
 }

@@ -1,5 +1,5 @@
-//! The Job controller (pkg/controller/job/job_controller.go, pod_failure_policy.go; facts/kubernetes.md, 1 and 2.4), for Jobs
-//! that are not indexed.
+//! Job controller for Jobs that are not indexed (pkg/controller/job/job_controller.go, pod_failure_policy.go;
+//! facts/kubernetes.md, 1 and 2.4).
 
 use std::sync::Arc;
 
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use super::super::kind::Id;
 use super::super::object::{condition, deleting, has_finalizer, list, meta, now, set_finalizer, text};
 use super::super::store::State;
-use super::super::write::{DeleteOptions, How};
+use super::super::write::{DeleteOptions, WriteOptions};
 use super::{id_of, set_condition};
 
 const MANAGER: &str = "kube-controller-manager";
-/// Pods wait for this controller, so that it counts each of them.
+/// Finalizer that keeps pods until this controller has counted them.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
 const PODS: (&str, &str) = ("", "pods");
-/// Longest pause after a failure, as a multiple of the first: 10 s, 20 s … 10 min.
+/// Maximum pause after a failure, as a multiple of the first: 10 s, 20 s … 10 min.
 const MAX_BACKOFF: u32 = 60;
 
 pub(super) fn step(state: &mut State) {
@@ -26,7 +26,7 @@ pub(super) fn step(state: &mut State) {
     orphans(state);
 }
 
-/// Pods whose Job is gone wait for nobody.
+/// Removes the finalizer of pods whose Job no longer exists.
 fn orphans(state: &mut State) {
     let tracked: Vec<_> =
         state.all("", "pods", "").filter(|pod| has_finalizer(pod, TRACKING)).cloned().collect();
@@ -48,7 +48,7 @@ fn terminal(pod: &Value) -> bool {
     matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
 }
 
-/// Why a Job fails.
+/// Reason for the failure of a Job.
 struct Failure {
     reason: String,
     message: String,
@@ -94,10 +94,10 @@ fn sync(state: &mut State, job: &Arc<Value>) {
     let running: Vec<_> = pods_not_ended(state, &uid, &id.namespace);
     if let Some(Failure { reason, message }) = failure {
         set_condition(&mut new, "FailureTarget", true, &reason, &message);
-        // Told as failed when the last pod has ended.
+        // The Job is reported as failed once the last pod has ended.
         if running.is_empty() {
             set_condition(&mut new, "Failed", true, &reason, &message);
-            state.tell(&new, true, &reason, &message);
+            state.record_event(&new, true, &reason, &message);
         }
     } else if new["status"]["succeeded"].as_u64().unwrap_or(0)
         >= new["spec"]["completions"].as_u64().unwrap_or(1)
@@ -111,7 +111,7 @@ fn sync(state: &mut State, job: &Arc<Value>) {
             }
         }
     } else if !suspended {
-        more(state, &new, &running);
+        create_missing_pods(state, &new, &running);
     }
     counts(state, &mut new, &uid, &id.namespace);
     store(state, &id, &new);
@@ -126,7 +126,7 @@ fn pods_not_ended(state: &State, uid: &str, namespace: &str) -> Vec<Arc<Value>> 
     pods(state, uid, namespace).into_iter().filter(|pod| !terminal(pod)).collect()
 }
 
-/// Counts pods that ended, each once, and lets them go. Answers the failure that the policy decides.
+/// Counts each ended pod once and removes its finalizer. Returns the failure that the policy determines.
 fn track(state: &mut State, job: &Value, new: &mut Value, finished: bool) -> Option<Failure> {
     let mut failure = None;
     for pod in pods(state, meta(job, "uid"), meta(job, "namespace")) {
@@ -135,7 +135,8 @@ fn track(state: &mut State, job: &Value, new: &mut Value, finished: bool) -> Opt
         }
         if terminal(&pod) && !finished {
             let field = if text(&pod, "/status/phase") == "Succeeded" { "succeeded" } else { "failed" };
-            let (count, decided) = if field == "failed" { judge(job, &pod) } else { (true, None) };
+            let (count, decided) =
+                if field == "failed" { match_failure_policy(job, &pod) } else { (true, None) };
             failure = failure.or(decided);
             if count {
                 new["status"][field] = (new["status"][field].as_u64().unwrap_or(0) + 1).into();
@@ -146,8 +147,8 @@ fn track(state: &mut State, job: &Value, new: &mut Value, finished: bool) -> Opt
     failure
 }
 
-/// Whether a failed pod counts, and whether it fails the Job at once (matchPodFailurePolicy).
-fn judge(job: &Value, pod: &Value) -> (bool, Option<Failure>) {
+/// Decides whether a failed pod counts, and whether it fails the Job at once (matchPodFailurePolicy).
+fn match_failure_policy(job: &Value, pod: &Value) -> (bool, Option<Failure>) {
     for (at, rule) in list(job, "/spec/podFailurePolicy/rules").iter().enumerate() {
         let matched = match rule["onExitCodes"].as_object() {
             Some(_) => exit_codes(&rule["onExitCodes"], pod).map(|(container, code)| {
@@ -198,10 +199,10 @@ fn exit_codes<'a>(requirement: &Value, pod: &'a Value) -> Option<(&'a str, i64)>
 }
 
 fn failure(state: &mut State, new: &Value, policy: Option<Failure>, suspended: bool) -> Option<Failure> {
-    if let Some(told) = list(new, "/status/conditions").iter().find(|c| c["type"] == "FailureTarget") {
+    if let Some(target) = list(new, "/status/conditions").iter().find(|c| c["type"] == "FailureTarget") {
         return Some(Failure {
-            reason: text(told, "/reason").to_owned(),
-            message: text(told, "/message").to_owned(),
+            reason: text(target, "/reason").to_owned(),
+            message: text(target, "/message").to_owned(),
         });
     }
     if policy.is_some() {
@@ -221,8 +222,8 @@ fn failure(state: &mut State, new: &Value, policy: Option<Failure>, suspended: b
     })
 }
 
-/// Makes the pods that are missing. With `podReplacementPolicy: Failed` one that still ends counts.
-fn more(state: &mut State, job: &Value, running: &[Arc<Value>]) {
+/// Creates missing pods. With `podReplacementPolicy: Failed`, a terminating pod still counts.
+fn create_missing_pods(state: &mut State, job: &Value, running: &[Arc<Value>]) {
     let failed_only = job["spec"]["podReplacementPolicy"] == "Failed";
     let there = running.iter().filter(|pod| failed_only || !deleting(pod)).count() as u64;
     let left =
@@ -255,15 +256,15 @@ fn create(state: &mut State, job: &Value) -> bool {
         "controller": true, "blockOwnerDeletion": true,
     }]);
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]});
-    // What was refused is tried again after a pause, so that it does not fill the log.
+    // A refused pod is retried after a pause, so that it does not fill the log.
     let (key, pause) = (format!("{}/refused", meta(job, "uid")), state.timing.backoff * 4);
     if state.timers.waits(&key) && !state.timers.due(&key, "refused", pause) {
         return false;
     }
-    match state.create(&kind, meta(job, "namespace"), pod, &How::component(MANAGER)) {
+    match state.create(&kind, meta(job, "namespace"), pod, &WriteOptions::component(MANAGER)) {
         Ok(_) => true,
         Err(refusal) => {
-            state.tell(job, true, "FailedCreate", &format!("Error creating: {}", refusal.message));
+            state.record_event(job, true, "FailedCreate", &format!("Error creating: {}", refusal.message));
             state.timers.reset(&key, "refused");
             state.timers.due(&key, "refused", pause);
             false

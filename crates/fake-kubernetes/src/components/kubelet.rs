@@ -1,14 +1,16 @@
-//! Scheduler, kubelet and pod garbage collector (pkg/scheduler, pkg/kubelet, pkg/controller/podgc; facts/kubernetes.md, 1, 2.4).
+//! Scheduler, kubelet and pod garbage collector (pkg/scheduler, pkg/kubelet, pkg/controller/podgc;
+//! facts/kubernetes.md, 1 and 2.4).
 //!
 //! ```text
-//!           no node, claim, room           image, volumes            exit code, last words
+//!           no node, claim, room           image, volumes            exit code, message   
 //! Pending ──────────────────────► Pending ─────────────► Running ─────────────────────────► Succeeded | Failed
 //!         Unschedulable                    ContainerCreating, ImagePullBackOff
 //! ```
 //!
-//! A pod has one container, which is a process of this machine: the program of its node with the container's `args`. Paths
-//! below a mount are rewritten to where the volume really is. Capabilities, users, read-only roots and limits are not
-//! enforced, and a claim that is mounted read-only can be written unless the kubelet of the node mounts (`mount_volumes`).
+//! A pod has one container, which is a process of this machine: the program of its node with the container's
+//! `args`. Paths below a mount are rewritten to the real location of the volume. Capabilities, users,
+//! read-only roots and limits are not enforced. A claim that is mounted read-only can be written unless the
+//! kubelet of the node mounts volumes (`mount_volumes`).
 
 mod container;
 mod log;
@@ -25,7 +27,7 @@ use tokio::sync::mpsc;
 use super::super::kind::Id;
 use super::super::object::{deleting, list, meta, now, text};
 use super::super::store::State;
-use super::super::write::{DeleteOptions, How};
+use super::super::write::{DeleteOptions, WriteOptions};
 use super::{id_of, set_condition, volumes};
 
 pub(in super::super) use container::start;
@@ -37,42 +39,42 @@ const PODS: (&str, &str) = ("", "pods");
 /// A node that runs pods.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Its name.
+    /// Name of the node.
     pub name: String,
-    /// Labels, for `nodeSelector`.
+    /// Labels of the node, for `nodeSelector`.
     pub labels: Vec<(String, String)>,
-    /// What is started for every container, with the container's `args`.
+    /// Program that is started for every container, with the container's `args`.
     pub program: PathBuf,
-    /// Images that can be pulled; none means all.
+    /// Images that can be pulled. `None` means all.
     pub images: Option<Vec<String>>,
-    /// Variables that containers get beside their own.
+    /// Environment variables of containers, in addition to their own.
     pub environment: Vec<(OsString, OsString)>,
 }
 
-/// What the kubelets know that is in no object.
+/// State of the kubelets that is in no object.
 #[derive(Debug, Default)]
 pub(in super::super) struct Nodes {
     nodes: HashMap<String, Node>,
     lost: Vec<String>,
-    /// Directory of pods.
+    /// Directory of the pods.
     root: PathBuf,
-    /// Directories of kubelets that mount, by the names of their nodes.
+    /// Directories of kubelets that mount volumes, by node name.
     kubelets: HashMap<String, PathBuf>,
-    /// What they have mounted, by the uids of pods.
+    /// Mount points of each pod, by pod uid.
     mounted: HashMap<String, Vec<PathBuf>>,
-    /// Containers that have been started, by the uid of their pod.
+    /// Started containers, by pod uid.
     started: HashMap<String, mpsc::UnboundedSender<container::Kill>>,
     logs: HashMap<String, Arc<Log>>,
-    pub(super) orders: Vec<container::Order>,
+    pub(super) start_requests: Vec<container::StartRequest>,
 }
 
 impl Nodes {
-    /// No nodes yet; their pods are put below `root`.
+    /// Creates the state without nodes. Their pods are placed below `root`.
     pub(in super::super) fn new(root: &Path) -> Self {
         Nodes { root: root.to_owned(), ..Nodes::default() }
     }
 
-    /// Whether nothing is heard of a node.
+    /// Reports whether a node is lost.
     pub(in super::super) fn is_lost(&self, node: &str) -> bool {
         self.lost.iter().any(|lost| lost == node)
     }
@@ -84,7 +86,7 @@ impl Nodes {
         }
     }
 
-    /// The log of a pod's container, where it has begun.
+    /// Returns the log of a pod's container, if it has started.
     pub(in super::super) fn log(&self, uid: &str) -> Option<Arc<Log>> {
         self.logs.get(uid).cloned()
     }
@@ -97,12 +99,12 @@ impl State {
         let object = json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "labels": labels},
         });
-        self.create(&kind, "", object, &How::component(KUBELET))
+        self.create(&kind, "", object, &WriteOptions::component(KUBELET))
             .map_or_else(|e| panic!("{}", e.message), drop);
         let id = Id::new("", "nodes", "", &node.name);
         self.amend(&id, true, KUBELET, |node| {
             set_condition(node, "Ready", true, "KubeletReady", "kubelet is posting ready status");
-            // Its pods are processes of this machine.
+            // Pods are processes of this machine.
             node["status"]["addresses"] = json!([{"type": "InternalIP", "address": "127.0.0.1"}]);
         });
         self.node.lost.retain(|lost| *lost != node.name);
@@ -113,7 +115,7 @@ impl State {
         self.node.kubelets.insert(node.to_owned(), kubelet.to_owned());
     }
 
-    /// The machine is off: its processes end and nobody tells.
+    /// Switches the machine off: its processes end, and no status is reported.
     pub(in super::super) fn lose_node(&mut self, name: &str) {
         self.switch_off(name);
         self.amend(&Id::new("", "nodes", "", name), true, "node-controller", |node| {
@@ -133,7 +135,7 @@ impl State {
         }
     }
 
-    /// The cloud says that the machine is no more.
+    /// Removes the node, as a cloud provider does after deleting the machine.
     pub(in super::super) fn remove_node(&mut self, name: &str) {
         self.switch_off(name);
         self.node.nodes.remove(name);
@@ -170,11 +172,11 @@ fn schedule(state: &mut State, pod: &Arc<Value>) {
         }
         return;
     }
-    // plugins/schedulinggates: a pod with a gate is in no queue.
+    // plugins/schedulinggates: a pod with a gate is not queued.
     if !list(pod, "/spec/schedulingGates").is_empty() {
         return;
     }
-    match place(state, pod) {
+    match select_node_for(state, pod) {
         Ok(node) => {
             state.amend(&id, false, "kube-scheduler", |pod| pod["spec"]["nodeName"] = node.into());
             state.amend(&id, true, KUBELET, |pod| {
@@ -186,13 +188,13 @@ fn schedule(state: &mut State, pod: &Arc<Value>) {
             state.amend(&id, true, "kube-scheduler", |pod| {
                 set_condition(pod, "PodScheduled", false, "Unschedulable", &why);
             });
-            state.tell(pod, true, "FailedScheduling", &why);
+            state.record_event(pod, true, "FailedScheduling", &why);
         }
     }
 }
 
-/// The node for a pod, or why there is none (pkg/scheduler/framework/plugins).
-fn place(state: &mut State, pod: &Value) -> Result<String, String> {
+/// Selects a node for a pod, or returns the reason why none fits (pkg/scheduler/framework/plugins).
+fn select_node_for(state: &mut State, pod: &Value) -> Result<String, String> {
     let (namespace, uid) = (meta(pod, "namespace"), meta(pod, "uid"));
     let mut nodes: Vec<_> =
         state.node.nodes.values().filter(|node| !state.node.is_lost(&node.name)).cloned().collect();
@@ -241,7 +243,7 @@ fn place(state: &mut State, pod: &Value) -> Result<String, String> {
             node.labels.iter().any(|(own, label)| own == name && value == label.as_str())
         });
         let object = state.get(&Id::new("", "nodes", "", &node.name));
-        labelled && object.is_some_and(|object| is_near(pod, object))
+        labelled && object.is_some_and(|object| matches_affinity(pod, object))
     };
     let Some(node) = nodes.iter().find(fits) else {
         return Err(format!(
@@ -257,8 +259,9 @@ fn place(state: &mut State, pod: &Value) -> Result<String, String> {
     Ok(node.name.clone())
 }
 
-/// Required node affinity (component-helpers scheduling/corev1/nodeaffinity). `Gt` and `Lt` are not faked, and match no node.
-fn is_near(pod: &Value, node: &Value) -> bool {
+/// Matches required node affinity (component-helpers scheduling/corev1/nodeaffinity). `Gt` and `Lt` are not
+/// simulated and match no node.
+fn matches_affinity(pod: &Value, node: &Value) -> bool {
     let required = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution";
     if pod.pointer(required).is_none() {
         return true;
@@ -284,7 +287,7 @@ fn is_near(pod: &Value, node: &Value) -> bool {
     })
 }
 
-/// podgc, gcOrphaned: the node is no more, so neither is what ran there.
+/// podgc, gcOrphaned: deletes a pod whose node no longer exists.
 fn collect(state: &mut State, pod: &Arc<Value>) {
     let id = id_of(PODS, pod);
     if !ended(pod) {
@@ -294,10 +297,10 @@ fn collect(state: &mut State, pod: &Arc<Value>) {
             pod["status"]["phase"] = "Failed".into();
         });
     }
-    gone(state, pod);
+    finish_deletion(state, pod);
 }
 
-/// The node controller deletes pods of a node that is lost; they end when somebody can say so.
+/// The node controller deletes the pods of a lost node. They end only when a kubelet can report it.
 fn evict(state: &mut State, pod: &Arc<Value>) {
     if ended(pod) || deleting(pod) || !state.timers.due(meta(pod, "uid"), "evict", state.timing.eviction) {
         return;
@@ -312,9 +315,9 @@ fn evict(state: &mut State, pod: &Arc<Value>) {
     }
 }
 
-/// The kubelet is done with a pod that is being deleted: its volumes first (pkg/kubelet/status, PodCouldHaveRunningContainers
-/// and volumes that are mounted).
-fn gone(state: &mut State, pod: &Value) {
+/// Completes the deletion of a pod. The kubelet releases its volumes first (pkg/kubelet/status,
+/// PodCouldHaveRunningContainers and mounted volumes).
+fn finish_deletion(state: &mut State, pod: &Value) {
     mounts::tear_down(state, meta(pod, "uid"));
     if let Some(kind) = state.kind_of("", "pods") {
         let _ = state.delete(&kind, &id_of(PODS, pod), &DeleteOptions::now(meta(pod, "uid")));
@@ -324,9 +327,9 @@ fn gone(state: &mut State, pod: &Value) {
 fn run(state: &mut State, pod: &Arc<Value>) {
     let (id, uid) = (id_of(PODS, pod), meta(pod, "uid").to_owned());
     if ended(pod) {
-        // A grace period that still runs is cut short: nothing is left to be stopped.
+        // Nothing is left to stop, so the rest of the grace period is skipped.
         if deleting(pod) && pod["metadata"]["deletionGracePeriodSeconds"] != 0 {
-            gone(state, pod);
+            finish_deletion(state, pod);
         }
         return;
     }
@@ -335,23 +338,23 @@ fn run(state: &mut State, pod: &Arc<Value>) {
             let grace = pod["metadata"]["deletionGracePeriodSeconds"].as_u64().unwrap_or(0);
             let grace = state.timing.second * u32::try_from(grace).unwrap_or(u32::MAX);
             let over = state.timers.due(&uid, "grace", grace);
-            let _ = kill.send(if over { container::Kill::Now } else { container::Kill::Ask });
+            let _ = kill.send(if over { container::Kill::Now } else { container::Kill::Terminate });
         }
         return;
     }
     if deleting(pod) {
         state.amend(&id, true, KUBELET, |pod| pod["status"]["phase"] = "Failed".into());
-        return gone(state, pod);
+        return finish_deletion(state, pod);
     }
     let Some(container) = list(pod, "/spec/containers").first().cloned() else { return };
     let Some(node) = state.node.nodes.get(text(pod, "/spec/nodeName")).cloned() else { return };
-    let laid = match mounts::lay(state, pod, &container) {
-        Ok(laid) => laid,
+    let layout = match mounts::lay_out(state, pod, &container) {
+        Ok(layout) => layout,
         Err(why) => {
-            // Tried again for ever; nothing but the event says why (facts/kubernetes.md, 1).
+            // The kubelet retries without limit; only the event has the reason (facts/kubernetes.md, 1).
             state.amend(&id, true, KUBELET, |pod| waiting(pod, "ContainerCreating", ""));
             state.timers.due(&uid, "mount", state.timing.second);
-            return state.tell(pod, true, "FailedMount", &why);
+            return state.record_event(pod, true, "FailedMount", &why);
         }
     };
     let image = text(&container, "/image");
@@ -363,7 +366,7 @@ fn run(state: &mut State, pod: &Arc<Value>) {
             ("ErrImagePull", format!("failed to pull and unpack image \"{image}\": not found"))
         };
         state.amend(&id, true, KUBELET, |pod| waiting(pod, reason, &message));
-        return state.tell(pod, true, "Failed", &format!("Failed to pull image \"{image}\""));
+        return state.record_event(pod, true, "Failed", &format!("Failed to pull image \"{image}\""));
     }
     if !state.timers.due(&uid, "start", state.timing.start) {
         return;
@@ -380,10 +383,13 @@ fn run(state: &mut State, pod: &Arc<Value>) {
             set_condition(pod, condition, true, "", "");
         }
     });
-    state.node.orders.push(container::Order::new(&node, id, uid, &container, &laid, log, killed));
+    state
+        .node
+        .start_requests
+        .push(container::StartRequest::new(&node, id, uid, &container, &layout, log, killed));
 }
 
-/// The container waits for a reason.
+/// Sets the container to waiting, with a reason.
 fn waiting(pod: &mut Value, reason: &str, message: &str) {
     let mut waiting = json!({"reason": reason});
     if !message.is_empty() {
@@ -400,7 +406,7 @@ fn container_state(pod: &mut Value, ready: bool, state: Value) {
     }]);
 }
 
-/// A container has ended. Of a node that is lost nobody hears.
+/// Records the end of a container. A lost node reports nothing.
 fn exited(state: &mut State, id: &Id, uid: &str, exit: &container::Exit) {
     state.node.started.remove(uid);
     mounts::tear_down(state, uid);

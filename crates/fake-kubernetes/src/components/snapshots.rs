@@ -1,5 +1,6 @@
-//! snapshot-controller and csi-snapshotter (external-snapshotter pkg/common-controller/snapshot_controller.go,
-//! pkg/sidecar-controller/snapshot_controller.go; facts/kubernetes.md, 1 and 2.5).
+//! snapshot-controller and csi-snapshotter (external-snapshotter
+//! pkg/common-controller/snapshot_controller.go, pkg/sidecar-controller/snapshot_controller.go;
+//! facts/kubernetes.md, 1 and 2.5).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::super::kind::Id;
 use super::super::object::{deleting, has_finalizer, meta, metadata, now, set_finalizer, text};
 use super::super::rules::bytes;
 use super::super::store::State;
-use super::super::write::{DeleteOptions, How};
+use super::super::write::{DeleteOptions, WriteOptions};
 use super::driver::{DRIVER, SnapshotFate};
 use super::{id_of, volumes};
 
@@ -54,7 +55,7 @@ fn sync(state: &mut State, snapshot: &Arc<Value>) {
             set_finalizer(snapshot, BOUND, true);
         }
     });
-    // What is ready is not looked at again: it says so even when the storage has lost it.
+    // A ready snapshot is not checked again. It reports ready even if the storage has lost it.
     if snapshot["status"]["readyToUse"] == true {
         return;
     }
@@ -73,7 +74,7 @@ fn sync(state: &mut State, snapshot: &Arc<Value>) {
     }
 }
 
-/// The content that a snapshot names, or that is made for it under a name of its own.
+/// Returns the content that a snapshot names, or the one created for it under a generated name.
 fn content_of(state: &State, snapshot: &Value) -> Option<Arc<Value>> {
     let dynamic = format!("snapcontent-{}", meta(snapshot, "uid"));
     let name = snapshot
@@ -83,7 +84,7 @@ fn content_of(state: &State, snapshot: &Value) -> Option<Arc<Value>> {
     state.get(&Id::new(GROUP, "volumesnapshotcontents", "", name)).cloned()
 }
 
-/// Binds a content that was there before; one that is meant for another snapshot is an error.
+/// Binds an existing content. It is an error if the content belongs to another snapshot.
 fn bind(state: &mut State, snapshot: &Value, content: &Value) -> bool {
     let reference = &content["spec"]["volumeSnapshotRef"];
     let uid = text(reference, "/uid");
@@ -142,7 +143,7 @@ fn make_content(state: &mut State, snapshot: &Value, claim: &str) -> Result<(), 
         }
     });
     let kind = state.kind_of(CONTENTS.0, CONTENTS.1).ok_or("the kind is not served")?;
-    state.create(&kind, "", object, &How::component(CONTROLLER)).map(|_| ()).map_err(|e| e.message)
+    state.create(&kind, "", object, &WriteOptions::component(CONTROLLER)).map(|_| ()).map_err(|e| e.message)
 }
 
 fn class(state: &State, snapshot: &Value) -> Result<Arc<Value>, String> {
@@ -161,23 +162,23 @@ fn class(state: &State, snapshot: &Value) -> Result<Arc<Value>, String> {
     })
 }
 
-/// Tells in the snapshot what its content says.
+/// Copies the status of the content to the snapshot.
 fn report(state: &mut State, id: &Id, content: &Value) {
     let mut status = json!({"boundVolumeSnapshotContentName": meta(content, "name")});
-    let told = &content["status"];
-    status["readyToUse"] = (told["readyToUse"] == true).into();
-    if let Some(size) = told["restoreSize"].as_u64() {
+    let reported = &content["status"];
+    status["readyToUse"] = (reported["readyToUse"] == true).into();
+    if let Some(size) = reported["restoreSize"].as_u64() {
         status["restoreSize"] = quantity(size).into();
     }
-    if let Some(nanos) = told["creationTime"].as_i64() {
+    if let Some(nanos) = reported["creationTime"].as_i64() {
         let time = DateTime::<Utc>::from_timestamp_nanos(nanos);
         status["creationTime"] = time.to_rfc3339_opts(SecondsFormat::Secs, true).into();
     }
-    if told["error"].is_object() && told["readyToUse"] != true {
-        status["error"] = told["error"].clone();
+    if reported["error"].is_object() && reported["readyToUse"] != true {
+        status["error"] = reported["error"].clone();
     }
-    if !told.is_object() {
-        // Not begun: bound, and nothing more is known.
+    if !reported.is_object() {
+        // Not started: the snapshot is bound, and nothing else is known.
         status["readyToUse"] = false.into();
     }
     state.amend(id, true, CONTROLLER, |snapshot| snapshot["status"] = status);
@@ -192,7 +193,7 @@ fn fail(state: &mut State, id: &Id, message: &str) {
     });
 }
 
-/// `1Gi` rather than bytes, where it comes out even, as the canonical form of a quantity.
+/// Formats a size in the canonical form of a quantity: `1Gi` instead of bytes, if it is a multiple.
 fn quantity(size: u64) -> String {
     for (unit, shift) in [("Gi", 30), ("Mi", 20), ("Ki", 10)] {
         if size > 0 && size.is_multiple_of(1 << shift) {
@@ -202,7 +203,7 @@ fn quantity(size: u64) -> String {
     size.to_string()
 }
 
-/// processSnapshotWithDeletionTimestamp: the content goes first, where its policy says so.
+/// processSnapshotWithDeletionTimestamp: deletes the content first if its policy requires it.
 fn end(state: &mut State, id: &Id, snapshot: &Value, content: Option<&Value>) {
     let content =
         content.filter(|content| text(content, "/spec/volumeSnapshotRef/uid") == meta(snapshot, "uid"));
@@ -213,7 +214,7 @@ fn end(state: &mut State, id: &Id, snapshot: &Value, content: Option<&Value>) {
             && source["name"] == id.name
     });
     if content.is_some() && restoring {
-        return state.tell(
+        return state.record_event(
             snapshot,
             true,
             "SnapshotDeletePending",
@@ -242,7 +243,7 @@ fn end(state: &mut State, id: &Id, snapshot: &Value, content: Option<&Value>) {
     });
 }
 
-/// Claims are held while a snapshot is being made of them, and no longer (checkandRemovePVCFinalizer).
+/// Releases claims once no snapshot of them is being taken (checkandRemovePVCFinalizer).
 fn free_claims(state: &mut State) {
     let held: Vec<_> = state
         .all("", "persistentvolumeclaims", "")
@@ -285,7 +286,7 @@ fn sync_content(state: &mut State, content: &Arc<Value>) {
             state.amend(&id, false, SIDECAR, |content| set_finalizer(content, CONTENT_BOUND, false));
             return;
         }
-        // Asked for, and not answered: it asks on until it knows.
+        // The request has no response yet: it is repeated until the result is known.
         if annotated(BEING_CREATED) {
             take(state, &id, content);
         }
@@ -303,7 +304,7 @@ fn sync_content(state: &mut State, content: &Arc<Value>) {
     }
 }
 
-/// A snapshot that the storage has already.
+/// Reports the status of a snapshot that already exists in the storage.
 fn imported(state: &mut State, id: &Id, handle: &str) {
     let status = match state.driver.snapshot(handle) {
         Some(stored) => json!({
@@ -323,21 +324,22 @@ fn imported(state: &mut State, id: &Id, handle: &str) {
     state.amend(id, true, SIDECAR, |content| content["status"] = status);
 }
 
-/// An error with the time when it was first told: a repetition is no change.
+/// Returns an error with the time of its first occurrence, so that a repetition is not a change.
 fn error(state: &State, id: &Id, message: String) -> Value {
     let before = state.get(id).map(|content| content["status"]["error"].clone()).unwrap_or_default();
     if before["message"] == message { before } else { json!({"message": message, "time": now()}) }
 }
 
-/// Pause before a driver that has refused is asked again. The sidecar's is a second and doubles (external-snapshotter,
-/// `retry-interval-start`); none at all would keep the other components from ever coming to rest.
+/// Pause before the next request to a driver that refused one. The sidecar starts with one second and doubles
+/// it (external-snapshotter, `retry-interval-start`). Without a pause, the other components would never
+/// settle.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Asks the driver for a snapshot of a volume.
+/// Requests a snapshot of a volume from the driver.
 fn take(state: &mut State, id: &Id, content: &Value) {
     let uid = meta(content, "uid").to_owned();
     if content["status"].get("snapshotHandle").is_some() {
-        // Cut; it becomes ready when it is uploaded.
+        // The snapshot is cut. It becomes ready once it is uploaded.
         let fate = state.driver.fate(&uid).clone();
         if let Some(SnapshotFate::Uploads(wait)) = fate
             && !state.timers.due(&uid, "upload", wait)
@@ -390,7 +392,7 @@ fn take(state: &mut State, id: &Id, content: &Value) {
     }
 }
 
-/// A final answer of the driver: told, and tried again.
+/// Records a final error of the driver and schedules the next attempt.
 fn refuse(state: &mut State, id: &Id, uid: &str, message: String) {
     set_being_created(state, id, false);
     let error = error(state, id, message);
@@ -402,7 +404,8 @@ fn refuse(state: &mut State, id: &Id, uid: &str, message: String) {
     state.timers.due(uid, "retry", RETRY);
 }
 
-/// While the driver has not answered, nobody can say whether there is a snapshot: the content must not go.
+/// Marks a content whose snapshot request has no response. The snapshot might exist, so the content must not
+/// be deleted.
 fn set_being_created(state: &mut State, id: &Id, being: bool) {
     state.amend(id, false, SIDECAR, |content| {
         let annotations = metadata(content).entry("annotations").or_insert_with(|| json!({}));

@@ -1,5 +1,5 @@
-//! Claims and volumes: provisioning, binding, protection, attachment, reclaim (pkg/controller/volume, external-provisioner;
-//! facts/kubernetes.md, 1 and 2.5).
+//! Claims and volumes: provisioning, binding, protection, attachment, reclaim (pkg/controller/volume,
+//! external-provisioner; facts/kubernetes.md, 1 and 2.5).
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::super::kind::Id;
 use super::super::object::{deleting, has_finalizer, list, meta, metadata, set_finalizer, text};
 use super::super::rules::bytes;
 use super::super::store::State;
-use super::super::write::{DeleteOptions, How};
+use super::super::write::{DeleteOptions, WriteOptions};
 use super::driver::DRIVER;
 use super::id_of;
 
@@ -19,7 +19,7 @@ const CLAIMS: (&str, &str) = ("", "persistentvolumeclaims");
 const VOLUMES: (&str, &str) = ("", "persistentvolumes");
 const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
 const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
-/// Where a claim that waits for its first consumer is to be.
+/// Annotation with the node of a claim that waits for its first consumer.
 pub(super) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 pub(super) fn step(state: &mut State) {
@@ -38,7 +38,7 @@ pub(super) fn step(state: &mut State) {
     detach(state);
 }
 
-/// A claim stays as long as a pod that is on a node names it, whether the pod has ended or not
+/// Keeps a claim while a scheduled pod refers to it, even if the pod has ended
 /// (pkg/controller/volume/pvcprotection/pvc_protection_controller.go).
 fn protect(state: &mut State, claim: &Value) {
     let used = state.all("", "pods", meta(claim, "namespace")).any(|pod| {
@@ -51,7 +51,7 @@ fn protect(state: &mut State, claim: &Value) {
     }
 }
 
-/// Names of the claims that a pod mounts.
+/// Returns the names of the claims that a pod mounts.
 pub(super) fn claims_of(pod: &Value) -> impl Iterator<Item = &str> {
     list(pod, "/spec/volumes")
         .iter()
@@ -68,16 +68,16 @@ fn provision(state: &mut State, claim: &Arc<Value>) {
         } else {
             ("ProvisioningFailed", format!("storageclass.storage.k8s.io \"{name}\" not found"))
         };
-        return state.tell(claim, reason != "FailedBinding", reason, &note);
+        return state.record_event(claim, reason != "FailedBinding", reason, &note);
     };
     let waits = text(&class, "/volumeBindingMode") == "WaitForFirstConsumer";
     if waits && claim["metadata"]["annotations"].get(SELECTED_NODE).is_none() {
         let note = "waiting for first consumer to be created before binding";
-        return state.tell(claim, false, "WaitForFirstConsumer", note);
+        return state.record_event(claim, false, "WaitForFirstConsumer", note);
     }
     if text(&class, "/provisioner") != DRIVER {
         let note = "Waiting for a volume to be created either by the external provisioner or manually";
-        return state.tell(claim, false, "ExternalProvisioning", note);
+        return state.record_event(claim, false, "ExternalProvisioning", note);
     }
     if !state.timers.due(&uid, "bind", state.timing.bind) {
         return;
@@ -87,11 +87,11 @@ fn provision(state: &mut State, claim: &Arc<Value>) {
     let handle = match made {
         Ok(handle) => handle,
         Err(why) => {
-            // The provisioner tries again for ever.
+            // The provisioner retries without limit.
             state.timers.reset(&uid, "bind");
             state.timers.due(&uid, "bind", state.timing.bind);
             let note = format!("failed to provision volume with StorageClass \"{name}\": {why}");
-            return state.tell(claim, true, "ProvisioningFailed", &note);
+            return state.record_event(claim, true, "ProvisioningFailed", &note);
         }
     };
     let volume = format!("pvc-{uid}");
@@ -113,8 +113,8 @@ fn provision(state: &mut State, claim: &Arc<Value>) {
         },
     });
     let Some(kind) = state.kind_of(VOLUMES.0, VOLUMES.1) else { return };
-    if let Err(refusal) = state.create(&kind, "", object, &How::component(PROVISIONER)) {
-        return state.tell(claim, true, "ProvisioningFailed", &refusal.message);
+    if let Err(refusal) = state.create(&kind, "", object, &WriteOptions::component(PROVISIONER)) {
+        return state.record_event(claim, true, "ProvisioningFailed", &refusal.message);
     }
     let volume_id = Id::new(VOLUMES.0, VOLUMES.1, "", &volume);
     state.amend(&volume_id, true, MANAGER, |volume| volume["status"] = json!({"phase": "Bound"}));
@@ -132,7 +132,7 @@ fn provision(state: &mut State, claim: &Arc<Value>) {
     });
 }
 
-/// The handle of the snapshot that a claim is to be filled from.
+/// Returns the handle of the snapshot that is the source of a claim.
 fn source(state: &State, claim: &Value, size: &str) -> Result<Option<String>, String> {
     let source = &claim["spec"]["dataSource"];
     if !source.is_object() {
@@ -155,7 +155,7 @@ fn source(state: &State, claim: &Value, size: &str) -> Result<Option<String>, St
     }
     let content = text(snapshot, "/status/boundVolumeSnapshotContentName");
     let content = state.get(&Id::new(GROUP, "volumesnapshotcontents", "", content));
-    let content = content.ok_or("the snapshot content is not there")?;
+    let content = content.ok_or("the snapshot content does not exist")?;
     let least = bytes(text(snapshot, "/status/restoreSize")).unwrap_or(0);
     if bytes(size).unwrap_or(0) < least {
         return Err(format!(
@@ -203,7 +203,7 @@ pub(super) fn attach(state: &mut State, volume: &str, node: &str) {
         "apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": name},
         "spec": {"attacher": DRIVER, "nodeName": node, "source": {"persistentVolumeName": volume}},
     });
-    if state.create(&kind, "", object, &How::component(MANAGER)).is_ok() {
+    if state.create(&kind, "", object, &WriteOptions::component(MANAGER)).is_ok() {
         state.amend(&id, true, "csi-attacher", |object| object["status"] = json!({"attached": true}));
     }
 }
@@ -212,14 +212,15 @@ fn attachment(volume: &str, node: &str) -> String {
     format!("csi-{volume}-{node}")
 }
 
-/// Whether a volume is attached to any node.
+/// Reports whether a volume is attached to any node.
 pub(super) fn attached(state: &State, volume: &str) -> bool {
     let mut all = state.all("storage.k8s.io", "volumeattachments", "");
     all.any(|attachment| text(attachment, "/spec/source/persistentVolumeName") == volume)
 }
 
-/// Detaches what no pod on the node uses any more. A node that is lost keeps what it has until it is removed: nobody can say
-/// that it writes no more (pkg/controller/volume/attachdetach, maxWaitForUnmountDuration is not faked).
+/// Detaches volumes that no pod on the node uses. A lost node keeps its volumes until it is removed, because
+/// it might still write to them (pkg/controller/volume/attachdetach; maxWaitForUnmountDuration is not
+/// simulated).
 fn detach(state: &mut State) {
     let attachments: Vec<_> = state.all("storage.k8s.io", "volumeattachments", "").cloned().collect();
     for object in attachments {
@@ -257,7 +258,7 @@ fn detach(state: &mut State) {
     }
 }
 
-/// Notes on which node a claim is wanted.
+/// Records the node on which a claim is wanted.
 pub(super) fn select_node(state: &mut State, claim: &Value, node: &str) {
     state.amend(&id_of(CLAIMS, claim), false, "kube-scheduler", |claim| {
         metadata(claim).entry("annotations").or_insert_with(|| json!({}))[SELECTED_NODE] = node.into();

@@ -1,5 +1,5 @@
-//! Values against a schema (kube-openapi pkg/validation/validate, apiextensions-apiserver
-//! pkg/apiserver/validation/validation.go for the words).
+//! Validation of values against a schema (kube-openapi pkg/validation/validate; the messages are from
+//! apiextensions-apiserver pkg/apiserver/validation/validation.go).
 
 use std::collections::BTreeSet;
 
@@ -51,8 +51,8 @@ fn string(text: &str, schema: &Value, at: &str, causes: &mut Vec<Cause>) {
     let shown = Value::from(text);
     let length = text.chars().count() as u64;
     if let Some(most) = schema["maxLength"].as_u64().filter(|most| length > *most) {
-        let told = format!("Too long: may not be more than {most} bytes");
-        causes.push(Cause::new("FieldValueTooLong", at, told));
+        let message = format!("Too long: may not be more than {most} bytes");
+        causes.push(Cause::new("FieldValueTooLong", at, message));
     }
     if let Some(least) = schema["minLength"].as_u64().filter(|least| length < *least) {
         causes.push(Cause::invalid(
@@ -100,23 +100,23 @@ fn number(value: &Value, schema: &Value, at: &str, causes: &mut Vec<Cause>) {
         _ => None,
     };
     if range.is_some_and(|(least, most)| number < least || number > most) {
-        let told = format!(
+        let message = format!(
             "{at} in body must be of type {}: {value}",
             schema["format"].as_str().unwrap_or_default()
         );
-        causes.push(Cause::invalid(at, value, &told));
+        causes.push(Cause::invalid(at, value, &message));
     }
 }
 
 fn list(items: &[Value], of: &Value, at: &str, causes: &mut Vec<Cause>) {
     let count = items.len() as u64;
     if let Some(most) = of["maxItems"].as_u64().filter(|most| count > *most) {
-        let told = format!("Too many: {count}: must have at most {most} items");
-        causes.push(Cause::new("FieldValueTooMany", at, told));
+        let message = format!("Too many: {count}: must have at most {most} items");
+        causes.push(Cause::new("FieldValueTooMany", at, message));
     }
     if let Some(least) = of["minItems"].as_u64().filter(|least| count < *least) {
-        let told = format!("{at} in body should have at least {least} items");
-        causes.push(Cause::invalid(at, &count.into(), &told));
+        let message = format!("{at} in body should have at least {least} items");
+        causes.push(Cause::invalid(at, &count.into(), &message));
     }
     let keys = of["x-kubernetes-list-map-keys"].as_array();
     let mut seen = BTreeSet::new();
@@ -148,12 +148,12 @@ fn object(value: &Value, of: &Value, path: &str, causes: &mut Vec<Cause>) {
     }
     let count = fields.len() as u64;
     if let Some(most) = of["maxProperties"].as_u64().filter(|most| count > *most) {
-        let told = format!("Too many: {count}: must have at most {most} items");
-        causes.push(Cause::new("FieldValueTooMany", path, told));
+        let message = format!("Too many: {count}: must have at most {most} items");
+        causes.push(Cause::new("FieldValueTooMany", path, message));
     }
     if let Some(least) = of["minProperties"].as_u64().filter(|least| count < *least) {
-        let told = format!("{path} in body should have at least {least} properties");
-        causes.push(Cause::invalid(path, &count.into(), &told));
+        let message = format!("{path} in body should have at least {least} properties");
+        causes.push(Cause::invalid(path, &count.into(), &message));
     }
     for (name, child) in fields {
         let known = of["properties"].get(name).or_else(|| of.get("additionalProperties"));
@@ -182,8 +182,8 @@ fn junctors(value: &Value, of: &Value, at: &str, causes: &mut Vec<Cause>) {
         ));
     }
     if parts("oneOf").is_some_and(|parts| parts.iter().filter(|part| holds(part)).count() != 1) {
-        let told = format!("{at} in body must validate one and only one schema (oneOf)");
-        causes.push(Cause::invalid(at, &shown, &told));
+        let message = format!("{at} in body must validate one and only one schema (oneOf)");
+        causes.push(Cause::invalid(at, &shown, &message));
     }
     if of.get("not").is_some_and(holds) {
         causes.push(Cause::invalid(at, &shown, &format!("{at} in body must not validate the schema (not)")));

@@ -1,8 +1,8 @@
-//! ResourceQuota and ServiceAccount on creation (apiserver pkg/admission/plugin/resourcequota/controller.go,
-//! plugin/pkg/admission/serviceaccount/admission.go).
+//! ResourceQuota and ServiceAccount admission on creation (apiserver
+//! pkg/admission/plugin/resourcequota/controller.go, plugin/pkg/admission/serviceaccount/admission.go).
 //!
-//! Counts of objects (`count/<plural>.<group>`, and the old names of the core kinds) and `requests.storage` are kept; other
-//! resources are not.
+//! Enforces counts of objects (`count/<plural>.<group>`, and the old names of the core kinds) and
+//! `requests.storage`; other resources are not limited.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use super::super::status::Refusal;
 use super::super::store::State;
 use super::claim;
 
-/// A pod's account must be there. `default` is, in every namespace.
+/// Checks that the service account of a pod exists. `default` exists in every namespace.
 pub(super) fn account(state: &State, kind: &Kind, namespace: &str, pod: &Value) -> Result<(), Refusal> {
     let name = text(pod, "/spec/serviceAccountName");
     if matches!(name, "" | "default") || state.get(&Id::new("", "serviceaccounts", namespace, name)).is_some()
@@ -26,8 +26,8 @@ pub(super) fn account(state: &State, kind: &Kind, namespace: &str, pod: &Value) 
     Err(Refusal::forbidden(kind, meta(pod, "name"), &why))
 }
 
-/// Refuses an object that exceeds a quota, or that a quota limits but does not count yet. A quota limits nothing before its
-/// controller has copied the limits into its status.
+/// Refuses an object that exceeds a quota, or that a quota limits but does not count yet. A quota limits
+/// nothing until its controller has copied the limits into its status.
 pub(super) fn quota(state: &State, kind: &Kind, namespace: &str, object: &Value) -> Result<(), Refusal> {
     if !kind.namespaced {
         return Ok(());
@@ -55,11 +55,11 @@ pub(super) fn quota(state: &State, kind: &Kind, namespace: &str, object: &Value)
     Ok(())
 }
 
-/// What one object uses of each resource.
+/// Returns the usage of one object, by resource.
 fn costs(kind: &Kind, object: &Value) -> BTreeMap<String, u64> {
     let mut costs = BTreeMap::from([(format!("count/{}", kind.qualified()), 1)]);
     if kind.group.is_empty() {
-        // A pod that is done counts no more.
+        // A pod that has ended no longer counts.
         let done = matches!(text(object, "/status/phase"), "Succeeded" | "Failed");
         if !(kind.plural == "pods" && done) {
             costs.insert(kind.plural.clone(), 1);
@@ -72,7 +72,7 @@ fn costs(kind: &Kind, object: &Value) -> BTreeMap<String, u64> {
     costs
 }
 
-/// What a namespace uses of a resource.
+/// Returns the usage of a resource in a namespace.
 pub(in super::super) fn usage(state: &State, namespace: &str, resource: &str) -> u64 {
     let used = state.kinds.iter().filter(|kind| kind.namespaced).flat_map(|kind| {
         let objects = state.all(&kind.group, &kind.plural, namespace);

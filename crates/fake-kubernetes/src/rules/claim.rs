@@ -1,5 +1,5 @@
-//! PersistentVolumeClaims (pkg/apis/core/v1/defaults.go, pkg/api/persistentvolumeclaim/util.go, core/validation/validation.go;
-//! facts/kubernetes.md, 1).
+//! PersistentVolumeClaims (pkg/apis/core/v1/defaults.go, pkg/api/persistentvolumeclaim/util.go,
+//! core/validation/validation.go; facts/kubernetes.md, 1).
 
 use serde_json::{Value, json};
 
@@ -31,8 +31,8 @@ pub(super) fn default(state: &State, object: &mut Value) {
     }
     set_finalizer(object, PROTECTION, true);
     let Some(spec) = object["spec"].as_object_mut() else { return };
-    // A source in another namespace needs the gate CrossNamespaceVolumeDataSource, which is off: it is dropped without a word,
-    // and the volume is empty.
+    // A source in another namespace needs the feature gate CrossNamespaceVolumeDataSource, which is off. It
+    // is dropped silently, and the volume is empty.
     if spec
         .get("dataSourceRef")
         .is_some_and(|source| source["namespace"].as_str().is_some_and(|n| !n.is_empty()))
@@ -78,7 +78,7 @@ pub(super) fn validate(_: &State, object: &Value, old: Option<&Value>, causes: &
             fields.remove("volumeAttributesClassName");
         }
     }
-    // Binding names the volume, once.
+    // Binding sets the volume name, once.
     if before.get("volumeName").is_none_or(|name| name == "") {
         for spec in [&mut before, &mut after] {
             spec.as_object_mut().map(|fields| fields.remove("volumeName"));
@@ -100,7 +100,7 @@ pub(super) fn validate(_: &State, object: &Value, old: Option<&Value>, causes: &
     }
 }
 
-/// A quantity in whole bytes (apimachinery pkg/api/resource/quantity.go), without exponents.
+/// Parses a quantity in whole bytes (apimachinery pkg/api/resource/quantity.go), without exponents.
 pub(in super::super) fn bytes(quantity: &str) -> Option<u64> {
     let digits = quantity.find(|sign: char| !sign.is_ascii_digit()).unwrap_or(quantity.len());
     let (number, unit) = quantity.split_at(digits);

@@ -1,11 +1,12 @@
-//! Events and leases (pkg/apis/core/validation/events.go, pkg/apis/coordination/validation/validation.go).
+//! Validation of events and leases (pkg/apis/core/validation/events.go,
+//! pkg/apis/coordination/validation/validation.go).
 
 use serde_json::Value;
 
 use super::super::status::Cause;
 use super::text;
 
-/// Most bytes of a note.
+/// Maximum size of a note, in bytes.
 const MAX_NOTE: usize = 1024;
 
 pub(super) fn validate(object: &Value, causes: &mut Vec<Cause>) {

@@ -1,5 +1,5 @@
-//! Jobs (pkg/apis/batch/v1/defaults.go, pkg/registry/batch/job/strategy.go, pkg/apis/batch/validation/validation.go;
-//! facts/kubernetes.md, 1 and 2.4).
+//! Jobs (pkg/apis/batch/v1/defaults.go, pkg/registry/batch/job/strategy.go,
+//! pkg/apis/batch/validation/validation.go; facts/kubernetes.md, 1 and 2.4).
 
 use serde_json::{Value, json};
 
@@ -133,7 +133,7 @@ fn immutable(object: &Value, old: &Value, causes: &mut Vec<Cause>) {
             ));
         }
     }
-    // Scheduling directives of a suspended job that never ran can change (validateJobPodTemplateUpdate).
+    // The scheduling directives of a suspended job that never ran can change (validateJobPodTemplateUpdate).
     let mut before = old["spec"]["template"].clone();
     let mut after = object["spec"]["template"].clone();
     if old["spec"]["suspend"] == true && old["status"].get("startTime").is_none() {

@@ -1,8 +1,9 @@
 //! MutatingAdmissionPolicy on creation (apiserver pkg/admission/plugin/policy/mutating).
 //!
-//! Conditions are evaluated as CEL. An `applyConfiguration` is an object initializer of literals (patch/smd.go): it is parsed as CEL and
-//! merged by the rules of server-side apply, and no manager owns what it sets. Everything else is refused as a failure of this server:
-//! other patches, parameters, variables, selectors, and policies for updates.
+//! Conditions are evaluated as CEL. An `applyConfiguration` must be an object initializer of literals
+//! (patch/smd.go). It is parsed as CEL and merged by the rules of server-side apply, without an owner for its
+//! fields. Everything else fails with an error: other patches, parameters, variables, selectors, and policies
+//! for updates.
 
 use kube::core::cel::KubeCelExt as _;
 use kube::core::cel::cel::common::ast::{EntryExpr, Expr, IdedEntryExpr, LiteralValue};
@@ -19,7 +20,7 @@ use super::super::store::State;
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
-/// Changes a new object as the policies say that have a binding.
+/// Changes a new object by all policies that have a binding.
 pub(in super::super) fn mutate(state: &State, kind: &Kind, object: &mut Value) -> Result<(), Refusal> {
     for policy in state.all(GROUP, "mutatingadmissionpolicies", "") {
         let bindings = state.all(GROUP, "mutatingadmissionpolicybindings", "");
@@ -51,7 +52,7 @@ fn is_for(policy: &Value, kind: &Kind) -> bool {
 fn changed(policy: &Value, kind: &Kind, object: &Value) -> Result<Value, String> {
     for unknown in ["paramKind", "variables"] {
         if !policy["spec"][unknown].is_null() {
-            return Err(format!("{unknown} is not faked"));
+            return Err(format!("{unknown} is not simulated"));
         }
     }
     for condition in list(policy, "/spec/matchConditions") {
@@ -80,7 +81,8 @@ fn holds(expression: &str, object: &Value) -> Result<bool, String> {
     }
 }
 
-/// Reads an initializer. The type of each object is the path of its field (smd.go, CheckTypeNamesMatchFieldPathNames).
+/// Parses an initializer. The type of each object is the path of its field (smd.go,
+/// CheckTypeNamesMatchFieldPathNames).
 fn literal(expression: &IdedExpr, path: &str) -> Result<Value, String> {
     match &expression.expr {
         Expr::Struct(object) if object.type_name == path => fields(&object.entries, path),
@@ -89,7 +91,7 @@ fn literal(expression: &IdedExpr, path: &str) -> Result<Value, String> {
         Expr::Literal(LiteralValue::String(value)) => Ok(value.inner().into()),
         Expr::Literal(LiteralValue::Boolean(value)) => Ok((*value.inner()).into()),
         Expr::Literal(LiteralValue::Int(value)) => Ok((*value.inner()).into()),
-        other => Err(format!("{path}: only literals are faked, not {other:?}")),
+        other => Err(format!("{path}: only literals are simulated, not {other:?}")),
     }
 }
 
@@ -100,7 +102,7 @@ fn fields(entries: &[IdedEntryExpr], path: &str) -> Result<Value, String> {
             EntryExpr::StructField(field) => (field.field.clone(), &field.value),
             EntryExpr::MapEntry(entry) => match literal(&entry.key, path)? {
                 Value::String(key) => (key, &entry.value),
-                other => return Err(format!("{path}: the key {other} is no text")),
+                other => return Err(format!("{path}: the key {other} is not a string")),
             },
         };
         fields.insert(name.clone(), literal(value, &format!("{path}.{name}"))?);

@@ -1,4 +1,5 @@
-//! Names and metadata (apimachinery pkg/util/validation/validation.go, pkg/api/validation/objectmeta.go).
+//! Validation of names and metadata (apimachinery pkg/util/validation/validation.go,
+//! pkg/api/validation/objectmeta.go).
 
 use serde_json::Value;
 
@@ -13,8 +14,8 @@ const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alpha
      end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
      '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 
-/// Most bytes of all annotations.
-const ANNOTATIONS: usize = 256 << 10;
+/// Maximum size of all annotations, in bytes.
+const MAX_ANNOTATIONS_SIZE: usize = 256 << 10;
 
 pub(super) fn validate(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = Vec::new();
@@ -23,7 +24,7 @@ pub(super) fn validate(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<
     if name.is_empty() {
         causes.push(Cause::required("metadata.name", "name or generateName is required"));
     } else if kind.group == "rbac.authorization.k8s.io" {
-        // Path segments only: rbac names may hold colons.
+        // Only path segments are checked: names of RBAC objects can contain colons.
         if name.contains('/') || name.contains('%') || name == "." || name == ".." {
             causes.push(Cause::invalid("metadata.name", &shown, "may not contain '/'"));
         }
@@ -35,7 +36,8 @@ pub(super) fn validate(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<
         causes.push(Cause::invalid("metadata.name", &shown, SUBDOMAIN));
     }
     let prefix = meta(object, "generateName");
-    // The same rule, for what stands before the five characters that follow (pkg/api/validation/generic.go, maskTrailingDash).
+    // The same rule for the prefix before the five generated characters (pkg/api/validation/generic.go,
+    // maskTrailingDash).
     let masked = prefix.strip_suffix('-').map_or(prefix.to_owned(), |start| format!("{start}a"));
     if !prefix.is_empty() && !is_subdomain(&masked) {
         causes.push(Cause::invalid("metadata.generateName", &prefix.into(), SUBDOMAIN));
@@ -44,9 +46,9 @@ pub(super) fn validate(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<
     let annotations = object["metadata"]["annotations"].as_object();
     let size: usize =
         annotations.into_iter().flatten().map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum();
-    if size > ANNOTATIONS {
-        let told = format!("Too long: may not be more than {ANNOTATIONS} bytes");
-        causes.push(Cause::new("FieldValueTooLong", "metadata.annotations", told));
+    if size > MAX_ANNOTATIONS_SIZE {
+        let message = format!("Too long: may not be more than {MAX_ANNOTATIONS_SIZE} bytes");
+        causes.push(Cause::new("FieldValueTooLong", "metadata.annotations", message));
     }
     for (key, _) in annotations.into_iter().flatten() {
         if !is_qualified(&key.to_lowercase()) {
@@ -122,7 +124,7 @@ pub(super) fn labels(labels: &Value, path: &str, causes: &mut Vec<Cause>) {
     }
 }
 
-/// `[prefix/]name`.
+/// Reports whether a text has the form `[prefix/]name`.
 fn is_qualified(text: &str) -> bool {
     match text.split_once('/') {
         Some((prefix, name)) => is_subdomain(prefix) && name.len() <= 63 && is_name(name),
@@ -130,7 +132,7 @@ fn is_qualified(text: &str) -> bool {
     }
 }
 
-/// Letters, digits, `-`, `_` and `.`; letters or digits at both ends.
+/// Reports whether a text has only letters, digits, `-`, `_` and `.`, with letters or digits at both ends.
 fn is_name(text: &str) -> bool {
     let ends = |sign: Option<char>| sign.is_some_and(|sign| sign.is_ascii_alphanumeric());
     ends(text.chars().next())

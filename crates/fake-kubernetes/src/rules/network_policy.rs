@@ -1,5 +1,5 @@
-//! Addresses of NetworkPolicies (pkg/apis/networking/validation/validation.go, ValidateIPBlock; apimachinery
-//! pkg/util/validation/ip.go, parseCIDR, as strict as Kubernetes 1.36 is by default).
+//! Addresses in NetworkPolicies (pkg/apis/networking/validation/validation.go, ValidateIPBlock; apimachinery
+//! pkg/util/validation/ip.go, parseCIDR, as strict as the default of Kubernetes 1.36).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -31,7 +31,7 @@ fn block(block: &Value, at: &str, causes: &mut Vec<Cause>) {
     }
 }
 
-/// An address and the length of a prefix, both as they are written. `None` if the text is no CIDR at all.
+/// Parses an address and a prefix length without changing them. `None` if the text is not a CIDR.
 fn range(value: &str, at: &str, causes: &mut Vec<Cause>) -> Option<(IpAddr, u32)> {
     let mut wrong = |why: &str| causes.push(Cause::invalid(at, &value.into(), why));
     let parsed = value.split_once('/').and_then(|(address, length)| {
@@ -50,7 +50,7 @@ fn range(value: &str, at: &str, causes: &mut Vec<Cause>) -> Option<(IpAddr, u32)
     Some((address, length))
 }
 
-/// Go's `net.IPNet.Contains`: an address that maps IPv4 is one of IPv4 there, and in no range of IPv6.
+/// Works like Go's `net.IPNet.Contains`: an IPv4-mapped address counts as IPv4 and is in no IPv6 range.
 fn contains((network, length): (IpAddr, u32), address: IpAddr) -> bool {
     let same_family = network.is_ipv4() == address.to_canonical().is_ipv4();
     same_family && masked(address.to_canonical(), length) == masked(network, length)

@@ -1,4 +1,5 @@
-//! Pods and pod templates (pkg/apis/core/v1/defaults.go, pkg/registry/core/pod/strategy.go, core/validation/validation.go).
+//! Pods and pod templates (pkg/apis/core/v1/defaults.go, pkg/registry/core/pod/strategy.go,
+//! core/validation/validation.go).
 
 mod gates;
 
@@ -57,14 +58,15 @@ pub(super) fn validate(object: &Value, old: Option<&Value>, causes: &mut Vec<Cau
     validate_spec(&object["spec"], "spec", causes);
     gates::validate(object, old, causes);
     if let Some(old) = old {
-        // Images, deadlines and tolerations may change; nothing here changes them. The binding sets the node.
+        // Images, deadlines and tolerations can change in Kubernetes, but no client here changes them.
+        // Binding sets the node.
         let stable = |object: &Value| {
             let mut spec = object["spec"].clone();
             for field in ["nodeName", "activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds"]
             {
                 spec.as_object_mut().map(|fields| fields.remove(field));
             }
-            gates::forget(&mut spec, gates::is_gated(old));
+            gates::remove_checked_fields(&mut spec, gates::is_gated(old));
             spec
         };
         if stable(old) != stable(object) {
@@ -113,7 +115,7 @@ pub(super) fn validate_spec(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
     }
 }
 
-/// The items of a secret laid out as files.
+/// Validates a secret that is mounted as files.
 fn projected(source: &Value, name: &str, path: &str, causes: &mut Vec<Cause>) {
     if !source.is_object() {
         return;

@@ -1,4 +1,5 @@
-//! Secrets and config maps (pkg/apis/core/v1/defaults.go, pkg/apis/core/validation/validation.go ValidateSecret; facts/kubernetes.md, 1).
+//! Secrets and config maps (pkg/apis/core/v1/defaults.go, pkg/apis/core/validation/validation.go
+//! ValidateSecret; facts/kubernetes.md, 1).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use super::super::status::Cause;
 use super::{set, text};
 
-/// Most bytes of all values.
+/// Maximum size of all values, in bytes.
 const MAX_SIZE: usize = 1 << 20;
 
 pub(super) fn default(object: &mut Value) {
@@ -18,7 +19,7 @@ pub(super) fn default(object: &mut Value) {
     }
 }
 
-/// Keys are names of files, and all values together have a limit.
+/// Validates data: keys must be file names, and the total size of values is limited.
 fn data(object: &Value, causes: &mut Vec<Cause>, length: impl Fn(&str) -> usize) {
     let mut size = 0;
     for (key, value) in object["data"].as_object().into_iter().flatten() {
@@ -31,8 +32,8 @@ fn data(object: &Value, causes: &mut Vec<Cause>, length: impl Fn(&str) -> usize)
         size += length(value.as_str().unwrap_or_default());
     }
     if size > MAX_SIZE {
-        let told = format!("Too long: may not be more than {MAX_SIZE} bytes");
-        causes.push(Cause::new("FieldValueTooLong", "data", told));
+        let message = format!("Too long: may not be more than {MAX_SIZE} bytes");
+        causes.push(Cause::new("FieldValueTooLong", "data", message));
     }
 }
 
@@ -52,7 +53,7 @@ pub(super) fn validate(object: &Value, old: Option<&Value>, causes: &mut Vec<Cau
     if let Some(key) = key {
         match object["data"][key].as_str().and_then(bytes) {
             None => causes.push(Cause::required(&format!("data[{key}]"), "")),
-            // Only that it is JSON is looked at.
+            // Only JSON syntax is checked.
             Some(bytes) => {
                 if let Err(e) = serde_json::from_slice::<Value>(&bytes) {
                     let why = format!("invalid character in JSON: {e}");

@@ -1,6 +1,6 @@
 //! Pod Security admission (pod-security-admission policy/check_*.go; facts/kubernetes.md, 1 and 2.3).
 //!
-//! What is enforced is enforced on pods: a Job that breaks the rules is taken, and its pods are refused.
+//! Only pods are checked: a Job that violates the rules is accepted, and its pods are refused.
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use super::super::object::{list, meta, text};
 use super::super::status::Refusal;
 use super::super::store::State;
 
-/// Capabilities that "baseline" lets a container add (check_capabilities_baseline.go).
+/// Capabilities that a container can add under "baseline" (check_capabilities_baseline.go).
 const BASELINE: [&str; 13] = [
     "AUDIT_WRITE",
     "CHOWN",

@@ -1,4 +1,5 @@
-//! Tokens and roles (facts/kubernetes.md, 1: a named secret is read, another is 403, an absent one 404, a list 403).
+//! Tests of tokens and roles (facts/kubernetes.md, 1: a named secret is read, another is 403, an absent one
+//! 404, a list 403).
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -36,7 +37,7 @@ fn cluster() -> Cluster {
 }
 
 #[tokio::test]
-async fn roles_name_what_may_be_read() {
+async fn roles_limit_reads_by_name() {
     let cluster = cluster();
     let client = cluster.client("system:serviceaccount:larder:larder");
     let api: Api<Secret> = Api::namespaced(client.clone(), "test");
@@ -52,7 +53,7 @@ async fn roles_name_what_may_be_read() {
     assert_eq!(refused(api.list(&ListParams::default()).await).code, 403);
     let elsewhere: Api<Secret> = Api::namespaced(client.clone(), "default");
     assert_eq!(refused(elsewhere.get("mine").await).code, 403);
-    // An apply that makes an object needs the right to create it.
+    // An apply that creates an object requires the permission to create it.
     let api: Api<ConfigMap> = Api::namespaced(client, "test");
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}});
     let apply = || async { api.patch("a", &PatchParams::apply("test"), &Patch::Apply(&map)).await };
@@ -64,7 +65,7 @@ async fn roles_name_what_may_be_read() {
 }
 
 #[tokio::test]
-async fn tokens_end() {
+async fn tokens_can_be_revoked() {
     let cluster = cluster();
     let token = cluster.token("system:serviceaccount:larder:larder");
     let client = Client::try_from(cluster.config(Some(&token))).unwrap();
@@ -72,14 +73,14 @@ async fn tokens_end() {
     api.get("mine").await.unwrap();
     cluster.revoke(&token);
     assert_eq!(refused(api.get("mine").await).code, 401);
-    let nobody: Api<Secret> = Api::namespaced(Client::try_from(cluster.config(None)).unwrap(), "test");
-    let nobody = refused(nobody.get("mine").await);
-    assert_eq!(nobody.code, 403);
-    assert!(nobody.message.contains("system:anonymous"), "{nobody}");
+    let anonymous: Api<Secret> = Api::namespaced(Client::try_from(cluster.config(None)).unwrap(), "test");
+    let anonymous = refused(anonymous.get("mine").await);
+    assert_eq!(anonymous.code, 403);
+    assert!(anonymous.message.contains("system:anonymous"), "{anonymous}");
 }
 
 #[tokio::test]
-async fn a_kubeconfig_names_a_file_with_the_token() {
+async fn a_kubeconfig_reads_its_token_from_a_file() {
     let cluster = cluster();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");

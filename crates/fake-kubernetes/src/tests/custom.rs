@@ -1,4 +1,4 @@
-//! Custom resources: what their schema refuses, drops and fills in.
+//! Tests of custom resources: validation, pruning and defaults.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::super::Timing;
-use super::{Place, refused, typed, until, until_within};
+use super::{Fixture, refused, typed, until, until_within};
 
 #[derive(Clone, Debug, CustomResource, KubeSchema, Serialize, Deserialize)]
 #[kube(
@@ -44,56 +44,56 @@ struct State {
     full: bool,
 }
 
-/// Defines the kind in a group of this place's own, so that tests do not meet on a real server.
-async fn defined(place: &Place) -> Api<DynamicObject> {
-    let group = group(place);
+/// Defines the kind in a separate API group for each fixture, so that tests do not collide on a real server.
+async fn defined(fixture: &Fixture) -> Api<DynamicObject> {
+    let group = group(fixture);
     let mut definition = Pantry::crd();
     definition.metadata.name = Some(format!("pantries.{group}"));
     definition.spec.group = group.clone();
-    let definitions: Api<CustomResourceDefinition> = Api::all(place.client.clone());
+    let definitions: Api<CustomResourceDefinition> = Api::all(fixture.client.clone());
     definitions.create(&PostParams::default(), &definition).await.unwrap();
     let name = definition.name_any();
     await_condition(definitions, &name, conditions::is_crd_established()).await.unwrap();
-    let api = pantries(place);
+    let api = pantries(fixture);
     until("the kind is served", async || api.list(&ListParams::default()).await.ok()).await;
     api
 }
 
-fn group(place: &Place) -> String {
-    format!("{}.fake.larder.dev", place.namespace)
+fn group(fixture: &Fixture) -> String {
+    format!("{}.fake.larder.dev", fixture.namespace)
 }
 
-fn pantries(place: &Place) -> Api<DynamicObject> {
-    let kind = GroupVersionKind::gvk(&group(place), "v1", "Pantry");
+fn pantries(fixture: &Fixture) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk(&group(fixture), "v1", "Pantry");
     let resource = ApiResource::from_gvk_with_plural(&kind, "pantries");
-    Api::namespaced_with(place.client.clone(), &place.namespace, &resource)
+    Api::namespaced_with(fixture.client.clone(), &fixture.namespace, &resource)
 }
 
-async fn end(place: Place) {
-    let definitions: Api<CustomResourceDefinition> = Api::all(place.client.clone());
-    let name = format!("pantries.{}", group(&place));
+async fn end(fixture: Fixture) {
+    let definitions: Api<CustomResourceDefinition> = Api::all(fixture.client.clone());
+    let name = format!("pantries.{}", group(&fixture));
     definitions.delete(&name, &DeleteParams::default()).await.unwrap();
-    place.end().await;
+    fixture.end().await;
 }
 
-fn object(place: &Place, change: &Value) -> Value {
+fn object(fixture: &Fixture, change: &Value) -> Value {
     let mut object = json!({
-        "apiVersion": format!("{}/v1", group(place)), "kind": "Pantry", "metadata": {"name": "a"},
+        "apiVersion": format!("{}/v1", group(fixture)), "kind": "Pantry", "metadata": {"name": "a"},
     });
     json_patch::merge(&mut object, change);
     object
 }
 
-fn pantry(place: &Place, spec: Value) -> DynamicObject {
-    typed(object(place, &json!({ "spec": spec })))
+fn pantry(fixture: &Fixture, spec: Value) -> DynamicObject {
+    typed(object(fixture, &json!({ "spec": spec })))
 }
 
 #[tokio::test]
-async fn a_schema_holds() {
-    let place = Place::new().await;
-    let undefined = refused(pantries(&place).list(&ListParams::default()).await);
+async fn a_schema_is_enforced() {
+    let fixture = Fixture::new().await;
+    let undefined = refused(pantries(&fixture).list(&ListParams::default()).await);
     assert_eq!((undefined.code, undefined.message.as_str()), (404, "404 page not found"));
-    let api = defined(&place).await;
+    let api = defined(&fixture).await;
     let post = PostParams::default();
     for (spec, field) in [
         (json!({}), "spec.shelves: Required value"),
@@ -104,11 +104,11 @@ async fn a_schema_holds() {
         (json!({"shelves": ["a"], "doors": 0}), "spec.doors in body should be greater than or equal to 1"),
         (json!({"shelves": ["a"], "doors": "x"}), "spec.doors in body must be of type integer"),
     ] {
-        let status = refused(api.create(&post, &pantry(&place, spec)).await);
+        let status = refused(api.create(&post, &pantry(&fixture, spec)).await);
         assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
         assert!(status.message.contains(field), "{field}: {}", status.message);
     }
-    let made = api.create(&post, &pantry(&place, json!({"shelves": ["a"], "windows": 3}))).await.unwrap();
+    let made = api.create(&post, &pantry(&fixture, json!({"shelves": ["a"], "windows": 3}))).await.unwrap();
     assert_eq!(made.data["spec"], json!({"shelves": ["a"], "doors": 2}));
     assert_eq!(made.metadata.generation, Some(1));
 
@@ -119,7 +119,7 @@ async fn a_schema_holds() {
     assert!(fixed.message.contains("shelves never change"), "{fixed}");
     let opened = api.patch("a", &params, &change(json!({"doors": 3}))).await.unwrap();
     assert_eq!(opened.metadata.generation, Some(2));
-    // The status is reached through its subresource alone, and its changes are no generation.
+    // Only its subresource changes the status, and such changes are no new generation.
     let status = Patch::Merge(json!({"status": {"full": true}, "spec": {"doors": 4}}));
     let main = api.patch("a", &params, &status).await.unwrap();
     assert_eq!((&main.data["status"], main.metadata.generation), (&Value::Null, Some(3)));
@@ -127,37 +127,37 @@ async fn a_schema_holds() {
     let sub = api.patch_status("a", &params, &status).await.unwrap();
     assert_eq!((&sub.data["status"]["full"], &sub.data["spec"]["doors"]), (&json!(true), &json!(4)));
     assert_eq!(sub.metadata.generation, Some(3));
-    let blind = refused(api.replace("a", &post, &pantry(&place, json!({"shelves": ["a"]}))).await);
+    let blind = refused(api.replace("a", &post, &pantry(&fixture, json!({"shelves": ["a"]}))).await);
     assert!(blind.message.contains("must be specified for an update"), "{blind}");
-    end(place).await;
+    end(fixture).await;
 }
 
 #[tokio::test]
-async fn applied_status_and_spec_have_owners_of_their_own() {
-    let place = Place::new().await;
-    let api = defined(&place).await;
+async fn applied_status_and_spec_have_separate_owners() {
+    let fixture = Fixture::new().await;
+    let api = defined(&fixture).await;
     let params = PatchParams::apply("larder");
-    api.patch("a", &params, &Patch::Apply(&pantry(&place, json!({"shelves": ["a"], "owner": "me"}))))
+    api.patch("a", &params, &Patch::Apply(&pantry(&fixture, json!({"shelves": ["a"], "owner": "me"}))))
         .await
         .unwrap();
-    let status = object(&place, &json!({"status": {"full": true}}));
-    let told = api.patch_status("a", &params, &Patch::Apply(&status)).await.unwrap();
-    assert_eq!(told.data["status"], json!({"full": true}));
-    assert_eq!(told.data["spec"]["owner"], "me");
+    let status = object(&fixture, &json!({"status": {"full": true}}));
+    let reported = api.patch_status("a", &params, &Patch::Apply(&status)).await.unwrap();
+    assert_eq!(reported.data["status"], json!({"full": true}));
+    assert_eq!(reported.data["spec"]["owner"], "me");
     let bare =
-        api.patch("a", &params, &Patch::Apply(&pantry(&place, json!({"shelves": ["a"]})))).await.unwrap();
+        api.patch("a", &params, &Patch::Apply(&pantry(&fixture, json!({"shelves": ["a"]})))).await.unwrap();
     assert!(bare.data["spec"].get("owner").is_none());
     assert_eq!(bare.data["status"], json!({"full": true}));
     let fields: Vec<_> = bare.managed_fields().iter().map(|entry| entry.subresource.clone()).collect();
     assert_eq!(fields, [None, Some("status".to_owned())]);
-    end(place).await;
+    end(fixture).await;
 }
 
 #[tokio::test]
 async fn a_deletion_counts_as_a_generation() {
-    let place = Place::new().await;
-    let api = defined(&place).await;
-    let mut held = pantry(&place, json!({"shelves": ["a"]}));
+    let fixture = Fixture::new().await;
+    let api = defined(&fixture).await;
+    let mut held = pantry(&fixture, json!({"shelves": ["a"]}));
     held.metadata.finalizers = Some(vec!["larder.dev/hold".to_owned()]);
     api.create(&PostParams::default(), &held).await.unwrap();
     let marked = api.delete("a", &DeleteParams::default()).await.unwrap().left().unwrap();
@@ -165,13 +165,13 @@ async fn a_deletion_counts_as_a_generation() {
     let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
     api.patch("a", &PatchParams::default(), &free).await.unwrap();
     assert!(api.get_opt("a").await.unwrap().is_none());
-    end(place).await;
+    end(fixture).await;
 }
 
 #[tokio::test]
-async fn definitions_are_looked_into() {
-    let place = Place::new().await;
-    let api: Api<CustomResourceDefinition> = Api::all(place.client.clone());
+async fn definitions_are_validated() {
+    let fixture = Fixture::new().await;
+    let api: Api<CustomResourceDefinition> = Api::all(fixture.client.clone());
     let definition = |schema: Value| -> CustomResourceDefinition {
         typed(json!({
             "metadata": {"name": "shelves.fake.larder.dev"},
@@ -195,7 +195,7 @@ async fn definitions_are_looked_into() {
         "properties": {"a": {"type": "string"}},
     }));
     assert!(broken.await.contains("compilation failed"));
-    // What may be a million strings of any length cannot be looked at one by one.
+    // A list of up to a million strings of any length is too expensive to check one by one.
     let costly = refused_schema(json!({
         "type": "object",
         "properties": {"a": {"type": "array", "items": {
@@ -203,35 +203,36 @@ async fn definitions_are_looked_into() {
         }}},
     }));
     assert!(costly.await.contains("estimated rule cost"));
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn a_quota_counts_custom_resources() {
-    let place = Place::with(Timing { count: Duration::from_millis(500), ..Timing::default() }).await;
-    let api = defined(&place).await;
-    let counted = format!("count/pantries.{}", group(&place));
+    let fixture = Fixture::with(Timing { count: Duration::from_millis(500), ..Timing::default() }).await;
+    let api = defined(&fixture).await;
+    let counted = format!("count/pantries.{}", group(&fixture));
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {&counted: "1"}}});
-    let quotas = place.api::<ResourceQuota>();
+    let quotas = fixture.api::<ResourceQuota>();
     quotas.create(&PostParams::default(), &typed(quota)).await.unwrap();
     let status = async || quotas.get("q").await.unwrap().status;
     until("the quota limits", async || status().await?.hard?.contains_key(&counted).then_some(())).await;
-    let mut one = pantry(&place, json!({"shelves": ["a"]}));
-    // A real controller can have found the kind already.
+    let mut one = pantry(&fixture, json!({"shelves": ["a"]}));
+    // A real controller might already have found the kind.
     let early = api.create(&PostParams::default(), &one).await;
-    if early.is_err() || place.fake.is_some() {
+    if early.is_err() || fixture.fake.is_some() {
         let early = refused(early);
         assert_eq!((early.code, early.reason.as_str()), (403, "Forbidden"));
-        let told = format!("status unknown for quota: q, resources: {counted}");
-        assert!(early.message.ends_with(&told), "{early}");
-        // It looks for new kinds every 30 s, and at all quotas every 5 minutes.
+        let expected = format!("status unknown for quota: q, resources: {counted}");
+        assert!(early.message.ends_with(&expected), "{early}");
+        // The controller looks for new kinds every 30 s, and at all quotas every 5 minutes.
         let counts = async || api.create(&PostParams::default(), &one).await.ok();
         until_within(Duration::from_secs(360), "the quota counts", counts).await;
     }
     one.metadata.name = Some("b".to_owned());
     let full = refused(api.create(&PostParams::default(), &one).await);
     assert_eq!((full.code, full.reason.as_str()), (403, "Forbidden"));
-    let told = format!("exceeded quota: q, requested: {counted}=1, used: {counted}=1, limited: {counted}=1");
-    assert!(full.message.contains(&told), "{full}");
-    end(place).await;
+    let expected =
+        format!("exceeded quota: q, requested: {counted}=1, used: {counted}=1, limited: {counted}=1");
+    assert!(full.message.contains(&expected), "{full}");
+    end(fixture).await;
 }

@@ -1,4 +1,4 @@
-//! What goes wrong on purpose does.
+//! Tests of deliberate faults.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use super::super::{Cluster, Fault, Harm};
 use super::{refused, typed};
 
 #[tokio::test]
-async fn faults_meet_whom_they_are_meant_for() {
+async fn faults_affect_matching_requests() {
     let cluster = Cluster::new();
     let api: Api<ConfigMap> = Api::namespaced(cluster.admin(), "default");
     let map: ConfigMap = typed(json!({"metadata": {"name": "a"}}));
@@ -21,7 +21,7 @@ async fn faults_meet_whom_they_are_meant_for() {
         assert_eq!(refused(api.create(&post, &map).await).code, code);
     }
     cluster.fault(Fault::once("get", "configmaps", Harm::Broken).after(1));
-    // The client itself tries again after 429, as it is told.
+    // The client itself retries after 429, as Retry-After requires.
     cluster.fault(Fault::once("create", "configmaps", Harm::Busy(1)));
     let begun = Instant::now();
     api.create(&post, &map).await.unwrap();

@@ -1,4 +1,4 @@
-//! One object at a time: create, read, replace, patch, delete, and what is refused.
+//! Tests of single objects: create, read, replace, patch, delete, and refused requests.
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -11,7 +11,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
-use super::{Place, refused, typed};
+use super::{Fixture, refused, typed};
 
 fn post() -> PostParams {
     PostParams::default()
@@ -23,8 +23,8 @@ fn config_map(name: &str, value: &str) -> ConfigMap {
 
 #[tokio::test]
 async fn versions_guard_replaces() {
-    let place = Place::new().await;
-    let api = place.api::<ConfigMap>();
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<ConfigMap>();
     let first = api.create(&post(), &config_map("a", "1")).await.unwrap();
     assert!(first.uid().is_some() && first.resource_version().is_some());
     assert!(first.metadata.creation_timestamp.is_some());
@@ -44,20 +44,20 @@ async fn versions_guard_replaces() {
             .starts_with("Operation cannot be fulfilled on configmaps \"a\": the object has been modified")
     );
 
-    // The same again changes nothing, not even the version.
+    // The same replace again changes nothing, not even the version.
     let same = api.replace("a", &post(), &second).await.unwrap();
     assert_eq!(same.resource_version(), second.resource_version());
 
     let gone = refused(api.get("b").await);
     assert_eq!((gone.code, gone.message.as_str()), (404, "configmaps \"b\" not found"));
     assert!(api.get_opt("b").await.unwrap().is_none());
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn deletion_keeps_preconditions() {
-    let place = Place::new().await;
-    let api = place.api::<ConfigMap>();
+async fn deletion_checks_preconditions() {
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<ConfigMap>();
     let made = api.create(&post(), &config_map("a", "1")).await.unwrap();
     let wrong = Preconditions { uid: Some("no-such-uid".to_owned()), resource_version: None };
     let refused = refused(api.delete("a", &DeleteParams::default().preconditions(wrong)).await);
@@ -70,13 +70,13 @@ async fn deletion_keeps_preconditions() {
     let status = api.delete("a", &DeleteParams::default().preconditions(right)).await.unwrap();
     assert!(status.right().unwrap().is_success());
     assert!(api.get_opt("a").await.unwrap().is_none());
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn generated_names_begin_with_a_name() {
-    let place = Place::new().await;
-    let api = place.api::<ConfigMap>();
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<ConfigMap>();
     let generate = async |prefix: &str| {
         let mut map = config_map("", "1");
         map.metadata = ObjectMeta { generate_name: Some(prefix.to_owned()), ..ObjectMeta::default() };
@@ -87,26 +87,26 @@ async fn generated_names_begin_with_a_name() {
     let refused = refused(generate("a.").await);
     assert_eq!((refused.code, refused.reason.as_str()), (422, "Invalid"));
     assert!(refused.message.contains("metadata.generateName: Invalid value: \"a.\""), "{refused}");
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn a_patch_of_another_object_is_invalid() {
-    let place = Place::new().await;
-    let api = place.api::<ConfigMap>();
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<ConfigMap>();
     api.create(&post(), &config_map("a", "1")).await.unwrap();
     let patch = json!({"metadata": {"uid": "another"}});
     let refused = refused(api.patch("a", &PatchParams::default(), &Patch::Merge(&patch)).await);
     assert_eq!((refused.code, refused.reason.as_str()), (422, "Invalid"));
     let fields: Vec<_> = refused.details.iter().flat_map(|details| &details.causes).collect();
     assert_eq!(fields[0].field, "metadata.uid");
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn selectors_and_pages() {
-    let place = Place::new().await;
-    let api = place.api::<ConfigMap>();
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<ConfigMap>();
     for name in ["a", "b", "c", "d", "e"] {
         api.create(&post(), &config_map(name, "1")).await.unwrap();
     }
@@ -128,7 +128,7 @@ async fn selectors_and_pages() {
     let first = api.list(&selected).await.unwrap();
     let token = first.metadata.continue_.clone().unwrap();
     assert_eq!(names(first), ["a", "b"]);
-    // All pages show the same moment.
+    // All pages show the same state.
     api.delete("c", &DeleteParams::default()).await.unwrap();
     let second = api.list(&selected.clone().continue_token(&token)).await.unwrap();
     let token = second.metadata.continue_.clone().unwrap();
@@ -136,20 +136,20 @@ async fn selectors_and_pages() {
     let third = api.list(&selected.clone().continue_token(&token)).await.unwrap();
     assert_eq!(third.metadata.continue_.clone().unwrap_or_default(), "");
     assert_eq!(names(third), ["e"]);
-    if let Some(fake) = &place.fake {
+    if let Some(fake) = &fixture.fake {
         fake.compact();
         let gone = refused(api.list(&selected.continue_token(&token)).await);
         assert_eq!((gone.code, gone.reason.as_str()), (410, "Expired"));
     }
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn unknown_fields_are_refused_when_strict_and_dropped_else() {
-    let place = Place::new().await;
+async fn unknown_fields_are_refused_if_strict_and_dropped_otherwise() {
+    let fixture = Fixture::new().await;
     let api: Api<DynamicObject> = Api::namespaced_with(
-        place.client.clone(),
-        &place.namespace,
+        fixture.client.clone(),
+        &fixture.namespace,
         &ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "PersistentVolumeClaim")),
     );
     let claim = |name: &str| {
@@ -169,17 +169,17 @@ async fn unknown_fields_are_refused_when_strict_and_dropped_else() {
     let strict = refused(api.patch("a", &strict, &Patch::Merge(&patch)).await);
     assert_eq!((strict.code, strict.reason.as_str()), (422, "Invalid"));
     assert!(strict.message.contains("unknown field \"spec.acessModes\""), "{strict}");
-    // An apply refuses them whatever is said about validation.
+    // An apply always refuses them, regardless of the validation level.
     let applied = refused(api.patch("b", &PatchParams::apply("test"), &Patch::Apply(&claim("b"))).await);
     assert_eq!(applied.code, 500);
     assert!(applied.message.contains(".spec.acessModes: field not declared in schema"), "{applied}");
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn secrets_are_looked_into() {
-    let place = Place::new().await;
-    let api = place.api::<Secret>();
+async fn secrets_are_validated() {
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<Secret>();
     let secret = |name: &str, kind: &str, data: serde_json::Value| -> Secret {
         typed(json!({"metadata": {"name": name}, "type": kind, "stringData": data}))
     };
@@ -201,7 +201,7 @@ async fn secrets_are_looked_into() {
     let refused = refused(api.patch("b", &PatchParams::default(), &Patch::Merge(&patch)).await);
     assert_eq!(refused.code, 422);
     assert!(refused.message.contains("field is immutable when `immutable` is set"), "{refused}");
-    place.end().await;
+    fixture.end().await;
 }
 
 fn job(name: &str, spec: serde_json::Value) -> Job {
@@ -214,9 +214,9 @@ fn job(name: &str, spec: serde_json::Value) -> Job {
 }
 
 #[tokio::test]
-async fn jobs_are_looked_into() {
-    let place = Place::new().await;
-    let api = place.api::<Job>();
+async fn jobs_are_validated() {
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<Job>();
     let made = api.create(&post(), &job("a", json!({}))).await.unwrap();
     let (uid, spec) = (made.uid().unwrap(), made.spec.unwrap());
     assert_eq!((spec.backoff_limit, spec.parallelism, spec.completions), (Some(6), Some(1), Some(1)));
@@ -243,18 +243,18 @@ async fn jobs_are_looked_into() {
     let fixed = refused(api.patch("a", &PatchParams::default(), &Patch::Merge(&image)).await);
     assert_eq!(fixed.code, 422);
     assert!(fixed.message.contains("field is immutable"), "{fixed}");
-    // The status is a subresource: the main one does not reach it.
+    // The status is a subresource: a write to the main resource does not change it.
     let status = json!({"spec": {"backoffLimit": 2}, "status": {"active": 7}});
     let patched = api.patch("a", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
     assert_eq!(patched.status.unwrap_or_default().active, None);
     assert_eq!(patched.metadata.generation, Some(2));
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn a_source_in_another_namespace_is_dropped_without_a_word() {
-    let place = Place::new().await;
-    let api = place.api::<PersistentVolumeClaim>();
+async fn a_source_in_another_namespace_is_dropped_silently() {
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<PersistentVolumeClaim>();
     let claim: PersistentVolumeClaim = typed(json!({"metadata": {"name": "a"}, "spec": {
         "accessModes": ["ReadWriteOnce"], "storageClassName": "none", "resources": {"requests": {"storage": "1Gi"}},
         "dataSourceRef": {
@@ -269,13 +269,13 @@ async fn a_source_in_another_namespace_is_dropped_without_a_word() {
     let fixed = refused(api.patch("a", &PatchParams::default(), &Patch::Merge(&change)).await);
     assert_eq!(fixed.code, 422);
     assert!(fixed.message.contains("spec is immutable after creation"), "{fixed}");
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn leases_are_locked_by_their_version() {
-    let place = Place::new().await;
-    let api = place.api::<Lease>();
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<Lease>();
     let lease = |holder: &str| -> Lease {
         typed(
             json!({"metadata": {"name": "larder"}, "spec": {"holderIdentity": holder, "leaseDurationSeconds": 15}}),
@@ -289,46 +289,46 @@ async fn leases_are_locked_by_their_version() {
     taken.spec.as_mut().unwrap().holder_identity = Some("b".to_owned());
     api.replace("larder", &post(), &taken).await.unwrap();
     assert_eq!(refused(api.replace("larder", &post(), &first).await).code, 409);
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn nothing_is_put_where_there_is_no_namespace() {
-    let place = Place::new().await;
-    let api: Api<ConfigMap> = Api::namespaced(place.client.clone(), "no-such-namespace");
+async fn nothing_is_created_without_a_namespace() {
+    let fixture = Fixture::new().await;
+    let api: Api<ConfigMap> = Api::namespaced(fixture.client.clone(), "no-such-namespace");
     let refused = refused(api.create(&post(), &config_map("a", "1")).await);
     assert_eq!((refused.code, refused.message.as_str()), (404, "namespaces \"no-such-namespace\" not found"));
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn events_are_short() {
-    let place = Place::new().await;
-    let api = place.api::<Event>();
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<Event>();
     let event = |note: &str| -> Event {
         typed(json!({
             "metadata": {"name": "a"}, "eventTime": "2026-01-01T00:00:00.000000Z", "reason": "Failed", "note": note,
             "action": "Build", "type": "Warning", "reportingController": "larder.dev/test", "reportingInstance": "test",
-            "regarding": {"apiVersion": "v1", "kind": "Secret", "name": "a", "namespace": place.namespace},
+            "regarding": {"apiVersion": "v1", "kind": "Secret", "name": "a", "namespace": fixture.namespace},
         }))
     };
     let long = refused(api.create(&post(), &event(&"x".repeat(1025))).await);
     assert_eq!(long.code, 422);
     assert!(long.message.contains("can have at most 1024 characters"), "{long}");
     api.create(&post(), &event(&"x".repeat(1024))).await.unwrap();
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn policies_have_whole_networks() {
-    let place = Place::new().await;
-    let api = place.api::<NetworkPolicy>();
+async fn policies_have_valid_networks() {
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<NetworkPolicy>();
     let policy = |cidr: &str, except: &str| -> NetworkPolicy {
         typed(json!({"metadata": {"name": "a"}, "spec": {"podSelector": {}, "egress": [
             {"to": [{"ipBlock": {"cidr": cidr, "except": [except]}}]},
         ]}}))
     };
-    for (cidr, except, told) in [
+    for (cidr, except, expected) in [
         ("::/0", "::ffff:0:0/96", "must not have an IPv4-mapped IPv6 address"),
         ("::/0", "::ffff:0:0/96", "must be a strict subset of `cidr`"),
         ("::/0", "127.0.0.0/8", "must be a strict subset of `cidr`"),
@@ -343,30 +343,30 @@ async fn policies_have_whole_networks() {
                 .message
                 .contains(&format!("spec.egress[0].to[0].ipBlock.except[0]: Invalid value: \"{except}\""))
         );
-        assert!(refused.message.contains(told), "{refused}");
+        assert!(refused.message.contains(expected), "{refused}");
     }
     api.create(&post(), &policy("::/0", "64:ff9b::/96")).await.unwrap();
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn a_pod_needs_its_account() {
-    let place = Place::new().await;
+    let fixture = Fixture::new().await;
     let pod: Pod = typed(json!({"metadata": {"name": "a"}, "spec": {
         "serviceAccountName": "builder", "containers": [{"name": "builder", "image": "larder:1"}],
     }}));
-    let refused = refused(place.api::<Pod>().create(&post(), &pod).await);
+    let refused = refused(fixture.api::<Pod>().create(&post(), &pod).await);
     assert_eq!(refused.code, 403);
     assert!(refused.message.contains("serviceaccount \"builder\" not found"), "{refused}");
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn objects_have_a_size() {
-    let place = Place::new().await;
-    let api = place.api::<ConfigMap>();
+async fn object_sizes_are_limited() {
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<ConfigMap>();
     let large = refused(api.create(&post(), &config_map("a", &"x".repeat((1 << 20) + 1))).await);
     assert_eq!(large.code, 422);
     api.create(&post(), &config_map("a", &"x".repeat(1 << 20))).await.unwrap();
-    place.end().await;
+    fixture.end().await;
 }

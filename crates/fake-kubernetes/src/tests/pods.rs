@@ -1,4 +1,4 @@
-//! Jobs and their pods, with a shell in place of the builder.
+//! Tests of Jobs and their pods, with a shell script instead of the builder.
 
 use std::fs;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const NAMESPACE: &str = "larder";
 
 struct World {
     cluster: Cluster,
-    /// Where the scripts are.
+    /// Directory of the scripts.
     scripts: tempfile::TempDir,
 }
 
@@ -53,7 +53,8 @@ impl World {
         Api::namespaced(self.cluster.admin(), NAMESPACE)
     }
 
-    /// A Job whose builder is a script, called with the volume, the secrets and the termination message.
+    /// Creates a Job whose builder is a script. Its arguments are the volume, the secrets and the termination
+    /// message.
     async fn start(&self, script: &str, change: Value) -> Job {
         let path = self.scripts.path().join("builder");
         fs::write(&path, script).unwrap();
@@ -104,7 +105,7 @@ impl World {
         self.api::<Job>().get("build").await.unwrap().status.unwrap_or_default()
     }
 
-    /// Waits for a condition of the Job and answers its reason.
+    /// Waits for a condition of the Job and returns its reason.
     async fn ended(&self, condition: &str) -> String {
         let status = until(condition, async || {
             let status = self.job().await;
@@ -118,7 +119,7 @@ impl World {
         self.api::<Pod>().list(&ListParams::default().labels("job-name=build")).await.unwrap().items
     }
 
-    /// Waits until the first pod waits for this reason.
+    /// Waits until the first pod is waiting for this reason.
     async fn waits(&self, reason: &str) -> Pod {
         until(reason, async || {
             let pod = self.pods().await.into_iter().next()?;
@@ -136,7 +137,7 @@ impl World {
         .await
     }
 
-    fn told(&self, reason: &str) -> bool {
+    fn has_event(&self, reason: &str) -> bool {
         self.cluster.peek_all("events.k8s.io", "events", "").iter().any(|event| event["reason"] == reason)
     }
 }
@@ -160,7 +161,7 @@ printf '{"sealed":true}' > "${3#--result=}"
 #[tokio::test]
 async fn a_job_runs_a_process_on_its_volume() {
     let world = World::new();
-    // As the controller does: the Job first, suspended, then what it owns.
+    // The same order as the controller: first the suspended Job, then its dependents.
     let job = world.start(GOOD, json!({"suspend": true})).await;
     world.ended("Suspended").await;
     assert!(world.pods().await.is_empty());
@@ -195,7 +196,7 @@ async fn a_job_runs_a_process_on_its_volume() {
 }
 
 #[tokio::test]
-async fn a_claim_stays_while_a_pod_names_it() {
+async fn a_claim_stays_while_a_pod_refers_to_it() {
     let world = World::new();
     world.claim().await;
     world.secret().await;
@@ -204,7 +205,7 @@ async fn a_claim_stays_while_a_pod_names_it() {
     let claims = world.api::<PersistentVolumeClaim>();
     claims.delete("build", &DeleteParams::default()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    // Its pod has ended, and holds it still.
+    // The pod has ended but still uses the claim.
     assert!(claims.get("build").await.unwrap().metadata.deletion_timestamp.is_some());
     world.api::<Job>().delete("build", &DeleteParams::background()).await.unwrap();
     until("the claim is gone", async || claims.get_opt("build").await.unwrap().is_none().then_some(())).await;
@@ -215,7 +216,7 @@ async fn a_claim_stays_while_a_pod_names_it() {
 }
 
 #[tokio::test]
-async fn exit_codes_decide() {
+async fn exit_codes_determine_the_result() {
     let world = World::new();
     world.claim().await;
     world.secret().await;
@@ -223,7 +224,7 @@ async fn exit_codes_decide() {
     assert_eq!(world.ended("Failed").await, "PodFailurePolicy");
     let pods = world.pods().await;
     assert_eq!(pods.len(), 1);
-    // No termination message: the end of the log is taken.
+    // Without a termination message, the end of the log is used.
     assert_eq!(terminated(&pods[0]), (65, "boom\n".to_owned()));
     world.api::<Job>().delete("build", &DeleteParams::foreground()).await.unwrap();
     until("the Job is gone", async || {
@@ -237,7 +238,7 @@ async fn exit_codes_decide() {
 }
 
 #[tokio::test]
-async fn what_never_ends_waits_for_a_reason() {
+async fn pending_pods_have_a_reason() {
     let world = World::new();
     world.start(GOOD, json!({})).await;
     let unschedulable = until("Unschedulable", async || {
@@ -248,7 +249,7 @@ async fn what_never_ends_waits_for_a_reason() {
     assert!(unschedulable.await.contains("persistentvolumeclaim \"build\" not found"));
     world.claim().await;
     let pod = world.waits("ContainerCreating").await;
-    until("FailedMount", async || world.told("FailedMount").then_some(())).await;
+    until("FailedMount", async || world.has_event("FailedMount").then_some(())).await;
     let log = refused(world.api::<Pod>().logs(&pod.name_any(), &LogParams::default()).await);
     assert_eq!(log.code, 400);
     assert!(log.message.contains("is waiting to start: ContainerCreating"), "{log}");
@@ -257,7 +258,7 @@ async fn what_never_ends_waits_for_a_reason() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_not_there_is_waited_for() {
+async fn a_missing_image_is_waited_for() {
     let world = World::new();
     world.claim().await;
     world.secret().await;
@@ -275,7 +276,7 @@ async fn an_image_that_is_not_there_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_deadline_takes_the_pod_and_its_log() {
+async fn a_deadline_deletes_the_pod_and_its_log() {
     let world = World::with(Timing { second: Duration::from_millis(200), ..Timing::default() });
     world.claim().await;
     world.secret().await;
@@ -286,7 +287,7 @@ async fn a_deadline_takes_the_pod_and_its_log() {
 }
 
 #[tokio::test]
-async fn a_pod_is_asked_to_end_and_replaced() {
+async fn a_deleted_pod_is_terminated_and_replaced() {
     let world = World::new();
     world.claim().await;
     world.secret().await;
@@ -327,7 +328,7 @@ async fn a_log_breaks_off() {
 }
 
 #[tokio::test]
-async fn memory_runs_out() {
+async fn a_container_without_memory_is_killed() {
     let world = World::new();
     world.claim().await;
     world.secret().await;
@@ -357,7 +358,7 @@ async fn a_lost_node_keeps_its_pod_until_it_is_removed() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     world.cluster.lose_node("node-a");
     let name = pod.name_any();
-    until("the pod is to go", async || {
+    until("the pod is being deleted", async || {
         world.api::<Pod>().get(&name).await.unwrap().metadata.deletion_timestamp
     })
     .await;
@@ -365,16 +366,16 @@ async fn a_lost_node_keeps_its_pod_until_it_is_removed() {
     assert_eq!(log.code, 500);
     world.add_node("node-b");
     tokio::time::sleep(Duration::from_millis(200)).await;
-    // Nobody knows that it has ended: no other pod yet.
+    // It is unknown whether the pod has ended, so there is no other pod yet.
     assert_eq!(world.pods().await.len(), 1);
     world.cluster.remove_node("node-a");
-    // A disruption is ignored: not one failure is allowed here.
+    // A disruption is ignored; this Job allows no failure.
     assert_eq!(world.ended("Complete").await, "CompletionsReached");
     assert_eq!(world.job().await.failed, None);
 }
 
 #[tokio::test]
-async fn policy_refuses_pods_not_jobs() {
+async fn a_policy_refuses_pods_but_not_jobs() {
     let world = World::new();
     let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}});
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(world.cluster.admin());
@@ -399,12 +400,12 @@ async fn policy_refuses_pods_not_jobs() {
     job.spec.as_mut().unwrap().template.spec.as_mut().unwrap().containers =
         pod("SYS_ADMIN").spec.unwrap().containers;
     world.api::<Job>().create(&PostParams::default(), &job).await.unwrap();
-    until("FailedCreate", async || world.told("FailedCreate").then_some(())).await;
+    until("FailedCreate", async || world.has_event("FailedCreate").then_some(())).await;
     assert!(world.pods().await.is_empty());
 }
 
 #[tokio::test]
-async fn what_has_ended_goes_after_its_time() {
+async fn finished_jobs_are_deleted_after_their_ttl() {
     let world = World::with(Timing { second: Duration::from_millis(100), ..Timing::default() });
     world.claim().await;
     world.secret().await;
@@ -468,7 +469,7 @@ async fn a_pod_with_a_gate_waits_and_only_narrows() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let pod = api.get("gated").await.unwrap();
     assert_eq!(pod.spec.unwrap().node_name, None, "the node has no such label");
-    // Without a gate nothing of it may change.
+    // Without a gate, the affinity cannot change.
     assert_eq!(refused(patch(json!({"affinity": near(json!([fast]))})).await).code, 422);
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(world.cluster.admin());
     let label = Patch::Merge(json!({"metadata": {"labels": {"ready": "1"}}}));

@@ -1,4 +1,4 @@
-//! Claims, snapshots and their contents.
+//! Tests of claims, snapshots and their contents.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -50,7 +50,7 @@ impl World {
         self.claims().create(&PostParams::default(), &typed(claim)).await.unwrap();
     }
 
-    /// The directory of a claim when it is bound.
+    /// Waits until a claim is bound and returns its directory.
     async fn bound(&self, name: &str) -> std::path::PathBuf {
         let volume = until("the claim is bound", async || {
             let claim = self.claims().get(name).await.unwrap();
@@ -120,11 +120,11 @@ async fn a_snapshot_outlives_its_claim_and_is_restored() {
     let restored = world.bound("b").await;
     assert_eq!(fs::read_to_string(restored.join("layer")).unwrap(), "content");
     assert_eq!(fs::metadata(restored.join("layer")).unwrap().permissions().mode() & 0o7777, 0o6755);
-    // Smaller than what it is restored from.
+    // The claim is smaller than its source.
     world.claim("c", json!({"dataSource": source, "resources": {"requests": {"storage": "1Mi"}}})).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(world.claims().get("c").await.unwrap().status.unwrap().phase.as_deref(), Some("Pending"));
-    // A restore that is under way keeps the snapshot.
+    // A running restore keeps the snapshot.
     world.snapshots(NAMESPACE).delete("s", &DeleteParams::default()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(world.snapshots(NAMESPACE).get_opt("s").await.unwrap().is_some());
@@ -135,7 +135,7 @@ async fn a_snapshot_outlives_its_claim_and_is_restored() {
 }
 
 #[tokio::test]
-async fn a_copy_is_not_told_that_its_storage_is_gone() {
+async fn a_copy_stays_ready_after_its_storage_is_deleted() {
     let world = World::new("Delete");
     world.claim("a", json!({})).await;
     world.bound("a").await;
@@ -158,7 +158,7 @@ async fn a_copy_is_not_told_that_its_storage_is_gone() {
     });
     world.snapshots("team").create(&PostParams::default(), &typed(object)).await.unwrap();
     world.ready("team", "s").await;
-    // The trap: the owner goes first.
+    // The owner is deleted first, although the copy still exists.
     world.snapshots(NAMESPACE).delete("s", &DeleteParams::default()).await.unwrap();
     world.gone(NAMESPACE, "s").await;
     assert_eq!(world.cluster.stored_snapshots(), 0);
@@ -176,7 +176,7 @@ async fn a_copy_is_not_told_that_its_storage_is_gone() {
 }
 
 #[tokio::test]
-async fn a_class_that_retains_leaks() {
+async fn a_class_with_retain_leaks_snapshots() {
     let world = World::new("Retain");
     world.claim("a", json!({})).await;
     world.bound("a").await;
@@ -190,7 +190,7 @@ async fn a_class_that_retains_leaks() {
         }
         world.snapshots(NAMESPACE).delete(name, &DeleteParams::default()).await.unwrap();
         world.gone(NAMESPACE, name).await;
-        until("what is left in the storage", async || {
+        until("the remaining snapshots in the storage", async || {
             (world.cluster.stored_snapshots() == left).then_some(())
         })
         .await;
@@ -198,18 +198,18 @@ async fn a_class_that_retains_leaks() {
 }
 
 #[tokio::test]
-async fn errors_heal_or_do_not() {
+async fn errors_are_temporary_or_permanent() {
     let world = World::new("Delete");
     world.claim("a", json!({})).await;
     world.bound("a").await;
     let fails = |times| SnapshotFate::Fails { message: "no space in the pool".to_owned(), times };
     world.cluster.decide_snapshot(fails(3));
     world.snapshot("heals", of("a")).await.unwrap();
-    until("the error is told", async || {
+    until("the error is reported", async || {
         let found = world.snapshots(NAMESPACE).get("heals").await.unwrap();
         let status = &found.data["status"];
-        let told = status["error"]["message"].as_str()?.contains("no space in the pool");
-        (told && status["readyToUse"] == false).then_some(())
+        let reported = status["error"]["message"].as_str()?.contains("no space in the pool");
+        (reported && status["readyToUse"] == false).then_some(())
     })
     .await;
     assert!(world.ready(NAMESPACE, "heals").await.get("error").is_none());
@@ -231,10 +231,10 @@ async fn errors_heal_or_do_not() {
     .await;
     world.ready(NAMESPACE, "uploads").await;
 
-    // While the driver does not answer nobody knows whether there is a snapshot.
+    // Until the driver responds, it is unknown whether a snapshot exists.
     world.cluster.decide_snapshot(SnapshotFate::Hangs);
     world.snapshot("hangs", of("a")).await.unwrap();
-    until("it is asked for", async || {
+    until("it is requested", async || {
         let found = world.snapshots(NAMESPACE).get("hangs").await.unwrap();
         found.data["status"]["boundVolumeSnapshotContentName"].as_str().map(str::to_owned)
     })
@@ -244,21 +244,21 @@ async fn errors_heal_or_do_not() {
     assert!(world.snapshots(NAMESPACE).get_opt("hangs").await.unwrap().is_some());
     world.cluster.heal_snapshots();
     world.gone(NAMESPACE, "hangs").await;
-    until("nothing but what is known is stored", async || {
+    until("only the known snapshots are stored", async || {
         (world.cluster.stored_snapshots() == 2).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn rules_of_snapshots_hold() {
+async fn rules_of_snapshots_are_enforced() {
     let world = World::new("Delete");
     let both = json!({"persistentVolumeClaimName": "a", "volumeSnapshotContentName": "b"});
     let both = refused(world.snapshot("s", both).await);
     assert_eq!(both.code, 422);
     assert!(both.message.contains("exactly one of"), "{both}");
     world.snapshot("s", of("absent")).await.unwrap();
-    until("the error is told", async || {
+    until("the error is reported", async || {
         let found = world.snapshots(NAMESPACE).get("s").await.unwrap();
         found.data["status"]["error"]["message"].as_str().map(str::to_owned)
     })
@@ -279,11 +279,11 @@ async fn rules_of_snapshots_hold() {
 }
 
 #[tokio::test]
-async fn a_claim_without_a_class_waits_for_ever() {
+async fn a_claim_without_a_class_stays_pending() {
     let world = World::new("Delete");
     world.claim("a", json!({"storageClassName": "none"})).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(world.claims().get("a").await.unwrap().status.unwrap().phase.as_deref(), Some("Pending"));
-    let told = world.cluster.peek_all("events.k8s.io", "events", NAMESPACE);
-    assert!(told.iter().any(|event| event["note"] == "storageclass.storage.k8s.io \"none\" not found"));
+    let events = world.cluster.peek_all("events.k8s.io", "events", NAMESPACE);
+    assert!(events.iter().any(|event| event["note"] == "storageclass.storage.k8s.io \"none\" not found"));
 }

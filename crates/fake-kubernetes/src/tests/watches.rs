@@ -1,4 +1,4 @@
-//! Watches through the watcher of `kube::runtime`.
+//! Tests of watches through the watcher of `kube::runtime`.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::super::{Fault, Harm};
-use super::{Place, typed};
+use super::{Fixture, typed};
 
 fn config_map(name: &str, label: &str) -> ConfigMap {
     typed(json!({"metadata": {"name": name, "labels": {"app": label}}}))
@@ -22,8 +22,8 @@ async fn next<T>(stream: &mut (impl futures_util::Stream<Item = T> + Unpin)) -> 
     timeout(Duration::from_secs(10), stream.next()).await.expect("an event in time").expect("an open stream")
 }
 
-/// The next event, errors that heal passed over; `None` for what is not told as an object.
-async fn told<S>(stream: &mut S) -> String
+/// Returns the next event as text and ignores temporary errors.
+async fn next_event<S>(stream: &mut S) -> String
 where
     S: futures_util::Stream<Item = watcher::Result<Event<ConfigMap>>> + Unpin,
 {
@@ -35,25 +35,25 @@ where
 }
 
 async fn watched(config: watcher::Config) {
-    let place = Place::new().await;
-    let api = place.api::<ConfigMap>();
+    let fixture = Fixture::new().await;
+    let api = fixture.api::<ConfigMap>();
     api.create(&PostParams::default(), &config_map("a", "x")).await.unwrap();
     api.create(&PostParams::default(), &config_map("other", "y")).await.unwrap();
     let mut events = pin!(watcher(api.clone(), config.labels("app=x")));
-    assert_eq!(told(&mut events).await, "Init");
-    assert_eq!(told(&mut events).await, "InitApply(a)");
-    assert_eq!(told(&mut events).await, "InitDone");
+    assert_eq!(next_event(&mut events).await, "Init");
+    assert_eq!(next_event(&mut events).await, "InitApply(a)");
+    assert_eq!(next_event(&mut events).await, "InitDone");
     api.create(&PostParams::default(), &config_map("b", "x")).await.unwrap();
-    assert_eq!(told(&mut events).await, "Apply(b)");
-    // What comes to match is new, what ceases to is deleted.
+    assert_eq!(next_event(&mut events).await, "Apply(b)");
+    // An object that starts to match is new; one that stops matching is deleted.
     let label = |label: &str| Patch::Merge(json!({"metadata": {"labels": {"app": label}}}));
     api.patch("other", &PatchParams::default(), &label("x")).await.unwrap();
-    assert_eq!(told(&mut events).await, "Apply(other)");
+    assert_eq!(next_event(&mut events).await, "Apply(other)");
     api.patch("other", &PatchParams::default(), &label("y")).await.unwrap();
-    assert_eq!(told(&mut events).await, "Delete(other)");
+    assert_eq!(next_event(&mut events).await, "Delete(other)");
     api.delete("a", &DeleteParams::default()).await.unwrap();
-    assert_eq!(told(&mut events).await, "Delete(a)");
-    place.end().await;
+    assert_eq!(next_event(&mut events).await, "Delete(a)");
+    fixture.end().await;
 }
 
 #[tokio::test]
@@ -67,36 +67,36 @@ async fn a_watcher_streams_its_list() {
 }
 
 #[tokio::test]
-async fn a_watch_that_is_cut_goes_on_and_one_that_expired_lists_again() {
-    let place = Place::new().await;
-    let Some(fake) = &place.fake else { return place.end().await };
-    let api = place.api::<ConfigMap>();
+async fn a_cut_watch_continues_and_an_expired_one_lists_again() {
+    let fixture = Fixture::new().await;
+    let Some(fake) = &fixture.fake else { return fixture.end().await };
+    let api = fixture.api::<ConfigMap>();
     let mut events = pin!(watcher(api.clone(), watcher::Config::default()));
-    assert_eq!(told(&mut events).await, "Init");
-    assert_eq!(told(&mut events).await, "InitDone");
+    assert_eq!(next_event(&mut events).await, "Init");
+    assert_eq!(next_event(&mut events).await, "InitDone");
     api.create(&PostParams::default(), &config_map("a", "x")).await.unwrap();
-    assert_eq!(told(&mut events).await, "Apply(a)");
+    assert_eq!(next_event(&mut events).await, "Apply(a)");
     fake.cut_watches();
     api.create(&PostParams::default(), &config_map("b", "x")).await.unwrap();
-    assert_eq!(told(&mut events).await, "Apply(b)");
+    assert_eq!(next_event(&mut events).await, "Apply(b)");
     fake.expire_watches();
-    assert_eq!(told(&mut events).await, "Init");
-    assert_eq!(told(&mut events).await, "InitApply(a)");
-    assert_eq!(told(&mut events).await, "InitApply(b)");
-    assert_eq!(told(&mut events).await, "InitDone");
-    // Cut in the middle of a line.
+    assert_eq!(next_event(&mut events).await, "Init");
+    assert_eq!(next_event(&mut events).await, "InitApply(a)");
+    assert_eq!(next_event(&mut events).await, "InitApply(b)");
+    assert_eq!(next_event(&mut events).await, "InitDone");
+    // The connection ends in the middle of a line.
     fake.fault(Fault::once("watch", "configmaps", Harm::CutAfter(1)));
     fake.cut_watches();
     api.create(&PostParams::default(), &config_map("c", "x")).await.unwrap();
-    assert_eq!(told(&mut events).await, "Apply(c)");
-    place.end().await;
+    assert_eq!(next_event(&mut events).await, "Apply(c)");
+    fixture.end().await;
 }
 
 #[tokio::test]
 async fn an_old_version_is_gone_after_a_compaction() {
-    let place = Place::new().await;
-    let Some(fake) = &place.fake else { return place.end().await };
-    let api = place.api::<ConfigMap>();
+    let fixture = Fixture::new().await;
+    let Some(fake) = &fixture.fake else { return fixture.end().await };
+    let api = fixture.api::<ConfigMap>();
     let made = api.create(&PostParams::default(), &config_map("a", "x")).await.unwrap();
     api.delete("a", &DeleteParams::default()).await.unwrap();
     let version = made.resource_version().unwrap();
@@ -108,19 +108,19 @@ async fn an_old_version_is_gone_after_a_compaction() {
         Ok(WatchEvent::Error(status)) => assert_eq!((status.code, status.reason.as_str()), (410, "Expired")),
         other => panic!("not expired: {other:?}"),
     }
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn bookmarks_say_how_far_a_watch_has_come() {
-    let place = Place::new().await;
-    if place.fake.is_none() {
-        // Once a minute there.
-        return place.end().await;
+async fn bookmarks_report_the_version_of_a_watch() {
+    let fixture = Fixture::new().await;
+    if fixture.fake.is_none() {
+        // A real server sends one bookmark per minute.
+        return fixture.end().await;
     }
-    let api = place.api::<ConfigMap>();
+    let api = fixture.api::<ConfigMap>();
     let first = api.create(&PostParams::default(), &config_map("a", "x")).await.unwrap();
-    let elsewhere: Api<ConfigMap> = Api::namespaced(place.client.clone(), "default");
+    let elsewhere: Api<ConfigMap> = Api::namespaced(fixture.client.clone(), "default");
     let selected = WatchParams::default().labels("app=none");
     let mut watch = pin!(api.watch(&selected, &first.resource_version().unwrap()).await.unwrap());
     let last = elsewhere.create(&PostParams::default(), &config_map("b", "x")).await.unwrap();
@@ -135,22 +135,22 @@ async fn bookmarks_say_how_far_a_watch_has_come() {
             other => panic!("not a bookmark: {other:?}"),
         }
     }
-    place.end().await;
+    fixture.end().await;
 }
 
 #[tokio::test]
-async fn a_silent_watch_tells_nothing_and_stays() {
-    let place = Place::new().await;
-    let Some(fake) = &place.fake else { return place.end().await };
-    let api = place.api::<ConfigMap>();
+async fn a_silent_watch_sends_nothing_and_stays_open() {
+    let fixture = Fixture::new().await;
+    let Some(fake) = &fixture.fake else { return fixture.end().await };
+    let api = fixture.api::<ConfigMap>();
     fake.fault(Fault::once("watch", "configmaps", Harm::Silent));
     let mut events = pin!(watcher(api.clone(), watcher::Config::default()));
-    assert_eq!(told(&mut events).await, "Init");
-    assert_eq!(told(&mut events).await, "InitDone");
+    assert_eq!(next_event(&mut events).await, "Init");
+    assert_eq!(next_event(&mut events).await, "InitDone");
     api.create(&PostParams::default(), &config_map("a", "x")).await.unwrap();
     timeout(Duration::from_secs(1), events.next()).await.unwrap_err();
-    // Nothing is lost when somebody looks again.
+    // No event is lost after a new connection.
     fake.cut_watches();
-    assert_eq!(told(&mut events).await, "Apply(a)");
-    place.end().await;
+    assert_eq!(next_event(&mut events).await, "Apply(a)");
+    fixture.end().await;
 }

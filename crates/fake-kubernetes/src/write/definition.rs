@@ -9,7 +9,7 @@ use super::super::kind::{Form, Kind};
 use super::super::object::{list, meta, text};
 use super::super::status::Cause;
 
-/// The kinds of a definition, one for each served version; says what is wrong with it.
+/// Returns the kinds of a definition, one per served version, or the reasons why it is invalid.
 pub(in super::super) fn kinds(definition: &Value) -> Result<Vec<Arc<Kind>>, Vec<Cause>> {
     let mut causes = Vec::new();
     let (group, plural) = (text(definition, "/spec/group"), text(definition, "/spec/names/plural"));

@@ -1,4 +1,5 @@
-//! Deletion: finalizers, grace and preconditions (apiserver pkg/registry/rest/delete.go, pkg/registry/generic/registry/store.go).
+//! Deletion: finalizers, grace periods and preconditions (apiserver pkg/registry/rest/delete.go,
+//! pkg/registry/generic/registry/store.go).
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use super::super::object::{deleting, finalizers, meta, metadata, now, set_finali
 use super::super::status::Refusal;
 use super::super::store::State;
 
-/// `DeleteOptions`.
+/// `DeleteOptions` of a request, parsed.
 #[derive(Clone, Debug, Default)]
 pub(in super::super) struct DeleteOptions {
     propagation: String,
@@ -19,12 +20,12 @@ pub(in super::super) struct DeleteOptions {
     dry_run: bool,
 }
 
-/// What a deletion came to.
+/// Result of a deletion.
 #[derive(Debug)]
 pub(in super::super) enum Deleted {
-    /// It is gone: answered by a `Status`.
+    /// The object is deleted; the response is a `Status`.
     Gone(Value),
-    /// It waits for finalizers or its grace period: answered by the object.
+    /// The object waits for finalizers or its grace period; the response is the object.
     Marked(Arc<Value>),
 }
 
@@ -52,17 +53,17 @@ impl DeleteOptions {
         })
     }
 
-    /// Deletion of this very object.
+    /// Returns options that delete only the object with this uid.
     pub(in super::super) fn of(uid: &str) -> Self {
         DeleteOptions { uid: uid.to_owned(), ..DeleteOptions::default() }
     }
 
-    /// Deletion of this very object without a grace period.
+    /// Returns options that delete only the object with this uid, without a grace period.
     pub(in super::super) fn now(uid: &str) -> Self {
         DeleteOptions { grace: Some(0), ..DeleteOptions::of(uid) }
     }
 
-    /// The same, with a propagation policy.
+    /// Sets the propagation policy.
     pub(in super::super) fn propagating(self, policy: &str) -> Self {
         DeleteOptions { propagation: policy.to_owned(), ..self }
     }
@@ -76,7 +77,7 @@ impl State {
         options: &DeleteOptions,
     ) -> Result<Deleted, Refusal> {
         let live = self.get(id).cloned().ok_or_else(|| Refusal::not_found(kind, &id.name))?;
-        // rest/delete.go, BeforeDelete; the same text in 1.36.
+        // rest/delete.go, BeforeDelete; the text is the same in 1.36.
         let same = [
             ("UID", "uid", &options.uid, "deleted and then recreated"),
             ("ResourceVersion", "resourceVersion", &options.version, "modified"),
@@ -121,7 +122,8 @@ impl State {
         }
         mark(kind, &mut marked, grace);
         if namespace {
-            // pkg/registry/core/namespace/storage/storage.go: emptied by its controller before it goes.
+            // pkg/registry/core/namespace/storage/storage.go: its controller empties a namespace before it is
+            // deleted.
             marked["status"] = json!({"phase": "Terminating"});
         }
         if options.dry_run || marked == *live {
@@ -131,7 +133,7 @@ impl State {
     }
 }
 
-/// rest/delete.go, BeforeDelete. A shorter grace period than before counts, a longer one does not.
+/// Marks an object as deleted (rest/delete.go, BeforeDelete). The grace period can only become shorter.
 fn mark(kind: &Kind, object: &mut Value, grace: u64) {
     let before = object["metadata"]["deletionGracePeriodSeconds"].as_u64();
     let generation = object["metadata"]["generation"].as_u64();
@@ -150,7 +152,8 @@ fn mark(kind: &Kind, object: &mut Value, grace: u64) {
     }
 }
 
-/// Only a pod that is on a node and not done has a grace period (pkg/registry/core/pod/strategy.go, CheckGracefulDelete).
+/// Returns the grace period. Only a scheduled pod that has not ended has one
+/// (pkg/registry/core/pod/strategy.go, CheckGracefulDelete).
 fn grace(kind: &Kind, live: &Value, options: &DeleteOptions) -> u64 {
     if !kind.is("", "pods") {
         return 0;

@@ -1,6 +1,6 @@
 //! Patches: JSON patch, merge patch and server-side apply (apiserver pkg/endpoints/handlers/patch.go).
 //!
-//! Strategic merge patches are refused as for custom resources: nothing here sends them.
+//! Strategic merge patches are refused, as for custom resources, because no client here sends them.
 
 use std::sync::Arc;
 
@@ -13,9 +13,9 @@ use super::super::object::{meta, metadata};
 use super::super::shape::Shape;
 use super::super::status::{Cause, Refusal};
 use super::super::store::State;
-use super::{How, Owners, Written, decode, known, part, writer};
+use super::{Owners, WriteOptions, Written, decode, part, prune_unknown, writer};
 
-/// A patch as its media type says.
+/// A patch, parsed according to its media type.
 #[derive(Debug)]
 pub(in super::super) enum PatchBody {
     Json(json_patch::Patch),
@@ -33,7 +33,7 @@ impl PatchBody {
             "application/merge-patch+json" => {
                 Ok(PatchBody::Merge(serde_json::from_slice(body).map_err(unreadable)?))
             }
-            // What kube sends as YAML is JSON, which is YAML.
+            // kube sends JSON, which is valid YAML.
             "application/apply-patch+yaml" => {
                 Ok(PatchBody::Apply(serde_json::from_slice(body).map_err(unreadable)?))
             }
@@ -43,7 +43,7 @@ impl PatchBody {
 }
 
 impl State {
-    /// Whether this patch would make an object: it then needs the right to create it.
+    /// Reports whether this patch would create an object, which requires the permission to create it.
     pub(in super::super) fn patch_creates(&self, id: &Id, patch: &PatchBody) -> bool {
         matches!(patch, PatchBody::Apply(_)) && self.get(id).is_none()
     }
@@ -54,7 +54,7 @@ impl State {
         id: &Id,
         status: bool,
         patch: PatchBody,
-        how: &How,
+        how: &WriteOptions,
     ) -> Result<Written, Refusal> {
         let live = self.get(id).cloned();
         if let PatchBody::Apply(applied) = patch {
@@ -72,10 +72,10 @@ impl State {
                 )
             })?,
             PatchBody::Merge(patch) => json_patch::merge(&mut object, &patch),
-            PatchBody::Apply(_) => return Err(Refusal::internal("unreachable: applied above")),
+            PatchBody::Apply(_) => return Err(Refusal::internal("unreachable: an apply is handled before")),
         }
         let decoded = decode(kind, &id.namespace, Some(&id.name), object, how.unknown);
-        let (object, warnings) = decoded.map_err(unfit)?;
+        let (object, warnings) = decoded.map_err(into_invalid)?;
         let object = self.commit(kind, id, &live, object, part(kind, status), how, Owners::Note)?;
         Ok(Written { object, created: false, warnings })
     }
@@ -87,7 +87,7 @@ impl State {
         status: bool,
         live: Option<Arc<Value>>,
         applied: Value,
-        how: &How,
+        how: &WriteOptions,
     ) -> Result<Written, Refusal> {
         if how.manager.is_empty() {
             let cause = Cause::required("fieldManager", "is required for apply patch");
@@ -100,7 +100,7 @@ impl State {
         if applied["metadata"].get("managedFields").is_some_and(|given| !given.is_null()) {
             return Err(Refusal::bad_request("metadata.managedFields must be nil"));
         }
-        declared(kind, &applied)?;
+        check_declared(kind, &applied)?;
         let (mut applied, warnings) = decode(kind, &id.namespace, Some(&id.name), applied, how.unknown)?;
         let given = (meta(&applied, "uid").to_owned(), meta(&applied, "resourceVersion").to_owned());
         for field in ["uid", "resourceVersion", "generation", "creationTimestamp"] {
@@ -135,8 +135,9 @@ impl State {
     }
 }
 
-/// What cannot be decoded after a patch is 422, not 400 as in other writes (apiserver patch.go, applyPatchToCurrentObject).
-fn unfit(refusal: Refusal) -> Refusal {
+/// Converts a decoding error after a patch to 422; other writes return 400 (apiserver patch.go,
+/// applyPatchToCurrentObject).
+fn into_invalid(refusal: Refusal) -> Refusal {
     if refusal.code == 400 {
         let message = format!(" \"\" is invalid: patch: Invalid value: {}", refusal.message);
         Refusal::new(422, "Invalid", message)
@@ -145,16 +146,17 @@ fn unfit(refusal: Refusal) -> Refusal {
     }
 }
 
-/// An applied configuration may hold nothing that the schema does not declare, whatever `fieldValidation` says
-/// (apimachinery pkg/util/managedfields/internal/structuredmerge.go; a plain error, so 500).
-fn declared(kind: &Kind, applied: &Value) -> Result<(), Refusal> {
+/// Checks that an applied configuration has only fields that the schema declares, regardless of
+/// `fieldValidation` (apimachinery pkg/util/managedfields/internal/structuredmerge.go; a plain error, so
+/// 500).
+fn check_declared(kind: &Kind, applied: &Value) -> Result<(), Refusal> {
     if !applied.is_object() {
         return Err(Refusal::bad_request("error decoding YAML: not an object"));
     }
     let mut whole = applied.clone();
     whole["apiVersion"] = kind.api_version().into();
     whole["kind"] = kind.kind.clone().into();
-    let (_, dropped) = known(kind, &whole)?;
+    let (_, dropped) = prune_unknown(kind, &whole)?;
     let Some(first) = dropped.first() else { return Ok(()) };
     let place = format!("{}/{}", meta(applied, "namespace"), meta(applied, "name"));
     Err(Refusal::internal(format!(
@@ -164,17 +166,17 @@ fn declared(kind: &Kind, applied: &Value) -> Result<(), Refusal> {
     )))
 }
 
-/// apimachinery pkg/util/managedfields/internal/conflict.go.
+/// Returns the error for conflicts (apimachinery pkg/util/managedfields/internal/conflict.go).
 fn conflict(conflicts: &managed::Conflicts) -> Refusal {
     let count = conflicts.len();
-    let told: Vec<_> = conflicts
+    let texts: Vec<_> = conflicts
         .iter()
         .map(|(owner, path)| format!("conflict with {owner}: {}", fields::display(path)))
         .collect();
     let plural = if count == 1 { "" } else { "s" };
-    let told = told.join("\n");
+    let text = texts.join("\n");
     let mut refusal =
-        Refusal::new(409, "Conflict", format!("Apply failed with {count} conflict{plural}: {told}"));
+        Refusal::new(409, "Conflict", format!("Apply failed with {count} conflict{plural}: {text}"));
     let causes: Vec<_> = conflicts
         .iter()
         .map(|(owner, path)| {

@@ -1,4 +1,4 @@
-//! An inflater on a thread of its own, some buffers ahead of who reads the tar.
+//! An inflater on its own thread, which runs some buffers ahead of the reader of the tar.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
@@ -9,28 +9,29 @@ use super::inflater::Inflater;
 use super::{ChunkSource, Decoded, Error};
 use larder_model::digest::Digest;
 
-/// Buffers that wait for the reader: bounds memory, and takes up what the two differ in by the moment.
+/// Maximum number of buffers queued for the reader. Bounds memory and absorbs short-term differences in
+/// speed.
 const WAITING: usize = 6;
 
 type Piece = Result<Option<Bytes>, Error>;
 
-/// The inflater's thread, seen from the reader.
+/// The reader's handle of the inflater thread.
 pub(super) struct Ahead {
     pieces: Receiver<Piece>,
     ended: bool,
     thread: JoinHandle<Result<Decoded, Rest>>,
 }
 
-/// Reads what is left of a blob that cannot be decoded, for its digest and size.
+/// Reads the rest of a blob that cannot be decoded, for its digest and size.
 type Rest = Box<dyn FnOnce() -> Option<(Digest, u64)> + Send>;
 
 impl Ahead {
-    /// Hands the inflater to a thread; gives it back where the system has none left.
+    /// Moves the inflater to a new thread; returns it if the system cannot start one.
     pub(super) fn start<S: ChunkSource + Send + 'static>(
         inflater: Box<Inflater<S>>,
     ) -> Result<Self, Box<Inflater<S>>> {
         let (sender, pieces) = sync_channel(WAITING);
-        // A thread that does not start would take with it what it was started with.
+        // The closure of a thread that fails to start is dropped, so the inflater is sent separately.
         let (hand_over, handed_over) = sync_channel::<Box<Inflater<S>>>(1);
         let work = move || {
             let nothing = || -> Rest { Box::new(|| None) };
@@ -49,7 +50,7 @@ impl Ahead {
         }
     }
 
-    /// The next bytes of the tar; `None` at the end of a blob that is whole.
+    /// Returns the next bytes of the tar; `None` at the end of a complete blob.
     pub(super) fn next(&mut self) -> Piece {
         if self.ended {
             return Ok(None);
@@ -59,7 +60,7 @@ impl Ahead {
         piece
     }
 
-    /// What was read. Called after the end was.
+    /// Returns the digests and sizes. Called after the end was reached.
     pub(super) fn finish(self) -> Result<Decoded, Error> {
         match self.thread.join() {
             Ok(Ok(decoded)) => Ok(decoded),
@@ -67,7 +68,7 @@ impl Ahead {
         }
     }
 
-    /// Digest and size of the blob, whatever is in it.
+    /// Returns digest and size of the blob, regardless of its content.
     pub(super) fn blob(self) -> Option<(Digest, u64)> {
         drop(self.pieces);
         match self.thread.join().ok()? {
@@ -77,13 +78,13 @@ impl Ahead {
     }
 }
 
-/// Whether the blob was whole, and the reader had all of it.
+/// Decodes until the end. Returns `true` if the blob was complete and the reader received all of it.
 fn inflate<S: ChunkSource>(inflater: &mut Inflater<S>, pieces: &SyncSender<Piece>) -> bool {
     loop {
         let piece = inflater.next();
         let is_whole = matches!(piece, Ok(None));
         let is_last = !matches!(piece, Ok(Some(_)));
-        // A reader that is gone has failed, and tells why itself.
+        // The reader closes the channel only after an error of its own, which it reports.
         let is_read = pieces.send(piece).is_ok();
         if !is_read || is_last {
             return is_read && is_whole;

@@ -2,13 +2,13 @@ use std::io;
 
 use larder_model::class::Class;
 
-/// A blob cannot be decoded.
+/// The reason why a blob cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The bytes of the blob did not come.
+    /// The source failed to deliver the bytes of the blob.
     #[error("reading the bytes of the blob: {0}")]
     Source(#[source] io::Error),
-    /// The blob is shorter than its own framing says.
+    /// The blob is shorter than its own framing states.
     #[error("the blob ended inside a {codec} stream, after {at} bytes: it is truncated")]
     Truncated {
         /// Name of the compression.
@@ -21,33 +21,33 @@ pub enum Error {
     Corrupt {
         /// Name of the compression.
         codec: &'static str,
-        /// Offset in the blob, bytes, at which the faulty step began.
+        /// Offset in the blob at which the failed step began, bytes.
         at: u64,
-        /// What the decompressor says.
+        /// Message of the decompressor.
         reason: String,
     },
-    /// The blob inflates further than honest content does.
+    /// The blob expands further than honest content does.
     #[error(
-        "{input} bytes of the blob inflate to more than {output} bytes, over the limit of {max}:1: a decompression bomb"
+        "{input} bytes of the blob decompress to at least {output} bytes, over the limit of {max}:1: a decompression bomb"
     )]
     Bomb {
-        /// Bytes of the blob read.
+        /// Compressed bytes read.
         input: u64,
-        /// Bytes of tar they gave.
+        /// Bytes of tar decompressed from them.
         output: u64,
-        /// The limit.
+        /// The maximum ratio.
         max: u64,
     },
-    /// No memory for the decompressor.
+    /// The decompressor cannot be created, for lack of memory.
     #[error("preparing the decompressor: {0}")]
     Context(#[source] io::Error),
     /// The decoder was used after it had failed.
-    #[error("the blob cannot be read on after an earlier error")]
+    #[error("internal error: the decoder was used after an earlier error")]
     Failed,
 }
 
 impl Error {
-    /// The class of the failure.
+    /// Returns the error class of the failure.
     pub fn class(&self) -> Class {
         match self {
             Error::Source(_) => Class::Transient,

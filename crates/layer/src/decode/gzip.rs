@@ -1,7 +1,8 @@
-//! gzip (RFC 1952): many members in a row (pigz, estargz), zero padding after the last as GNU gzip tolerates it.
+//! gzip (RFC 1952): any number of members (pigz, estargz), with zero padding after the last one, which GNU
+//! gzip also tolerates.
 //!
-//! The framing is here, once; what lies between header and trailer is inflated by [`isal`] or by [`zlib`], so that a blob
-//! means the same whichever of them is there.
+//! The framing is implemented once, in this module. [`isal`] or [`zlib`] decodes the data between header and
+//! trailer, so a blob gives the same result with either.
 
 mod header;
 #[cfg(all(feature = "isal", target_arch = "x86_64"))]
@@ -13,35 +14,35 @@ use crc_fast::CrcAlgorithm;
 use self::header::Header;
 use super::{Codec, Step};
 
-/// Bytes of a trailer: CRC-32 and length of the content.
+/// Size of a trailer, bytes: CRC-32 and length of the content.
 const TRAILER: usize = 8;
 
-/// What came of one call of an inflater, bytes.
+/// The result of one call of an inflater, bytes.
 struct Inflated {
     read: usize,
     written: usize,
-    /// Whether the stream has ended, and which of the bytes that were read lie behind its end.
+    /// `Some` if the stream has ended, with the bytes that were read beyond its end.
     end: Option<Surplus>,
 }
 
-/// Bytes that were read too far: a trailer's at most.
+/// Bytes that were read beyond the end of a stream: at most a trailer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Surplus {
     bytes: [u8; TRAILER],
     len: usize,
 }
 
-/// Raw deflate (RFC 1951), fed by hand.
+/// A push-style decoder for raw deflate (RFC 1951).
 trait Inflate: Send {
-    /// Inflates from `input` into `output` as far as it can. Not called again once the stream has ended, until
-    /// [`reset`](Inflate::reset).
+    /// Inflates from `input` into `output` as far as possible. After the end of the stream, it is not called
+    /// again until [`reset`](Inflate::reset).
     fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> Result<Inflated, String>;
 
-    /// Makes ready for another stream.
+    /// Prepares for the next stream.
     fn reset(&mut self);
 }
 
-/// The fastest decoder that this program was built with, or the one that every program has.
+/// Returns the fastest decoder of this build, or the portable one.
 pub(super) fn codec(portable: bool) -> Box<dyn Codec> {
     #[cfg(all(feature = "isal", target_arch = "x86_64"))]
     if !portable {
@@ -53,14 +54,14 @@ pub(super) fn codec(portable: bool) -> Box<dyn Codec> {
 
 struct Gzip<I> {
     inflate: I,
-    place: Place,
-    /// Of the header, then of the content.
+    state: State,
+    /// CRC of the header, then of the content.
     crc: crc_fast::Digest,
-    /// Content of the member, bytes, as the trailer counts them.
+    /// Length of the member's content, bytes, modulo 2^32.
     length: u32,
 }
 
-enum Place {
+enum State {
     Header(Header),
     Body,
     Trailer(Surplus),
@@ -71,12 +72,12 @@ enum Place {
 impl<I: Inflate> Gzip<I> {
     fn new(inflate: I) -> Self {
         let crc = crc_fast::Digest::new(CrcAlgorithm::Crc32IsoHdlc);
-        Gzip { inflate, place: Place::Header(Header::new()), crc, length: 0 }
+        Gzip { inflate, state: State::Header(Header::new()), crc, length: 0 }
     }
 
-    /// Reads on in the trailer; false where more of it is to come.
-    fn trail(&mut self, input: &[u8], read: &mut usize) -> Result<bool, String> {
-        let Place::Trailer(trailer) = &mut self.place else { return Ok(true) };
+    /// Continues reading the trailer; returns `false` if more of it is needed.
+    fn read_trailer(&mut self, input: &[u8], read: &mut usize) -> Result<bool, String> {
+        let State::Trailer(trailer) = &mut self.state else { return Ok(true) };
         let rest = &input[*read..];
         let taken = rest.len().min(TRAILER - trailer.len);
         trailer.bytes[trailer.len..trailer.len + taken].copy_from_slice(&rest[..taken]);
@@ -87,20 +88,20 @@ impl<I: Inflate> Gzip<I> {
         }
         let bytes = trailer.bytes;
         self.check(bytes)?;
-        self.place = Place::Between;
+        self.state = State::Between;
         Ok(true)
     }
 
-    /// Compares the content of a member with what its trailer says.
+    /// Compares the content of a member with its trailer.
     fn check(&mut self, trailer: [u8; TRAILER]) -> Result<(), String> {
         let [a, b, c, d, length @ ..] = trailer;
         if u64::from(u32::from_le_bytes([a, b, c, d])) != self.crc.finalize_reset() {
             return Err("the CRC of a member's content is wrong".into());
         }
-        let (said, length) = (u32::from_le_bytes(length), std::mem::take(&mut self.length));
-        if said != length {
+        let (stated, length) = (u32::from_le_bytes(length), std::mem::take(&mut self.length));
+        if stated != length {
             return Err(format!(
-                "a member is said to be {said} bytes long, modulo 2^32, and has {length} of them"
+                "the trailer of a member gives its length as {stated} bytes, modulo 2^32, but it has {length}"
             ));
         }
         Ok(())
@@ -112,17 +113,17 @@ impl<I: Inflate> Codec for Gzip<I> {
         let mut read = 0;
         loop {
             let rest = &input[read..];
-            match &mut self.place {
-                Place::Header(header) => {
+            match &mut self.state {
+                State::Header(header) => {
                     let (taken, whole) = header.take(rest, &mut self.crc)?;
                     read += taken;
                     if !whole {
                         return Ok(Step { read, written: 0 });
                     }
                     self.crc.reset();
-                    self.place = Place::Body;
+                    self.state = State::Body;
                 }
-                Place::Body => {
+                State::Body => {
                     let inflated = self.inflate.inflate(rest, output)?;
                     read += inflated.read;
                     let content = &output[..inflated.written];
@@ -134,27 +135,27 @@ impl<I: Inflate> Codec for Gzip<I> {
                     let Some(surplus) = inflated.end else {
                         return Ok(Step { read, written: inflated.written });
                     };
-                    self.place = Place::Trailer(surplus);
-                    // What follows may be another member, for which `output` is not empty any more.
-                    if !self.trail(input, &mut read)? || inflated.written > 0 {
+                    self.state = State::Trailer(surplus);
+                    // The next bytes may be another member, but `output` is not empty.
+                    if !self.read_trailer(input, &mut read)? || inflated.written > 0 {
                         return Ok(Step { read, written: inflated.written });
                     }
                 }
-                Place::Trailer(_) => {
-                    if !self.trail(input, &mut read)? {
+                State::Trailer(_) => {
+                    if !self.read_trailer(input, &mut read)? {
                         return Ok(Step { read, written: 0 });
                     }
                 }
-                Place::Between => match rest.first() {
+                State::Between => match rest.first() {
                     None => return Ok(Step { read, written: 0 }),
-                    Some(0) => self.place = Place::Padding,
+                    Some(0) => self.state = State::Padding,
                     Some(0x1f) => {
                         self.inflate.reset();
-                        self.place = Place::Header(Header::new());
+                        self.state = State::Header(Header::new());
                     }
                     Some(_) => return Err("something other than a member follows the last one".into()),
                 },
-                Place::Padding => {
+                State::Padding => {
                     return match rest.iter().find(|b| **b != 0) {
                         None => Ok(Step { read: input.len(), written: 0 }),
                         Some(_) => Err("something other than zeros follows the last member".into()),
@@ -165,7 +166,7 @@ impl<I: Inflate> Codec for Gzip<I> {
     }
 
     fn may_end(&self) -> bool {
-        matches!(self.place, Place::Between | Place::Padding)
+        matches!(self.state, State::Between | State::Padding)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The two hashes of a blob: here, right after a buffer is filled, or on another processor while the next one is.
+//! The two hashes of a blob. They are computed on the caller's thread after a buffer is filled, or on another
+//! core while the next one is filled.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -6,17 +7,18 @@ use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 
-use super::{Error, WORTH};
+use super::{Error, MIN_BYTES_FOR_THREAD};
 use crate::cores::Cores;
 use larder_model::digest::{Algorithm, Digest, Hasher};
 
-/// Buffers and chunks that wait for the other processor: bounds memory, and takes up what the two differ in by the moment.
+/// Maximum number of buffers and chunks queued for the hashing thread. Bounds memory and absorbs short-term
+/// differences in speed.
 const WAITING: usize = 8;
 
 #[derive(Clone)]
 struct Hashes {
     blob: Hasher,
-    /// `None` where the blob is the tar and its digest is sha256 already.
+    /// `None` if the blob is the tar and its digest is sha256 already.
     tar: Option<Hasher>,
 }
 
@@ -39,40 +41,41 @@ enum Piece {
 }
 
 pub(super) struct Hashing {
-    place: Place,
-    /// Which processors there are; none to stay here.
+    location: Location,
+    /// The available cores; `None` to stay on the caller's thread.
     cores: Option<Arc<Cores>>,
-    /// Whether one hash is that of the blob and of the tar.
+    /// `true` if one hash serves for the blob and the tar.
     one: bool,
-    /// Tar bytes so far.
+    /// Tar bytes hashed so far.
     size: u64,
 }
 
-enum Place {
-    Nowhere,
-    Here(Box<Hashes>),
-    Beside(SyncSender<Piece>, JoinHandle<Hashes>),
+enum Location {
+    Disabled,
+    CallerThread(Box<Hashes>),
+    OwnThread(SyncSender<Piece>, JoinHandle<Hashes>),
 }
 
 impl Hashing {
     pub(super) fn new(algorithm: Algorithm) -> Self {
         let hashes = Hashes { blob: Hasher::new(algorithm), tar: Some(Hasher::new(Algorithm::Sha256)) };
-        Hashing { place: Place::Here(Box::new(hashes)), cores: None, one: false, size: 0 }
+        Hashing { location: Location::CallerThread(Box::new(hashes)), cores: None, one: false, size: 0 }
     }
 
-    /// Hashes nothing, and has no digests in the end.
+    /// Creates a `Hashing` that hashes nothing and has no digests.
     pub(super) fn none() -> Self {
-        Hashing { place: Place::Nowhere, cores: None, one: false, size: 0 }
+        Hashing { location: Location::Disabled, cores: None, one: false, size: 0 }
     }
 
-    /// From now on, as soon as a processor is idle and there is enough to hash, it is done there.
-    pub(super) fn beside(&mut self, cores: Arc<Cores>) {
+    /// From now on, hashes on another core as soon as one is idle and there is enough to hash.
+    pub(super) fn with_cores(&mut self, cores: Arc<Cores>) {
         self.cores = Some(cores);
     }
 
-    /// The blob turned out to be the tar: one hash is enough for both where it may be.
-    pub(super) fn is_plain(&mut self) {
-        if let Place::Here(hashes) = &mut self.place
+    /// Notes that the blob is an uncompressed tar, so that one hash can serve for both if the algorithm is
+    /// sha256.
+    pub(super) fn set_plain(&mut self) {
+        if let Location::CallerThread(hashes) = &mut self.location
             && matches!(hashes.blob, Hasher::Sha256(_))
         {
             hashes.tar = None;
@@ -80,14 +83,14 @@ impl Hashing {
         }
     }
 
-    /// No more of the tar comes.
-    pub(super) fn is_only_blob(&mut self) {
+    /// Notes that no more tar bytes follow.
+    pub(super) fn end_tar(&mut self) {
         self.one = true;
     }
 
     #[cfg(test)]
-    pub(super) fn is_beside(&self) -> bool {
-        matches!(self.place, Place::Beside(..))
+    pub(super) fn is_on_own_thread(&self) -> bool {
+        matches!(self.location, Location::OwnThread(..))
     }
 
     pub(super) fn blob(&mut self, bytes: &Bytes) -> Result<(), Error> {
@@ -103,30 +106,30 @@ impl Hashing {
     }
 
     fn update(&mut self, piece: Piece) -> Result<(), Error> {
-        if let Place::Here(hashes) = &mut self.place {
-            if self.size >= WORTH
-                && self.cores.as_ref().is_some_and(|cores| cores.outnumber_layers())
+        if let Location::CallerThread(hashes) = &mut self.location {
+            if self.size >= MIN_BYTES_FOR_THREAD
+                && self.cores.as_ref().is_some_and(|cores| cores.has_idle())
                 && let Some(moved) = moved(hashes)
             {
-                self.place = moved;
+                self.location = moved;
             } else {
                 hashes.update(&piece);
                 return Ok(());
             }
         }
-        match &self.place {
-            Place::Beside(sender, _) => sender.send(piece).map_err(|_| Error::Failed),
-            Place::Nowhere => Ok(()),
-            Place::Here(_) => Err(Error::Failed),
+        match &self.location {
+            Location::OwnThread(sender, _) => sender.send(piece).map_err(|_| Error::Failed),
+            Location::Disabled => Ok(()),
+            Location::CallerThread(_) => Err(Error::Failed),
         }
     }
 
-    /// The digests of the blob and of the tar.
+    /// Returns the digests of the blob and of the tar.
     pub(super) fn finish(self) -> Result<(Digest, Digest), Error> {
-        let Hashes { blob, tar } = match self.place {
-            Place::Nowhere => return Err(Error::Failed),
-            Place::Here(hashes) => *hashes,
-            Place::Beside(sender, thread) => {
+        let Hashes { blob, tar } = match self.location {
+            Location::Disabled => return Err(Error::Failed),
+            Location::CallerThread(hashes) => *hashes,
+            Location::OwnThread(sender, thread) => {
                 drop(sender);
                 thread.join().map_err(|_| Error::Failed)?
             }
@@ -136,12 +139,12 @@ impl Hashing {
     }
 }
 
-/// A thread that goes on with `hashes`; none where the system has none to give.
-fn moved(hashes: &Hashes) -> Option<Place> {
+/// Starts a thread that continues with `hashes`; `None` if the system cannot start one.
+fn moved(hashes: &Hashes) -> Option<Location> {
     let (sender, receiver) = sync_channel(WAITING);
     let hashes = hashes.clone();
     let thread = thread::Builder::new().name("layer-hash".into()).spawn(move || hash(hashes, &receiver));
-    Some(Place::Beside(sender, thread.ok()?))
+    Some(Location::OwnThread(sender, thread.ok()?))
 }
 
 fn hash(mut hashes: Hashes, pieces: &Receiver<Piece>) -> Hashes {

@@ -1,4 +1,4 @@
-//! The bytes of a blob, read to the end: inflated by what the first of them say, both sides hashed.
+//! Reads a blob to its end, decompresses it by its magic bytes, and hashes input and output.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -9,9 +9,9 @@ use crate::limits::Ratio;
 use larder_model::digest::{Algorithm, Digest};
 use larder_model::seal::Compression;
 
-/// What a blob goes through.
+/// The decoding state of a blob.
 enum Stage {
-    /// The first bytes have not come yet.
+    /// The first bytes have not arrived yet.
     Sniff,
     /// The chunks are the tar.
     Plain,
@@ -20,7 +20,7 @@ enum Stage {
         codec: Box<dyn Codec>,
         pool: Pool,
     },
-    /// An error was returned; nothing more comes.
+    /// An error was returned; no more data follows.
     Failed,
 }
 
@@ -53,14 +53,14 @@ impl<S: ChunkSource> Inflater<S> {
         }
     }
 
-    /// The blob is the tar, whatever its first bytes look like.
+    /// Treats the blob as an uncompressed tar, regardless of its first bytes.
     pub(super) fn set_plain(&mut self) {
-        self.hashing.is_plain();
+        self.hashing.set_plain();
         self.stage = Stage::Plain;
     }
 
-    /// Whether there is work in it that is worth a processor of its own.
-    pub(super) fn is_work(&self) -> bool {
+    /// Reports whether decoding is expensive enough for a core of its own.
+    pub(super) fn is_decompressing(&self) -> bool {
         matches!(self.stage, Stage::Codec { .. })
     }
 
@@ -71,7 +71,7 @@ impl<S: ChunkSource> Inflater<S> {
         Ok(self.compression)
     }
 
-    /// The next bytes of the tar, hashed; `None` at the end of a blob that is whole.
+    /// Returns the next bytes of the tar after hashing them; `None` at the end of a complete blob.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, Error> {
         if matches!(self.stage, Stage::Sniff) {
             self.sniff()?;
@@ -92,16 +92,17 @@ impl<S: ChunkSource> Inflater<S> {
         tar.inspect_err(|_| self.stage = Stage::Failed)
     }
 
-    /// What was read. Called at the end.
+    /// Returns the digests and sizes. Called at the end.
     pub(super) fn finish(self) -> Result<Decoded, Error> {
         let (blob, diff_id) = self.hashing.finish()?;
         let (blob_size, size, compression) = (self.blob_size, self.size, self.compression);
         Ok(Decoded { blob, blob_size, diff_id, size, compression })
     }
 
-    /// Digest and size of the blob, whatever is in it; reads the rest of it without inflating. `None` if that does not come.
+    /// Returns digest and size of the blob, regardless of its content. Reads the rest of it without
+    /// decompressing. `None` if it cannot be read.
     pub(super) fn blob(mut self) -> Option<(Digest, u64)> {
-        self.hashing.is_only_blob();
+        self.hashing.end_tar();
         while self.receive().ok()? {
             self.input = Bytes::new();
         }
@@ -109,7 +110,7 @@ impl<S: ChunkSource> Inflater<S> {
         Some((blob, self.blob_size))
     }
 
-    /// Takes the next chunk from the source; `false` at the end of the blob.
+    /// Receives the next chunk from the source; returns `false` at the end of the blob.
     fn receive(&mut self) -> Result<bool, Error> {
         while !self.ended {
             let Some(chunk) = self.source.next().map_err(Error::Source)? else {
@@ -140,7 +141,7 @@ impl<S: ChunkSource> Inflater<S> {
                 self.compression = Compression::Gzip;
                 ("gzip", gzip::codec(self.portable))
             }
-            // A frame, or a skippable frame in front of one (RFC 8878, 3.1).
+            // A frame, or a skippable frame before one (RFC 8878, 3.1).
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 self.compression = Compression::Zstd;
                 ("zstd", Box::new(zstd::Zstd::new().map_err(Error::Context)?))
@@ -154,7 +155,7 @@ impl<S: ChunkSource> Inflater<S> {
         Ok(())
     }
 
-    /// The chunk itself is the buffer.
+    /// Returns the current chunk, without copying.
     fn take_plain(&mut self) -> Result<Bytes, Error> {
         if self.input.is_empty() {
             self.receive()?;
@@ -162,7 +163,7 @@ impl<S: ChunkSource> Inflater<S> {
         Ok(std::mem::take(&mut self.input))
     }
 
-    /// Fills a buffer, or as much of it as the rest of the blob gives.
+    /// Fills a buffer as far as the rest of the blob allows.
     fn inflate(&mut self) -> Result<Bytes, Error> {
         let Stage::Codec { pool, .. } = &mut self.stage else { return Err(Error::Failed) };
         let mut buffer = pool.take();

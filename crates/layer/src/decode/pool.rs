@@ -1,25 +1,25 @@
-//! Buffers that come back when all who read them are done.
+//! A pool of buffers that are reused when all their readers are done.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// Tar bytes inflated at a time: small enough to stay in L2 between inflating, hashing and writing.
+/// Size of a buffer of tar bytes: small enough to stay in L2 between decompressing, hashing and writing.
 pub(super) const BUFFER: usize = 256 << 10;
 
-/// As many buffers as are being read at the same time, and one. Who reads them bounds their number (`WAITING` in `ahead` and
-/// `hashing`).
+/// One buffer more than are being read at the same time. The queues of the readers bound their number
+/// (`WAITING` in `ahead` and `hashing`).
 #[derive(Default)]
 pub(super) struct Pool(VecDeque<Bytes>);
 
 impl Pool {
-    /// A buffer of [`BUFFER`] bytes, whatever they are.
+    /// Returns a buffer of [`BUFFER`] bytes with arbitrary content.
     pub(super) fn take(&mut self) -> BytesMut {
         let free = self.0.iter().position(Bytes::is_unique).and_then(|at| self.0.swap_remove_back(at));
         free.and_then(|buffer| buffer.try_into_mut().ok()).unwrap_or_else(|| BytesMut::zeroed(BUFFER))
     }
 
-    /// Takes a buffer back as soon as nobody else holds it.
+    /// Keeps a buffer for reuse once no reader refers to it.
     pub(super) fn lend(&mut self, buffer: Bytes) {
         self.0.push_back(buffer);
     }

@@ -5,14 +5,14 @@ use std::sync::mpsc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{ChunkSource, Decoded, Decoder, Error, Place, inflate_only};
+use super::{ChunkSource, Decoded, Decoder, Error, Location, inflate_only};
 use crate::cores::Cores;
 use crate::limits::Ratio;
 use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_model::seal::Compression;
 use larder_testing::layer::{gzip, zstd_frame};
 
-/// A blob in chunks of one size.
+/// A blob in chunks of a fixed size.
 struct Chunks(Vec<u8>, usize);
 
 impl ChunkSource for Chunks {
@@ -27,7 +27,7 @@ fn decode(blob: &[u8], chunk: usize) -> Result<(Vec<u8>, Decoded), Error> {
     decode_within(blob, chunk, Ratio::default())
 }
 
-/// By either inflater; they must agree in what comes, and in what is wrong with it.
+/// Decodes with both inflaters, which must agree on the content and on errors.
 fn decode_within(blob: &[u8], chunk: usize, ratio: Ratio) -> Result<(Vec<u8>, Decoded), Error> {
     let new = || Decoder::new(Chunks(blob.to_vec(), chunk), Algorithm::Sha512, ratio);
     let (fastest, portable) = (read(new()), read(new().portable()));
@@ -49,7 +49,7 @@ fn read(mut decoder: Decoder<Chunks>) -> Result<(Vec<u8>, Decoded), Error> {
     Ok((tar, decoder.finish()?))
 }
 
-/// Content that compresses, but not to nothing.
+/// Returns content that compresses, but not to almost nothing.
 fn content() -> Vec<u8> {
     (0..600_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect()
 }
@@ -99,7 +99,7 @@ fn finish_reads_what_the_caller_has_not() {
 }
 
 #[test]
-fn a_cut_at_any_byte_is_told_from_the_end() {
+fn a_truncated_blob_is_not_the_end() {
     let tar = &content()[..3000];
     for blob in [gzip(tar), zstd_frame(tar)] {
         for cut in 4..blob.len() {
@@ -139,7 +139,7 @@ fn a_bomb_is_stopped() {
     assert!(decode(&blob, 4096).is_ok());
 }
 
-/// Enough tar for other cores to be taken into use.
+/// Returns enough tar bytes for other cores to be used.
 fn large() -> Vec<u8> {
     (0..4_000_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect()
 }
@@ -155,30 +155,32 @@ fn hashing_and_inflating_move_to_idle_cores() {
             assert_eq!(decoded.diff_id, Digest::sha256(&tar));
             for ahead in [false, true] {
                 let cores = Cores::new(1);
-                let beside = |chunk| {
-                    let decoder = decoder(chunk).beside(cores.clone());
+                let with_cores = |chunk| {
+                    let decoder = decoder(chunk).with_cores(cores.clone());
                     if ahead { decoder.ahead() } else { decoder }
                 };
-                let mut moved = beside(60_000);
+                let mut moved = with_cores(60_000);
                 let mut got = Vec::new();
                 moved.read_to_end(&mut got).unwrap();
                 assert!(got == tar);
                 let is_compressed = blob != tar;
-                match &moved.place {
-                    Place::Here(inflater) => {
+                match &moved.location {
+                    Location::CallerThread(inflater) => {
                         assert!(!ahead || !is_compressed);
-                        assert!(inflater.hashing.is_beside());
+                        assert!(inflater.hashing.is_on_own_thread());
                     }
-                    Place::Ahead(_) => assert!(ahead && is_compressed),
-                    Place::Moving => panic!("it is on no thread"),
+                    Location::OwnThread(_) => assert!(ahead && is_compressed),
+                    Location::Moving => panic!("it is on no thread"),
                 }
                 assert_eq!(moved.finish().unwrap(), decoded);
 
-                // Where every core has a layer, nothing moves.
+                // If every core has a layer, nothing moves.
                 let _busy = cores.occupy();
-                let mut stays = beside(60_000);
+                let mut stays = with_cores(60_000);
                 io::copy(&mut stays, &mut io::sink()).unwrap();
-                assert!(matches!(&stays.place, Place::Here(inflater) if !inflater.hashing.is_beside()));
+                assert!(
+                    matches!(&stays.location, Location::CallerThread(inflater) if !inflater.hashing.is_on_own_thread())
+                );
                 assert_eq!(stays.finish().unwrap(), decoded);
             }
         }
@@ -186,7 +188,7 @@ fn hashing_and_inflating_move_to_idle_cores() {
 }
 
 #[test]
-fn what_is_wrong_with_a_blob_is_told_from_another_core_too() {
+fn errors_are_reported_from_another_core() {
     let tar = large();
     let whole = gzip(&tar);
     let mut damaged = whole.clone();
@@ -195,13 +197,13 @@ fn what_is_wrong_with_a_blob_is_told_from_another_core_too() {
     for blob in [&whole[..whole.len() - 1], &whole[..whole.len() / 2 * 2 - 2000], &damaged] {
         let decoder = || Decoder::new(Chunks(blob.to_vec(), 10_000), Algorithm::Sha256, Ratio::default());
         let here = read(decoder()).unwrap_err().to_string();
-        let ahead = read(decoder().beside(Cores::new(1)).ahead()).unwrap_err().to_string();
+        let ahead = read(decoder().with_cores(Cores::new(1)).ahead()).unwrap_err().to_string();
         assert_eq!(here, ahead);
     }
 }
 
 #[test]
-fn what_is_inflated_only_is_measured_and_still_checked() {
+fn inflate_only_checks_the_blob() {
     let tar = content();
     let (blob, ratio) = (gzip(&tar), Ratio::default());
     assert_eq!(inflate_only(Chunks(blob.clone(), 1000), ratio).unwrap(), tar.len() as u64);
@@ -209,7 +211,7 @@ fn what_is_inflated_only_is_measured_and_still_checked() {
     assert!(matches!(inflate_only(Chunks(cut, 1000), ratio), Err(Error::Truncated { .. })));
 }
 
-/// Says when it is dropped.
+/// A source that reports when it is dropped.
 struct Watched {
     chunks: Chunks,
     _dropped: mpsc::Sender<()>,
@@ -222,12 +224,13 @@ impl ChunkSource for Watched {
 }
 
 #[test]
-fn a_reader_that_gives_up_ends_who_inflates_ahead() {
+fn dropping_the_decoder_ends_its_thread() {
     let (sender, dropped) = mpsc::channel();
     let source = Watched { chunks: Chunks(gzip(&large()), 1000), _dropped: sender };
-    let mut decoder = Decoder::new(source, Algorithm::Sha256, Ratio::default()).beside(Cores::new(1)).ahead();
+    let mut decoder =
+        Decoder::new(source, Algorithm::Sha256, Ratio::default()).with_cores(Cores::new(1)).ahead();
     decoder.read_exact(&mut vec![0; 9 << 20]).unwrap();
-    assert!(matches!(decoder.place, Place::Ahead(_)));
+    assert!(matches!(decoder.location, Location::OwnThread(_)));
     assert_eq!(dropped.try_recv(), Err(mpsc::TryRecvError::Empty));
     drop(decoder);
     assert_eq!(dropped.recv(), Err(mpsc::RecvError));

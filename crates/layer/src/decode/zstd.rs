@@ -1,4 +1,5 @@
-//! Zstandard (RFC 8878): many frames in a row, skippable frames anywhere (zstd:chunked keeps its table in one).
+//! Zstandard (RFC 8878): any number of frames, with skippable frames anywhere (zstd:chunked stores its table
+//! in one).
 
 use std::io;
 
@@ -6,7 +7,7 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::{Codec, Step};
 
-/// Largest window accepted, as a power of two: 128 MiB, the limit of zstd's own tool.
+/// Maximum window size, as a power of two: 128 MiB, the limit of zstd's own tool.
 const WINDOW_LOG_MAX: u32 = 27;
 
 pub(super) struct Zstd {
@@ -24,7 +25,7 @@ impl Zstd {
 
 impl Codec for Zstd {
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, String> {
-        // libzstd would take a call without input for the start of another frame.
+        // libzstd would treat a call without input as the start of another frame.
         if self.between_frames && input.is_empty() {
             return Ok(Step { read: 0, written: 0 });
         }

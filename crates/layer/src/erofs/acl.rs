@@ -1,19 +1,19 @@
-//! POSIX ACLs as the kernel takes them (Linux, fs/posix_acl.c): an image has no kernel that would refuse a malformed one
-//! when it is written, only one that stumbles over it when it is read.
+//! Checks POSIX ACLs as the kernel does (Linux, fs/posix_acl.c). No kernel rejects a malformed ACL when an
+//! image is written; a kernel only fails on it when the image is read.
 
-/// Version of the form (Linux, include/uapi/linux/posix_acl_xattr.h).
+/// Version of the ACL format (Linux, include/uapi/linux/posix_acl_xattr.h).
 const VERSION: u32 = 2;
 
-/// What becomes of an ACL that is given to a file.
+/// The effect of setting an ACL on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It is kept, and the file gets this mode.
+pub(super) enum AclEffect {
+    /// The ACL is stored, and the file gets this mode.
     Kept(u32),
-    /// It says no more than a mode, which the file gets.
+    /// The ACL is equivalent to a mode, which the file gets instead.
     Mode(u32),
-    /// It is of a form that Linux does not know.
+    /// Linux does not support this format of ACL.
     Unknown,
-    /// It is malformed.
+    /// The ACL is malformed.
     Malformed,
 }
 
@@ -24,29 +24,30 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// The entries of the ACL `value`, as far as the kernel looks before it knows of what file they are (`posix_acl_from_xattr`).
-pub(super) fn entries(value: &[u8]) -> Result<&[[u8; 8]], Verdict> {
-    let (head, entries) = value.split_first_chunk().ok_or(Verdict::Malformed)?;
+/// Returns the entries of the ACL `value`, after the checks that the kernel makes independently of the file
+/// (`posix_acl_from_xattr`).
+pub(super) fn entries(value: &[u8]) -> Result<&[[u8; 8]], AclEffect> {
+    let (head, entries) = value.split_first_chunk().ok_or(AclEffect::Malformed)?;
     if u32::from_le_bytes(*head) != VERSION {
-        return Err(Verdict::Unknown);
+        return Err(AclEffect::Unknown);
     }
-    let (entries, []) = entries.as_chunks::<8>() else { return Err(Verdict::Malformed) };
+    let (entries, []) = entries.as_chunks::<8>() else { return Err(AclEffect::Malformed) };
     let is_known = |[low, high, _, _, id @ ..]: &[u8; 8]| match u16::from_le_bytes([*low, *high]) {
         USER_OBJ | GROUP_OBJ | MASK | OTHER => true,
         USER | GROUP => u32::from_le_bytes(*id) != u32::MAX,
         _ => false,
     };
-    if entries.iter().all(is_known) { Ok(entries) } else { Err(Verdict::Malformed) }
+    if entries.iter().all(is_known) { Ok(entries) } else { Err(AclEffect::Malformed) }
 }
 
-/// Judges the ACL `value` of a file with `mode`.
-pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
+/// Returns the effect of setting the ACL `value` on a file with `mode`.
+pub(super) fn effect(value: &[u8], mode: u32) -> AclEffect {
     let entries = match entries(value) {
         Ok(entries) => entries,
-        Err(verdict) => return verdict,
+        Err(effect) => return effect,
     };
     if entries.is_empty() {
-        return Verdict::Mode(mode);
+        return AclEffect::Mode(mode);
     }
     let (mut expected, mut needs_mask, mut permissions) = (USER_OBJ, false, 0);
     for [tag_low, tag_high, low, high, ..] in entries {
@@ -54,7 +55,7 @@ pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
             (u16::from_le_bytes([*tag_low, *tag_high]), u16::from_le_bytes([*low, *high]));
         let bits = u32::from(permission);
         if permission > 7 {
-            return Verdict::Malformed;
+            return AclEffect::Malformed;
         }
         expected = match (tag, expected) {
             (USER_OBJ, USER_OBJ) => {
@@ -85,18 +86,18 @@ pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
                 permissions |= bits;
                 0
             }
-            _ => return Verdict::Malformed,
+            _ => return AclEffect::Malformed,
         };
     }
     let mode = mode & !0o777 | permissions;
     match (expected, needs_mask || entries.len() > 3) {
-        (0, true) => Verdict::Kept(mode),
-        (0, false) => Verdict::Mode(mode),
-        _ => Verdict::Malformed,
+        (0, true) => AclEffect::Kept(mode),
+        (0, false) => AclEffect::Mode(mode),
+        _ => AclEffect::Malformed,
     }
 }
 
-/// The ACL of a file whose mode is set to `mode` (chmod(2)).
+/// Returns the ACL of a file after its mode is set to `mode` (chmod(2)).
 pub(super) fn with_mode(value: &[u8], mode: u32) -> Vec<u8> {
     let mut value = value.to_vec();
     let (entries, _) = value.get_mut(4..).unwrap_or_default().as_chunks_mut::<8>();
@@ -128,20 +129,20 @@ mod tests {
 
     const NAME: &[u8] = b"system.posix_acl_access";
 
-    /// What the kernel makes of it.
-    fn kernel(file: &File, value: &[u8], mode: u32) -> Option<Verdict> {
+    /// Returns the effect in the running kernel.
+    fn kernel(file: &File, value: &[u8], mode: u32) -> Option<AclEffect> {
         xattr::remove(file, NAME).unwrap();
         file.set_permissions(Permissions::from_mode(mode)).unwrap();
         let set = xattr::set(file, NAME, value).map_err(|e| e.raw_os_error().map(Errno::from_raw));
         match set {
-            Err(Some(Errno::EINVAL)) => return Some(Verdict::Malformed),
-            Err(Some(Errno::EOPNOTSUPP)) => return Some(Verdict::Unknown),
+            Err(Some(Errno::EINVAL)) => return Some(AclEffect::Malformed),
+            Err(Some(Errno::EOPNOTSUPP)) => return Some(AclEffect::Unknown),
             other => other.unwrap(),
         }
         let mode = file.metadata().unwrap().mode() & 0o7777;
         Some(match xattr::get(file, NAME).unwrap() {
-            Some(_) => Verdict::Kept(mode),
-            None => Verdict::Mode(mode),
+            Some(_) => AclEffect::Kept(mode),
+            None => AclEffect::Mode(mode),
         })
     }
 
@@ -150,7 +151,7 @@ mod tests {
         let permission = prop_oneof![9 => 0..8u16, 1 => any::<u16>()];
         let id = prop_oneof![3 => Just(u32::MAX), 3 => 0..3u32, 1 => any::<u32>()];
         let wild = prop::collection::vec((tag, permission.clone(), id.clone()), 0..7);
-        // Mostly in order, else nothing is ever kept.
+        // Mostly in order, because otherwise almost no ACL is valid.
         let ordered =
             (prop::collection::vec((permission, id), 8), any::<u8>()).prop_map(|(entries, which)| {
                 let tags = [1u16, 2, 2, 4, 8, 8, 16, 32];
@@ -178,10 +179,10 @@ mod tests {
         #[test]
         fn as_the_kernel_judges(value in value(), mode in 0..=0o7777u32, other in 0..=0o7777u32) {
             let file = tempfile::tempfile().unwrap();
-            // An empty value takes the ACL away, and comes from no tar.
+            // An empty value removes the ACL, and no tar contains one.
             if let Some(want) = kernel(&file, &value, mode).filter(|_| !value.is_empty()) {
-                prop_assert_eq!(judge(&value, mode), want, "{:?}", value);
-                if let Verdict::Kept(_) = want {
+                prop_assert_eq!(effect(&value, mode), want, "{:?}", value);
+                if let AclEffect::Kept(_) = want {
                     let present = xattr::get(&file, NAME).unwrap().unwrap();
                     file.set_permissions(Permissions::from_mode(other)).unwrap();
                     let changed = xattr::get(&file, NAME).unwrap().unwrap();

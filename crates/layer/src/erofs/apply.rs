@@ -1,21 +1,22 @@
 //! Writes the members of one tar as an image.
 //!
-//! The order of members is free: names are kept in memory until the end, so a whiteout may come before or after what
-//! replaces it, a directory after what is in it, and a later member replaces an earlier one of the same name whatever its
-//! type. Content that was replaced stays in the image without a name, for it was written when it came.
+//! Members can come in any order, because names are kept in memory until the end. A whiteout may come before
+//! or after its replacement, a directory after its entries, and a later member replaces an earlier one of the
+//! same name, regardless of type. Replaced content remains in the image without a name, because it was
+//! written when it arrived.
 //!
-//! The image knows nothing of the layers below: directories that the tar implies, and a root that it does not contain,
-//! belong to root and have mode 0755; opaque directories carry their attribute; hard links to files of lower layers are
-//! left out. What those need is noted for [`fixup`](super::fixup).
+//! The image does not depend on the layers below. Directories that the tar implies, and a root that it does
+//! not contain, belong to root and have mode 0755. Opaque directories have their attribute. Hard links to
+//! files of lower layers are omitted. What these need is recorded for [`fixup`](super::fixup).
 
-mod places;
+mod parents;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::places::{Cache, Found, Place};
+use self::parents::{Cache, LayerDir, Lookup};
 use super::error::Error as ImageError;
 use super::fitting::{fitting, relinked};
 use super::inode::InodeId;
@@ -32,36 +33,36 @@ use crate::tar::{Reader, Record, Region};
 use larder_model::seal::Lost;
 use larder_sys::{Dir, FileType};
 
-/// What a directory or a link to a lower file takes in memory beside its bytes.
+/// Memory for a directory or a link to a lower file, without its bytes.
 const ENTRY: usize = 320;
 
-/// Where a layer goes.
+/// The destination of a layer, with the options and resources for writing it.
 #[derive(Debug)]
 pub struct Target<'a> {
-    /// The file that becomes the image, or is compared with it.
+    /// The file to which the image is written, or with which it is compared.
     pub image: Image,
-    /// Where files without a name can be made.
+    /// Directory for unnamed temporary files.
     pub dir: &'a Dir,
-    /// Who is asked for room.
+    /// The account from which space is reserved.
     pub space: &'a dyn Space,
-    /// What the image is called.
+    /// Options of the image, such as UUID and label.
     pub options: Options,
-    /// Grows with the bytes of content written.
+    /// Counter of content bytes written.
     pub written: &'a AtomicU64,
-    /// Whether replaced content is told, for the tar-split file.
+    /// `true` if replaced content is recorded for the tar-split file.
     pub keep_replaced: bool,
 }
 
 /// The file of an image, open for reading.
 #[derive(Debug)]
 pub enum Image {
-    /// Empty and open for writing as well: the image is written.
+    /// An empty file, also open for writing, to which the image is written.
     New(File),
-    /// An image: what would be written is compared with it.
+    /// An existing image, with which the result is compared.
     Present(File),
 }
 
-/// A layer of which all members were written.
+/// A layer whose members have all been written.
 #[derive(Debug)]
 pub struct Filled<'a> {
     writer: Writer<'a>,
@@ -69,37 +70,37 @@ pub struct Filled<'a> {
 }
 
 impl Filled<'_> {
-    /// Whether later members replaced content of earlier ones.
+    /// Reports whether later members replaced content of earlier ones.
     pub fn has_replaced(&self) -> bool {
         !self.replaced.is_empty()
     }
 
-    /// What was replaced, by the paths under which the tar-split file names it, in order.
+    /// Returns the replaced files in order, with their paths in the tar-split file.
     pub fn take_replaced(&mut self) -> Vec<(Vec<u8>, InodeId)> {
         std::mem::take(&mut self.replaced)
     }
 
-    /// The content of a file that was replaced.
+    /// Returns the content of a replaced file.
     ///
     /// # Errors
-    /// [`Error::Io`](ImageError::Io).
+    /// [`Error::Io`](ImageError::Io), if the file cannot be opened.
     pub fn content(&mut self, id: InodeId) -> Result<impl Read + use<>, ImageError> {
         self.writer.saved(id)
     }
 
-    /// Completes the image.
+    /// Completes the image on disk.
     ///
     /// # Errors
-    /// As [`Writer::finish`].
+    /// The same errors as [`Writer::finish`].
     pub fn finish(self) -> Result<Summary, ImageError> {
         self.writer.finish()
     }
 }
 
-/// Writes every member that `reader` has.
+/// Writes all members of `reader`.
 ///
 /// # Errors
-/// [`Failure`].
+/// [`Failure`], for the first member that fails.
 pub fn apply<'a, B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     target: Target<'a>,
@@ -128,10 +129,10 @@ pub fn apply<'a, B: BufRead, R: Record>(
 }
 
 /// A name in a directory of the layer.
-struct Spot {
-    place: Place,
+struct Destination {
+    parent: LayerDir,
     name: Vec<u8>,
-    /// Path without symbolic links.
+    /// Path of the member, with symbolic links resolved.
     at: Vec<u8>,
 }
 
@@ -141,7 +142,7 @@ struct Layer<'a> {
     directories: BTreeMap<Vec<u8>, Directory>,
     lower_links: BTreeMap<Vec<u8>, LowerLink>,
     lost: Vec<Lost>,
-    /// Losses whose memory is counted.
+    /// Number of losses whose memory is counted.
     counted: usize,
     links: Links,
     replaced: Vec<(Vec<u8>, InodeId)>,
@@ -150,7 +151,7 @@ struct Layer<'a> {
 }
 
 impl Sink for Layer<'_> {
-    type Spot = Spot;
+    type Destination = Destination;
 
     fn root(&mut self, metadata: Metadata) -> Result<(), Error> {
         self.describe_plainly(b"", InodeId::ROOT, &metadata)?;
@@ -158,63 +159,63 @@ impl Sink for Layer<'_> {
         Ok(())
     }
 
-    fn spot(&mut self, clean: &[u8]) -> Result<Spot, Error> {
+    fn destination(&mut self, clean: &[u8]) -> Result<Destination, Error> {
         if !self.lower_links.is_empty() {
             let mut above = path::split(clean).0;
             while !above.is_empty() {
-                // A file of a lower layer is no directory either.
+                // A file of a lower layer is not a directory either.
                 if self.lower_links.contains_key(above) {
                     return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
                 }
                 above = path::split(above).0;
             }
         }
-        let place = self.parent(clean)?;
+        let parent = self.parent(clean)?;
         let (_, name) = path::split(clean);
-        let at = path::join(&place.path, name);
-        Ok(Spot { place, name: name.to_vec(), at })
+        let at = path::join(&parent.path, name);
+        Ok(Destination { parent, name: name.to_vec(), at })
     }
 
     fn file<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         _: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        self.make_room(spot)?;
-        self.links.remove(&spot.at);
-        let metadata = fitting(&spot.at, FileType::Regular, metadata, &mut self.lost)?;
+        self.make_room(destination)?;
+        self.links.remove(&destination.at);
+        let metadata = fitting(&destination.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
-        let body = writer.file(spot.place.id, &spot.name, &metadata);
-        let body = fill(reader, body.map_err(|e| explain(&spot.at, e))?, &spot.at, written)?;
-        reader.end_file(&spot.at).map_err(Failure::Tar)?;
-        body.end().map_err(|e| explain(&spot.at, e))?;
+        let body = writer.file(destination.parent.id, &destination.name, &metadata);
+        let body = fill(reader, body.map_err(|e| explain(&destination.at, e))?, &destination.at, written)?;
+        reader.end_file(&destination.at).map_err(Failure::Tar)?;
+        body.end().map_err(|e| explain(&destination.at, e))?;
         Ok(())
     }
 
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         size: u64,
         map: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        self.make_room(spot)?;
-        self.links.insert(&spot.at);
-        let metadata = fitting(&spot.at, FileType::Regular, metadata, &mut self.lost)?;
+        self.make_room(destination)?;
+        self.links.insert(&destination.at);
+        let metadata = fitting(&destination.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
-        let body = writer.sparse(spot.place.id, &spot.name, &metadata, size, map);
-        let body = fill(reader, body.map_err(|e| explain(&spot.at, e))?, &spot.at, written)?;
-        body.end().map_err(|e| explain(&spot.at, e))?;
+        let body = writer.sparse(destination.parent.id, &destination.name, &metadata, size, map);
+        let body = fill(reader, body.map_err(|e| explain(&destination.at, e))?, &destination.at, written)?;
+        body.end().map_err(|e| explain(&destination.at, e))?;
         Ok(())
     }
 
-    fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        self.remember(at, metadata.xattr_bytes())?;
-        let recreated = match self.writer.lookup(place.id, name) {
+    fn directory(&mut self, destination: &Destination, metadata: Metadata) -> Result<(), Error> {
+        let Destination { parent, name, at } = destination;
+        self.count_memory(at, metadata.xattr_bytes())?;
+        let recreated = match self.writer.lookup(parent.id, name) {
             Some(id) if self.writer.file_type(id) == FileType::Directory => {
                 self.describe_plainly(at, id, &metadata)?;
                 self.directories.entry(at.clone()).or_default().metadata = Some(metadata);
@@ -223,50 +224,60 @@ impl Sink for Layer<'_> {
             Some(id) => self.writer.is_whiteout(id),
             None => false,
         };
-        self.make_room(spot)?;
+        self.make_room(destination)?;
         let plain = Metadata { xattrs: Vec::new(), ..metadata };
-        self.writer.directory(place.id, name, &plain).map_err(|e| explain(at, e))?;
+        self.writer.directory(parent.id, name, &plain).map_err(|e| explain(at, e))?;
         let metadata = Some(Metadata { xattrs: metadata.xattrs, ..plain });
         self.directories.insert(at.clone(), Directory { metadata, opaque: false, recreated });
         Ok(())
     }
 
-    fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        self.make_room(spot)?;
+    fn symlink(
+        &mut self,
+        destination: &Destination,
+        target: &[u8],
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let Destination { parent, name, at } = destination;
+        self.make_room(destination)?;
         let metadata = fitting(at, FileType::Symlink, metadata, &mut self.lost)?;
-        self.writer.symlink(place.id, name, &metadata, target).map_err(|e| explain(at, e))?;
+        self.writer.symlink(parent.id, name, &metadata, target).map_err(|e| explain(at, e))?;
         Ok(())
     }
 
     fn node(
         &mut self,
-        spot: &Spot,
+        destination: &Destination,
         file_type: FileType,
         (major, minor): (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
+        let Destination { parent, name, at } = destination;
         let special = match file_type {
             FileType::CharDevice => Special::CharDevice(major, minor),
             FileType::BlockDevice => Special::BlockDevice(major, minor),
             _ => Special::Fifo,
         };
-        self.make_room(spot)?;
+        self.make_room(destination)?;
         let metadata = fitting(at, file_type, metadata, &mut self.lost)?;
-        self.writer.special(place.id, name, &metadata, special).map_err(|e| explain(at, e))?;
+        self.writer.special(parent.id, name, &metadata, special).map_err(|e| explain(at, e))?;
         Ok(())
     }
 
-    fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
-        let hostile = |fault| Error::hostile(&spot.at, fault);
-        let Spot { place, name, at } = spot;
+    fn hard_link(
+        &mut self,
+        destination: &Destination,
+        target: &[u8],
+        metadata: Metadata,
+    ) -> Result<(), Error> {
+        let hostile = |fault| Error::hostile(&destination.at, fault);
+        let Destination { parent, name, at } = destination;
         let (target_parent, target_name) = path::split(target);
         let source = match self.walk(target_parent, at, false)? {
-            Found::Missing(resolved) => {
-                return self.lower_link(spot, path::join(&resolved, target_name), metadata);
+            Lookup::Missing(resolved) => {
+                return self.lower_link(destination, path::join(&resolved, target_name), metadata);
             }
-            Found::Here(source) => source,
+            Lookup::Found(source) => source,
         };
         let target_at = path::join(&source.path, target_name);
         let present = self.writer.lookup(source.id, target_name);
@@ -275,36 +286,36 @@ impl Sink for Layer<'_> {
                 Some(link) => link.target.clone(),
                 None => target_at,
             };
-            return self.lower_link(spot, target, metadata);
+            return self.lower_link(destination, target, metadata);
         };
         if self.writer.file_type(id) == FileType::Directory {
             return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
         }
-        // Making room for the link would remove what it means.
+        // Removing the existing entry would also remove the target of the link.
         if target_at.strip_prefix(at.as_slice()).is_some_and(|below| below.starts_with(b"/")) {
             return Err(hostile(Fault::LinkMissing(escape(&target_at))));
         }
-        // A name linked to itself stays as it is; replacing it would lose the file.
+        // A link to its own name stays as it is; replacing it would lose the file.
         if *at != target_at {
-            self.make_room(spot)?;
-            self.writer.link(place.id, name, id).map_err(|e| explain(at, e))?;
+            self.make_room(destination)?;
+            self.writer.link(parent.id, name, id).map_err(|e| explain(at, e))?;
             self.links.insert(at);
         }
         self.describe_again(at, id, &metadata)
     }
 
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
-        let place = self.parent(clean)?;
-        self.directories.entry(place.path).or_default().opaque = true;
+        let parent = self.parent(clean)?;
+        self.directories.entry(parent.path).or_default().opaque = true;
         Ok(())
     }
 
-    /// Where this layer has the name itself, that hides it already; a directory must hide what the lower one holds as
-    /// well.
+    /// If this layer has an entry of that name, it already hides the lower one. A directory must also hide
+    /// the entries of the lower directory.
     fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
-        let place = self.parent(clean)?;
-        let at = path::join(&place.path, hidden);
-        match self.writer.lookup(place.id, hidden) {
+        let parent = self.parent(clean)?;
+        let at = path::join(&parent.path, hidden);
+        match self.writer.lookup(parent.id, hidden) {
             Some(id) if self.writer.file_type(id) == FileType::Directory => {
                 self.directories.entry(at).or_default().recreated = true;
             }
@@ -313,7 +324,7 @@ impl Sink for Layer<'_> {
             None => {
                 let whiteout = Metadata { mode: 0, ..Metadata::implied() };
                 self.writer
-                    .special(place.id, hidden, &whiteout, Special::CharDevice(0, 0))
+                    .special(parent.id, hidden, &whiteout, Special::CharDevice(0, 0))
                     .map_err(|e| explain(&at, e))?;
             }
         }
@@ -324,7 +335,7 @@ impl Sink for Layer<'_> {
         for at in self.counted..self.lost.len() {
             let Lost { path, what } = &self.lost[at];
             let bytes = path.len() + what.len() + ENTRY;
-            self.writer.remember(bytes).map_err(|e| explain(path.as_bytes(), e))?;
+            self.writer.count_memory(bytes).map_err(|e| explain(path.as_bytes(), e))?;
         }
         self.counted = self.lost.len();
         Ok(())
@@ -332,13 +343,13 @@ impl Sink for Layer<'_> {
 }
 
 impl Layer<'_> {
-    /// Takes away what stands in the way of a member.
-    fn make_room(&mut self, spot: &Spot) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
+    /// Removes the existing entry at the path of a member.
+    fn make_room(&mut self, destination: &Destination) -> Result<(), Error> {
+        let Destination { parent, name, at } = destination;
         if !self.lower_links.is_empty() {
             self.lower_links.remove(at);
         }
-        let Some(id) = self.writer.lookup(place.id, name) else { return Ok(()) };
+        let Some(id) = self.writer.lookup(parent.id, name) else { return Ok(()) };
         match self.writer.file_type(id) {
             FileType::Directory => {
                 self.cache.forget();
@@ -349,7 +360,7 @@ impl Layer<'_> {
             FileType::Symlink => self.cache.forget(),
             _ => self.discard(id, at)?,
         }
-        self.writer.remove(place.id, name).map_err(|e| explain(at, e))
+        self.writer.remove(parent.id, name).map_err(|e| explain(at, e))
     }
 
     fn discard_below(&mut self, directory: InodeId, at: &[u8]) -> Result<(), Error> {
@@ -369,28 +380,33 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Notes content that the tar-split file still needs.
+    /// Records content that the tar-split file still needs.
     fn discard(&mut self, id: InodeId, at: &[u8]) -> Result<(), Error> {
         let is_content = self.writer.file_type(id) == FileType::Regular && self.writer.size(id) > 0;
         if self.keep_replaced && is_content && !self.links.contains(at) {
-            self.remember(at, 0)?;
+            self.count_memory(at, 0)?;
             self.replaced.push((at.to_vec(), id));
         }
         Ok(())
     }
 
-    fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        if self.writer.lookup(place.id, name).is_some_and(|id| !self.writer.is_whiteout(id)) {
-            self.make_room(spot)?;
+    fn lower_link(
+        &mut self,
+        destination: &Destination,
+        target: Vec<u8>,
+        metadata: Metadata,
+    ) -> Result<(), Error> {
+        let Destination { parent, name, at } = destination;
+        if self.writer.lookup(parent.id, name).is_some_and(|id| !self.writer.is_whiteout(id)) {
+            self.make_room(destination)?;
         }
-        self.remember(at, target.len() + metadata.xattr_bytes())?;
+        self.count_memory(at, target.len() + metadata.xattr_bytes())?;
         self.lower_links.insert(at.clone(), LowerLink { target, metadata });
         Ok(())
     }
 
-    /// Describes directories for the last time: only now it is known what counts of what the tar says of them. Those that
-    /// hide what is below them get the attribute by which overlayfs knows it.
+    /// Sets the final metadata of directories, because only now all of it is known. Directories that hide
+    /// lower entries get the opaque attribute of overlayfs.
     fn describe_directories(&mut self) -> Result<(), Error> {
         let directories = std::mem::take(&mut self.directories);
         for (at, directory) in &directories {
@@ -410,25 +426,25 @@ impl Layer<'_> {
         self.done()
     }
 
-    /// Describes a directory for now, without attributes.
+    /// Sets preliminary metadata of a directory, without attributes.
     fn describe_plainly(&mut self, at: &[u8], id: InodeId, metadata: &Metadata) -> Result<(), Error> {
         let plain = Metadata { xattrs: Vec::new(), ..*metadata };
         self.writer.describe(id, &plain).map_err(|e| explain(at, e))
     }
 
-    /// Describes an inode that has a description, by what a link to it says.
+    /// Updates the metadata of an existing inode from a link member.
     fn describe_again(&mut self, at: &[u8], id: InodeId, link: &Metadata) -> Result<(), Error> {
         let present = self.writer.metadata(id).map_err(|e| explain(at, e))?;
         let metadata = relinked(at, self.writer.file_type(id), present, link, &mut self.lost)?;
         self.writer.describe(id, &metadata).map_err(|e| explain(at, e))
     }
 
-    fn remember(&mut self, at: &[u8], bytes: usize) -> Result<(), Error> {
-        self.writer.remember(at.len() + bytes + ENTRY).map_err(|e| explain(at, e))
+    fn count_memory(&mut self, at: &[u8], bytes: usize) -> Result<(), Error> {
+        self.writer.count_memory(at.len() + bytes + ENTRY).map_err(|e| explain(at, e))
     }
 }
 
-/// Copies the content that `reader` has next.
+/// Copies the current content of `reader` to `body`.
 fn fill<'w, 'a, B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     mut body: Body<'w, 'a>,
@@ -442,12 +458,12 @@ fn fill<'w, 'a, B: BufRead, R: Record>(
     Ok(body)
 }
 
-/// An error of the writer as one of the member at `at`.
+/// Converts an error of the writer to one of the member at `at`.
 pub(crate) fn explain(at: &[u8], error: ImageError) -> Error {
     match error {
         ImageError::Io { doing, source } => Error::Io { doing, path: named(at), source },
         ImageError::XattrTooLong { .. } => Error::hostile(at, Fault::AttributeTooLong),
-        ImageError::Memory { limit } => Error::hostile(at, Fault::TooMuchToRemember { limit }),
+        ImageError::Memory { limit } => Error::hostile(at, Fault::TooMuchMemory { limit }),
         ImageError::Fault(_) => Error::io("writing", at, io::Error::other(error)),
         other => Error::hostile(at, Fault::Unstorable(other.to_string())),
     }

@@ -1,4 +1,4 @@
-//! The image as a row of blocks, written from its start to its end.
+//! The image as a sequence of blocks, written from start to end.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
@@ -10,32 +10,32 @@ use super::error::{Context, Error};
 use super::format::{BLOCK, MAX_BLOCKS};
 use super::verity::{self, Verity};
 
-/// Bytes handed to the kernel at once.
+/// Size of one write to the kernel, bytes.
 const BUFFER: usize = 256 << 10;
 
 const DOING: &str = "writing the image";
 
-/// The image.
+/// The blocks of an image.
 #[derive(Debug)]
 pub(super) struct Blocks<'a> {
     output: Output<'a>,
-    /// The begun block, which is not written yet.
+    /// The current partial block, which is not written yet.
     partial: Vec<u8>,
-    /// Number of the block that comes next.
+    /// Number of the next block.
     next: u32,
 }
 
-/// What becomes of blocks.
+/// The destination of blocks.
 #[derive(Debug)]
 enum Output<'a> {
-    /// They are written.
+    /// Blocks are written to a file.
     New(BufWriter<Reserved<'a>>),
-    /// They are compared with those that are there.
+    /// Blocks are compared with those of an existing image.
     Present(File),
 }
 
 impl<'a> Blocks<'a> {
-    /// Takes over an empty file. The first block is written last.
+    /// Wraps an empty file. The first block is written last.
     pub(super) fn new(file: File, space: &'a dyn Space) -> Result<Self, Error> {
         let out = Reserved::new(file, space).context("examining the file system of the image")?;
         let out = BufWriter::with_capacity(BUFFER, out);
@@ -44,24 +44,24 @@ impl<'a> Blocks<'a> {
         Ok(blocks)
     }
 
-    /// Compares with a file instead of writing one.
+    /// Compares with an existing file instead of writing one.
     pub(super) fn compare(file: File) -> Self {
         // The first block is compared last.
         Blocks { output: Output::Present(file), partial: Vec::with_capacity(BLOCK), next: 1 }
     }
 
-    /// Number of the block that comes next.
+    /// Returns the number of the next block.
     pub(super) fn next(&self) -> u32 {
         self.next
     }
 
-    /// Begins something new; what an earlier one left unfinished is dropped.
+    /// Starts a new object, and discards the partial block of an unfinished one.
     pub(super) fn begin(&mut self) -> u32 {
         self.partial.clear();
         self.next
     }
 
-    /// Appends bytes.
+    /// Appends bytes to the image.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         if !self.partial.is_empty() {
             let (head, rest) = bytes.split_at(bytes.len().min(BLOCK - self.partial.len()));
@@ -80,7 +80,7 @@ impl<'a> Blocks<'a> {
         Ok(())
     }
 
-    /// Appends zeros.
+    /// Appends `count` zero bytes to the image.
     pub(super) fn zeros(&mut self, mut count: u64) -> Result<(), Error> {
         const ZEROS: &[u8] = &[0; 16 * BLOCK];
         while count > 0 {
@@ -91,17 +91,17 @@ impl<'a> Blocks<'a> {
         Ok(())
     }
 
-    /// The bytes of the begun block.
+    /// Returns the bytes of the partial block.
     pub(super) fn tail(&self) -> &[u8] {
         &self.partial
     }
 
-    /// Takes the begun block back.
+    /// Discards the partial block.
     pub(super) fn drop_tail(&mut self) {
         self.partial.clear();
     }
 
-    /// Fills the begun block up with zeros.
+    /// Pads the partial block with zeros.
     pub(super) fn close(&mut self) -> Result<(), Error> {
         if self.partial.is_empty() { Ok(()) } else { self.flush_partial() }
     }
@@ -128,7 +128,7 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// The file, with everything in it that was pushed in whole blocks.
+    /// Returns the file after flushing all whole blocks.
     pub(super) fn file(&mut self) -> Result<&File, Error> {
         match &mut self.output {
             Output::New(out) => {
@@ -139,7 +139,8 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// Writes the first block, and a hash tree behind the last where `verity` has the identity of one. Nothing may follow.
+    /// Writes the first block, and a hash tree after the last one if `verity` contains its UUID. Nothing may
+    /// follow.
     pub(super) fn finish(
         mut self,
         first: &[u8; BLOCK],
@@ -170,7 +171,7 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// Compares bytes with those of a file at `at`.
+/// Compares bytes with those of a file at offset `at`.
 fn compare(file: &File, at: u64, bytes: &[u8]) -> Result<(), Error> {
     let mut buffer = [0; 4 * BLOCK];
     for (number, piece) in bytes.chunks(buffer.len()).enumerate() {

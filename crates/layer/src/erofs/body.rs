@@ -1,4 +1,4 @@
-//! The content of one file on its way into the image.
+//! The content of one file that is being written to the image.
 
 use super::chunks::{Plan, Run};
 use super::error::Error;
@@ -6,13 +6,13 @@ use super::format::{BLOCK, COMPACT, EXTENDED, MAX_SHARED, XATTR_HEAD, XATTR_UNIT
 use super::inode::{Content, Inode, InodeId};
 use super::writer::Writer;
 
-/// Longest tail that is laid behind its inode, bytes. Beside it there is room for every attribute that an inode can refer
-/// to, so whatever attributes a file is given later, its tail stays where it is. A longer one would fill most of a block
-/// anyway.
+/// Maximum length of a tail that is stored after its inode, bytes. The block still has space for all
+/// attributes that an inode can refer to, so later attributes never move the tail. A longer tail would fill
+/// most of a block anyway.
 pub(super) const MAX_TAIL: usize = BLOCK - EXTENDED - XATTR_HEAD - MAX_SHARED * XATTR_UNIT;
 const _: () = assert!(MAX_TAIL + COMPACT < BLOCK);
 
-/// A file that is being written; it gets its name when it [ends](Body::end).
+/// A file that is being written. It gets its name when it [ends](Body::end).
 #[derive(Debug)]
 pub struct Body<'w, 'a> {
     writer: &'w mut Writer<'a>,
@@ -20,9 +20,9 @@ pub struct Body<'w, 'a> {
     name: Box<[u8]>,
     inode: Inode,
     first: u32,
-    /// Bytes of the file so far, holes included.
+    /// Number of bytes of the file so far, including holes.
     at: u64,
-    /// Size of a file with holes.
+    /// Announced size, for a file with holes.
     size: Option<u64>,
     chunks: Option<Chunks>,
 }
@@ -30,7 +30,7 @@ pub struct Body<'w, 'a> {
 #[derive(Debug)]
 struct Chunks {
     plan: Plan,
-    /// The run that `at` is in or before.
+    /// Index of the run that `at` is in or before.
     present: usize,
 }
 
@@ -46,18 +46,19 @@ impl<'w, 'a> Body<'w, 'a> {
         self
     }
 
-    /// Appends content.
+    /// Appends content to the file.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::TooLarge`]; [`Error::Content`] where it lies in a hole or passes the announced size.
+    /// [`Error::Io`], [`Error::TooLarge`]; [`Error::Content`] if it lies in a hole or extends beyond the
+    /// announced size.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.write_at(self.at, bytes)
     }
 
-    /// Writes content at `offset`, behind everything written so far.
+    /// Writes content at `offset`, which must not be before the end of previous content.
     ///
     /// # Errors
-    /// As [`write`](Body::write).
+    /// The same errors as [`write`](Body::write).
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let end = offset.checked_add(bytes.len() as u64).ok_or(Error::TooLarge)?;
         if offset < self.at || self.size.is_some_and(|size| end > size) {
@@ -81,7 +82,7 @@ impl<'w, 'a> Body<'w, 'a> {
         Ok(())
     }
 
-    /// Goes on to `to`: zeros where something is stored, nothing where a hole is.
+    /// Advances to `to`: writes zeros in stored chunks, and nothing in holes.
     fn fill(&mut self, to: u64) -> Result<(), Error> {
         let Some(Chunks { plan, present }) = &mut self.chunks else {
             self.writer.blocks.zeros(to - self.at)?;
@@ -108,7 +109,7 @@ impl<'w, 'a> Body<'w, 'a> {
         Ok(())
     }
 
-    /// The file is complete.
+    /// Completes the file and adds it to the tree.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::TooLarge`], [`Error::Memory`].
@@ -119,7 +120,7 @@ impl<'w, 'a> Body<'w, 'a> {
         self.inode.size = self.at;
         self.inode.content = match self.chunks.take() {
             Some(Chunks { plan, .. }) => self.chunked(&plan)?,
-            None => self.writer.settle_tail(self.first)?,
+            None => self.writer.store_tail(self.first)?,
         };
         let Body { writer, parent, name, inode, .. } = self;
         writer.add(parent, name, inode)

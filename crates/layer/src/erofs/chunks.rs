@@ -1,24 +1,25 @@
-//! Files with holes: chunks of one size, of which only those are stored that hold data.
+//! Files with holes: chunks of a fixed size, of which only those that contain data are stored.
 //!
-//! Small chunks need a long list of them, large ones store zeros. The size is chosen that takes the least room.
+//! Small chunks need a long list; large chunks store zeros. The chunk size with the least total space is
+//! chosen.
 
 use super::super::tar::Region;
 use super::error::Error;
 use super::format::BLOCK;
 
-/// Largest chunk, as a power of two of blocks: the form of the chunks has five bits for it.
+/// Maximum chunk size, as a power of two of blocks; the format has five bits for it.
 const MAX_BITS: u8 = 31;
 
-/// Length of an item of the list of chunks, bytes.
+/// Length of an item in the list of chunks, bytes.
 pub(super) const ITEM: u64 = 4;
 
-/// Bytes in which a run is described in the spill.
+/// Length of a run record in the spill, bytes.
 pub(super) const RUN: usize = 16;
 
 const BLOCK_BITS: u8 = 12;
 const _: () = assert!(1 << BLOCK_BITS == BLOCK);
 
-/// Chunks in a row that are stored.
+/// Consecutive chunks that are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) first: u64,
@@ -43,7 +44,7 @@ impl Run {
     }
 }
 
-/// How a file with holes is stored.
+/// The layout of a file with holes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Size of a chunk: 2^`bits` blocks.
@@ -52,31 +53,31 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Where a run begins and ends in a file of `size` bytes.
+    /// Returns start and end of a run in a file of `size` bytes.
     pub(super) fn span(&self, run: Run, size: u64) -> (u64, u64) {
         let shift = shift(self.bits);
         (run.first << shift, end_of(run, shift).min(size))
     }
 }
 
-/// Where a run ends, bytes.
+/// Returns the end of a run, bytes.
 fn end_of(run: Run, shift: u8) -> u64 {
     let end = run.first.saturating_add(run.count);
     end.checked_shl(shift.into()).filter(|bytes| bytes >> shift == end).unwrap_or(u64::MAX)
 }
 
-/// Size of a chunk of 2^`bits` blocks, as a power of two of bytes.
+/// Returns the size of a chunk of 2^`bits` blocks, as a power of two of bytes.
 pub(super) fn shift(bits: u8) -> u8 {
     bits + BLOCK_BITS
 }
 
-/// How many chunks of 2^`bits` blocks `size` bytes are.
+/// Returns the number of chunks of 2^`bits` blocks in `size` bytes.
 pub(super) fn count(size: u64, bits: u8) -> u64 {
     size.div_ceil(1 << shift(bits))
 }
 
-/// Chooses how to store a file of `size` bytes with data in `regions`. Returns `None` if its holes save no space. Regions of
-/// length 0 contain no data: GNU tar ends the map of every file with one.
+/// Chooses how to store a file of `size` bytes with data in `regions`. Returns `None` if its holes save no
+/// space. Regions of length 0 contain no data: GNU tar ends the map of every file with one.
 pub(super) fn plan(size: u64, regions: &[Region]) -> Result<Option<Plan>, Error> {
     let mut end = 0;
     for region in regions {
@@ -102,7 +103,7 @@ pub(super) fn plan(size: u64, regions: &[Region]) -> Result<Option<Plan>, Error>
     }
 }
 
-/// Bytes that a file takes with chunks of 2^`bits` blocks.
+/// Returns the space that a file takes with chunks of 2^`bits` blocks, bytes.
 fn cost(size: u64, regions: &[Region], bits: u8) -> u128 {
     let shift = shift(bits);
     let end = size.next_multiple_of(BLOCK as u64);
@@ -111,7 +112,7 @@ fn cost(size: u64, regions: &[Region], bits: u8) -> u128 {
     u128::from(count(size, bits)) * u128::from(ITEM) + stored.sum::<u128>()
 }
 
-/// The chunks of 2^`shift` bytes that hold data.
+/// Returns the chunks of 2^`shift` bytes that contain data.
 fn runs(regions: &[Region], shift: u8) -> impl Iterator<Item = Run> {
     let mut regions = regions
         .iter()
@@ -171,19 +172,19 @@ mod tests {
 
     #[test]
     fn chunk_sizes() {
-        // One byte in two blocks: the other one is a hole.
+        // One byte in the second of two blocks: the first block is a hole.
         let run = |first, count| Run { first, count };
         assert_eq!(plan(8192, &[region(4096, 1)]).unwrap(), Some(Plan { bits: 0, runs: vec![run(1, 1)] }));
-        // Nothing but a hole, of any size: one item.
+        // A file that is one hole, of any size: one item.
         let empty = plan(1 << 40, &[]).unwrap().unwrap();
         assert_eq!((count(1 << 40, empty.bits), empty.runs.len()), (1, 0));
         let largest = plan(i64::MAX as u64, &[]).unwrap().unwrap();
         assert_eq!(count(i64::MAX as u64, largest.bits), 1 << 20);
-        // A byte at either end of 1 TiB: neither a list of 2^28 items nor half of the file in zeros.
+        // One byte at each end of 1 TiB: neither a list of 2^28 items nor half of the file in zeros.
         let map = [region(0, 1), region((1 << 40) - 1, 1)];
         let far = plan(1 << 40, &map).unwrap().unwrap();
         assert!(cost(1 << 40, &map, far.bits) < 16 << 20, "{far:?}");
-        // Neighbours are one run.
+        // Adjacent chunks form one run.
         let near = plan(1 << 20, &[region(0, 5000), region(9000, 1), region(65536, 1)]).unwrap().unwrap();
         assert_eq!(near, Plan { bits: 0, runs: vec![run(0, 3), run(16, 1)] });
     }

@@ -1,4 +1,4 @@
-//! What keeps an entry or an image from being written. Who calls the writer knows the path and adds it.
+//! Errors of writing an entry or an image. The caller of the writer knows the path and adds it.
 
 use std::io;
 
@@ -7,104 +7,104 @@ use super::super::path::escape;
 use larder_model::class::Class;
 use larder_model::size::ByteSize;
 
-/// An image or an entry of it cannot be written.
+/// The reason why an image or one of its entries cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not a name.
-    #[error("its name is empty, `.` or `..`, longer than 255 bytes, or holds a slash or a NUL byte")]
+    /// The name is not valid.
+    #[error("its name is empty, `.` or `..`, longer than 255 bytes, or contains a slash or a NUL byte")]
     Name,
-    /// There is such a name already.
+    /// An entry of this name exists already.
     #[error("its name is taken")]
     Exists,
-    /// A parent that is something else.
-    #[error("its parent is no directory")]
+    /// The parent is not a directory.
+    #[error("its parent is not a directory")]
     Parent,
-    /// A second name for a directory.
-    #[error("a directory has one name")]
+    /// A hard link to a directory was requested.
+    #[error("a directory cannot have a second name")]
     LinkToDirectory,
-    /// Not the text of a symbolic link.
-    #[error("the target of the symbolic link is empty, longer than 4095 bytes or holds a NUL byte")]
+    /// The target of a symbolic link is not valid.
+    #[error("the target of the symbolic link is empty, longer than 4095 bytes, or contains a NUL byte")]
     LinkText,
-    /// A device number too large for Linux.
-    #[error("its device number {major}:{minor} is larger than Linux has (4095:1048575)")]
+    /// The device number is too large for Linux.
+    #[error("its device number {major}:{minor} exceeds the maximum of Linux (4095:1048575)")]
     Device {
-        /// Major number.
+        /// Major number of the device.
         major: u32,
-        /// Minor number.
+        /// Minor number of the device.
         minor: u32,
     },
-    /// More attributes than an inode can refer to.
-    #[error("it has {count} extended attributes, EROFS keeps at most {}", super::format::MAX_SHARED)]
+    /// The inode has more attributes than it can refer to.
+    #[error("it has {count} extended attributes, EROFS stores at most {}", super::format::MAX_SHARED)]
     TooManyXattrs {
-        /// How many it has.
+        /// Number of its attributes.
         count: usize,
     },
-    /// An attribute of a namespace that EROFS does not know, or without a name in it.
+    /// The namespace of an attribute is unknown to EROFS, or the name in it is empty.
     #[error(
-        "its attribute {:?} is none that EROFS keeps (user.*, trusted.*, security.*, POSIX ACL)",
+        "its attribute {:?} cannot be stored in EROFS (only user.*, trusted.*, security.* and POSIX ACLs can)",
         escape(name)
     )]
     XattrName {
-        /// Its name.
+        /// Full name of the attribute.
         name: Vec<u8>,
     },
-    /// An attribute given twice.
+    /// An attribute occurs twice.
     #[error("it has the attribute {:?} twice", escape(name))]
     XattrTwice {
-        /// Its name.
+        /// Full name of the attribute.
         name: Vec<u8>,
     },
-    /// An attribute that is too long.
-    #[error("its attribute {:?} is longer than EROFS keeps (name 255 bytes, value 65535)", escape(name))]
+    /// An attribute is too long.
+    #[error("its attribute {:?} is longer than EROFS can store (name 255 bytes, value 65535)", escape(name))]
     XattrTooLong {
-        /// Its name.
+        /// Full name of the attribute.
         name: Vec<u8>,
     },
-    /// A map of data that is none.
-    #[error("its map of data is out of order, or passes the end of the file")]
+    /// The map of a sparse file is invalid.
+    #[error("its sparse map is out of order, or extends beyond the end of the file")]
     Map,
-    /// Content that does not agree with what was announced.
-    #[error("its content does not lie where its map of data says")]
+    /// The content of a sparse file does not match its map.
+    #[error("its content does not match its sparse map")]
     Content,
-    /// More entries than there are numbers for them.
-    #[error("the image has more entries than can be numbered")]
+    /// The number of entries exceeds the range of inode numbers.
+    #[error("the image has more entries than inode numbers")]
     TooManyEntries,
-    /// An image that is too large.
-    #[error("the image is larger than EROFS can be (16 TiB)")]
+    /// The image exceeds the maximum size.
+    #[error("the image is larger than the maximum of EROFS (16 TiB)")]
     TooLarge,
-    /// More metadata than can be addressed.
+    /// The metadata exceeds the addressable range.
     #[error("the image has more metadata than can be addressed (128 GiB)")]
     TooMuchMetadata,
-    /// More entries than memory is set aside for.
-    #[error("what must be remembered of the entries of the image is more than {}", ByteSize(*limit))]
+    /// The entries need more memory than allowed.
+    #[error("the entries of the image need more than {} of memory", ByteSize(*limit))]
     Memory {
-        /// The limit, bytes.
+        /// Memory limit, bytes.
         limit: u64,
     },
-    /// Not a label.
-    #[error("the label is longer than {} bytes or holds a NUL byte", super::options::Label::MAX)]
+    /// The label is not valid.
+    #[error("the label is longer than {} bytes, or contains a NUL byte", super::options::Label::MAX)]
     Label,
-    /// An image that is compared, and is not what would have been written.
-    #[error("the image differs at byte {at} from what its layer gives")]
+    /// The image in a comparison differs from the one that would be written.
+    #[error("the image differs from its layer at byte {at}")]
     Differs {
-        /// Where it differs first, as far as it was compared.
+        /// Offset of the first difference found, bytes.
         at: u64,
     },
-    /// A fault of ours.
-    #[error("fault in the writer of EROFS images: {0}")]
+    /// An internal error of the writer.
+    #[error("internal error in the EROFS writer: {0}")]
     Fault(&'static str),
-    /// The file system refused.
+    /// A system call of the file system failed.
     #[error("{doing}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// Why.
+        /// The cause reported by the system.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides about retries and the exit code.
+    /// Returns the error class, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Io { source, .. } => io_class(source),
@@ -116,7 +116,7 @@ impl Error {
     }
 }
 
-/// Adds what was being done to a failed system call.
+/// Adds the operation to a failed system call.
 pub(super) trait Context<T> {
     fn context(self, doing: &'static str) -> Result<T, Error>;
 }

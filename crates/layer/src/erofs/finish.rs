@@ -1,4 +1,4 @@
-//! The end of an image: where each inode lies is decided in one pass, and written in another.
+//! Finishes an image: one pass decides the position of each inode, another pass writes them.
 
 use super::blocks::Blocks;
 use super::body::MAX_TAIL;
@@ -8,7 +8,7 @@ use super::format::{
     BLOCK, COMPACT, EXTENDED, FIRST_FREE, Layout, MAX_BLOCKS, NO_BLOCK, RawInode, SLOT, Superblock,
     XATTR_HEAD, fits_compact,
 };
-use super::inode::{Content, Directory, Inode, InodeId, Place};
+use super::inode::{Content, Directory, DirectoryBlocks, Inode, InodeId};
 use super::listing::{self, Extent};
 use super::pack::{Packed, Packer};
 use super::spill::Spill;
@@ -17,28 +17,28 @@ use super::writer::Writer;
 use super::xattrs::Xattrs;
 use larder_sys::Timestamp;
 
-/// What was written.
+/// The size and contents of a written image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Length of the file, bytes.
+    /// Size of the file, bytes.
     pub size: u64,
-    /// What proves it block by block, where that was wanted.
+    /// Data for verification block by block; `None` if it was not requested.
     pub verity: Option<Verity>,
-    /// Inodes in it.
+    /// Number of inodes in the image.
     pub inodes: u64,
-    /// Bytes of it that are not content of files in whole blocks.
+    /// Bytes that are not file content in whole blocks.
     pub metadata: u64,
 }
 
-/// Slots in a block.
+/// Number of slots in a block.
 const SLOTS: u32 = 128;
 const _: () = assert!(SLOTS as usize * SLOT == BLOCK);
 
-/// The root lies behind the superblock, for its number has 16 bits.
+/// The root inode follows the superblock, because its number has only 16 bits.
 const ROOT_AT: usize = FIRST_FREE;
 const _: () = assert!(ROOT_AT.is_multiple_of(SLOT));
 
-/// Parts of an image, as numbers of their first block.
+/// The parts of an image, as the numbers of their first blocks.
 #[derive(Clone, Copy, Debug)]
 struct Parts {
     inodes: u32,
@@ -46,12 +46,12 @@ struct Parts {
     directories: u32,
 }
 
-/// One inode with all that lies behind it.
+/// The layout of one inode with everything that follows it.
 struct Unit {
     compact: bool,
     head: usize,
     xattrs: usize,
-    /// Tail or list of chunks, bytes.
+    /// Length of the tail or of the list of chunks, bytes.
     rest: u64,
 }
 
@@ -62,7 +62,7 @@ impl Unit {
 }
 
 impl Writer<'_> {
-    /// Writes everything that has waited. The file is complete, and not synced.
+    /// Writes everything that was deferred. The file is complete afterwards, but not synced.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::TooLarge`], [`Error::TooMuchMetadata`].
@@ -79,7 +79,7 @@ impl Writer<'_> {
         let first = self.blocks.begin();
         let shared = u64::from(first) + u64::from(packed.blocks);
         let directories = shared + self.xattrs.shared_len().div_ceil(BLOCK as u64);
-        // fsck.erofs 1.5 reads the head of attributes behind an inode that has none.
+        // fsck.erofs 1.5 reads the header of attributes after an inode that has none.
         let overrun = directories + directory_blocks == shared && packed.last > BLOCK - XATTR_HEAD;
         let total = directories + directory_blocks + u64::from(overrun);
         let number = |block| u32::try_from(block).ok().filter(|block| u64::from(*block) <= MAX_BLOCKS);
@@ -119,7 +119,7 @@ impl Writer<'_> {
         Ok(Summary { size, verity, inodes, metadata: image - u64::from(first - 1) * BLOCK as u64 })
     }
 
-    /// Decides how directories lie; answers the number of blocks that lie outside of inodes.
+    /// Decides the layout of directories; returns the number of blocks outside of inodes.
     fn place_directories(&mut self) -> Result<u64, Error> {
         let mut next: u64 = 0;
         for id in 0..self.inodes.len() {
@@ -127,19 +127,19 @@ impl Writer<'_> {
             let itself = InodeId(u32::try_from(id).map_err(|_| Error::TooManyEntries)?);
             let directory = &mut self.directories[index];
             let Extent { blocks, last } = directory.extent(itself)?;
-            // The root lies in a block with the superblock and whatever attributes it has.
+            // The root shares its block with the superblock and its attributes.
             let longest = if itself == InodeId::ROOT { MAX_TAIL - ROOT_AT } else { MAX_TAIL };
             let tail = if last <= longest { last } else { 0 };
             let outside = if tail == 0 { blocks } else { blocks - 1 };
             let number = |block: u64| u32::try_from(block).map_err(|_| Error::TooMuchMetadata);
-            directory.place = Place { first: number(next)?, blocks: number(outside)?, tail };
+            directory.position = DirectoryBlocks { first: number(next)?, blocks: number(outside)?, tail };
             self.inodes[id].size = (blocks - 1) * BLOCK as u64 + last as u64;
             next += outside;
         }
         Ok(next)
     }
 
-    /// Decides where inodes lie; answers how much room they take.
+    /// Decides the position of inodes; returns the space that they take.
     fn place_inodes(&mut self, epoch: Timestamp) -> Result<Packed, Error> {
         let mut packer: Packer<Vec<(u32, usize)>> = Packer::new();
         for id in 0..self.inodes.len() {
@@ -149,8 +149,8 @@ impl Writer<'_> {
             }
             let room = BLOCK - EXTENDED - if id == 0 { ROOT_AT } else { 0 };
             let tail = usize::try_from(rest(&inode, &self.directories)).unwrap_or(usize::MAX);
-            let beside = if matches!(inode.content, Content::Chunks { .. }) { 0 } else { tail };
-            self.xattrs.settle(inode.xattrs, room.saturating_sub(beside))?;
+            let inline_len = if matches!(inode.content, Content::Chunks { .. }) { 0 } else { tail };
+            self.xattrs.decide_sharing(inode.xattrs, room.saturating_sub(inline_len))?;
             if id == 0 {
                 continue;
             }
@@ -172,47 +172,47 @@ impl Writer<'_> {
         packer.finish(&mut |number, units| assign(inodes, number, &units))
     }
 
-    /// Writes all inodes but the root, which it answers.
+    /// Writes all inodes except the root, and returns the root.
     fn write_inodes(&mut self, parts: Parts, epoch: Timestamp) -> Result<Vec<u8>, Error> {
         let Writer { blocks, spill, xattrs, inodes, directories, .. } = self;
-        let mut emit = Emit { blocks, spill, xattrs, inodes, directories, parts, epoch };
+        let mut writer = InodeWriter { blocks, spill, xattrs, inodes, directories, parts, epoch };
         let mut root = Vec::new();
-        emit.inode(InodeId::ROOT, &mut root)?;
+        writer.inode(InodeId::ROOT, &mut root)?;
         let mut packer: Packer<Vec<u8>> = Packer::new();
         let mut alone = Vec::new();
-        for id in 1..emit.inodes.len() {
-            let inode = &emit.inodes[id];
+        for id in 1..writer.inodes.len() {
+            let inode = &writer.inodes[id];
             if !inode.is_live() {
                 continue;
             }
             let itself = InodeId(u32::try_from(id).map_err(|_| Error::TooManyEntries)?);
-            let len = unit(inode, emit.directories, emit.xattrs, epoch).len();
+            let len = unit(inode, writer.directories, writer.xattrs, epoch).len();
             match usize::try_from(len) {
                 Ok(len) if len <= BLOCK => {
                     let (offset, block) =
-                        packer.place(len, &mut |_, block: Vec<u8>| write_block(emit.blocks, &block))?;
+                        packer.place(len, &mut |_, block: Vec<u8>| write_block(writer.blocks, &block))?;
                     block.resize(offset, 0);
-                    emit.inode(itself, block)?;
+                    writer.inode(itself, block)?;
                 }
                 _ => {
                     packer.run(len)?;
                     alone.clear();
-                    emit.inode(itself, &mut alone)?;
+                    writer.inode(itself, &mut alone)?;
                 }
             }
         }
-        packer.finish(&mut |_, block| write_block(emit.blocks, &block))?;
+        packer.finish(&mut |_, block| write_block(writer.blocks, &block))?;
         Ok(root)
     }
 
-    /// Writes the blocks of directories that lie outside of inodes.
+    /// Writes the directory blocks that are outside of inodes.
     fn write_directories(&mut self, parts: Parts) -> Result<(), Error> {
         let Writer { blocks, inodes, directories, .. } = self;
         let mut bytes = Vec::with_capacity(BLOCK);
         for (id, inode) in inodes.iter().enumerate() {
             let Some(index) = directory(inode) else { continue };
             let itself = InodeId(u32::try_from(id).map_err(|_| Error::TooManyEntries)?);
-            let mut left = directories[index].place.blocks;
+            let mut left = directories[index].position.blocks;
             directories[index].blocks(itself, |entries, _| {
                 if left > 0 {
                     left -= 1;
@@ -227,8 +227,8 @@ impl Writer<'_> {
     }
 }
 
-/// Writes inodes.
-struct Emit<'e, 'a> {
+/// Writes single inodes.
+struct InodeWriter<'e, 'a> {
     blocks: &'e mut Blocks<'a>,
     spill: &'e mut Spill<'a>,
     xattrs: &'e mut Xattrs<'a>,
@@ -238,22 +238,22 @@ struct Emit<'e, 'a> {
     epoch: Timestamp,
 }
 
-impl Emit<'_, '_> {
-    /// Appends an inode and what lies behind it; where that is more than a block, goes on to write it.
+impl InodeWriter<'_, '_> {
+    /// Appends an inode and the data that follows it. If that is more than a block, writes it directly.
     fn inode(&mut self, id: InodeId, to: &mut Vec<u8>) -> Result<(), Error> {
         let inode = &self.inodes[id.index()];
         let unit = unit(inode, self.directories, self.xattrs, self.epoch);
         let start = to.len();
-        let (layout, place) = match inode.content {
+        let (layout, location) = match inode.content {
             Content::None => (Layout::Plain, 0),
             Content::Device(number) => (Layout::Plain, number),
             Content::Blocks { first, tail: 0, .. } => (Layout::Plain, first),
             Content::Blocks { first, .. } => (Layout::Inline, first),
             Content::Chunks { bits, .. } => (Layout::Chunked, bits.into()),
             Content::Directory(index) => {
-                let Place { first, tail, .. } = self.directories[index as usize].place;
+                let DirectoryBlocks { first, tail, .. } = self.directories[index as usize].position;
                 let layout = if tail == 0 { Layout::Plain } else { Layout::Inline };
-                // Cannot overflow: the sum of all was checked.
+                // Cannot overflow, because the sum of all was checked.
                 (layout, self.parts.directories.saturating_add(first))
             }
         };
@@ -263,7 +263,7 @@ impl Emit<'_, '_> {
             mode: inode.mode,
             links: inode.links,
             size: inode.size,
-            place,
+            location,
             number: id.0.saturating_add(1),
             uid: inode.uid,
             gid: inode.gid,
@@ -279,7 +279,7 @@ impl Emit<'_, '_> {
             }
             Content::Directory(index) => {
                 let directory = &self.directories[index as usize];
-                let (mut left, tail) = (directory.place.blocks, directory.place.tail);
+                let (mut left, tail) = (directory.position.blocks, directory.position.tail);
                 directory.blocks(id, |entries, _| {
                     match left {
                         0 if tail > 0 => listing::write(entries, |id| find(self.inodes, self.parts, id), to)?,
@@ -293,11 +293,11 @@ impl Emit<'_, '_> {
         }
         match to.len() as u64 == start as u64 + unit.len() || unit.len() > BLOCK as u64 {
             true => Ok(()),
-            false => Err(Error::Fault("an inode is not as long as was planned")),
+            false => Err(Error::Fault("an inode differs from its planned length")),
         }
     }
 
-    /// Appends the list of a file's chunks, or writes it where it is `long`.
+    /// Appends the list of a file's chunks, or writes it directly if it is `long`.
     fn list(&mut self, inode: &Inode, long: bool, to: &mut Vec<u8>) -> Result<(), Error> {
         let Content::Chunks { first, runs, runs_at, bits } = inode.content else { return Ok(()) };
         let total = chunks::count(inode.size, bits);
@@ -338,7 +338,7 @@ impl Emit<'_, '_> {
     }
 }
 
-/// The time that most inodes have; compact ones have no other.
+/// Returns the most frequent time of all inodes, which is the time of all compact ones.
 fn epoch(inodes: &[Inode]) -> Timestamp {
     let mut times: Vec<Timestamp> =
         inodes.iter().filter(|inode| inode.is_live()).map(|inode| inode.mtime).collect();
@@ -347,7 +347,7 @@ fn epoch(inodes: &[Inode]) -> Timestamp {
     runs.max().map_or(Timestamp::default(), |(_, std::cmp::Reverse(time))| time)
 }
 
-/// Index of a directory that is written.
+/// Returns the index of a directory that is to be written.
 fn directory(inode: &Inode) -> Option<usize> {
     match inode.content {
         Content::Directory(index) if inode.is_live() => Some(index as usize),
@@ -355,12 +355,12 @@ fn directory(inode: &Inode) -> Option<usize> {
     }
 }
 
-/// Bytes behind an inode and its attributes.
+/// Returns the number of bytes that follow an inode and its attributes.
 fn rest(inode: &Inode, directories: &[Directory]) -> u64 {
     match inode.content {
         Content::Blocks { tail, .. } => tail.into(),
         Content::Chunks { bits, .. } => chunks::count(inode.size, bits) * ITEM,
-        Content::Directory(index) => directories[index as usize].place.tail as u64,
+        Content::Directory(index) => directories[index as usize].position.tail as u64,
         Content::None | Content::Device(_) => 0,
     }
 }
@@ -387,7 +387,7 @@ fn assign(inodes: &mut [Inode], block: u32, units: &[(u32, usize)]) -> Result<()
     Ok(())
 }
 
-/// Number and type of an inode.
+/// Returns node number and type of an inode.
 fn find(inodes: &[Inode], parts: Parts, id: InodeId) -> (u64, larder_sys::FileType) {
     let inode = &inodes[id.index()];
     let number = match id {
@@ -402,10 +402,10 @@ fn write_block(blocks: &mut Blocks<'_>, bytes: &[u8]) -> Result<(), Error> {
     blocks.close()
 }
 
-/// Everything before `block` was written.
+/// Checks that everything before `block` was written.
 fn expect(blocks: &Blocks<'_>, block: u32) -> Result<(), Error> {
     match blocks.next() == block && blocks.tail().is_empty() {
         true => Ok(()),
-        false => Err(Error::Fault("a part of the image is not as long as was planned")),
+        false => Err(Error::Fault("a part of the image differs from its planned length")),
     }
 }

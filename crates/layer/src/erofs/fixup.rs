@@ -1,18 +1,19 @@
-//! What an image of a layer cannot say without knowing the layers below it: a small image to be laid over it.
+//! Builds the part of a layer's image that depends on the layers below it: a small image, mounted on top of
+//! the layer's own.
 //!
-//! The rules are those of [`settle`](crate::overlay::settle). An image is the same under whatever parents, so what
-//! they change stands in a second one:
+//! The rules are those of [`settle`](crate::overlay::settle). The image of a layer is the same under any
+//! parents, so everything that depends on the parents goes into a second image:
 //!
-//! 1. A hard link to a file of a lower layer copies that file up; the only content that is stored twice.
-//! 2. Overlayfs does not look whether the root is opaque, so an opaque root has a whiteout for each name that would show
-//!    through.
-//! 3. A directory that the tar implies takes mode, owner, attributes and time of the lower directory that it is laid over,
-//!    where these are not what the image says of it. Of the root the time alone is no reason: a container's own directory is
-//!    laid over it, and hardly any tar has an entry for it. An image of 120 layers would need 240 mounts, and overlayfs takes
-//!    no such list from podman.
+//! 1. A hard link to a file of a lower layer copies that file up. No other content is stored twice.
+//! 2. Overlayfs ignores whether the root is opaque, so an opaque root gets a whiteout for each visible lower
+//!    name.
+//! 3. A directory that the tar implies gets mode, owner, attributes and time of the lower directory at its
+//!    path, if these differ from those in the image. The time of the root alone is not a reason: a
+//!    container's own directory is on top of it, and hardly any tar has an entry for it. An image of 120
+//!    layers would need 240 mounts, and overlayfs does not accept such a list from podman.
 //!
-//! Directories on the way to any of these are there too, as the layer says. Most layers need nothing of the kind, and then
-//! there is no image.
+//! The parents of all these entries are included as well, with the metadata of the layer. Most layers need
+//! nothing of this, and then there is no second image.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -36,19 +37,19 @@ use crate::tar::Region;
 use larder_model::seal::{Lost, Settled};
 use larder_sys::{Dir, FileType, Stat};
 
-/// Bytes copied at once.
+/// Size of one copy operation, bytes.
 const CHUNK: usize = 1 << 18;
 
-/// Whether the time alone of a lower directory is a reason for an image.
+/// The policy on whether the time of a lower directory alone requires an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Times {
-    /// It is.
+    /// The time requires an image.
     Kept,
-    /// It is not: volumes of earlier versions, in which such a directory has time 0.
+    /// The time is ignored, as in volumes of earlier versions, in which such a directory has time 0.
     Left,
 }
 
-/// The image that is to be laid over a layer.
+/// A second image that is mounted on top of a layer.
 #[derive(Debug)]
 pub struct Fixup {
     nodes: BTreeMap<Vec<u8>, Node>,
@@ -59,11 +60,11 @@ pub struct Fixup {
 enum Node {
     Directory(Metadata),
     Whiteout,
-    /// Index of a copy.
+    /// Index in the list of copies.
     Copy(usize),
 }
 
-/// A file of a lower layer.
+/// A file of a lower layer to be copied.
 #[derive(Debug)]
 struct Copied {
     dir: Rc<Part>,
@@ -72,11 +73,12 @@ struct Copied {
     metadata: Metadata,
 }
 
-/// What the layer in `image` needs on top of `lower`: nothing, or an image. What that changes is told as for a layer in the
-/// form of directories, and what an image cannot keep is added to the losses of `applied`.
+/// Returns what settling the layer in `image` on top of `lower` changes, and the image that it needs. `None`
+/// if it needs none. The changes are reported as for a layer in directory form. Metadata that an image cannot
+/// store is added to the losses of `applied`.
 ///
 /// # Errors
-/// [`Error`]: a link to what is nowhere, or the layers cannot be read.
+/// [`Error`], if the target of a link does not exist or the layers cannot be read.
 pub fn plan(
     image: &StoredDir,
     applied: &mut Applied,
@@ -115,10 +117,10 @@ struct Planning<'a> {
 
 impl Planning<'_> {
     fn links(&mut self, links: &BTreeMap<Vec<u8>, LowerLink>) -> Result<(), Error> {
-        // Links to one file share one inode.
+        // Links to the same file share one inode.
         let mut copied: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
         for (at, LowerLink { target, metadata }) in links {
-            let found = self.lower.link_target(target).context("looking in the layers below for", target)?;
+            let found = self.lower.link_target(target).context("searching the lower layers for", target)?;
             let Some(LinkTarget { path: resolved, dir, stat }) = found else {
                 return Err(Error::hostile(at, Fault::LinkMissing(escape(target))));
             };
@@ -138,7 +140,7 @@ impl Planning<'_> {
         Ok(())
     }
 
-    /// A copy of a lower file, under its own name too where that still shows through this layer.
+    /// Adds a copy of a lower file, also under its own path if that is still visible through this layer.
     fn copy_up(&mut self, resolved: &[u8], dir: Rc<Part>, stat: Stat) -> Result<usize, Error> {
         let name = path::split(resolved).1.to_vec();
         let metadata =
@@ -157,7 +159,7 @@ impl Planning<'_> {
             return Ok(false);
         }
         let mut at = Vec::new();
-        // What the image has of the way; nothing where it ends.
+        // The directory of the image at `at`; `None` beyond the last existing one.
         let mut dir = Some(self.image.try_clone().context("opening", b"")?);
         for component in path::components(resolved) {
             path::push(&mut at, component);
@@ -171,24 +173,24 @@ impl Planning<'_> {
                 Some(_) => return Ok(false),
             };
         }
-        // A directory of this name is the layer's.
+        // A directory of this name belongs to the layer.
         Ok(dir.is_none())
     }
 
-    /// Hides every lower name by whiteouts, also below the directories that both have.
+    /// Hides all lower names by whiteouts, including those in subdirectories that both layers have.
     fn opaque_root(&mut self) -> Result<(), Error> {
         if !self.directories.get(&Vec::new()).is_some_and(Directory::hides_lower) {
             return Ok(());
         }
         let mut pending = vec![Vec::new()];
         while let Some(path) = pending.pop() {
-            let shows = self.lower.show(&path).context("looking in the layers below for", &path)?;
+            let shows = self.lower.show(&path).context("searching the lower layers for", &path)?;
             let Shown::Directory(parts) = shows else { continue };
             let dir = self.open(&path)?;
-            for name in lower::names(&parts).context("listing the layers below at", &path)? {
+            for name in lower::names(&parts).context("listing the lower layers at", &path)? {
                 let at = path::join(&path, &name);
                 match dir.try_stat(&name).context("examining", &at)? {
-                    // Its attribute says the rest.
+                    // The attribute of this directory hides the rest.
                     Some(_) if self.directories.get(&at).is_some_and(Directory::hides_lower) => {}
                     Some(stat) if stat.is_dir() => pending.push(at),
                     Some(_) => {}
@@ -202,7 +204,7 @@ impl Planning<'_> {
         Ok(())
     }
 
-    /// Directories that must be described, and those on the way to what is in the image.
+    /// Adds directories that need metadata, and the parents of all entries.
     fn directories(&mut self) -> Result<(), Error> {
         let hidden = hidden(self.directories);
         let mut needed: HashSet<Vec<u8>> = HashSet::new();
@@ -224,7 +226,7 @@ impl Planning<'_> {
         for at in needed {
             let below = match self.directories.contains_key(&at) {
                 true => from_below.remove(&at),
-                // Made for a copy alone.
+                // Created only for a copy.
                 false => inherited(&Directory::default(), false, &at, self.lower)?,
             };
             let metadata = match below {
@@ -242,12 +244,12 @@ impl Planning<'_> {
         Ok(())
     }
 
-    /// Whether a lower directory's time is a reason to describe it.
+    /// Reports whether the time of a lower directory requires an entry for it.
     fn has_time_of_its_own(&self, at: &[u8], metadata: &Metadata) -> bool {
         self.times == Times::Kept && !at.is_empty() && metadata.mtime != Metadata::implied().mtime
     }
 
-    /// A directory of the image.
+    /// Opens a directory of the image.
     fn open(&self, at: &[u8]) -> Result<StoredDir, Error> {
         let mut dir = self.image.try_clone().context("opening", b"")?;
         for component in path::components(at) {
@@ -257,7 +259,7 @@ impl Planning<'_> {
     }
 }
 
-/// Adds all directories that `at` is in.
+/// Adds all parents of `at`.
 fn above(at: &[u8], to: &mut HashSet<Vec<u8>>) {
     let mut at = at;
     while !at.is_empty() {
@@ -268,17 +270,17 @@ fn above(at: &[u8], to: &mut HashSet<Vec<u8>>) {
     }
 }
 
-/// Whether it is what an image says of a directory that nothing describes, but for its time.
+/// Reports whether the metadata equals that of an implied directory, apart from the time.
 fn is_implied(metadata: &Metadata) -> bool {
     let implied = Metadata { mtime: metadata.mtime, ..Metadata::implied() };
     *metadata == implied
 }
 
 impl Fixup {
-    /// Writes the image, or compares it with one that is there; what must wait goes to unnamed files in `dir`.
+    /// Writes the image, or compares it with an existing one. Deferred data goes to unnamed files in `dir`.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`], for the path that cannot be written.
     pub fn write(
         &self,
         image: Image,
@@ -360,7 +362,7 @@ impl Copied {
         let failed = |e: ImageError| explain(at, e);
         let mut file = self.dir.open_file(&self.name).context("opening", at)?;
         let size = self.stat.size;
-        let map = file.regions().context("looking for data in", at)?;
+        let map = file.regions().context("searching for data in", at)?;
         let mut body = match map.as_slice() {
             [Region { offset: 0, length }] if *length == size => writer.file(parent, name, &self.metadata),
             [] if size == 0 => writer.file(parent, name, &self.metadata),

@@ -1,64 +1,66 @@
-//! Structures and numbers of the format, all of them little-endian (Linux, fs/erofs/erofs_fs.h).
+//! Structures and constants of the on-disk format, all little-endian (Linux, fs/erofs/erofs_fs.h).
 //!
-//! Only what every kernel since 5.15 reads is used: no 48-bit addresses, no compression, no long prefixes.
+//! Only features that every kernel since 5.15 supports are used: no 48-bit addresses, no compression, no long
+//! prefixes.
 
 use super::options::Label;
 use larder_sys::{FileType, Timestamp};
 
-/// Unit of data and of directories, bytes. The one block size that every kernel reads on every architecture.
+/// Unit of data and of directories, bytes. It is the only block size that every kernel supports on every
+/// architecture.
 pub(super) const BLOCK: usize = 4096;
 
-/// Unit in which inodes are placed, bytes; a node number counts these from the start of the metadata.
+/// Alignment of inodes, bytes. A node number counts these units from the start of the metadata.
 pub(super) const SLOT: usize = 32;
 
-/// Where the superblock lies in the first block, bytes.
+/// Offset of the superblock in the first block, bytes.
 pub(super) const SUPERBLOCK: usize = 1024;
 
 /// Length of the superblock, bytes.
 const SUPERBLOCK_LEN: usize = 128;
 
-/// Where metadata in the first block can begin.
+/// Offset in the first block at which metadata can start, bytes.
 pub(super) const FIRST_FREE: usize = SUPERBLOCK + SUPERBLOCK_LEN;
 
 const MAGIC: u32 = 0xe0f5_e1e2;
 
-/// The superblock has a checksum (feature_compat).
+/// Flag: the superblock has a checksum (feature_compat).
 const SUPERBLOCK_CHECKSUM: u32 = 1;
 
-/// Times of inodes are those of the last change of content (feature_compat).
+/// Flag: inode times are modification times (feature_compat).
 const MTIME: u32 = 2;
 
-/// Some files are made of chunks (feature_incompat).
+/// Flag: some files consist of chunks (feature_incompat).
 const CHUNKED: u32 = 4;
 
-/// A chunk or a file of no blocks.
+/// Block number of a hole, or of a file without blocks.
 pub(super) const NO_BLOCK: u32 = u32::MAX;
 
-/// Blocks that an image can have: numbers have 32 bits, and the last stands for a hole.
+/// Maximum number of blocks: numbers have 32 bits, and the highest one denotes a hole.
 pub(super) const MAX_BLOCKS: u64 = NO_BLOCK as u64;
 
-/// Longest name, bytes.
+/// Maximum length of a name, bytes.
 pub(super) const NAME_MAX: usize = 255;
 
 /// Length of a directory entry without its name, bytes.
 pub(super) const ENTRY: usize = 12;
 
-/// Length of the head of an inode's attributes, bytes.
+/// Length of the header of an inode's attributes, bytes.
 pub(super) const XATTR_HEAD: usize = 12;
 
-/// Unit of attributes, bytes.
+/// Alignment of attributes, bytes.
 pub(super) const XATTR_UNIT: usize = 4;
 
-/// Most attributes in the shared area that one inode can refer to.
+/// Maximum number of shared attributes of one inode.
 pub(super) const MAX_SHARED: usize = 255;
 
-/// Longest inode, bytes.
+/// Length of an extended inode, bytes.
 pub(super) const EXTENDED: usize = 64;
 
-/// Shortest inode, bytes.
+/// Length of a compact inode, bytes.
 pub(super) const COMPACT: usize = 32;
 
-/// Type bits of a mode (inode(7)).
+/// Returns the type bits of a mode (inode(7)).
 pub(super) fn type_bits(file_type: FileType) -> u16 {
     match file_type {
         FileType::Fifo => 0o010000,
@@ -71,7 +73,7 @@ pub(super) fn type_bits(file_type: FileType) -> u16 {
     }
 }
 
-/// Type of an inode by its mode, where the type bits were set by [`type_bits`].
+/// Returns the file type for a mode whose type bits were set by [`type_bits`].
 pub(super) fn file_type(mode: u16) -> FileType {
     match mode & 0o170000 {
         0o010000 => FileType::Fifo,
@@ -84,7 +86,7 @@ pub(super) fn file_type(mode: u16) -> FileType {
     }
 }
 
-/// Types as directories have them, from 1 on.
+/// File types in the order of their numbers in directory entries, from 1.
 const ENTRY_TYPES: [FileType; 7] = [
     FileType::Regular,
     FileType::Directory,
@@ -95,27 +97,28 @@ const ENTRY_TYPES: [FileType; 7] = [
     FileType::Symlink,
 ];
 
-/// Type of an inode as directories have it.
+/// Returns the number of a file type in directory entries.
 pub(super) fn entry_type(file_type: FileType) -> u8 {
     (1..).zip(ENTRY_TYPES).find(|(_, known)| *known == file_type).map_or(0, |(number, _)| number)
 }
 
-/// Type of an inode by what directories have of it.
+/// Returns the file type for its number in a directory entry.
 pub(super) fn type_of_entry(number: u8) -> Option<FileType> {
     (1..).zip(ENTRY_TYPES).find(|(known, _)| *known == number).map(|(_, file_type)| file_type)
 }
 
-/// A device number as inodes have it, 12 bits of major and 20 of minor number; nothing where it needs more.
+/// Encodes a device number for an inode: 12 bits of major and 20 bits of minor number. `None` if it needs
+/// more.
 pub(super) fn device_number(major: u32, minor: u32) -> Option<u32> {
     (major < 1 << 12 && minor < 1 << 20).then_some((minor & 0xff) | major << 8 | (minor & !0xff) << 12)
 }
 
-/// Major and minor number of a device.
+/// Decodes the major and minor number of a device.
 pub(super) fn device_of(number: u32) -> (u32, u32) {
     (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00)
 }
 
-/// Prefixes of attributes' names, by their numbers; these two are whole names.
+/// Prefixes of attribute names by number. The two ACL entries are complete names.
 const NAMESPACES: [(u8, &[u8]); 5] = [
     (1, b"user."),
     (2, b"system.posix_acl_access"),
@@ -124,7 +127,7 @@ const NAMESPACES: [(u8, &[u8]); 5] = [
     (6, b"security."),
 ];
 
-/// The number of a name's namespace, and the rest of the name.
+/// Splits a name into the number of its namespace and the rest of the name.
 pub(super) fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
     let split = |(number, prefix): (u8, &[u8])| Some((number, name.strip_prefix(prefix)?));
     let (number, rest) = NAMESPACES.into_iter().find_map(split)?;
@@ -132,7 +135,7 @@ pub(super) fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
     fits.then_some((number, rest))
 }
 
-/// The prefix that a namespace stands for, where `rest` can follow it.
+/// Returns the prefix of a namespace if `rest` is valid after it.
 pub(super) fn namespace(number: u8, rest: &[u8]) -> Option<&'static [u8]> {
     let (_, prefix) = NAMESPACES.into_iter().find(|(known, _)| *known == number)?;
     let is_prefix = prefix.ends_with(b".");
@@ -142,12 +145,12 @@ pub(super) fn namespace(number: u8, rest: &[u8]) -> Option<&'static [u8]> {
 /// Length of an attribute without name and value, bytes.
 pub(super) const XATTR_ENTRY: usize = 4;
 
-/// Lengths of name and value by the head of an attribute.
+/// Returns the lengths of name and value from the header of an attribute.
 pub(super) fn entry_lengths(entry: &[u8]) -> (usize, usize) {
     (entry[0].into(), Get(entry).u16(2).into())
 }
 
-/// Name and value of an attribute, which may be padded.
+/// Decodes name and value of an attribute, which may be padded.
 pub(super) fn decode_entry(entry: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let (name, value) = entry_lengths(entry);
     let rest = entry.get(XATTR_ENTRY..XATTR_ENTRY + name)?;
@@ -155,12 +158,12 @@ pub(super) fn decode_entry(entry: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     Some(([namespace(entry[1], rest)?, rest].concat(), value.to_vec()))
 }
 
-/// What the superblock says.
+/// The fields of the superblock.
 #[derive(Debug)]
 pub(super) struct Superblock<'a> {
     pub(super) root: u16,
     pub(super) inodes: u64,
-    /// Time of all compact inodes.
+    /// Modification time of all compact inodes.
     pub(super) epoch: Timestamp,
     pub(super) blocks: u32,
     /// First block of the shared attributes.
@@ -171,7 +174,8 @@ pub(super) struct Superblock<'a> {
 }
 
 impl Superblock<'_> {
-    /// Writes it into the first block, which holds everything else that it will hold: the checksum covers it.
+    /// Writes the superblock into the first block. The rest of the block must be final, because the checksum
+    /// covers it.
     pub(super) fn seal(&self, block: &mut [u8; BLOCK]) {
         let mut put = Put(&mut block[SUPERBLOCK..]);
         put.u32(0, MAGIC);
@@ -193,9 +197,9 @@ impl Superblock<'_> {
     }
 }
 
-/// What a reader needs to know of a superblock.
+/// The fields of the superblock that a reader needs.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct SuperblockFields {
     pub(super) root: u16,
     pub(super) blocks: u32,
     /// Block of node number 0.
@@ -204,8 +208,9 @@ pub(super) struct Facts {
     pub(super) epoch: Timestamp,
 }
 
-/// Reads the superblock in the first block; nothing where it is none of ours.
-pub(super) fn verify_superblock(block: &[u8; BLOCK]) -> Option<Facts> {
+/// Decodes and checks the superblock in the first block; `None` if it is not of the format that Larder
+/// writes.
+pub(super) fn verify_superblock(block: &[u8; BLOCK]) -> Option<SuperblockFields> {
     let get = Get(&block[SUPERBLOCK..]);
     let mut checked = block[SUPERBLOCK..].to_vec();
     checked[4..8].fill(0);
@@ -216,7 +221,7 @@ pub(super) fn verify_superblock(block: &[u8; BLOCK]) -> Option<Facts> {
         && get.0[13] == 0
         && get.u32(80) & !CHUNKED == 0;
     let epoch = Timestamp { sec: i64::from_le_bytes(get.u64(24).to_le_bytes()), nsec: get.u32(32) };
-    known.then(|| Facts {
+    known.then(|| SuperblockFields {
         root: get.u16(14),
         blocks: get.u32(36),
         metadata: get.u32(40),
@@ -225,45 +230,45 @@ pub(super) fn verify_superblock(block: &[u8; BLOCK]) -> Option<Facts> {
     })
 }
 
-/// The kernel's CRC-32C, which is not inverted at the end as the usual one is.
+/// Computes the CRC-32C of the kernel, which does not invert the result as the usual one does.
 fn checksum(bytes: &[u8]) -> u32 {
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes);
     let [a, b, c, d, ..] = (!crc).to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// How the content of an inode is found.
+/// The way in which the content of an inode is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// Blocks in a row.
+    /// Consecutive blocks.
     Plain,
-    /// Blocks in a row, and what is left behind the inode.
+    /// Consecutive blocks, with the tail after the inode.
     Inline,
-    /// Chunks whose places are listed behind the inode.
+    /// Chunks, whose positions are listed after the inode.
     Chunked,
 }
 
-/// An inode as it lies in the image.
+/// An inode in its on-disk form.
 #[derive(Debug)]
 pub(super) struct RawInode {
     pub(super) layout: Layout,
-    /// Bytes of attributes behind it.
+    /// Length of the attributes that follow the inode, bytes.
     pub(super) xattr_len: usize,
     pub(super) mode: u16,
     pub(super) links: u32,
     pub(super) size: u64,
-    /// First block, device number or form of the chunks.
-    pub(super) place: u32,
-    /// A number for systems whose inode numbers have 32 bits.
+    /// First block, device number, or format of the chunks.
+    pub(super) location: u32,
+    /// Inode number for systems with 32-bit inode numbers.
     pub(super) number: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Nothing in a compact inode, whose time is the superblock's.
+    /// Modification time; `None` for a compact inode, which has the time of the superblock.
     pub(super) mtime: Option<Timestamp>,
 }
 
 impl RawInode {
-    /// The bytes, and how many of them count.
+    /// Returns the encoded bytes and their length.
     pub(super) fn encode(&self) -> ([u8; EXTENDED], usize) {
         let mut bytes = [0; EXTENDED];
         let mut put = Put(&mut bytes);
@@ -280,7 +285,7 @@ impl RawInode {
             None => {
                 put.low_u16(6, self.links.into());
                 put.bytes(8, &self.size.to_le_bytes()[..4]);
-                put.u32(16, self.place);
+                put.u32(16, self.location);
                 put.u32(20, self.number);
                 put.low_u16(24, self.uid.into());
                 put.low_u16(26, self.gid.into());
@@ -288,7 +293,7 @@ impl RawInode {
             }
             Some(mtime) => {
                 put.u64(8, self.size);
-                put.u32(16, self.place);
+                put.u32(16, self.location);
                 put.u32(20, self.number);
                 put.u32(24, self.uid);
                 put.u32(28, self.gid);
@@ -301,7 +306,7 @@ impl RawInode {
     }
 }
 
-/// Whether a compact inode can hold this.
+/// Reports whether a compact inode can store these values.
 pub(super) fn fits_compact(size: u64, links: u32, uid: u32, gid: u32) -> bool {
     let short = u32::from(u16::MAX);
     size <= u32::MAX.into() && links <= short && uid <= short && gid <= short
@@ -323,7 +328,7 @@ impl Put<'_> {
         self.bytes(at, &value.to_le_bytes());
     }
 
-    /// A number that is known to have 16 bits.
+    /// Writes a number that is known to fit in 16 bits.
     pub(super) fn low_u16(&mut self, at: usize, value: u64) {
         debug_assert!(value <= u16::MAX.into());
         self.bytes(at, &value.to_le_bytes()[..2]);
@@ -338,7 +343,7 @@ impl Put<'_> {
     }
 }
 
-/// Reads numbers at offsets, which the caller knows to be there.
+/// Reads numbers at offsets that the caller has checked.
 pub(super) struct Get<'a>(pub(super) &'a [u8]);
 
 impl Get<'_> {

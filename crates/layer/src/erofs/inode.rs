@@ -1,4 +1,4 @@
-//! What is remembered of an inode until the end.
+//! Inodes and directories kept in memory until the image is finished.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use super::format::{file_type, type_bits};
 use super::xattrs::SetId;
 use larder_sys::{FileType, Timestamp};
 
-/// An inode of an image that is being written.
+/// The ID of an inode in an image that is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InodeId(pub(super) u32);
 
 impl InodeId {
-    /// The root directory.
+    /// ID of the root directory.
     pub const ROOT: InodeId = InodeId(0);
 
     pub(super) fn index(self) -> usize {
@@ -19,7 +19,7 @@ impl InodeId {
     }
 }
 
-/// An inode.
+/// An inode in memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inode {
     pub(super) mtime: Timestamp,
@@ -27,27 +27,28 @@ pub(super) struct Inode {
     pub(super) content: Content,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Names; of a directory two and one for each directory in it. Without any it is not written.
+    /// Number of names; for a directory two plus one per subdirectory. An inode with 0 is not written.
     pub(super) links: u32,
     pub(super) xattrs: SetId,
-    /// Where it lies among the inodes, in slots. Known at the end.
+    /// Offset among the inodes, in slots. Decided when the image is finished.
     pub(super) slot: u32,
-    /// With the type.
+    /// Permission and type bits.
     pub(super) mode: u16,
 }
 
-/// What belongs to one type of inode.
+/// The data specific to one type of inode.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Content {
-    /// Fifos, sockets.
+    /// No data, for pipes and sockets.
     None,
-    /// Device number.
+    /// Device number of a device node.
     Device(u32),
-    /// Whole blocks, and where the bytes lie that are left; none are left where there is no length.
+    /// Whole blocks from `first` on, and the offset of the tail in the spill. A `tail` length of 0 means no
+    /// tail.
     Blocks { first: u32, tail: u16, tail_at: u64 },
-    /// Chunks of 2^`bits` blocks, from `first` on; `runs` runs of them are described at `runs_at` of the spill.
+    /// Chunks of 2^`bits` blocks, from `first` on. `runs` run records are stored at `runs_at` of the spill.
     Chunks { first: u32, runs: u32, runs_at: u64, bits: u8 },
-    /// Index among the directories.
+    /// Index in the list of directories.
     Directory(u32),
 }
 
@@ -60,7 +61,7 @@ impl Inode {
         self.links > 0
     }
 
-    /// Type and permissions; symbolic links have the permissions that Linux shows of them.
+    /// Sets type and permissions. Symbolic links get the permissions that Linux shows for them.
     pub(super) fn set_mode(&mut self, file_type: FileType, mode: u32) {
         let mode = if file_type == FileType::Symlink { 0o777 } else { mode & 0o7777 };
         let [low, high, ..] = mode.to_le_bytes();
@@ -68,22 +69,22 @@ impl Inode {
     }
 }
 
-/// The names in a directory.
+/// The entries of a directory.
 #[derive(Debug)]
 pub(super) struct Directory {
     pub(super) parent: InodeId,
     pub(super) entries: BTreeMap<Box<[u8]>, InodeId>,
-    /// Where its blocks lie, known at the end.
-    pub(super) place: Place,
+    /// Position of its blocks, decided when the image is finished.
+    pub(super) position: DirectoryBlocks,
 }
 
-/// Where the blocks of a directory lie.
+/// The position of the blocks of a directory.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place {
-    /// First block, counted from the first of all directories.
+pub(super) struct DirectoryBlocks {
+    /// First block, counted from the first block of all directories.
     pub(super) first: u32,
-    /// Blocks outside of the inode.
+    /// Number of blocks outside of the inode.
     pub(super) blocks: u32,
-    /// Bytes behind the inode.
+    /// Number of bytes after the inode.
     pub(super) tail: usize,
 }

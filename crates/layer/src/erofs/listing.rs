@@ -1,6 +1,6 @@
-//! Directories as blocks: entries in the order of their names' bytes, first all heads, then all names.
+//! Directories as blocks: entries in byte order of their names, first all headers, then all names.
 //!
-//! `.` and `..` are entries like others and stand where their bytes put them: `!` and `-` come before them.
+//! `.` and `..` are ordinary entries, sorted by their bytes: names that start with `!` or `-` precede them.
 
 use std::ops::Bound;
 
@@ -16,16 +16,16 @@ pub(super) struct Entry<'a> {
     pub(super) inode: InodeId,
 }
 
-/// How much room a directory takes.
+/// The space that a directory takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     pub(super) blocks: u64,
-    /// Bytes in the last block.
+    /// Number of bytes in the last block.
     pub(super) last: usize,
 }
 
 impl Directory {
-    /// All entries in order.
+    /// Returns all entries in order.
     fn listing(&self, itself: InodeId) -> impl Iterator<Item = Entry<'_>> {
         let dots = |name: &'static [u8], inode| std::iter::once(Entry { name, inode });
         let between = |from: Bound<&[u8]>, to: Bound<&[u8]>| {
@@ -39,7 +39,7 @@ impl Directory {
             .chain(between(Bound::Excluded(two), Bound::Unbounded))
     }
 
-    /// Hands out what goes into each block, with its length, in order.
+    /// Calls `each` for every block in order, with its entries and its length in bytes.
     pub(super) fn blocks(
         &self,
         itself: InodeId,
@@ -60,7 +60,7 @@ impl Directory {
         each(&block, used)
     }
 
-    /// How much room it takes.
+    /// Returns the space that the directory takes.
     pub(super) fn extent(&self, itself: InodeId) -> Result<Extent, Error> {
         let mut extent = Extent { blocks: 0, last: 0 };
         self.blocks(itself, |_, used| {
@@ -71,7 +71,7 @@ impl Directory {
     }
 }
 
-/// Appends one block, as long as it must be.
+/// Appends one block without padding.
 pub(super) fn write(
     entries: &[Entry<'_>],
     find: impl Fn(InodeId) -> (u64, FileType),

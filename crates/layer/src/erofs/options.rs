@@ -1,23 +1,26 @@
-//! What an image is called, and what writing it may take.
+//! Options of an image: identity, label, and limits for writing it.
 
 use super::error::Error;
 use larder_model::digest::Digest;
 
-/// What the writer is told about an image.
+/// Options for writing an image.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Identity of the file system. Derived from what the image holds, so that the same content gives the same bytes.
+    /// UUID of the file system. It is derived from the content, so that the same content gives the same
+    /// bytes.
     pub uuid: [u8; 16],
-    /// Name of the file system.
+    /// Label of the file system.
     pub label: Label,
-    /// Whether a dm-verity hash tree follows the image.
+    /// `true` if a dm-verity hash tree follows the image.
     pub verity: bool,
-    /// Bytes of memory that entries may take until the end. Default 1 GiB, some six million entries.
+    /// Maximum memory for entries until the image is finished, bytes. Default 1 GiB, about six million
+    /// entries.
     pub max_memory: usize,
 }
 
 impl Options {
-    /// Of the image of what has the digest `of`: the first half of that as a UUID of one's own making (RFC 9562, version 8).
+    /// Returns options for an image of the content with digest `of`. The UUID is the first half of the
+    /// digest, as a custom UUID (RFC 9562, version 8).
     pub fn of(of: &Digest) -> Self {
         let half: String = of.hex().chars().take(32).collect();
         let bits = u128::from_str_radix(&half, 16).unwrap_or_default();
@@ -32,18 +35,18 @@ impl Default for Options {
     }
 }
 
-/// The name of a file system: at most 15 bytes, for older kernels want a NUL after it.
+/// The label of a file system: at most 15 bytes, because older kernels need a NUL after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Label([u8; 16]);
 
 impl Label {
-    /// Longest label, bytes.
+    /// Maximum length of a label, bytes.
     pub const MAX: usize = 15;
 
-    /// Takes a label.
+    /// Creates a label from a string.
     ///
     /// # Errors
-    /// [`Error::Label`] where it is too long or holds a NUL byte.
+    /// [`Error::Label`] if it is too long or contains a NUL byte.
     pub fn new(label: &str) -> Result<Self, Error> {
         if label.len() > Self::MAX || label.contains('\0') {
             return Err(Error::Label);

@@ -1,27 +1,27 @@
-//! Inodes into blocks: none crosses the border of a block.
+//! Packs inodes into blocks, so that none crosses a block boundary.
 //!
-//! Each inode goes into the fullest of a few open blocks that has room for it. With one open block /usr/share of a Debian
-//! takes 2 % more room, with any number 0.3 % less; blocks are numbered as they are closed, so that what is read for them
-//! from the spill file is read in order.
+//! Each inode goes into the fullest of a few open blocks that has space for it. For /usr/share of a Debian
+//! system, one open block takes 2 % more space, and an unlimited number 0.3 % less. Blocks are numbered when
+//! they are closed, so that their data in the spill file is read in order.
 
 use super::error::Error;
 use super::format::{BLOCK, COMPACT, SLOT};
 
-/// Blocks open at a time.
+/// Maximum number of open blocks.
 const OPEN: usize = 8;
 
-/// Blocks that are being filled, each with something of the caller's.
+/// Blocks that are being filled, each with content of type `T`.
 #[derive(Debug)]
 pub(super) struct Packer<T> {
     open: Vec<Open<T>>,
     packed: Packed,
 }
 
-/// What inodes take.
+/// The space that inodes take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Packed {
     pub(super) blocks: u32,
-    /// Bytes used of the last block.
+    /// Number of bytes used in the last block.
     pub(super) last: usize,
 }
 
@@ -36,8 +36,8 @@ impl<T: Default> Packer<T> {
         Packer { open: Vec::with_capacity(OPEN), packed: Packed::default() }
     }
 
-    /// Finds room for `len` bytes, at most a block, and answers where in which block. Blocks that are done are handed to
-    /// `close` with their number, in order.
+    /// Finds space for `len` bytes, at most a block. Returns the offset in a block and the content of that
+    /// block. Passes completed blocks to `close` with their number, in order.
     pub(super) fn place(
         &mut self,
         len: usize,
@@ -66,7 +66,7 @@ impl<T: Default> Packer<T> {
         Ok((offset, &mut open.content))
     }
 
-    /// Numbers blocks for an inode of `len` bytes that has them for itself; answers the first.
+    /// Allocates whole blocks for a single inode of `len` bytes; returns the number of the first.
     pub(super) fn run(&mut self, len: u64) -> Result<u32, Error> {
         let first = self.packed.blocks;
         let blocks = u32::try_from(len.div_ceil(BLOCK as u64)).map_err(|_| Error::TooMuchMetadata)?;
@@ -75,7 +75,7 @@ impl<T: Default> Packer<T> {
         Ok(first)
     }
 
-    /// Closes what is open; answers how much there is.
+    /// Closes the open blocks and returns the space taken.
     pub(super) fn finish(
         mut self,
         close: &mut impl FnMut(u32, T) -> Result<(), Error>,
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// Places of units in blocks, and the blocks in the order in which they were closed.
+    /// Returns the positions of units in blocks. Checks that the blocks were closed in order.
     fn pack(lengths: &[usize]) -> (Vec<(u32, usize)>, Packed) {
         let mut places = vec![(0, 0); lengths.len()];
         let mut numbers = Vec::new();
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn small_units_fill_blocks() {
         assert_eq!(pack(&[64; 640]).1, Packed { blocks: 10, last: BLOCK });
-        // Two out of three fit together.
+        // Two out of three fit in one block.
         assert_eq!(pack(&[3000, 1000].repeat(100)).1.blocks, 100);
     }
 

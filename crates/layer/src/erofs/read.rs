@@ -1,10 +1,11 @@
-//! Reader of images that anybody may have written: everything is checked before it is believed, nothing is read twice as
-//! much as the image is long, and what this larder never writes is refused.
+//! A reader of untrusted images. It checks all data before using it, and rejects formats that Larder never
+//! writes. The work of each call is limited by the length of the image.
 //!
-//! An image can say that a directory is in itself, or in many others: whoever walks one of an enemy bounds his steps.
+//! A hostile image can claim that a directory contains itself or is in many others. A caller that walks a
+//! tree must therefore limit its steps.
 //!
-//! What is read agrees with what the kernel shows of the same image; an image that is out of order in a way that the
-//! kernel would not notice is an error here.
+//! The results are the same as those of the kernel for the same image. An inconsistency that the kernel would
+//! not notice is an error here.
 
 mod cache;
 mod directory;
@@ -24,18 +25,18 @@ use super::format::{BLOCK, FIRST_FREE, SLOT, SUPERBLOCK, verify_superblock};
 use crate::tar::Region;
 use larder_sys::{FileType, Stat, Timestamp};
 
-/// An image.
+/// An open image.
 #[derive(Debug)]
 struct Image {
     cache: Cache,
-    /// Where node number 0 is, bytes.
+    /// Offset of node number 0, bytes.
     metadata: u64,
-    /// Where the shared attributes begin, bytes.
+    /// Offset of the shared attributes, bytes.
     shared: u64,
     epoch: Timestamp,
 }
 
-/// An inode of an image, with the image.
+/// An inode of an image, with a handle of the image.
 #[derive(Clone, Debug)]
 pub struct ImageNode {
     image: Arc<Image>,
@@ -43,18 +44,19 @@ pub struct ImageNode {
 }
 
 impl ImageNode {
-    /// Opens an image, and answers its root directory.
+    /// Opens an image and returns its root directory.
     ///
     /// # Errors
-    /// Those of reading; [`io::ErrorKind::InvalidData`] where it is no image of the kind that this larder writes.
+    /// Errors of reading; [`io::ErrorKind::InvalidData`] if it is not an image of the format that Larder
+    /// writes.
     pub fn root(file: File) -> io::Result<Self> {
         let mut cache = Cache::new(file)?;
         let mut head = [0; BLOCK];
         cache.read(0, &mut head)?;
-        let facts = verify_superblock(&head).ok_or_else(|| corrupt("its superblock"))?;
+        let facts = verify_superblock(&head).ok_or_else(|| corrupt("its superblock is invalid"))?;
         // A hash tree may follow.
         if !cache.cut(u64::from(facts.blocks) * BLOCK as u64) {
-            return Err(corrupt("its length"));
+            return Err(corrupt("its length is wrong"));
         }
         let start = |block: u32| u64::from(block) * BLOCK as u64;
         let image = Arc::new(Image {
@@ -65,24 +67,26 @@ impl ImageNode {
         });
         let root = ImageNode::at(&image, facts.root.into())?;
         if root.file_type() != FileType::Directory {
-            return Err(corrupt("its root"));
+            return Err(corrupt("its root is not a directory"));
         }
         Ok(root)
     }
 
     fn at(image: &Arc<Image>, number: u64) -> io::Result<Self> {
         let at = number.checked_mul(SLOT as u64).and_then(|at| at.checked_add(image.metadata));
-        let at = at.filter(|at| *at >= FIRST_FREE as u64).ok_or_else(|| corrupt("a node number"))?;
+        let at = at
+            .filter(|at| *at >= FIRST_FREE as u64)
+            .ok_or_else(|| corrupt("a node number is out of range"))?;
         let inode = Inode::read(image, number, at)?;
         Ok(ImageNode { image: Arc::clone(image), inode })
     }
 
-    /// Type of the inode.
+    /// Returns the type of the inode.
     pub fn file_type(&self) -> FileType {
         self.inode.file_type
     }
 
-    /// Its attributes. As device it has 0.
+    /// Returns the file attributes of the inode. The device ID of its file system is 0.
     pub fn stat(&self) -> Stat {
         let inode = &self.inode;
         Stat {
@@ -96,32 +100,32 @@ impl ImageNode {
             identity: (0, inode.number),
             device: inode.device(),
             mtime: inode.mtime,
-            // An image has none.
+            // An image stores no change time.
             ctime: inode.mtime,
         }
     }
 
-    /// The text of a symbolic link.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// Those of reading; `EINVAL` where it is none.
+    /// Errors of reading; `EINVAL` if the inode is not a symbolic link.
     pub fn target(&self) -> io::Result<Vec<u8>> {
         if self.file_type() != FileType::Symlink {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let len = usize::try_from(self.inode.size).ok().filter(|len| (1..BLOCK).contains(len));
-        let mut target = vec![0; len.ok_or_else(|| corrupt("the length of a symbolic link"))?];
+        let mut target = vec![0; len.ok_or_else(|| corrupt("the length of a symbolic link is invalid"))?];
         self.inode.read_at(&self.image, 0, &mut target)?;
         if target.contains(&0) {
-            return Err(corrupt("the text of a symbolic link"));
+            return Err(corrupt("the target of a symbolic link contains a NUL byte"));
         }
         Ok(target)
     }
 
-    /// The content of a regular file.
+    /// Returns the content of a regular file.
     ///
     /// # Errors
-    /// `EINVAL` where it is none.
+    /// `EINVAL` if the inode is not a regular file.
     pub fn content(&self) -> io::Result<ImageFile> {
         match self.file_type() {
             FileType::Regular => Ok(ImageFile::new(self.clone())),
@@ -129,34 +133,34 @@ impl ImageNode {
         }
     }
 
-    /// Where the data of a regular file lies, between holes.
+    /// Returns the regions of a regular file that contain data.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Errors of reading the image.
     pub fn regions(&self) -> io::Result<Vec<Region>> {
         self.inode.regions(&self.image)
     }
 
-    /// Its extended attributes, sorted by name.
+    /// Returns the extended attributes of the inode, sorted by name.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Errors of reading the image.
     pub fn xattrs(&self) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         xattrs::read(&self.image, &self.inode)
     }
 
-    /// The names in a directory, in order.
+    /// Returns the names in a directory, in order.
     ///
     /// # Errors
-    /// Those of reading; `ENOTDIR` where it is none.
+    /// Errors of reading; `ENOTDIR` if the inode is not a directory.
     pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
         directory::names(&self.image, &self.inode)
     }
 
-    /// What has a name in a directory.
+    /// Returns the entry `name` of a directory; `None` if there is none.
     ///
     /// # Errors
-    /// Those of reading; `ENOTDIR` where it is none.
+    /// Errors of reading; `ENOTDIR` if the inode is not a directory.
     pub fn lookup(&self, name: &[u8]) -> io::Result<Option<Self>> {
         match directory::find(&self.image, &self.inode, name)? {
             None => Ok(None),
@@ -164,16 +168,16 @@ impl ImageNode {
                 let node = ImageNode::at(&self.image, number)?;
                 match node.file_type() == file_type {
                     true => Ok(Some(node)),
-                    false => Err(corrupt("the type of an entry")),
+                    false => Err(corrupt("the type of a directory entry is wrong")),
                 }
             }
         }
     }
 }
 
-/// An image that is not as it should be.
-fn corrupt(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the EROFS image is damaged: {what}"))
+/// Creates an error for a damaged image.
+fn corrupt(fault: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the EROFS image is damaged: {fault}"))
 }
 
 const _: () = assert!(SUPERBLOCK < FIRST_FREE);

@@ -1,4 +1,4 @@
-//! Content of an image that is not finished, read back.
+//! Reads content back from an image that is not finished.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,17 +6,17 @@ use std::os::unix::fs::FileExt as _;
 
 use super::format::BLOCK;
 
-/// The content of one file.
+/// A reader of the content of one file.
 #[derive(Debug)]
 pub(super) struct Saved {
     pub(super) image: File,
     pub(super) spill: File,
-    /// First block.
+    /// First block of the content.
     pub(super) first: u32,
-    /// Bytes in blocks.
+    /// Number of bytes in whole blocks.
     pub(super) whole: u64,
     pub(super) size: u64,
-    /// Where the others lie in the spill.
+    /// Offset of the remaining bytes in the spill file.
     pub(super) tail_at: u64,
     pub(super) at: u64,
 }

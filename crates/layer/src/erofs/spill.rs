@@ -1,4 +1,5 @@
-//! Bytes that wait for the end: an unnamed file beside the image, written once and read once, mostly in the same order.
+//! Buffers bytes until the image is finished: an unnamed file, written once and read once, mostly in the same
+//! order.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -10,60 +11,60 @@ use super::error::{Context, Error};
 use larder_sys::space::punch_hole;
 use larder_sys::{Dir, unnamed};
 
-/// Bytes handed to or taken from the kernel at once.
+/// Size of one read or write, bytes.
 const BUFFER: usize = 256 << 10;
 
-/// Bytes that have been read are given back in steps of this size.
+/// Step in which space of bytes that have been read is released, bytes.
 const STEP: u64 = 8 << 20;
 
-/// A file of bytes that wait.
+/// A file of buffered bytes.
 #[derive(Debug)]
 pub(super) struct Spill<'a> {
-    out: BufWriter<Lent<'a>>,
+    out: BufWriter<AccountedFile<'a>>,
     reader: File,
     len: u64,
-    /// What was read last.
+    /// The bytes of the most recent read.
     window: Vec<u8>,
     window_at: u64,
-    /// Whether the file system can take blocks back.
+    /// `true` if the file system can punch holes.
     can_release: bool,
 }
 
-/// A file whose room is given back when it is dropped.
+/// A file whose space is released when it is dropped.
 #[derive(Debug)]
-struct Lent<'a> {
+struct AccountedFile<'a> {
     file: Reserved<'a>,
     space: &'a dyn Space,
-    /// Everything before this was given back.
+    /// Offset up to which space has been released, bytes.
     released: u64,
 }
 
 impl<'a> Spill<'a> {
     pub(super) fn new(dir: &Dir, name: &[u8], space: &'a dyn Space) -> Result<Self, Error> {
-        let (file, reader) = create(dir, name).context("creating a file beside the image")?;
+        let (file, reader) = create(dir, name).context("creating the spill file")?;
         let file = Reserved::new(file, space).context("examining the file system of the image")?;
-        let out = BufWriter::with_capacity(BUFFER, Lent { file, space, released: 0 });
+        let out = BufWriter::with_capacity(BUFFER, AccountedFile { file, space, released: 0 });
         Ok(Spill { out, reader, len: 0, window: Vec::new(), window_at: 0, can_release: true })
     }
 
-    /// Bytes in it.
+    /// Returns the number of bytes appended.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// Appends bytes, and answers where they lie.
+    /// Appends bytes and returns their offset.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<u64, Error> {
         let at = self.len;
-        self.out.write_all(bytes).context("writing a file beside the image")?;
+        self.out.write_all(bytes).context("writing the spill file")?;
         self.len += bytes.len() as u64;
         Ok(at)
     }
 
-    /// Appends the `len` bytes at `at` to `to`.
+    /// Appends the `len` bytes at offset `at` to `to`.
     pub(super) fn read(&mut self, at: u64, len: usize, to: &mut Vec<u8>) -> Result<(), Error> {
         let end = at.checked_add(len as u64);
         if at < self.out.get_ref().released || end.is_none_or(|end| end > self.len) {
-            return Err(Error::Fault("bytes are read that do not wait any more"));
+            return Err(Error::Fault("released bytes of the spill file are read"));
         }
         let from = at.checked_sub(self.window_at).and_then(|from| usize::try_from(from).ok());
         if let Some(bytes) = from.and_then(|from| self.window.get(from..from.saturating_add(len))) {
@@ -83,36 +84,36 @@ impl<'a> Spill<'a> {
         Ok(())
     }
 
-    /// The file, with everything in it that was appended.
+    /// Returns the file after flushing everything that was appended.
     pub(super) fn file(&mut self) -> Result<&File, Error> {
-        self.out.flush().context("writing a file beside the image")?;
+        self.out.flush().context("writing the spill file")?;
         Ok(&self.reader)
     }
 
     fn pull(&mut self, at: u64, to: &mut [u8]) -> Result<(), Error> {
-        const DOING: &str = "reading a file beside the image";
+        const DOING: &str = "reading the spill file";
         self.out.flush().context(DOING)?;
         self.reader.read_exact_at(to, at).context(DOING)
     }
 
-    /// Gives back the room of what lies before `at`, which is never read again.
+    /// Releases the space before `at`, which is never read again.
     pub(super) fn release(&mut self, at: u64) -> Result<(), Error> {
         let end = at / STEP * STEP;
-        let lent = self.out.get_mut();
-        if self.can_release && end > lent.released {
-            let len = end - lent.released;
-            self.can_release = punch_hole(lent.file.file(), lent.released, len)
-                .context("shrinking a file beside the image")?;
+        let accounted = self.out.get_mut();
+        if self.can_release && end > accounted.released {
+            let len = end - accounted.released;
+            self.can_release = punch_hole(accounted.file.file(), accounted.released, len)
+                .context("shrinking the spill file")?;
             if self.can_release {
-                lent.space.release(len);
-                lent.released = end;
+                accounted.space.release(len);
+                accounted.released = end;
             }
         }
         Ok(())
     }
 }
 
-/// A file without a name, to write to and to read from.
+/// Creates an unnamed file; returns handles for writing and reading.
 fn create(dir: &Dir, name: &[u8]) -> io::Result<(File, File)> {
     if let Some(file) = unnamed::create(dir, 0o600)? {
         let reader = file.try_clone()?;
@@ -124,7 +125,7 @@ fn create(dir: &Dir, name: &[u8]) -> io::Result<(File, File)> {
     Ok((file, reader?))
 }
 
-impl Write for Lent<'_> {
+impl Write for AccountedFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
     }
@@ -134,7 +135,7 @@ impl Write for Lent<'_> {
     }
 }
 
-impl Drop for Lent<'_> {
+impl Drop for AccountedFile<'_> {
     fn drop(&mut self) {
         let occupied = self.file.written().div_ceil(BLOCK) * BLOCK;
         self.space.release(occupied.saturating_sub(self.released));

@@ -1,4 +1,4 @@
-//! What needs no kernel: bytes that never change, the account, limits.
+//! Tests that need no kernel: stability of the bytes, space accounting, limits.
 
 use std::fs::{self, File};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,7 +44,7 @@ fn file(
     body.end().unwrap()
 }
 
-/// Something of everything that the format has.
+/// Writes at least one instance of each feature of the format.
 fn everything(writer: &mut Writer<'_>) {
     let root = InodeId::ROOT;
     let late = Metadata { uid: 70_000, mtime: Timestamp { sec: 1_700_000_000, nsec: 5 }, ..plain() };
@@ -90,12 +90,12 @@ fn bytes_never_change() {
     });
     assert_eq!(images[0], images[1]);
     let (summary, digest) = &images[0];
-    // Volumes are named and verified by their bytes: whoever changes these changes every image that was ever written.
+    // Volumes are named and verified by these bytes. A change here changes every existing image.
     assert_eq!(*summary, Summary { size: 2_924_544, verity: None, inodes: 614, metadata: 1_306_624 });
     assert_eq!(digest, "sha256:a378501774641e4449e043301114d9cbc1b2ed9a41a7766d2e742c6840a0393c");
 }
 
-/// An account with a cap.
+/// A space account with a cap.
 #[derive(Debug)]
 struct Account {
     cap: u64,
@@ -130,7 +130,7 @@ impl Space for Account {
 }
 
 #[test]
-fn the_account_is_what_the_image_takes() {
+fn the_account_matches_the_image_size() {
     let dir = tempfile::tempdir().unwrap();
     let account = Account::new(u64::MAX);
     let mut writer = start(&dir, &account, Options::default());
@@ -140,7 +140,7 @@ fn the_account_is_what_the_image_takes() {
 }
 
 #[test]
-fn tails_are_given_back_while_they_are_read() {
+fn tail_space_is_released_while_reading() {
     let dir = tempfile::tempdir().unwrap();
     let account = Account::new(u64::MAX);
     let mut writer = start(&dir, &account, Options::default());
@@ -179,7 +179,7 @@ fn the_cap_is_never_passed() {
 }
 
 #[test]
-fn entries_that_cannot_be() {
+fn invalid_entries_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = writer(&dir);
     let root = InodeId::ROOT;
@@ -197,7 +197,7 @@ fn entries_that_cannot_be() {
     for special in [Special::CharDevice(4096, 0), Special::BlockDevice(0, 1 << 20)] {
         assert!(matches!(writer.special(root, b"device", &plain(), special), Err(Error::Device { .. })));
     }
-    // A directory that is gone takes nothing any more.
+    // A directory that was removed accepts no entries.
     let gone = writer.directory(root, b"gone", &plain()).unwrap();
     let below = writer.directory(gone, b"below", &plain()).unwrap();
     writer.remove(root, b"gone").unwrap();
@@ -207,7 +207,7 @@ fn entries_that_cannot_be() {
 }
 
 #[test]
-fn attributes_that_cannot_be() {
+fn invalid_attributes_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = writer(&dir);
     let mut error =
@@ -225,17 +225,17 @@ fn attributes_that_cannot_be() {
 }
 
 #[test]
-fn content_that_is_not_where_it_was_announced() {
+fn content_outside_the_map_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = writer(&dir);
     let map = [Region { offset: 1 << 20, length: 4096 }];
-    // Between the regions of the map, as far as nothing is stored there.
+    // Between the regions of the map, where nothing is stored.
     for (offset, length) in [(0, 1), ((1 << 20) - 1, 1), (3 << 19, 1), (1 << 20, 1 << 19), (1 << 30, 1)] {
         let mut body = writer.sparse(InodeId::ROOT, b"holes", &plain(), 1 << 30, &map).unwrap();
         let bytes = vec![1; length];
         assert!(matches!(body.write_at(offset, &bytes), Err(Error::Content)), "{offset} {length}");
     }
-    // What was begun and not ended is not there.
+    // A file that was started but not ended does not exist.
     assert_eq!(writer.lookup(InodeId::ROOT, b"holes"), None);
     let mut body = writer.file(InodeId::ROOT, b"back", &plain()).unwrap();
     body.write_at(10, b"1").unwrap();
@@ -247,7 +247,7 @@ fn memory_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = start(&dir, &Uncounted, Options { max_memory: 100_000, ..Options::default() });
     let made = (0..).map_while(|n: u32| {
-        // Names that are taken back count no more, inodes do.
+        // Names that are removed are no longer counted, but inodes are.
         let name = n.to_string().into_bytes();
         let made = writer.special(InodeId::ROOT, &name, &plain(), Special::Fifo);
         match made {

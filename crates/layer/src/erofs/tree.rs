@@ -1,8 +1,8 @@
-//! An image of a directory tree.
+//! Builds an image from a directory tree.
 //!
-//! Directories are walked depth first, names in the order of their bytes, so the same tree gives the same image; what a
-//! directory holds lies together in it. Inodes with several names in the tree are one inode in the image, with as many
-//! links as were found. Mount points are walked through.
+//! Directories are walked depth first, with names in byte order, so the same tree gives the same image. The
+//! contents of a directory are adjacent in the image. Inodes with several names in the tree are one inode in
+//! the image, whose link count is the number of names found. The walk crosses mount points.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,59 +22,59 @@ use larder_sys::space::next_data;
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, FileType, Stat, xattr};
 
-/// Bytes read at once.
+/// Size of one read, bytes.
 const CHUNK: usize = 1 << 20;
 
-/// From this size on a file is searched for holes even where it is said to occupy all of its size, as some read-only file
-/// systems say.
+/// Size from which a file is searched for holes even if all of it is reported as allocated, bytes. Some
+/// read-only file systems report that for sparse files.
 const LARGE: u64 = 1 << 20;
 
-/// Who is told how far a tree is.
-pub trait Watch {
-    /// Whether what is at `path` from the top is left out, with everything below it.
-    fn leaves_out(&self, path: &[u8]) -> bool {
+/// An observer of the progress of reading a tree.
+pub trait TreeObserver {
+    /// Reports whether the entry at `path`, relative to the top, is skipped with everything below it.
+    fn is_skipped(&self, path: &[u8]) -> bool {
         let _ = path;
         false
     }
 
-    /// `bytes` more were read. [`ControlFlow::Break`] ends the work with [`TreeError::Stopped`].
+    /// Called after `bytes` more bytes were read. [`ControlFlow::Break`] aborts with [`TreeError::Stopped`].
     fn advance(&mut self, bytes: u64) -> ControlFlow<()>;
 }
 
-/// A tree cannot be written as an image.
+/// The reason why a tree cannot be written as an image.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
-    /// An entry that EROFS cannot hold, or an image that cannot be written.
+    /// EROFS cannot store an entry, or the image cannot be written.
     #[error("{path:?}: {source}")]
     Entry {
-        /// Path from the top, escaped.
+        /// Path relative to the top, escaped.
         path: String,
-        /// Why.
+        /// The cause reported by the writer.
         source: Error,
     },
     /// The tree cannot be read.
     #[error("{doing} {path:?}: {source}")]
     Read {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// Path from the top, escaped.
+        /// Path relative to the top, escaped.
         path: String,
-        /// Why.
+        /// The cause reported by the system.
         source: io::Error,
     },
-    /// The tree is not at rest.
+    /// A file changed while it was read.
     #[error("{path:?} changed while it was read")]
     Changed {
-        /// Path from the top, escaped.
+        /// Path relative to the top, escaped.
         path: String,
     },
-    /// The watcher said so.
+    /// The observer requested a stop.
     #[error("interrupted")]
     Stopped,
 }
 
 impl TreeError {
-    /// The class, which decides about retries and the exit code.
+    /// Returns the error class, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             TreeError::Entry { source, .. } => source.class(),
@@ -86,13 +86,14 @@ impl TreeError {
 }
 
 impl Writer<'_> {
-    /// Writes everything below the directory `top`, and what describes `top` itself, into the root of the image.
+    /// Writes everything below the directory `top`, and the metadata of `top` itself, into the root of the
+    /// image.
     ///
-    /// The attributes of the host's security policy are left out: they are the host's, not the tree's.
+    /// Skips the attributes of the host's security policy, because they do not belong to the tree.
     ///
     /// # Errors
-    /// [`TreeError`]; the image cannot be finished then.
-    pub fn tree(&mut self, top: Dir, watch: &mut dyn Watch) -> Result<(), TreeError> {
+    /// [`TreeError`]; after that, the image cannot be finished.
+    pub fn tree(&mut self, top: Dir, watch: &mut dyn TreeObserver) -> Result<(), TreeError> {
         let read = |source| TreeError::Read { doing: "examining", path: ".".into(), source };
         let stat = top.stat_self().map_err(read)?;
         let attributes = xattr::all(&top).map_err(read)?;
@@ -110,10 +111,10 @@ impl Writer<'_> {
 
 struct Copy<'c, 'a> {
     writer: &'c mut Writer<'a>,
-    watch: &'c mut dyn Watch,
-    /// Directories that are made and not entered yet.
+    watch: &'c mut dyn TreeObserver,
+    /// Directories that were created, but not entered yet.
     directories: HashMap<Vec<u8>, InodeId>,
-    /// Inodes with several names, by device and number, and how many of the names are still to come.
+    /// Inodes with several names, by device and inode number, with the number of names not seen yet.
     links: HashMap<(u64, u64), (InodeId, u64)>,
     buffer: Vec<u8>,
 }
@@ -128,7 +129,7 @@ impl Visitor for Copy<'_, '_> {
         let mut directories = Vec::new();
         for name in names {
             let at = path::join(path, &name);
-            if self.watch.leaves_out(&at) {
+            if self.watch.is_skipped(&at) {
                 continue;
             }
             let stat = dir.stat(&name).map_err(read("examining", &at))?;
@@ -204,7 +205,7 @@ impl Copy<'_, '_> {
         let file = dir.open_file(name).map_err(read("opening", at))?;
         let changed = || TreeError::Changed { path: named(at) };
         let map = match stat.allocated < stat.size || stat.size >= LARGE {
-            true => map(&file, stat.size).map_err(read("looking for data in", at))?,
+            true => map(&file, stat.size).map_err(read("searching for data in", at))?,
             false => vec![Region { offset: 0, length: stat.size }],
         };
         let mut body = match map.as_slice() {
@@ -239,7 +240,7 @@ impl Copy<'_, '_> {
     }
 }
 
-/// The label of the host's security module, which is not the tree's.
+/// Label of the host's security module, which does not belong to the tree.
 const SELINUX: &[u8] = b"security.selinux";
 
 fn metadata(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Metadata {
@@ -247,7 +248,7 @@ fn metadata(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Metadata {
     Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
 }
 
-/// Where data lies in the first `size` bytes of a file.
+/// Returns the regions that contain data in the first `size` bytes of a file.
 fn map(file: &File, size: u64) -> io::Result<Vec<Region>> {
     let (mut map, mut at) = (Vec::new(), 0);
     while let Some(data) = next_data(file, at)?.filter(|data| data.start < size) {

@@ -1,11 +1,12 @@
-//! A dm-verity hash tree behind an image (Linux, admin-guide/device-mapper/verity.rst; its header is cryptsetup's).
+//! A dm-verity hash tree after an image (Linux, admin-guide/device-mapper/verity.rst; the header is that of
+//! cryptsetup).
 //!
 //! ```text
 //! image │ header, padded to a block │ top level (one block) │ … │ digests of the blocks of the image
 //! ```
 //!
-//! sha256 over blocks of 4096 bytes behind a salt of 32 zero bytes, the identity of the image as its own: the same image
-//! gives the same tree. It is what containerd makes for its own images.
+//! sha256 over blocks of 4096 bytes prefixed with a salt of 32 zero bytes. The UUID of the tree is that of
+//! the image, so the same image gives the same tree. containerd builds its own images in the same way.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -17,12 +18,12 @@ use super::format::{self, BLOCK};
 use larder_model::digest::Digest;
 use larder_model::seal;
 
-/// What proves an image block by block while it is read.
+/// The data for verifying an image block by block as it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verity {
-    /// sha256 over the top of the tree.
+    /// Root hash: sha256 over the top of the tree.
     pub root: [u8; 32],
-    /// Where the header lies, bytes: the length of the image without it.
+    /// Offset of the header, bytes. It equals the length of the image without the tree.
     pub offset: u64,
 }
 
@@ -32,19 +33,19 @@ impl From<Verity> for seal::Verity {
     }
 }
 
-/// Takes pieces of the tree, each with its place.
+/// A callback that receives pieces of the tree with their offsets.
 pub(super) type Put<'p> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'p;
 
 const DIGEST: usize = 32;
 const SALT: [u8; 32] = [0; 32];
 
-/// Digests in a block.
+/// Number of digests in a block.
 const FAN: u64 = (BLOCK / DIGEST) as u64;
 
-/// Bytes read at once.
+/// Size of one read, bytes.
 const CHUNK: usize = 64 * BLOCK;
 
-/// Blocks of each level above `blocks` blocks of an image, the lowest first.
+/// Returns the number of blocks of each level above `blocks` image blocks, lowest level first.
 fn levels(blocks: u64) -> Vec<u64> {
     let mut levels = Vec::new();
     let mut below = blocks;
@@ -55,12 +56,12 @@ fn levels(blocks: u64) -> Vec<u64> {
     levels
 }
 
-/// Blocks that the tree takes behind an image of `blocks` blocks, the header among them.
+/// Returns the number of blocks of the tree for an image of `blocks` blocks, including the header.
 fn tree_blocks(blocks: u64) -> u64 {
     1 + levels(blocks).iter().sum::<u64>()
 }
 
-/// Bytes that the tree takes behind an image of `blocks` blocks.
+/// Returns the size of the tree for an image of `blocks` blocks, bytes.
 pub(super) fn len(blocks: u64) -> u64 {
     tree_blocks(blocks) * BLOCK as u64
 }
@@ -69,21 +70,22 @@ fn digest(block: &[u8]) -> [u8; DIGEST] {
     Sha256::new_with_prefix(SALT).chain_update(block).finalize().into()
 }
 
-/// One level that is being filled.
+/// One level of the tree that is being filled.
 struct Level {
-    /// Where its next block goes, bytes.
+    /// Offset of the next block of this level, bytes.
     at: u64,
     block: Vec<u8>,
 }
 
-/// Hashes the first `blocks` blocks of `image` and hands what follows them to `put`, each piece with its place.
+/// Hashes the first `blocks` blocks of `image`, and passes the header and the tree to `put`, each piece with
+/// its offset.
 pub(super) fn write(image: &File, blocks: u64, uuid: &[u8; 16], put: &mut Put<'_>) -> Result<Verity, Error> {
     let size = |blocks: u64| blocks * BLOCK as u64;
     put(size(blocks), &header(blocks, uuid))?;
     let counts = levels(blocks);
     let mut at = size(blocks + 1);
     let mut tree: Vec<Level> = Vec::with_capacity(counts.len());
-    // The top comes first.
+    // The top level comes first.
     for count in counts.iter().rev() {
         tree.push(Level { at, block: Vec::with_capacity(BLOCK) });
         at += size(*count);
@@ -108,18 +110,19 @@ pub(super) fn write(image: &File, blocks: u64, uuid: &[u8; 16], put: &mut Put<'_
     Ok(Verity { root, offset: size(blocks) })
 }
 
-/// Whether `image`, as a file of `len` bytes, is what the top of its tree says: every block of it is read once, and
-/// every block of the tree compared. The header, which carries no digest, has to be the one that this tree would get.
+/// Verifies that `image`, a file of `len` bytes, matches its root hash. Reads every block of the image once
+/// and compares every block of the tree. The header is not covered by a digest, so it must equal the one that
+/// this tree would get.
 ///
 /// # Errors
-/// `InvalidData` says in which part they differ.
+/// `InvalidData` names the part that differs.
 pub fn check(image: &File, len: u64, want: &seal::Verity) -> std::io::Result<()> {
-    let differs = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    let differs = |reason: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, reason.to_owned());
     let offset = want.hash_offset;
     let blocks = offset / BLOCK as u64;
     let whole = blocks.checked_add(tree_blocks(blocks)).and_then(|blocks| blocks.checked_mul(BLOCK as u64));
     if !offset.is_multiple_of(BLOCK as u64) || blocks == 0 || whole != Some(len) {
-        return Err(differs("its length is not that of an image and its hash tree"));
+        return Err(differs("its length does not match an image with a hash tree"));
     }
     let mut uuid = [0; 16];
     image.read_exact_at(&mut uuid, offset + 16)?;
@@ -133,12 +136,12 @@ pub fn check(image: &File, len: u64, want: &seal::Verity) -> std::io::Result<()>
     });
     let made = made.map_err(std::io::Error::other)?;
     if seal::Verity::from(made) != *want {
-        return Err(differs("it is not what the root hash in cache.json says"));
+        return Err(differs("it does not match the root hash in cache.json"));
     }
-    if same { Ok(()) } else { Err(differs("its hash tree is not the one of its content")) }
+    if same { Ok(()) } else { Err(differs("its hash tree does not match its content")) }
 }
 
-/// Adds a digest to the lowest of `levels`; above the top it is the root.
+/// Adds a digest to the lowest of `levels`. Above the top, the digest is the root.
 fn add(
     levels: &mut [Level],
     digest: [u8; DIGEST],
@@ -153,7 +156,7 @@ fn add(
     if level.block.len() == BLOCK { close(levels, root, put) } else { Ok(()) }
 }
 
-/// Writes the begun block of the lowest of `levels`.
+/// Writes the partial block of the lowest of `levels`.
 fn close(levels: &mut [Level], root: &mut [u8; DIGEST], put: &mut Put<'_>) -> Result<(), Error> {
     let Some((level, above)) = levels.split_first_mut() else { return Ok(()) };
     level.block.resize(BLOCK, 0);
@@ -164,12 +167,12 @@ fn close(levels: &mut [Level], root: &mut [u8; DIGEST], put: &mut Put<'_>) -> Re
     add(above, digest, root, put)
 }
 
-/// The header (cryptsetup, lib/verity/verity.c).
+/// Returns the header (cryptsetup, lib/verity/verity.c).
 fn header(blocks: u64, uuid: &[u8; 16]) -> [u8; BLOCK] {
     let mut header = [0; BLOCK];
     let mut put = format::Put(&mut header);
     put.bytes(0, b"verity\0\0");
-    // Version, and the kind of hash in which the salt comes first.
+    // Version, and the hash type in which the salt comes first.
     put.bytes(8, &1u32.to_le_bytes());
     put.bytes(12, &1u32.to_le_bytes());
     put.bytes(16, uuid);

@@ -1,4 +1,4 @@
-//! Names and inodes of an image until its end.
+//! Names and inodes of an image until it is finished.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,34 +12,36 @@ use super::body::{Body, MAX_TAIL};
 use super::chunks;
 use super::error::{Context, Error};
 use super::format::{NAME_MAX, device_number};
-use super::inode::{Content, Directory, Inode, InodeId, Place};
+use super::inode::{Content, Directory, DirectoryBlocks, Inode, InodeId};
 use super::options::Options;
 use super::saved::Saved;
 use super::spill::Spill;
 use super::xattrs::Xattrs;
 use larder_sys::{Dir, FileType};
 
-/// Memory that an inode and one name of it take beside the name's bytes: the inode itself, its place in the map of its
-/// directory, the allocation of the name. Measured with names of 22 bytes: 165 in all (`benches/erofs.rs`).
+/// Memory for an inode and one name, without the bytes of the name: the inode, its entry in the map of its
+/// directory, and the allocation of the name. Measured with names of 22 bytes: 165 bytes in all
+/// (`benches/erofs.rs`).
 const ENTRY: usize = 160;
 
-/// Memory that a directory takes beside that.
+/// Additional memory for a directory, bytes.
 const DIRECTORY: usize = 48;
 
 /// An inode without content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
-    /// A character device; 0:0 is the whiteout of overlayfs.
+    /// A character device with major and minor number; 0:0 is the whiteout of overlayfs.
     CharDevice(u32, u32),
-    /// A block device.
+    /// A block device with major and minor number.
     BlockDevice(u32, u32),
     /// A named pipe.
     Fifo,
-    /// A socket.
+    /// A Unix domain socket.
     Socket,
 }
 
-/// An image that is being written. Dropped before [`finish`](Writer::finish), what is in the file is no image.
+/// An image that is being written. If dropped before [`finish`](Writer::finish), the file does not contain a
+/// valid image.
 #[derive(Debug)]
 pub struct Writer<'a> {
     pub(super) options: Options,
@@ -48,25 +50,26 @@ pub struct Writer<'a> {
     pub(super) xattrs: Xattrs<'a>,
     pub(super) inodes: Vec<Inode>,
     pub(super) directories: Vec<Directory>,
-    remembered: usize,
+    memory_used: usize,
 }
 
 impl<'a> Writer<'a> {
-    /// Starts an image in the empty file `image`. What must wait for the end goes to unnamed files in `dir`; `space` is
-    /// asked for room for all of it. The root directory is there, described by [`Metadata::implied`].
+    /// Starts an image in the empty file `image`. Data that must be deferred goes to unnamed files in `dir`;
+    /// space for everything is reserved from `space`. The root directory exists from the start, with the
+    /// metadata of [`Metadata::implied`].
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`], if a file cannot be created.
     pub fn new(image: File, dir: &Dir, space: &'a dyn Space, options: Options) -> Result<Self, Error> {
         Writer::on(Blocks::new(image, space)?, dir, space, options)
     }
 
-    /// As [`new`](Writer::new), but nothing is written: every call compares what it would write with what is in `image`,
-    /// and fails with [`Error::Differs`] where that is something else. When [`finish`](Writer::finish) succeeds the two
-    /// are the same, byte by byte.
+    /// Starts a comparison instead of writing: every call compares the bytes that it would write with those
+    /// in `image`, and fails with [`Error::Differs`] if they differ. If [`finish`](Writer::finish) succeeds,
+    /// both are identical, byte by byte.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`], if a file cannot be created.
     pub fn compare(image: File, dir: &Dir, space: &'a dyn Space, options: Options) -> Result<Self, Error> {
         Writer::on(Blocks::compare(image), dir, space, options)
     }
@@ -79,22 +82,22 @@ impl<'a> Writer<'a> {
             xattrs: Xattrs::new(dir, space)?,
             inodes: Vec::new(),
             directories: Vec::new(),
-            remembered: 0,
+            memory_used: 0,
         };
         let root = writer.inode(FileType::Directory, &Metadata::implied())?;
         writer.inodes.push(Inode { links: 2, content: Content::Directory(0), ..root });
         writer.directories.push(Directory {
             parent: InodeId::ROOT,
             entries: BTreeMap::new(),
-            place: Place::default(),
+            position: DirectoryBlocks::default(),
         });
         Ok(writer)
     }
 
-    /// Describes an inode anew.
+    /// Replaces the metadata of an inode.
     ///
     /// # Errors
-    /// Those about attributes, [`Error::Io`], [`Error::Memory`].
+    /// Errors about attributes, [`Error::Io`], [`Error::Memory`].
     pub fn describe(&mut self, id: InodeId, metadata: &Metadata) -> Result<(), Error> {
         let described = self.inode(self.inodes[id.index()].file_type(), metadata)?;
         let inode = &mut self.inodes[id.index()];
@@ -103,38 +106,43 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// How an inode is described.
+    /// Returns the metadata of an inode.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`], if the spill file cannot be read.
     pub fn metadata(&mut self, id: InodeId) -> Result<Metadata, Error> {
         let Inode { mtime, uid, gid, xattrs, mode, .. } = self.inodes[id.index()];
         let mode = u32::from(mode) & 0o7777;
         Ok(Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.get(xattrs)? })
     }
 
-    /// Makes a directory.
+    /// Creates a directory.
     ///
     /// # Errors
-    /// [`Error::Name`], [`Error::Exists`], [`Error::Parent`]; those about attributes, [`Error::Io`], [`Error::Memory`].
+    /// [`Error::Name`], [`Error::Exists`], [`Error::Parent`], errors about attributes, [`Error::Io`],
+    /// [`Error::Memory`].
     pub fn directory(&mut self, parent: InodeId, name: &[u8], metadata: &Metadata) -> Result<InodeId, Error> {
         let name = self.new_name(parent, name)?;
-        self.remember(DIRECTORY)?;
+        self.count_memory(DIRECTORY)?;
         let mut inode = self.inode(FileType::Directory, metadata)?;
         let index = u32::try_from(self.directories.len()).map_err(|_| Error::TooManyEntries)?;
         inode.content = Content::Directory(index);
         inode.links = 2;
         let id = self.add(parent, name, inode)?;
-        self.directories.push(Directory { parent, entries: BTreeMap::new(), place: Place::default() });
+        self.directories.push(Directory {
+            parent,
+            entries: BTreeMap::new(),
+            position: DirectoryBlocks::default(),
+        });
         let above = &mut self.inodes[parent.index()];
         above.links = above.links.checked_add(1).ok_or(Error::TooManyEntries)?;
         Ok(id)
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
     ///
     /// # Errors
-    /// As [`directory`](Writer::directory), and [`Error::LinkText`].
+    /// The same errors as [`directory`](Writer::directory), and [`Error::LinkText`].
     pub fn symlink(
         &mut self,
         parent: InodeId,
@@ -150,14 +158,14 @@ impl<'a> Writer<'a> {
         inode.size = target.len() as u64;
         let first = self.blocks.begin();
         self.blocks.push(target)?;
-        inode.content = self.settle_tail(first)?;
+        inode.content = self.store_tail(first)?;
         self.add(parent, name, inode)
     }
 
-    /// Makes an inode without content.
+    /// Creates an inode without content.
     ///
     /// # Errors
-    /// As [`directory`](Writer::directory), and [`Error::Device`].
+    /// The same errors as [`directory`](Writer::directory), and [`Error::Device`].
     pub fn special(
         &mut self,
         parent: InodeId,
@@ -181,21 +189,21 @@ impl<'a> Writer<'a> {
         self.add(parent, name, inode)
     }
 
-    /// Starts a regular file. What is written to the answer is its content; it is in the tree when that
-    /// [ends](Body::end).
+    /// Starts a regular file. The caller writes the content to the returned [`Body`]; the file is added to
+    /// the tree when that [ends](Body::end).
     ///
     /// # Errors
-    /// As [`directory`](Writer::directory).
+    /// The same errors as [`directory`](Writer::directory).
     pub fn file(&mut self, parent: InodeId, name: &[u8], metadata: &Metadata) -> Result<Body<'_, 'a>, Error> {
         let name = self.new_name(parent, name)?;
         let inode = self.inode(FileType::Regular, metadata)?;
         Ok(Body::new(self, parent, name, inode))
     }
 
-    /// Starts a regular file of `size` bytes with holes everywhere but in the regions of `map`.
+    /// Starts a regular file of `size` bytes with holes everywhere outside the regions of `map`.
     ///
     /// # Errors
-    /// As [`file`](Writer::file), and [`Error::Map`].
+    /// The same errors as [`file`](Writer::file), and [`Error::Map`].
     pub fn sparse(
         &mut self,
         parent: InodeId,
@@ -208,10 +216,10 @@ impl<'a> Writer<'a> {
         Ok(self.file(parent, name, metadata)?.with_holes(size, plan))
     }
 
-    /// Gives an inode a second name.
+    /// Gives an inode another name.
     ///
     /// # Errors
-    /// As [`directory`](Writer::directory), and [`Error::LinkToDirectory`].
+    /// The same errors as [`directory`](Writer::directory), and [`Error::LinkToDirectory`].
     pub fn link(&mut self, parent: InodeId, name: &[u8], id: InodeId) -> Result<(), Error> {
         let name = self.new_name(parent, name)?;
         let inode = &mut self.inodes[id.index()];
@@ -222,28 +230,28 @@ impl<'a> Writer<'a> {
         self.name(parent, name, id)
     }
 
-    /// Takes a name, if there is one, out of a directory, and with a directory's name everything below it. Inodes without a
-    /// name are not written.
+    /// Removes a name from a directory if it exists, and everything below it if it is a directory. Inodes
+    /// without a name are not written.
     ///
     /// # Errors
-    /// [`Error::Parent`].
+    /// [`Error::Parent`], if `parent` is not a directory.
     pub fn remove(&mut self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
         let index = self.directory_of(parent)?;
         let Some(id) = self.directories[index].entries.remove(name) else { return Ok(()) };
-        self.remembered = self.remembered.saturating_sub(name.len());
+        self.memory_used = self.memory_used.saturating_sub(name.len());
         if self.inodes[id.index()].file_type() == FileType::Directory {
             self.inodes[parent.index()].links -= 1;
         }
-        let mut doomed = vec![id];
-        while let Some(id) = doomed.pop() {
+        let mut removed = vec![id];
+        while let Some(id) = removed.pop() {
             let inode = &mut self.inodes[id.index()];
             match inode.content {
                 Content::Directory(index) => {
                     inode.links = 0;
                     let entries = std::mem::take(&mut self.directories[index as usize].entries);
                     let names: usize = entries.keys().map(|name| name.len()).sum();
-                    self.remembered = self.remembered.saturating_sub(names);
-                    doomed.extend(entries.into_values());
+                    self.memory_used = self.memory_used.saturating_sub(names);
+                    removed.extend(entries.into_values());
                 }
                 _ => inode.links = inode.links.saturating_sub(1),
             }
@@ -251,67 +259,68 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// What has a name in a directory.
+    /// Returns the inode with this name in a directory; `None` if there is none.
     pub fn lookup(&self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
         let index = self.directory_of(parent).ok()?;
         self.directories[index].entries.get(name).copied()
     }
 
-    /// The directory that a directory is in; of the root it is the root.
+    /// Returns the parent of a directory; the parent of the root is the root. `None` if the inode is not a
+    /// directory.
     pub fn parent(&self, directory: InodeId) -> Option<InodeId> {
         self.directory_of(directory).ok().map(|index| self.directories[index].parent)
     }
 
-    /// Type of an inode.
+    /// Returns the type of an inode.
     pub fn file_type(&self, id: InodeId) -> FileType {
         self.inodes[id.index()].file_type()
     }
 
-    /// Whether an inode is the whiteout of overlayfs.
+    /// Reports whether an inode is a whiteout of overlayfs.
     pub fn is_whiteout(&self, id: InodeId) -> bool {
         let inode = &self.inodes[id.index()];
         inode.file_type() == FileType::CharDevice && matches!(inode.content, Content::Device(0))
     }
 
-    /// The text of a symbolic link. The image must be open for reading.
+    /// Returns the target of a symbolic link. The image must be open for reading.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::LinkText`] where it is none.
+    /// [`Error::Io`]; [`Error::LinkText`] if the inode is not a symbolic link.
     pub fn target(&mut self, id: InodeId) -> Result<Vec<u8>, Error> {
         if self.file_type(id) != FileType::Symlink {
             return Err(Error::LinkText);
         }
         let mut target = Vec::new();
-        self.saved(id)?.read_to_end(&mut target).context("reading a symbolic link back")?;
+        self.saved(id)?.read_to_end(&mut target).context("reading a symbolic link")?;
         Ok(target)
     }
 
-    /// The content of a file or symbolic link without holes, as it lies in the image and beside it, even where it has no
-    /// name any more. The image must be open for reading.
+    /// Returns a reader for a file or symbolic link without holes, whose content is in the image and the
+    /// spill. Works even if the inode no longer has a name. The image must be open for reading.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Content`] where it has holes or no content.
+    /// [`Error::Io`]; [`Error::Content`] if the inode has holes or no content.
     pub(super) fn saved(&mut self, id: InodeId) -> Result<Saved, Error> {
         let Inode { size, content, .. } = self.inodes[id.index()];
         let Content::Blocks { first, tail, tail_at } = content else { return Err(Error::Content) };
         let image = self.blocks.file()?.try_clone().context("opening the image")?;
-        let spill = self.spill.file()?.try_clone().context("opening a file beside the image")?;
+        let spill = self.spill.file()?.try_clone().context("opening the spill file")?;
         Ok(Saved { image, spill, first, whole: size - u64::from(tail), size, tail_at, at: 0 })
     }
 
-    /// The entries of a directory.
+    /// Returns the entries of a directory.
     pub fn entries(&self, directory: InodeId) -> Vec<(Vec<u8>, InodeId)> {
         let entries = self.directory_of(directory).ok().map(|index| &self.directories[index].entries);
         entries.into_iter().flatten().map(|(name, id)| (name.to_vec(), *id)).collect()
     }
 
-    /// Bytes in a file.
+    /// Returns the size of a file, bytes.
     pub fn size(&self, id: InodeId) -> u64 {
         self.inodes[id.index()].size
     }
 
-    /// Where the rest of what was pushed since `first` goes: behind its inode, or into a block of its own.
-    pub(super) fn settle_tail(&mut self, first: u32) -> Result<Content, Error> {
+    /// Decides where the partial block after `first` goes: after its inode, or into a block of its own.
+    pub(super) fn store_tail(&mut self, first: u32) -> Result<Content, Error> {
         let tail = self.blocks.tail();
         match u16::try_from(tail.len()) {
             Ok(len) if len > 0 && tail.len() <= MAX_TAIL => {
@@ -326,7 +335,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Puts a new inode into the tree.
+    /// Adds a new inode to the tree.
     pub(super) fn add(&mut self, parent: InodeId, name: Box<[u8]>, inode: Inode) -> Result<InodeId, Error> {
         let id = InodeId(u32::try_from(self.inodes.len()).map_err(|_| Error::TooManyEntries)?);
         self.inodes.push(inode);
@@ -335,7 +344,7 @@ impl<'a> Writer<'a> {
     }
 
     fn name(&mut self, parent: InodeId, name: Box<[u8]>, id: InodeId) -> Result<(), Error> {
-        self.remember(ENTRY + name.len())?;
+        self.count_memory(ENTRY + name.len())?;
         let index = self.directory_of(parent)?;
         self.directories[index].entries.insert(name, id);
         Ok(())
@@ -362,7 +371,7 @@ impl<'a> Writer<'a> {
 
     fn inode(&mut self, file_type: FileType, metadata: &Metadata) -> Result<Inode, Error> {
         let (xattrs, grown) = self.xattrs.intern(&metadata.xattrs)?;
-        self.remember(grown)?;
+        self.count_memory(grown)?;
         let mut inode = Inode {
             mtime: metadata.mtime,
             size: 0,
@@ -378,13 +387,13 @@ impl<'a> Writer<'a> {
         Ok(inode)
     }
 
-    /// Counts memory that is kept for an image until its end.
+    /// Counts memory that is kept until the image is finished.
     ///
     /// # Errors
-    /// [`Error::Memory`].
-    pub(super) fn remember(&mut self, bytes: usize) -> Result<(), Error> {
-        self.remembered = self.remembered.saturating_add(bytes);
-        if self.remembered > self.options.max_memory {
+    /// [`Error::Memory`], if the limit is exceeded.
+    pub(super) fn count_memory(&mut self, bytes: usize) -> Result<(), Error> {
+        self.memory_used = self.memory_used.saturating_add(bytes);
+        if self.memory_used > self.options.max_memory {
             return Err(Error::Memory { limit: self.options.max_memory as u64 });
         }
         Ok(())

@@ -1,7 +1,8 @@
-//! Extended attributes: each distinct one is kept once, outside of memory, until it is known how many inodes have it.
+//! Extended attributes. Each distinct one is stored once, outside of memory, until it is known how many
+//! inodes use it.
 //!
-//! An attribute that several inodes have, that is large, or for which there is no room beside the rest of its inode goes to
-//! the shared area; the others lie behind their inode.
+//! An attribute goes to the shared area if several inodes have it, if it is large, or if it does not fit next
+//! to its inode. All others are stored after their inode.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,18 +17,18 @@ use super::format::{
 use super::spill::Spill;
 use larder_sys::Dir;
 
-/// Attributes longer than this are shared even where one inode has them: inodes stay small.
+/// Length above which an attribute is shared even if only one inode has it, bytes. This keeps inodes small.
 const LARGE: u32 = 1024;
 
 type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Memory that one distinct attribute takes, bytes.
+/// Memory for one distinct attribute, bytes.
 const PAIR: usize = 96;
 
-/// Memory that one distinct set of attributes takes beside its members, bytes.
+/// Memory for one distinct set of attributes, without its members, bytes.
 const SET: usize = 96;
 
-/// Attributes of one inode.
+/// The ID of the set of attributes of an inode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SetId(u32);
 
@@ -36,21 +37,21 @@ pub(super) struct SetId(u32);
 pub(super) struct Xattrs<'a> {
     spill: Spill<'a>,
     pairs: Vec<Pair>,
-    /// Half a SHA-256 is enough: nobody finds two attributes that share it.
+    /// Attributes by half of their SHA-256, which is long enough to rule out collisions.
     by_digest: HashMap<[u8; 16], u32>,
     sets: Vec<Arc<[u32]>>,
     by_set: HashMap<Arc<[u32]>, SetId>,
     shared: Shared,
 }
 
-/// An attribute as it lies in the image.
+/// An attribute in its on-disk form, in the spill.
 #[derive(Clone, Copy, Debug)]
 struct Pair {
     at: u64,
     len: u32,
-    /// Inodes that have it, counted at the end.
+    /// Number of inodes that have it, counted when the image is finished.
     uses: u32,
-    /// Where it lies in the shared area, in units.
+    /// Offset in the shared area, in units.
     shared: Option<u32>,
 }
 
@@ -73,7 +74,7 @@ impl<'a> Xattrs<'a> {
         })
     }
 
-    /// Takes attributes in, and answers how much memory that took.
+    /// Stores attributes; returns the ID of their set and the memory that this took in bytes.
     pub(super) fn intern(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(SetId, usize), Error> {
         if xattrs.is_empty() {
             return Ok((SetId::default(), 0));
@@ -117,7 +118,7 @@ impl<'a> Xattrs<'a> {
         Ok(id)
     }
 
-    /// The attributes of a set, sorted by name.
+    /// Returns the attributes of a set, sorted by name.
     pub(super) fn get(&mut self, set: SetId) -> Result<Attributes, Error> {
         let set = Arc::clone(&self.sets[set.0 as usize]);
         let mut attributes = Vec::with_capacity(set.len());
@@ -130,7 +131,7 @@ impl<'a> Xattrs<'a> {
         Ok(attributes)
     }
 
-    /// An inode that is written has this set.
+    /// Counts an inode with this set.
     pub(super) fn count(&mut self, set: SetId) {
         for pair in self.sets[set.0 as usize].iter() {
             let pair = &mut self.pairs[*pair as usize];
@@ -138,8 +139,9 @@ impl<'a> Xattrs<'a> {
         }
     }
 
-    /// Decides where the attributes of an inode go that has `room` bytes left for them. Every inode is counted by now.
-    pub(super) fn settle(&mut self, set: SetId, room: usize) -> Result<(), Error> {
+    /// Decides where to store the attributes of an inode with `room` bytes left for them. All inodes must be
+    /// counted before.
+    pub(super) fn decide_sharing(&mut self, set: SetId, room: usize) -> Result<(), Error> {
         let set = Arc::clone(&self.sets[set.0 as usize]);
         for id in set.iter() {
             let pair = &self.pairs[*id as usize];
@@ -166,7 +168,7 @@ impl<'a> Xattrs<'a> {
         Ok(())
     }
 
-    /// Bytes behind an inode with this set.
+    /// Returns the length of the attributes after an inode with this set, bytes.
     pub(super) fn len(&self, set: SetId) -> usize {
         self.body_len(&self.sets[set.0 as usize])
     }
@@ -179,7 +181,7 @@ impl<'a> Xattrs<'a> {
         if set.is_empty() { 0 } else { XATTR_HEAD + each.sum::<usize>() }
     }
 
-    /// Appends what lies behind an inode with this set.
+    /// Appends the attributes that follow an inode with this set.
     pub(super) fn write(&mut self, set: SetId, to: &mut Vec<u8>) -> Result<(), Error> {
         let set = Arc::clone(&self.sets[set.0 as usize]);
         if set.is_empty() {
@@ -190,7 +192,7 @@ impl<'a> Xattrs<'a> {
         for id in set.iter() {
             if let Some(unit) = self.pairs[*id as usize].shared {
                 to.extend_from_slice(&unit.to_le_bytes());
-                // At most 255: sets have no more members.
+                // At most 255, because sets have no more members.
                 to[head + 4] += 1;
             }
         }
@@ -203,7 +205,7 @@ impl<'a> Xattrs<'a> {
         Ok(())
     }
 
-    /// Bytes of the shared area.
+    /// Returns the size of the shared area, bytes.
     pub(super) fn shared_len(&self) -> u64 {
         self.shared.len
     }
@@ -221,7 +223,7 @@ impl<'a> Xattrs<'a> {
     }
 }
 
-/// An attribute as it lies in the image.
+/// Encodes an attribute in its on-disk form.
 fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, Error> {
     if name.len() > NAME_MAX || value.len() > usize::from(u16::MAX) {
         return Err(Error::XattrTooLong { name: name.to_vec() });

@@ -1,8 +1,8 @@
 //! Writes the members of one tar as a tree.
 //!
-//! The order of members is free: a whiteout may come before or after what replaces it, a directory after what is in it,
-//! and a later member replaces an earlier one of the same name whatever its type. Directories get their metadata last,
-//! in [`settle`](super::settle), because whatever is made in them changes their time.
+//! Members can come in any order: a whiteout before or after its replacement, a directory after its entries.
+//! A later member replaces an earlier one of the same name, regardless of type. Directories get their
+//! metadata last, in [`settle`](super::settle), because creating entries changes their time.
 
 mod clear;
 mod files;
@@ -20,38 +20,41 @@ use super::super::space::Space;
 use super::super::tar::{Reader, Record, Region};
 use super::attributes::{Rights, Writer};
 use super::contents::Contents;
-use super::replaced::{Links, Parking, Replaced};
-use super::tree::{Found, Place, Tree, is_taken};
+use super::replaced::{Links, Replaced, ReplacedFiles};
+use super::tree::{Lookup, OpenDir, Tree, is_taken};
 use super::{Applied, Directory, LowerLink, Metadata};
 use larder_model::seal::Lost;
 use larder_sys::{Dir, FileType};
 
-/// Attributes of up to this many bytes fit the inode on ext4 with inodes of 256 bytes; others take a block.
+/// Size of attributes that fit in the inode on ext4 with 256-byte inodes, bytes; larger ones take a block.
 const XATTRS_IN_INODE: usize = 64;
 
-/// Longest text of a symbolic link that ext4 keeps in the inode.
+/// Maximum length of a symbolic link target that ext4 stores in the inode, bytes.
 const LINK_IN_INODE: usize = 59;
 
-/// Where a layer goes, and under which conditions.
+/// The destination of a layer, with the resources and privileges for writing it.
 #[derive(Debug)]
 pub struct Target<'a> {
     /// The empty directory that becomes the layer's tree.
     pub diff: Dir,
-    /// An empty directory beside it on the same file system, for content that a later member replaces.
+    /// An empty directory on the same file system, for content that a later member replaces.
     pub replaced: &'a Dir,
-    /// Who is asked for room.
+    /// The account from which space is reserved.
     pub space: &'a dyn Space,
-    /// What this process can write.
+    /// The privileges of this process.
     pub rights: Rights,
-    /// While some are idle, content is written beside the thread that makes names.
+    /// The cores of this process. If some are idle, a second thread writes contents.
     pub cores: &'a Cores,
-    /// Grows with the bytes of content written.
+    /// Counter of content bytes written.
     pub written: &'a AtomicU64,
-    /// Whether replaced content is kept for the tar-split file.
+    /// `true` if replaced content is kept for the tar-split file.
     pub keep_replaced: bool,
 }
 
-/// Writes every member that `reader` has. What is replaced on the way is told in order.
+/// Writes every member of `reader`. Also returns the replaced contents in order.
+///
+/// # Errors
+/// [`Failure`], for the first member that fails.
 pub fn apply<B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     target: Target<'_>,
@@ -63,30 +66,30 @@ pub fn apply<B: BufRead, R: Record>(
             rights,
             cores,
             written,
-            contents: if cores.are_many() { Contents::start(scope, rights, written) } else { None },
+            contents: if cores.is_multicore() { Contents::start(scope, rights, written) } else { None },
             applied: Applied::default(),
             lost: Vec::new(),
             counted: 0,
             links: Links::default(),
-            parking: Parking { dir: replaced, keep: keep_replaced, replaced: Vec::new() },
+            replaced_files: ReplacedFiles { dir: replaced, keep: keep_replaced, replaced: Vec::new() },
         };
         let entries = members(reader, &mut sink);
-        // What is still being written came before the member that failed, and so does its error.
+        // Pending content belongs to members before the one that failed, so its error takes precedence.
         sink.wait()?;
         let (entries, directories) = (entries?, sink.tree.finish()?);
-        Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.parking.replaced))
+        Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.replaced_files.replaced))
     })
 }
 
-/// Where a member goes.
-pub(super) struct Spot {
-    /// The directory.
-    place: Rc<Place>,
-    /// Path without symbolic links.
+/// The destination of a member.
+pub(super) struct Destination {
+    /// The directory of the member.
+    parent: Rc<OpenDir>,
+    /// Path of the member, with symbolic links resolved.
     at: Vec<u8>,
 }
 
-impl Spot {
+impl Destination {
     fn name(&self) -> &[u8] {
         path::split(&self.at).1
     }
@@ -100,124 +103,136 @@ struct Overlay<'a> {
     contents: Option<Contents>,
     applied: Applied,
     lost: Vec<Lost>,
-    /// Losses whose memory is counted.
+    /// Number of losses whose memory is counted.
     counted: usize,
     links: Links,
-    parking: Parking<'a>,
+    replaced_files: ReplacedFiles<'a>,
 }
 
 impl Sink for Overlay<'_> {
-    type Spot = Spot;
+    type Destination = Destination;
 
     fn root(&mut self, metadata: Metadata) -> Result<(), Error> {
         self.tree.directories.entry(Vec::new()).or_default().metadata = Some(metadata);
         Ok(())
     }
 
-    fn spot(&mut self, clean: &[u8]) -> Result<Spot, Error> {
+    fn destination(&mut self, clean: &[u8]) -> Result<Destination, Error> {
         if !self.applied.lower_links.is_empty() {
             let mut above = path::split(clean).0;
             while !above.is_empty() {
-                // A file of a lower layer is no directory either.
+                // A file of a lower layer is not a directory either.
                 if self.applied.lower_links.contains_key(above) {
                     return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
                 }
                 above = path::split(above).0;
             }
         }
-        let place = self.tree.parent(clean)?;
-        let at = path::join(&place.path, path::split(clean).1);
-        Ok(Spot { place, at })
+        let parent = self.tree.parent(clean)?;
+        let at = path::join(&parent.path, path::split(clean).1);
+        Ok(Destination { parent, at })
     }
 
     fn file<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        self.regular(reader, spot, size, metadata)
+        self.regular(reader, destination, size, metadata)
     }
 
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         size: u64,
         _: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        self.with_holes(reader, spot, size, metadata)
+        self.with_holes(reader, destination, size, metadata)
     }
 
-    fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, at } = spot;
-        self.tree.remember(metadata.xattr_bytes(), at)?;
+    fn directory(&mut self, destination: &Destination, metadata: Metadata) -> Result<(), Error> {
+        let Destination { parent, at } = destination;
+        self.tree.count_memory(metadata.xattr_bytes(), at)?;
         if let Some(directory) = self.tree.directories.get_mut(at) {
             directory.metadata = Some(metadata);
             return Ok(());
         }
         let mut recreated = false;
-        match self.tree.make_dir(place, at) {
+        match self.tree.make_dir(parent, at) {
             Err(Error::Io { source, .. }) if is_taken(&source) => {
-                recreated = place.dir.stat(spot.name()).context("examining", at)?.is_whiteout();
-                self.clear(spot)?;
-                self.tree.make_dir(place, at)?;
+                recreated = parent.dir.stat(destination.name()).context("examining", at)?.is_whiteout();
+                self.clear(destination)?;
+                self.tree.make_dir(parent, at)?;
             }
             other => drop(other?),
         }
         self.applied.lower_links.remove(at);
-        self.tree.made(at.clone(), Directory { metadata: Some(metadata), opaque: false, recreated })
+        self.tree
+            .record_directory(at.clone(), Directory { metadata: Some(metadata), opaque: false, recreated })
     }
 
-    fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
-        let Spot { place, at } = spot;
+    fn symlink(
+        &mut self,
+        destination: &Destination,
+        target: &[u8],
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let Destination { parent, at } = destination;
         let block = self.tree.file_system().block;
         let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
         let room = text_room + self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
-        self.create(spot, |dir, name| dir.symlink(target, name))?;
-        self.writer().named(&place.dir, spot.name(), at, FileType::Symlink, metadata)?;
-        self.measure_name(spot, room)
+        self.create(destination, |dir, name| dir.symlink(target, name))?;
+        self.writer().named(&parent.dir, destination.name(), at, FileType::Symlink, metadata)?;
+        self.measure_name(destination, room)
     }
 
     fn node(
         &mut self,
-        spot: &Spot,
+        destination: &Destination,
         file_type: FileType,
         device: (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let Spot { place, at } = spot;
+        let Destination { parent, at } = destination;
         let room = self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
         let mode = metadata.mode & 0o777;
-        let made = self.create(spot, |dir, name| dir.make_node(name, file_type, mode, device));
+        let made = self.create(destination, |dir, name| dir.make_node(name, file_type, mode, device));
         match made {
-            Err(Error::Io { source, .. }) if self.writer().may_lose(&source) => {
+            Err(Error::Io { source, .. }) if self.writer().can_record_loss(&source) => {
                 let kind = if file_type == FileType::BlockDevice { 'b' } else { 'c' };
-                self.writer().lose(at, format!("device {kind} {}:{}", device.0, device.1));
+                self.writer().record_loss(at, format!("device {kind} {}:{}", device.0, device.1));
                 Ok(())
             }
             other => {
                 other?;
-                self.writer().named(&place.dir, spot.name(), at, file_type, metadata)?;
-                self.measure_name(spot, room)
+                self.writer().named(&parent.dir, destination.name(), at, file_type, metadata)?;
+                self.measure_name(destination, room)
             }
         }
     }
 
-    /// A second name for a file of this layer; for one of a lower layer it is noted, and made when that is known.
-    fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
-        let hostile = |fault| Error::hostile(&spot.at, fault);
-        let Spot { place, at } = spot;
+    /// Creates another name for a file of this layer. For a file of a lower layer, records the link for
+    /// settling.
+    fn hard_link(
+        &mut self,
+        destination: &Destination,
+        target: &[u8],
+        metadata: Metadata,
+    ) -> Result<(), Error> {
+        let hostile = |fault| Error::hostile(&destination.at, fault);
+        let Destination { parent, at } = destination;
         let (target_parent, target_name) = path::split(target);
         let source = match self.tree.find(target_parent, at)? {
-            Found::Missing(resolved) => {
-                return self.lower_link(spot, path::join(&resolved, target_name), metadata);
+            Lookup::Missing(resolved) => {
+                return self.lower_link(destination, path::join(&resolved, target_name), metadata);
             }
-            Found::Here(source) => source,
+            Lookup::Found(source) => source,
         };
         self.wait()?;
         let target_at = path::join(&source.path, target_name);
@@ -228,44 +243,44 @@ impl Sink for Overlay<'_> {
                     Some(link) => link.target.clone(),
                     None => target_at,
                 };
-                return self.lower_link(spot, target, metadata);
+                return self.lower_link(destination, target, metadata);
             }
         };
         if stat.is_dir() {
             return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
         }
-        // Making room for the link would remove what it means.
+        // Removing the existing entry would also remove the target of the link.
         if target_at.strip_prefix(at.as_slice()).is_some_and(|below| below.starts_with(b"/")) {
             return Err(hostile(Fault::LinkMissing(escape(&target_at))));
         }
-        // A name linked to itself stays as it is; replacing it would lose the file.
+        // A link to its own name stays as it is; replacing it would lose the file.
         if *at != target_at {
-            self.create(spot, |dir, name| source.dir.link(target_name, dir, name))?;
+            self.create(destination, |dir, name| source.dir.link(target_name, dir, name))?;
             self.links.insert(at);
         }
-        let name = spot.name();
+        let name = destination.name();
         let Overlay { tree, rights, lost, .. } = self;
         let mut writer = Writer { rights: *rights, lost };
         tree.attributes(
             metadata.xattr_bytes(),
             at,
-            || place.dir.stat(name),
-            || writer.named(&place.dir, name, at, stat.file_type, &metadata),
+            || parent.dir.stat(name),
+            || writer.named(&parent.dir, name, at, stat.file_type, &metadata),
         )
     }
 
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
-        let place = self.tree.parent(clean)?;
-        self.tree.directories.entry(place.path.clone()).or_default().opaque = true;
+        let parent = self.tree.parent(clean)?;
+        self.tree.directories.entry(parent.path.clone()).or_default().opaque = true;
         Ok(())
     }
 
-    /// Hides a lower name. Where this layer has the name itself, that hides it already; a directory must hide what the
-    /// lower one holds as well.
+    /// Hides a lower name. If this layer has an entry of that name, it already hides the lower one. A
+    /// directory must also hide the entries of the lower directory.
     fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
-        let place = self.tree.parent(clean)?;
-        let at = path::join(&place.path, hidden);
-        match place.dir.try_stat(hidden).context("examining", &at)? {
+        let parent = self.tree.parent(clean)?;
+        let at = path::join(&parent.path, hidden);
+        match parent.dir.try_stat(hidden).context("examining", &at)? {
             Some(stat) if stat.is_dir() => {
                 self.tree.directories.entry(at).or_default().recreated = true;
                 Ok(())
@@ -273,16 +288,16 @@ impl Sink for Overlay<'_> {
             Some(_) => Ok(()),
             None if self.applied.lower_links.contains_key(&at) => Ok(()),
             None => {
-                self.tree.watch(&place, &at)?;
-                place.dir.make_whiteout(hidden).context("creating the whiteout", &at)?;
-                self.tree.named(&at)
+                self.tree.watch(&parent, &at)?;
+                parent.dir.make_whiteout(hidden).context("creating the whiteout", &at)?;
+                self.tree.name_created(&at)
             }
         }
     }
 
     fn done(&mut self) -> Result<(), Error> {
         for lost in &self.lost[self.counted..] {
-            self.tree.remember(lost.path.len() + lost.what.len(), lost.path.as_bytes())?;
+            self.tree.count_memory(lost.path.len() + lost.what.len(), lost.path.as_bytes())?;
         }
         self.counted = self.lost.len();
         Ok(())
@@ -290,45 +305,55 @@ impl Sink for Overlay<'_> {
 }
 
 impl Overlay<'_> {
-    fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, at } = spot;
-        let there = place.dir.try_stat(spot.name()).context("examining", at)?;
+    fn lower_link(
+        &mut self,
+        destination: &Destination,
+        target: Vec<u8>,
+        metadata: Metadata,
+    ) -> Result<(), Error> {
+        let Destination { parent, at } = destination;
+        let there = parent.dir.try_stat(destination.name()).context("examining", at)?;
         if there.is_some_and(|stat| !stat.is_whiteout()) {
-            self.clear(spot)?;
+            self.clear(destination)?;
         }
-        self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), at)?;
+        self.tree.count_memory(at.len() + target.len() + metadata.xattr_bytes(), at)?;
         self.applied.lower_links.insert(at.clone(), LowerLink { target, metadata });
         Ok(())
     }
 
-    /// Makes a new name; what has it already is removed first. Trying comes before looking, because a name is mostly new.
-    fn create<T>(&mut self, spot: &Spot, make: impl Fn(&Dir, &[u8]) -> io::Result<T>) -> Result<T, Error> {
-        let Spot { place, at } = spot;
-        self.tree.watch(place, at)?;
+    /// Creates a new name and removes an existing entry first. It tries before it checks, because most names
+    /// are new.
+    fn create<T>(
+        &mut self,
+        destination: &Destination,
+        make: impl Fn(&Dir, &[u8]) -> io::Result<T>,
+    ) -> Result<T, Error> {
+        let Destination { parent, at } = destination;
+        self.tree.watch(parent, at)?;
         if !self.applied.lower_links.is_empty() {
             self.applied.lower_links.remove(at);
         }
-        let made = match make(&place.dir, spot.name()) {
+        let made = match make(&parent.dir, destination.name()) {
             Err(e) if is_taken(&e) => {
-                self.clear(spot)?;
-                self.tree.watch(place, at)?;
-                make(&place.dir, spot.name())
+                self.clear(destination)?;
+                self.tree.watch(parent, at)?;
+                make(&parent.dir, destination.name())
             }
             other => other,
         };
         let made = made.context("creating", at)?;
-        self.tree.named(at)?;
+        self.tree.name_created(at)?;
         Ok(made)
     }
 
-    /// What a symbolic link or a device node with attributes really occupies: xfs keeps up to some 300 bytes in the inode,
-    /// tmpfs all of them.
-    fn measure_name(&mut self, spot: &Spot, reserved: u64) -> Result<(), Error> {
+    /// Determines the allocated size of a symbolic link or device node with attributes. xfs stores up to
+    /// about 300 bytes in the inode, tmpfs all of them.
+    fn measure_name(&mut self, destination: &Destination, reserved: u64) -> Result<(), Error> {
         if reserved == 0 {
             return Ok(());
         }
-        let Spot { place, at } = spot;
-        let allocated = place.dir.stat(spot.name()).context("examining", at)?.allocated;
+        let Destination { parent, at } = destination;
+        let allocated = parent.dir.stat(destination.name()).context("examining", at)?.allocated;
         self.correct(at, reserved, allocated)
     }
 

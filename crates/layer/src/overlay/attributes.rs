@@ -1,5 +1,6 @@
-//! Owner, mode, extended attributes and time of one inode, in the only order that keeps them all: chown(2) clears
-//! setuid and file capabilities, a POSIX ACL changes the mode, and everything changes the time.
+//! Writes owner, mode, extended attributes and time of an inode, in the only order that preserves them all.
+//! chown(2) clears setuid and file capabilities, a POSIX ACL changes the mode, and every change updates the
+//! time.
 
 use std::fs::File;
 use std::io;
@@ -13,28 +14,31 @@ use super::Metadata;
 use larder_model::seal::Lost;
 use larder_sys::{Dir, FileType, Stat, dir, xattr};
 
-/// What this process can write.
+/// The privileges of this process for writing metadata.
 #[derive(Clone, Copy, Debug)]
 pub struct Rights {
     /// Owner and group of new inodes.
     pub ids: (u32, u32),
-    /// Whether trusted.* attributes can be written (`CAP_SYS_ADMIN` in the initial user namespace).
+    /// `true` if trusted.* attributes can be written (`CAP_SYS_ADMIN` in the initial user namespace).
     pub trusted: bool,
-    /// Whether what cannot be kept is noted instead of failing the build.
+    /// `true` if metadata that cannot be stored is recorded as lost instead of failing the build.
     pub rootless: bool,
 }
 
-/// Writes metadata and notes what could not be kept.
+/// Writes metadata and records what could not be stored.
 #[derive(Debug)]
 pub struct Writer<'a> {
-    /// What this process can write.
+    /// The privileges of this process.
     pub rights: Rights,
-    /// Where losses are noted.
+    /// The list of losses.
     pub lost: &'a mut Vec<Lost>,
 }
 
 impl Writer<'_> {
-    /// Describes a regular file that was created with exactly the permission bits of `metadata`.
+    /// Sets the metadata of a regular file that was created with exactly the permission bits of `metadata`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Fault::AttributeMalformed`].
     pub fn new_file(&mut self, file: &File, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
         let own = (metadata.uid, metadata.gid) == self.rights.ids;
         if !own {
@@ -50,7 +54,10 @@ impl Writer<'_> {
         self.time(path, metadata, || dir::stat_fd(file))
     }
 
-    /// Describes a directory by its descriptor.
+    /// Sets the metadata of a directory through its descriptor.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Fault::AttributeMalformed`].
     pub fn directory(&mut self, dir: &Dir, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
         let result = dir::set_owner(dir, metadata.uid, metadata.gid);
         self.owner(result, path, metadata)?;
@@ -60,7 +67,10 @@ impl Writer<'_> {
         self.time(path, metadata, || dir.stat_self())
     }
 
-    /// Describes any other inode, or one that exists already, by its name.
+    /// Sets the metadata of any other inode, or of an existing one, by its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Fault::AttributeMalformed`].
     pub fn named(
         &mut self,
         dir: &Dir,
@@ -70,7 +80,7 @@ impl Writer<'_> {
         metadata: &Metadata,
     ) -> Result<(), Error> {
         let stat = dir.stat(name).context("examining", path)?;
-        // chown strips file capabilities even where it changes nothing else.
+        // chown strips file capabilities even if it changes nothing else.
         if (stat.uid, stat.gid) != (metadata.uid, metadata.gid) {
             let result = dir.set_owner(name, metadata.uid, metadata.gid);
             self.owner(result, path, metadata)?;
@@ -83,7 +93,8 @@ impl Writer<'_> {
         self.time(path, metadata, || dir.stat(name))
     }
 
-    /// File systems hold years of their own and take the nearest without a word; what they took is noted.
+    /// Records a loss if the file system stored another time, because file systems silently clamp times to
+    /// their range.
     fn time(
         &mut self,
         path: &[u8],
@@ -91,23 +102,26 @@ impl Writer<'_> {
         stat: impl Fn() -> io::Result<Stat>,
     ) -> Result<(), Error> {
         if !metadata.has_common_time() && stat().context("examining", path)?.mtime != metadata.mtime {
-            self.lose(path, "mtime".to_owned());
+            self.record_loss(path, "mtime".to_owned());
         }
         Ok(())
     }
 
-    /// Marks a directory as opaque.
+    /// Marks a directory as opaque for overlayfs.
+    ///
+    /// # Errors
+    /// [`Error::Io`], if the attribute cannot be written.
     pub fn opaque(&mut self, dir: impl AsFd, path: &[u8]) -> Result<(), Error> {
-        xattr::set(dir, super::OPAQUE_XATTR, b"y").context("marking as opaque", path)
+        xattr::set(dir, super::OPAQUE_XATTR, b"y").context("setting the opaque attribute of", path)
     }
 
-    /// Notes a loss.
-    pub fn lose(&mut self, path: &[u8], what: String) {
+    /// Records a loss of metadata.
+    pub fn record_loss(&mut self, path: &[u8], what: String) {
         self.lost.push(Lost { path: escape(path), what });
     }
 
-    /// Whether an error may be answered by a note.
-    pub fn may_lose(&self, error: &io::Error) -> bool {
+    /// Reports whether an error can be recorded as a loss instead of failing the build.
+    pub fn can_record_loss(&self, error: &io::Error) -> bool {
         let refused = matches!(
             error.raw_os_error().map(Errno::from_raw),
             Some(Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP | Errno::EINVAL)
@@ -117,8 +131,8 @@ impl Writer<'_> {
 
     fn owner(&mut self, result: io::Result<()>, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
         match result {
-            Err(e) if self.may_lose(&e) => {
-                self.lose(path, format!("owner {}:{}", metadata.uid, metadata.gid));
+            Err(e) if self.can_record_loss(&e) => {
+                self.record_loss(path, format!("owner {}:{}", metadata.uid, metadata.gid));
                 Ok(())
             }
             other => other.context("setting the owner of", path),
@@ -134,17 +148,19 @@ impl Writer<'_> {
         for (name, value) in &metadata.xattrs {
             let Err(error) = set(name, value) else { continue };
             match error.raw_os_error().map(Errno::from_raw) {
-                // Namespaces that Linux has not (a Mac's), and user.* on what is no file or directory: no runtime on this
-                // system could show them, and runtimes leave them out.
-                Some(Errno::EOPNOTSUPP) => self.lose(path, format!("xattr {}", escape(name))),
+                // Attribute namespaces that Linux lacks (those of macOS), and user.* on inodes that are not
+                // files or directories. No runtime on Linux could show them, and runtimes skip them.
+                Some(Errno::EOPNOTSUPP) => self.record_loss(path, format!("xattr {}", escape(name))),
                 Some(Errno::EPERM) if name.starts_with(b"user.") => {
-                    self.lose(path, format!("xattr {}", escape(name)))
+                    self.record_loss(path, format!("xattr {}", escape(name)))
                 }
-                // Only directories have one.
+                // Only directories have a default ACL.
                 Some(Errno::EACCES) if name == b"system.posix_acl_default" => {
                     return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
                 }
-                _ if self.may_lose(&error) => self.lose(path, format!("xattr {}", escape(name))),
+                _ if self.can_record_loss(&error) => {
+                    self.record_loss(path, format!("xattr {}", escape(name)))
+                }
                 Some(Errno::EINVAL | Errno::ERANGE | Errno::E2BIG) => {
                     return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
                 }

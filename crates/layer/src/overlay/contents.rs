@@ -1,12 +1,13 @@
-//! Content of new files, written beside the thread that makes their names.
+//! Writes the content of new files on a second thread, while the first one creates their names.
 //!
 //! ```text
 //! tar ──► names, in order: openat, mkdirat, linkat … ──► batches of open files ──► write, fchown, fchmod, futimens, close
 //!                    ▲                                                                   │
 //!                    └───────────────────────── empty batches ◄──────────────────────────┘
 //! ```
-//! Names are all made by the one thread that reads the tar, in its order, so nothing of what they mean depends on another
-//! thread. An inode does not care when it gets its content; whoever looks at one that exists waits first.
+//! All names are created in tar order by the one thread that reads the tar, so their meaning does not depend
+//! on another thread. An inode can receive its content at any time; code that examines an existing inode
+//! waits first.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -20,47 +21,48 @@ use super::super::error::{Context, Error};
 use super::Metadata;
 use super::attributes::{Rights, Writer};
 
-/// Largest file that is handed over, bytes. More would only be copied to and fro: its content takes longer than its name.
-pub(super) const MOST: u64 = 128 << 10;
+/// Maximum size of a file that is passed to the other thread, bytes. For larger files, writing takes longer
+/// than creating the name, and passing them on would only add a copy.
+pub(super) const MAX_FILE_BYTES: u64 = 128 << 10;
 
-/// Content in a batch, bytes, before the file that makes it full.
+/// Content in a batch at which it is full, bytes. The last file may exceed it.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Files in a batch: as many descriptors are held for each.
+/// Maximum number of files in a batch; each file keeps one descriptor open.
 const BATCH_FILES: usize = 32;
 
-/// Batches of a layer, the one that is being filled included: some 1.5 MiB, and 128 open files.
+/// Number of batches of a layer, including the one being filled: about 1.5 MiB and 128 open files.
 const BATCHES: usize = 4;
 
-/// Files that exist, but are empty.
+/// Files that exist, but are still empty.
 #[derive(Debug, Default)]
 struct Batch {
-    files: Vec<New>,
-    /// Their contents and paths.
+    files: Vec<NewFile>,
+    /// The contents and paths of `files`.
     bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct New {
+struct NewFile {
     file: File,
     metadata: Metadata,
     content: Range<usize>,
     path: Range<usize>,
 }
 
-/// The other thread, seen from the one that makes names.
+/// The handle of the content thread, used by the thread that creates names.
 #[derive(Debug)]
 pub(super) struct Contents {
     full: Sender<Batch>,
     done: Receiver<Result<Batch, Error>>,
     filling: Batch,
     empty: Vec<Batch>,
-    /// Batches that were handed over and have not come back.
-    away: usize,
+    /// Number of batches passed to the other thread and not returned yet.
+    in_flight: usize,
 }
 
 impl Contents {
-    /// Starts the thread; nothing where the system has none left.
+    /// Starts the thread; returns `None` if the system cannot start one.
     pub(super) fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         rights: Rights,
@@ -79,15 +81,15 @@ impl Contents {
         };
         Builder::new().name("contents".into()).spawn_scoped(scope, work).ok()?;
         let empty = (1..BATCHES).map(|_| Batch::default()).collect();
-        Some(Contents { full, done, filling: Batch::default(), empty, away: 0 })
+        Some(Contents { full, done, filling: Batch::default(), empty, in_flight: 0 })
     }
 
-    /// Where the content of the next file goes.
+    /// Returns the buffer to which the content of the next file is appended.
     pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
         &mut self.filling.bytes
     }
 
-    /// Hands over a file whose content is in [`bytes`](Self::bytes) from `start` on.
+    /// Adds a file whose content is in [`bytes`](Self::bytes) from `start` on.
     pub(super) fn add(
         &mut self,
         file: File,
@@ -99,42 +101,42 @@ impl Contents {
         let content = start..bytes.len();
         bytes.extend_from_slice(path);
         let path = content.end..bytes.len();
-        files.push(New { file, metadata: metadata.clone(), content, path });
-        if files.len() < BATCH_FILES && bytes.len() < BATCH_BYTES { Ok(()) } else { self.hand_over() }
+        files.push(NewFile { file, metadata: metadata.clone(), content, path });
+        if files.len() < BATCH_FILES && bytes.len() < BATCH_BYTES { Ok(()) } else { self.submit() }
     }
 
-    /// Waits until every file that was handed over is complete. Its error is that of a member before the present one.
+    /// Waits until all files passed on are complete. An error belongs to a member before the current one.
     pub(super) fn wait(&mut self) -> Result<(), Error> {
-        self.hand_over()?;
-        while self.away > 0 {
-            let batch = self.take_back()?;
+        self.submit()?;
+        while self.in_flight > 0 {
+            let batch = self.receive()?;
             self.empty.push(batch);
         }
         Ok(())
     }
 
-    fn hand_over(&mut self) -> Result<(), Error> {
+    fn submit(&mut self) -> Result<(), Error> {
         if self.filling.files.is_empty() {
             return Ok(());
         }
         let empty = match self.empty.pop() {
             Some(empty) => empty,
-            None => self.take_back()?,
+            None => self.receive()?,
         };
-        self.away += 1;
-        // A thread that has ended left word of why.
+        self.in_flight += 1;
+        // A thread that has ended has sent its error.
         match self.full.send(mem::replace(&mut self.filling, empty)) {
             Ok(()) => Ok(()),
-            Err(_) => self.take_back().map(drop),
+            Err(_) => self.receive().map(drop),
         }
     }
 
-    fn take_back(&mut self) -> Result<Batch, Error> {
-        self.away -= 1;
+    fn receive(&mut self) -> Result<Batch, Error> {
+        self.in_flight -= 1;
         let ended =
-            || Error::io("writing", b"", io::Error::other("the thread that writes contents has ended"));
+            || Error::io("writing", b"", io::Error::other("the content thread has ended unexpectedly"));
         self.done.recv().map_err(|_| ended()).flatten().inspect_err(|_| {
-            self.away = 0;
+            self.in_flight = 0;
             self.filling = Batch::default();
         })
     }
@@ -142,9 +144,9 @@ impl Contents {
 
 impl Batch {
     fn write(mut self, rights: Rights, written: &AtomicU64) -> Result<Self, Error> {
-        // Only what nothing can be lost of is handed over.
+        // Files whose metadata could be lost are not passed on.
         let mut lost = Vec::new();
-        for New { mut file, metadata, content, path } in self.files.drain(..) {
+        for NewFile { mut file, metadata, content, path } in self.files.drain(..) {
             let (content, path) = (&self.bytes[content], &self.bytes[path]);
             file.write_all(content).context("writing", path)?;
             written.fetch_add(content.len() as u64, Ordering::Relaxed);

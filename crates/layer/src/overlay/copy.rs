@@ -1,4 +1,4 @@
-//! Copying inodes inside a volume: one file up from a lower layer, or a whole layer under a second chain ID.
+//! Copies inodes within a volume: one file up from a lower layer, or a whole layer for a second chain ID.
 
 use std::fs::File;
 use std::io;
@@ -16,12 +16,18 @@ use larder_sys::space::{FileSystem, copy_data, reflink};
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, FileType, Stat};
 
-/// Metadata of `name` as they are on disk, without what speaks to overlayfs.
+/// Returns the metadata of `name` on disk, without attributes of overlayfs and SELinux.
+///
+/// # Errors
+/// The error of the file system or the image.
 pub fn metadata_of(dir: &StoredDir, name: &[u8], stat: &Stat) -> io::Result<Metadata> {
     Ok(from_stat(stat, dir.xattrs(name)?))
 }
 
-/// Metadata of a directory as they are on disk, without what speaks to overlayfs.
+/// Returns the metadata of a directory on disk, without attributes of overlayfs and SELinux.
+///
+/// # Errors
+/// The error of the file system or the image.
 pub fn metadata_of_dir(dir: &StoredDir) -> io::Result<Metadata> {
     Ok(from_stat(&dir.stat_self()?, dir.xattrs_self()?))
 }
@@ -31,7 +37,11 @@ fn from_stat(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Metadata {
     Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
 }
 
-/// Copies one inode of a lower layer to a new name: content (shared where the file system can), type, metadata.
+/// Copies one inode of a lower layer to a new name: content (shared if the file system supports it), type and
+/// metadata.
+///
+/// # Errors
+/// [`Error::Full`] or [`Error::Io`].
 pub fn up(
     from: (&StoredDir, &[u8], &Stat),
     to: (&Dir, &[u8]),
@@ -64,7 +74,7 @@ pub fn up(
     }
 }
 
-/// Copies what is in a file to the empty file `to`.
+/// Copies the content of a file to the empty file `to`.
 fn content(from: StoredFile, to: &File) -> io::Result<()> {
     match from {
         StoredFile::File(from) if reflink(&from, to)? => Ok(()),
@@ -73,8 +83,11 @@ fn content(from: StoredFile, to: &File) -> io::Result<()> {
     }
 }
 
-/// Gives a layer that is not settled yet a second tree, for a second chain ID: directories are made anew, everything else
-/// gets another name. Settling never changes an inode that is not a directory, so the two may share them.
+/// Creates a second tree of an unsettled layer, for a second chain ID: creates new directories and hard-links
+/// everything else. The trees can share inodes because settling only changes directories.
+///
+/// # Errors
+/// [`Error::Full`] or [`Error::Io`].
 pub fn layer(from: &Dir, to: &Dir, space: &dyn Space, rights: Rights) -> Result<(), Error> {
     let block = FileSystem::of(to).context("examining the file system of", b"")?.block;
     let from = from.try_clone().context("opening", b"")?;
@@ -82,7 +95,8 @@ pub fn layer(from: &Dir, to: &Dir, space: &dyn Space, rights: Rights) -> Result<
     walk(from, &mut Copy { to, space, rights, block })
 }
 
-/// Follows the walk of the original with the directory of the copy.
+/// Creates the copy while the walk visits the original; `to` is the directory that corresponds to the current
+/// one.
 struct Copy<'a> {
     to: Dir,
     space: &'a dyn Space,
@@ -94,7 +108,8 @@ impl Visitor for Copy<'_> {
     type Error = Error;
 
     fn enter(&mut self, from: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-        // The copy's directory grows to what the original's has, or less: it is filled in one go.
+        // The directory of the copy grows at most to the size of the original, because it is filled in one
+        // pass.
         let room = from.stat_self().context("examining", path)?.allocated.max(self.block) * 2;
         self.space.reserve(room).map_err(|full| Error::Full { path: named(path), full })?;
         let (_, name) = path::split(path);

@@ -1,5 +1,5 @@
-//! What the layers below show, merged as overlayfs merges them: the topmost name wins, directories of one name are
-//! united down to the first that is opaque, a whiteout or a file hides everything below it.
+//! The merged view of the lower layers, with the rules of overlayfs. The topmost name wins. Directories of
+//! the same name are merged down to the first opaque one. A whiteout or a file hides everything below it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -11,20 +11,20 @@ use super::super::stored::StoredDir;
 use super::OPAQUE_XATTR;
 use larder_sys::{FileType, Stat};
 
-/// Most symbolic links on one path, as in the kernel.
+/// Maximum number of symbolic links on one path, as in the kernel.
 const MAX_LINKS: u32 = 40;
 
 /// The layers below one layer.
 #[derive(Debug)]
 pub struct Lower {
-    /// Trees, topmost first.
+    /// Trees of the layers, topmost first.
     layers: Vec<Rc<Part>>,
 }
 
-/// A layer's part of a merged directory.
+/// The directory that one layer contributes to a merged directory.
 #[derive(Debug)]
 pub struct Part {
-    /// Which layer, counted from the topmost.
+    /// Index of the layer, counted from the topmost.
     pub layer: usize,
     dir: StoredDir,
 }
@@ -37,46 +37,49 @@ impl Deref for Part {
     }
 }
 
-/// What a path shows in the merged view.
+/// The entry at a path in the merged view.
 #[derive(Debug)]
 pub enum Shown {
-    /// Nothing.
+    /// No entry, or a hidden one.
     Nothing,
-    /// A directory, with every layer's part of it, topmost first. Metadata are those of the first.
+    /// A merged directory: the parts of the layers, topmost first. Its metadata is that of the first part.
     Directory(Vec<Rc<Part>>),
-    /// Anything else, by the directory that holds it.
+    /// An entry of any other type.
     Other {
-        /// Directory of the layer that holds it.
+        /// Directory of the layer that contains the entry.
         dir: Rc<Part>,
-        /// Its attributes.
+        /// File attributes of the entry.
         stat: Stat,
     },
 }
 
-/// A file of the layers below that a hard link means.
+/// A file of the lower layers that is the target of a hard link.
 #[derive(Debug)]
 pub struct LinkTarget {
-    /// Its path, without symbolic links on the way.
+    /// Path of the file, with symbolic links resolved.
     pub path: Vec<u8>,
-    /// Directory of the layer that holds it.
+    /// Directory of the layer that contains the file.
     pub dir: Rc<Part>,
-    /// Its attributes.
+    /// File attributes of the file.
     pub stat: Stat,
 }
 
 impl Lower {
-    /// The view of layers' trees, topmost first.
+    /// Creates the view from the trees of the layers, topmost first.
     pub fn new(layers: impl IntoIterator<Item = StoredDir>) -> Self {
         let parts = layers.into_iter().enumerate().map(|(layer, dir)| Rc::new(Part { layer, dir }));
         Lower { layers: parts.collect() }
     }
 
-    /// The root: every layer's part of it, topmost first.
+    /// Returns the parts of the merged root, topmost first.
     pub fn root(&self) -> &[Rc<Part>] {
         &self.layers
     }
 
-    /// What a clean path shows, symbolic links on the way not followed.
+    /// Returns the entry at a clean path. Does not follow symbolic links on the way.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn show(&self, path: &[u8]) -> io::Result<Shown> {
         let mut shown = Shown::Directory(self.layers.clone());
         if self.layers.is_empty() {
@@ -91,8 +94,11 @@ impl Lower {
         Ok(shown)
     }
 
-    /// The file that a hard link of the layer above means, with its path: symbolic links in the place of parents are
-    /// followed inside the view, the last component is not. Nothing where there is no such file.
+    /// Resolves the target of a hard link in the layer above. Follows symbolic links in parent positions
+    /// within the view, but not the last component. Returns `None` if there is no such file.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn link_target(&self, target: &[u8]) -> io::Result<Option<LinkTarget>> {
         let (parent, name) = path::split(target);
         let mut here: Vec<u8> = Vec::new();
@@ -126,7 +132,10 @@ impl Lower {
     }
 }
 
-/// The names that a merged directory shows.
+/// Returns the visible names in a merged directory.
+///
+/// # Errors
+/// The error of the file system or the image.
 pub fn names(parts: &[Rc<Part>]) -> io::Result<BTreeSet<Vec<u8>>> {
     let mut shown = BTreeSet::new();
     let mut hidden = BTreeSet::new();
@@ -145,7 +154,10 @@ pub fn names(parts: &[Rc<Part>]) -> io::Result<BTreeSet<Vec<u8>>> {
     Ok(shown)
 }
 
-/// What `name` shows in a merged directory.
+/// Returns the entry `name` of a merged directory.
+///
+/// # Errors
+/// The error of the file system or the image.
 pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
     let mut found = Vec::new();
     for part in parts {

@@ -1,4 +1,5 @@
-//! What a later member of the same tar replaced. The tree loses it, but the tar-split file still has to give its content.
+//! Contents that a later member of the same tar replaced. They leave the tree, but the tar-split file still
+//! needs them.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -6,17 +7,18 @@ use std::hash::{BuildHasher, RandomState};
 use super::super::error::{Context, Error};
 use larder_sys::Dir;
 
-/// Content of a member that a later member replaced.
+/// The content of a member that a later member replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
-    /// The path under which the tar-split file names it.
+    /// Path of the file in the tar-split file.
     pub path: Vec<u8>,
-    /// Its name in the directory where it was set aside.
+    /// Name of the content in the directory for replaced files.
     pub name: String,
 }
 
-/// Paths whose content the tar-split file does not name: hard links, and files whose bytes it holds itself. Only hashes
-/// are kept, two of 64 bits with keys of this process, so that a layer of a million links stays small.
+/// Paths whose content the tar-split file does not refer to: hard links, and files whose bytes it contains.
+/// Only two keyed 64-bit hashes per path are stored, so that a layer with a million links needs little
+/// memory.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     keys: (RandomState, RandomState),
@@ -43,26 +45,26 @@ impl Links {
     }
 }
 
-/// Content that a later member replaced, out of the way until the tar-split file has taken it.
+/// Replaced contents, stored outside the tree until they are written to the tar-split file.
 #[derive(Debug)]
-pub(super) struct Parking<'a> {
+pub(super) struct ReplacedFiles<'a> {
     pub(super) dir: &'a Dir,
     pub(super) keep: bool,
     pub(super) replaced: Vec<Replaced>,
 }
 
-impl Parking<'_> {
-    /// Moves a file out of the tree. Returns by how much that made the parking directory grow, bytes, or nothing where
-    /// content need not be kept and the file is left to be removed.
-    pub(super) fn park(&mut self, dir: &Dir, name: &[u8], at: &[u8]) -> Result<Option<u64>, Error> {
+impl ReplacedFiles<'_> {
+    /// Moves a file out of the tree. Returns by how many bytes the directory of replaced files grew. Returns
+    /// `None` if contents are not kept; the caller then removes the file.
+    pub(super) fn move_out(&mut self, dir: &Dir, name: &[u8], at: &[u8]) -> Result<Option<u64>, Error> {
         if !self.keep {
             return Ok(None);
         }
-        let before = self.dir.stat_self().context("setting aside", at)?.allocated;
-        let parked = self.replaced.len().to_string();
-        dir.rename(name, self.dir, parked.as_bytes()).context("setting aside", at)?;
-        self.replaced.push(Replaced { path: at.to_vec(), name: parked });
-        let after = self.dir.stat_self().context("setting aside", at)?.allocated;
+        let before = self.dir.stat_self().context("moving the replaced file", at)?.allocated;
+        let new_name = self.replaced.len().to_string();
+        dir.rename(name, self.dir, new_name.as_bytes()).context("moving the replaced file", at)?;
+        self.replaced.push(Replaced { path: at.to_vec(), name: new_name });
+        let after = self.dir.stat_self().context("moving the replaced file", at)?.allocated;
         Ok(Some(after.saturating_sub(before)))
     }
 }

@@ -1,15 +1,16 @@
-//! What of a layer depends on the layers below it.
+//! Settles the parts of a layer that depend on the layers below it.
 //!
-//! The rule: what the OCI image spec says, else what applying the layers one upon the other gives (docs/reference/runtimes.md
-//! lists where runtimes disagree).
+//! The rule is the OCI image spec; where it is silent, the result of applying the layers on top of one
+//! another (docs/reference/runtimes.md lists where runtimes differ).
 //!
 //! 1. A hard link to a file of a lower layer copies that file up, with both names in this layer.
-//! 2. An opaque directory carries its attribute; without the privilege for that, and at the root of the layer, where
-//!    overlayfs does not look at it, it has one whiteout for each name that shows through instead.
-//! 3. A directory that the tar implies takes mode, owner, attributes and time of the lower directory that it is laid over.
-//!    A lower file or symbolic link in its place is replaced, never followed.
+//! 2. An opaque directory gets its attribute. Without the privilege for that, and at the root of the layer,
+//!    where overlayfs ignores the attribute, it gets one whiteout for each visible lower name instead.
+//! 3. A directory that the tar implies gets mode, owner, attributes and time of the lower directory at its
+//!    path. A lower file or symbolic link at that path is replaced, never followed.
 //!
-//! Nothing here touches an inode of a lower layer, or one that is no directory in this layer: those may be shared.
+//! This code never changes an inode of a lower layer, or a non-directory of this layer, because those may be
+//! shared.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -24,7 +25,10 @@ use super::{Applied, Directory, LowerLink, Metadata, copy};
 use larder_model::seal::{Lost, Settled};
 use larder_sys::{Dir, Stat};
 
-/// Settles the tree in `diff` on top of `lower`, and says what that changed.
+/// Settles the tree in `diff` on top of `lower`, and returns what that changed.
+///
+/// # Errors
+/// [`Error::Hostile`] for a link without a target, [`Error::Full`] or [`Error::Io`].
 pub fn settle(
     diff: Dir,
     applied: &mut Applied,
@@ -44,8 +48,11 @@ pub fn settle(
     Ok(settled)
 }
 
-/// What a directory of a layer takes from below: nothing where the tar describes it, where the layer hides the lower one,
-/// or where there is none.
+/// Returns the metadata that a directory inherits from below. `None` if the tar describes the directory, if
+/// this layer hides the lower one, or if there is none.
+///
+/// # Errors
+/// [`Error::Io`], if the lower layers cannot be read.
 pub fn inherited(
     directory: &Directory,
     is_hidden: bool,
@@ -55,7 +62,7 @@ pub fn inherited(
     if directory.metadata.is_some() || directory.recreated || is_hidden {
         return Ok(None);
     }
-    match lower.show(path).context("looking in the layers below for", path)? {
+    match lower.show(path).context("searching the lower layers for", path)? {
         Shown::Directory(parts) => {
             Ok(Some(copy::metadata_of_dir(&parts[0]).context("reading the attributes of", path)?))
         }
@@ -63,7 +70,7 @@ pub fn inherited(
     }
 }
 
-/// The directories above which one lets nothing of the layers below through: [`is_hidden`] for all of them in one pass.
+/// Returns all directories for which [`is_hidden`] is true, in one pass.
 pub fn hidden(directories: &BTreeMap<Vec<u8>, Directory>) -> HashSet<Vec<u8>> {
     let mut hidden = HashSet::new();
     for path in directories.keys().filter(|path| !path.is_empty()) {
@@ -75,7 +82,7 @@ pub fn hidden(directories: &BTreeMap<Vec<u8>, Directory>) -> HashSet<Vec<u8>> {
     hidden
 }
 
-/// Whether a directory above `path` lets nothing of the layers below through.
+/// Reports whether a directory above `path` hides its lower entries.
 pub fn is_hidden(directories: &BTreeMap<Vec<u8>, Directory>, path: &[u8]) -> bool {
     let mut above = path;
     while !above.is_empty() {
@@ -98,12 +105,12 @@ struct Settling<'a> {
 
 impl Settling<'_> {
     fn links(&mut self, links: BTreeMap<Vec<u8>, LowerLink>) -> Result<(), Error> {
-        // Links to one file share one inode.
+        // Links to the same file share one inode.
         let mut copied: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         for (at, LowerLink { target, metadata }) in links {
             let missing = || Error::hostile(&at, Fault::LinkMissing(escape(&target)));
             let Some(lower::LinkTarget { path: resolved, dir, stat }) =
-                self.lower.link_target(&target).context("looking in the layers below for", &target)?
+                self.lower.link_target(&target).context("searching the lower layers for", &target)?
             else {
                 return Err(missing());
             };
@@ -120,21 +127,21 @@ impl Settling<'_> {
                 let first_name = path::split(&first).1;
                 self.name(&at, |dir, name| source.dir.link(first_name, dir, name).context("linking", &at))?;
             }
-            let place = self.tree.parent(&at)?;
+            let parent = self.tree.parent(&at)?;
             let name = path::split(&at).1;
             let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
             self.tree.attributes(
                 metadata.xattr_bytes(),
                 &at,
-                || place.dir.stat(name),
-                || writer.named(&place.dir, name, &at, stat.file_type, &metadata),
+                || parent.dir.stat(name),
+                || writer.named(&parent.dir, name, &at, stat.file_type, &metadata),
             )?;
         }
         Ok(())
     }
 
-    /// Copies a lower file to its own name in this layer, or straight to the link where this layer has hidden that name or
-    /// has something else there. Returns where it went.
+    /// Copies a lower file to its own path in this layer, or directly to the link if that path is hidden or
+    /// taken in this layer. Returns the path of the copy.
     fn copy_up(
         &mut self,
         resolved: &[u8],
@@ -150,7 +157,7 @@ impl Settling<'_> {
         Ok(to.to_vec())
     }
 
-    /// Whether a lower name still shows through this layer, so that a copy may stand under it.
+    /// Reports whether a lower name is visible through this layer, so that a copy can have that name.
     fn is_free(&self, resolved: &[u8]) -> Result<bool, Error> {
         if is_hidden(&self.tree.directories, resolved) {
             return Ok(false);
@@ -170,16 +177,16 @@ impl Settling<'_> {
         Ok(false)
     }
 
-    /// Makes a name in this layer, over a whiteout of its own where there is one.
+    /// Creates a name in this layer, replacing a whiteout of this layer.
     fn name(&mut self, at: &[u8], make: impl FnOnce(&Dir, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
-        let place = self.tree.parent(at)?;
+        let parent = self.tree.parent(at)?;
         let (_, name) = path::split(at);
-        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| stat.is_whiteout()) {
-            place.dir.unlink(name).context("replacing", at)?;
+        if parent.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| stat.is_whiteout()) {
+            parent.dir.unlink(name).context("replacing", at)?;
         }
-        self.tree.watch(&place, at)?;
-        make(&place.dir, name)?;
-        self.tree.named(at)
+        self.tree.watch(&parent, at)?;
+        make(&parent.dir, name)?;
+        self.tree.name_created(at)
     }
 
     fn opaque(&mut self) -> Result<(), Error> {
@@ -198,7 +205,7 @@ impl Settling<'_> {
                 self.tree.attributes(bytes, &path, || dir.stat_self(), || writer.opaque(dir, &path))?;
                 continue;
             }
-            // What is hidden from above shows nothing that would have to be hidden again.
+            // A directory that is hidden from above has no visible lower names to hide.
             if !is_hidden(&self.tree.directories, &path) {
                 self.mask(&path)?;
             }
@@ -207,22 +214,24 @@ impl Settling<'_> {
         Ok(())
     }
 
-    /// Hides every lower name of a directory by whiteouts, also below the directories that both have.
+    /// Hides all lower names of a directory by whiteouts, including those in subdirectories that both layers
+    /// have.
     fn mask(&mut self, top: &[u8]) -> Result<(), Error> {
-        // Paths rather than descriptors wait: an image may have more directories than a process may have open.
+        // The queue contains paths instead of descriptors, because an image can have more directories than a
+        // process can open.
         let mut pending = vec![top.to_vec()];
         while let Some(path) = pending.pop() {
             let Shown::Directory(parts) = self.show(&path)? else { continue };
-            let place = self.tree.open(&path)?;
-            for name in lower::names(&parts).context("listing the layers below at", &path)? {
+            let parent = self.tree.open(&path)?;
+            for name in lower::names(&parts).context("listing the lower layers at", &path)? {
                 let at = path::join(&path, &name);
-                match place.dir.try_stat(&name).context("examining", &at)? {
+                match parent.dir.try_stat(&name).context("examining", &at)? {
                     Some(stat) if stat.is_dir() => pending.push(at),
                     Some(_) => {}
                     None => {
-                        self.tree.watch(&place, &at)?;
-                        place.dir.make_whiteout(&name).context("creating the whiteout", &at)?;
-                        self.tree.named(&at)?;
+                        self.tree.watch(&parent, &at)?;
+                        parent.dir.make_whiteout(&name).context("creating the whiteout", &at)?;
+                        self.tree.name_created(&at)?;
                     }
                 }
             }
@@ -230,7 +239,8 @@ impl Settling<'_> {
         Ok(())
     }
 
-    /// Metadata of directories, innermost first: a name made in a directory changes its time, and a mode may close it.
+    /// Sets metadata of directories, innermost first. A name created in a directory changes its time, and a
+    /// mode can block access.
     fn directories(&mut self) -> Result<(), Error> {
         let hidden = hidden(&self.tree.directories);
         let paths: Vec<Vec<u8>> = self.tree.directories.keys().rev().cloned().collect();
@@ -255,6 +265,6 @@ impl Settling<'_> {
     }
 
     fn show(&self, path: &[u8]) -> Result<Shown, Error> {
-        self.lower.show(path).context("looking in the layers below for", path)
+        self.lower.show(path).context("searching the lower layers for", path)
     }
 }

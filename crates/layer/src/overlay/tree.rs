@@ -1,9 +1,10 @@
-//! The directories of a layer that is being written: finding the parent of a member, and making the parents that a
-//! tar implies, without ever leaving the layer.
+//! The directories of a layer that is being written. Finds the parent of a member, and creates the parents
+//! that a tar implies, without ever leaving the layer.
 //!
-//! A parent is found with one openat2(2) that refuses every symbolic link. Only where that fails is the path walked by
-//! components, which follows links inside the layer (an honest layer may hold `var/run -> /run`) as if the layer were
-//! the root of the file system, and creates what is missing. So both ways agree wherever both apply.
+//! A parent is first opened with one openat2(2) that rejects every symbolic link. If that fails, the path is
+//! walked by components. The walk treats the layer as the root of the file system, follows links inside it
+//! (an honest layer can contain `var/run -> /run`), and creates missing directories. Where both methods
+//! apply, they give the same result.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -18,59 +19,60 @@ use super::{Directory, STAGING_MODE};
 use larder_sys::space::FileSystem;
 use larder_sys::{Dir, FileType, Stat};
 
-/// Most symbolic links on one path, as in the kernel (path_resolution(7)).
+/// Maximum number of symbolic links on one path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
 
-/// Directories kept open. A tar is mostly in depth-first order, so these are the ones on the way to the last member.
-const CACHED: usize = 48;
+/// Number of directories kept open. Most tars are in depth-first order, so these are the parents of recent
+/// members.
+const MAX_OPEN: usize = 48;
 
-/// Bytes of paths and attributes of directories and of links to lower files that one layer may keep in memory; a million directories
-/// take some 100 MB.
-const MAX_REMEMBERED: usize = 128 << 20;
+/// Maximum memory for paths and attributes of directories and of links to lower files, bytes per layer. A
+/// million directories take about 100 MB.
+const MAX_MEMORY: usize = 128 << 20;
 
-/// What an entry takes beside its bytes: node of a map, lengths, metadata.
+/// Memory of an entry in addition to its bytes: map node, lengths, metadata.
 const ENTRY: usize = 320;
 
-/// The directories of a layer.
+/// The directories of a layer that is being written.
 #[derive(Debug)]
 pub(super) struct Tree<'a> {
-    root: Rc<Place>,
-    cache: VecDeque<Rc<Place>>,
+    root: Rc<OpenDir>,
+    cache: VecDeque<Rc<OpenDir>>,
     pub(super) directories: BTreeMap<Vec<u8>, Directory>,
     space: &'a dyn Space,
     file_system: FileSystem,
     growth: Growth<'a>,
-    remembered: usize,
+    memory_used: usize,
 }
 
-/// A directory, held open, and its path without symbolic links.
+/// An open directory, and its path with symbolic links resolved.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct OpenDir {
     pub(super) path: Vec<u8>,
     pub(super) dir: Dir,
 }
 
-/// How far a path exists in the layer.
+/// The result of a path lookup in the layer.
 #[derive(Debug)]
-pub(super) enum Found {
-    /// All of it.
-    Here(Rc<Place>),
-    /// Not all: the clean path with links followed as far as they exist.
+pub(super) enum Lookup {
+    /// The whole path exists.
+    Found(Rc<OpenDir>),
+    /// Part of the path is missing. The value is the clean path, with existing links resolved.
     Missing(Vec<u8>),
 }
 
 impl<'a> Tree<'a> {
-    /// Takes over the empty directory `root`. Sets aside the room that one new name may cost a directory.
+    /// Wraps the empty directory `root`. Reserves the space that new names may cost a directory.
     pub(super) fn new(root: Dir, space: &'a dyn Space) -> Result<Self, Error> {
         let file_system = FileSystem::of(&root).context("examining the file system of", b"")?;
         Ok(Tree {
-            root: Rc::new(Place { path: Vec::new(), dir: root }),
+            root: Rc::new(OpenDir { path: Vec::new(), dir: root }),
             cache: VecDeque::new(),
             directories: BTreeMap::from([(Vec::new(), Directory::default())]),
             space,
             file_system,
             growth: Growth::new(space, file_system.block)?,
-            remembered: 0,
+            memory_used: 0,
         })
     }
 
@@ -82,7 +84,7 @@ impl<'a> Tree<'a> {
         self.file_system
     }
 
-    /// Ends the accounts and hands out the directories found.
+    /// Ends the space accounting and returns the directories.
     pub(super) fn finish(self) -> Result<BTreeMap<Vec<u8>, Directory>, Error> {
         self.growth.finish()?;
         Ok(self.directories)
@@ -100,73 +102,76 @@ impl<'a> Tree<'a> {
         self.space.release(bytes);
     }
 
-    /// The parent of a member, made where the tar only implies it.
-    pub(super) fn parent(&mut self, member: &[u8]) -> Result<Rc<Place>, Error> {
+    /// Returns the parent of a member, and creates it if the tar only implies it.
+    pub(super) fn parent(&mut self, member: &[u8]) -> Result<Rc<OpenDir>, Error> {
         let (parent, _) = path::split(member);
-        if let Some(place) = self.quick(parent) {
-            return Ok(place);
+        if let Some(opened) = self.try_open(parent) {
+            return Ok(opened);
         }
         match self.walk(parent, member, true)? {
-            Found::Here(place) => Ok(place),
-            Found::Missing(at) => Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
+            Lookup::Found(opened) => Ok(opened),
+            Lookup::Missing(at) => Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
         }
     }
 
-    /// The directory at a clean path if it is there; nothing is made.
-    pub(super) fn find(&mut self, directory: &[u8], member: &[u8]) -> Result<Found, Error> {
-        match self.quick(directory) {
-            Some(place) => Ok(Found::Here(place)),
+    /// Looks up the directory at a clean path without creating anything.
+    pub(super) fn find(&mut self, directory: &[u8], member: &[u8]) -> Result<Lookup, Error> {
+        match self.try_open(directory) {
+            Some(opened) => Ok(Lookup::Found(opened)),
             None => self.walk(directory, member, false),
         }
     }
 
-    /// The directory at a path that exists and holds no symbolic link.
-    pub(super) fn open(&mut self, path: &[u8]) -> Result<Rc<Place>, Error> {
-        if let Some(place) = self.known(path) {
-            return Ok(place);
+    /// Opens the directory at a path that exists and contains no symbolic link.
+    pub(super) fn open(&mut self, path: &[u8]) -> Result<Rc<OpenDir>, Error> {
+        if let Some(opened) = self.cached(path) {
+            return Ok(opened);
         }
         let dir = self.root.dir.open_beneath(path).context("opening", path)?;
         Ok(self.keep_open(path.to_vec(), dir))
     }
 
-    /// A directory was made by the caller.
-    pub(super) fn made(&mut self, path: Vec<u8>, directory: Directory) -> Result<(), Error> {
-        self.remember(path.len(), &path)?;
+    /// Records a directory that the caller created.
+    pub(super) fn record_directory(&mut self, path: Vec<u8>, directory: Directory) -> Result<(), Error> {
+        self.count_memory(path.len(), &path)?;
         self.directories.insert(path, directory);
         Ok(())
     }
 
-    /// Counts bytes that stay in memory until the layer is settled: a few kilobytes of tar can ask for gigabytes of paths.
-    pub(super) fn remember(&mut self, bytes: usize, member: &[u8]) -> Result<(), Error> {
-        self.remembered = self.remembered.saturating_add(bytes + ENTRY);
-        if self.remembered > MAX_REMEMBERED {
-            return Err(Error::hostile(member, Fault::TooMuchToRemember { limit: MAX_REMEMBERED as u64 }));
+    /// Counts memory that is kept until the layer is settled: a few kilobytes of tar can expand to gigabytes
+    /// of paths.
+    pub(super) fn count_memory(&mut self, bytes: usize, member: &[u8]) -> Result<(), Error> {
+        self.memory_used = self.memory_used.saturating_add(bytes + ENTRY);
+        if self.memory_used > MAX_MEMORY {
+            return Err(Error::hostile(member, Fault::TooMuchMemory { limit: MAX_MEMORY as u64 }));
         }
         Ok(())
     }
 
-    /// Everything known about a directory and what is below it is void.
+    /// Discards all records of a directory and of everything below it.
     pub(super) fn forget(&mut self, path: &[u8]) {
         self.cache.clear();
         path::remove_tree(&mut self.directories, path);
     }
 
-    /// To be called before the name `path` is made in `place`: what that directory grows by is accounted for.
-    pub(super) fn watch(&mut self, place: &Rc<Place>, path: &[u8]) -> Result<(), Error> {
-        self.growth.watch(place, path)
+    /// Must be called before the name `path` is created in `parent`, to account for the growth of that
+    /// directory.
+    pub(super) fn watch(&mut self, parent: &Rc<OpenDir>, path: &[u8]) -> Result<(), Error> {
+        self.growth.watch(parent, path)
     }
 
-    /// To be called after it was made.
-    pub(super) fn named(&mut self, path: &[u8]) -> Result<(), Error> {
-        self.growth.named(path)
+    /// Must be called after the name was created.
+    pub(super) fn name_created(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.growth.name_created(path)
     }
 
-    /// To be called before a name is removed: it may be the directory that grows.
-    pub(super) fn settle_growth(&mut self, path: &[u8]) -> Result<(), Error> {
-        self.growth.settle(path)
+    /// Must be called before a name is removed, because its directory may have unaccounted growth.
+    pub(super) fn end_growth_run(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.growth.end_run(path)
     }
 
-    /// Runs `write`, which puts `bytes` of attributes on an inode, with room for the block that they may take.
+    /// Runs `write`, which sets `bytes` of attributes on an inode, with space reserved for the block that
+    /// they may take.
     pub(super) fn attributes(
         &mut self,
         bytes: usize,
@@ -186,33 +191,33 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// A directory that is open already.
-    fn known(&mut self, path: &[u8]) -> Option<Rc<Place>> {
+    /// Returns a directory that is already open.
+    fn cached(&mut self, path: &[u8]) -> Option<Rc<OpenDir>> {
         if path.is_empty() {
             return Some(Rc::clone(&self.root));
         }
-        let at = self.cache.iter().position(|place| place.path == path)?;
+        let at = self.cache.iter().position(|opened| opened.path == path)?;
         self.cache.swap(at, at / 2);
         Some(Rc::clone(&self.cache[at / 2]))
     }
 
-    fn quick(&mut self, path: &[u8]) -> Option<Rc<Place>> {
-        if let Some(place) = self.known(path) {
-            return Some(place);
+    fn try_open(&mut self, path: &[u8]) -> Option<Rc<OpenDir>> {
+        if let Some(opened) = self.cached(path) {
+            return Some(opened);
         }
         let dir = self.root.dir.open_beneath(path).ok()?;
         Some(self.keep_open(path.to_vec(), dir))
     }
 
-    fn keep_open(&mut self, path: Vec<u8>, dir: Dir) -> Rc<Place> {
-        let place = Rc::new(Place { path, dir });
-        self.cache.truncate(CACHED - 1);
-        self.cache.push_front(Rc::clone(&place));
-        place
+    fn keep_open(&mut self, path: Vec<u8>, dir: Dir) -> Rc<OpenDir> {
+        let opened = Rc::new(OpenDir { path, dir });
+        self.cache.truncate(MAX_OPEN - 1);
+        self.cache.push_front(Rc::clone(&opened));
+        opened
     }
 
-    /// Goes to `directory` by components, as if the layer were the root of the file system.
-    fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Found, Error> {
+    /// Walks to `directory` by components, as if the layer were the root of the file system.
+    fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Lookup, Error> {
         let mut here = Rc::clone(&self.root);
         let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
         let mut links = 0;
@@ -228,8 +233,8 @@ impl<'a> Tree<'a> {
             let stat = here.dir.try_stat(&component).context("examining", &at)?;
             match stat.map(|stat| (stat.file_type, stat.is_whiteout())) {
                 Some((FileType::Directory, _)) => {
-                    here = match self.known(&at) {
-                        Some(known) => known,
+                    here = match self.cached(&at) {
+                        Some(cached) => cached,
                         None => {
                             let dir = here.dir.open_dir(&component).context("opening", &at)?;
                             self.keep_open(at, dir)
@@ -256,31 +261,33 @@ impl<'a> Tree<'a> {
                 None | Some((_, true)) => {
                     let mut missing = at;
                     pending.iter().for_each(|rest| path::push(&mut missing, rest));
-                    // What follows a missing component is looked up in the layers below, so it must be clean.
-                    return Ok(Found::Missing(path::clean(&missing).map_err(|f| Error::hostile(member, f))?));
+                    // The missing path is looked up in the layers below, so it must be clean.
+                    return Ok(Lookup::Missing(
+                        path::clean(&missing).map_err(|f| Error::hostile(member, f))?,
+                    ));
                 }
                 Some(_) => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
             }
         }
-        Ok(Found::Here(here))
+        Ok(Lookup::Found(here))
     }
 
-    /// Makes a directory that the tar does not contain, over a whiteout of this layer where there is one.
-    fn imply(&mut self, parent: &Rc<Place>, at: Vec<u8>, whiteout: bool) -> Result<Rc<Place>, Error> {
-        // Symbolic links can lead deeper than the path of a member says.
+    /// Creates a directory that the tar does not contain, replacing a whiteout of this layer.
+    fn imply(&mut self, parent: &Rc<OpenDir>, at: Vec<u8>, whiteout: bool) -> Result<Rc<OpenDir>, Error> {
+        // Symbolic links can lead deeper than the path of a member shows.
         if path::components(&at).count() > path::MAX_DEPTH {
             return Err(Error::hostile(&at, Fault::TooDeep));
         }
         if whiteout {
             parent.dir.unlink(path::split(&at).1).context("replacing", &at)?;
         }
-        let place = self.make_dir(parent, &at)?;
-        self.made(at, Directory { recreated: whiteout, ..Directory::default() })?;
-        Ok(place)
+        let opened = self.make_dir(parent, &at)?;
+        self.record_directory(at, Directory { recreated: whiteout, ..Directory::default() })?;
+        Ok(opened)
     }
 
-    /// Makes and opens the directory at a path, room for it reserved first.
-    pub(super) fn make_dir(&mut self, parent: &Rc<Place>, at: &[u8]) -> Result<Rc<Place>, Error> {
+    /// Creates and opens a directory after reserving space for it.
+    pub(super) fn make_dir(&mut self, parent: &Rc<OpenDir>, at: &[u8]) -> Result<Rc<OpenDir>, Error> {
         let (block, (_, name)) = (self.file_system.block, path::split(at));
         self.reserve(block, at)?;
         self.watch(parent, at)?;
@@ -288,16 +295,16 @@ impl<'a> Tree<'a> {
             self.release(block);
             return Err(Error::io("creating", at, source));
         }
-        self.named(at)?;
+        self.name_created(at)?;
         let dir = parent.dir.open_dir(name).context("opening", at)?;
-        // xfs and tmpfs keep small directories in the inode.
+        // xfs and tmpfs store small directories in the inode.
         let allocated = dir.stat_self().context("examining", at)?.allocated;
         self.release(block.saturating_sub(allocated));
         Ok(self.keep_open(at.to_vec(), dir))
     }
 }
 
-/// Whether an error says that the name is taken.
+/// Reports whether an error means that the name is taken.
 pub(super) fn is_taken(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AlreadyExists
 }

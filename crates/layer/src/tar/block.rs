@@ -1,17 +1,17 @@
-//! The header block: v7, POSIX ustar, star and GNU, told apart as Go's archive/tar does.
+//! The header block: v7, POSIX ustar, star and GNU formats, distinguished as in Go's archive/tar.
 
 use std::fmt;
 
 use super::number::{field, octal};
 use super::{BLOCK, Fault};
 
-/// A 512-byte block.
+/// A block of 512 bytes.
 pub(super) type Block = [u8; BLOCK];
 
 /// The type byte of a header.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Typeflag(
-    /// As it stands in the header, at offset 156.
+    /// Value of the byte at offset 156 of the header.
     pub u8,
 );
 
@@ -20,12 +20,12 @@ impl Typeflag {
     pub(super) const DIRECTORY: Typeflag = Typeflag(b'5');
     pub(super) const GNU_SPARSE: Typeflag = Typeflag(b'S');
 
-    /// Types that have no data, whatever their size field says (as Go's archive/tar).
+    /// Reports whether the type never has data, regardless of its size field (as in Go's archive/tar).
     pub(super) fn is_header_only(self) -> bool {
         matches!(self.0, b'1'..=b'6')
     }
 
-    /// Types whose data is a body that describes other members.
+    /// Reports whether the data of the type describes another member.
     pub(super) fn is_extended(self) -> bool {
         matches!(self.0, b'x' | b'g' | b'L' | b'K')
     }
@@ -57,7 +57,7 @@ pub(super) struct Header<'a> {
     format: Format,
 }
 
-/// The numeric fields of a header, as they stand in it.
+/// The numeric fields of a header, unchanged.
 #[derive(Clone, Copy)]
 pub(super) struct Numbers {
     pub(super) mode: i64,
@@ -70,8 +70,11 @@ pub(super) struct Numbers {
 }
 
 impl<'a> Header<'a> {
+    /// Verifies the checksum of a header.
+    ///
     /// # Errors
-    /// [`Fault::Checksum`], where neither the sum of unsigned nor that of signed bytes is the one stated.
+    /// [`Fault::Checksum`], if the stored sum equals neither the sum of unsigned bytes nor that of signed
+    /// ones.
     pub(super) fn new(block: &'a Block) -> Result<Self, Fault> {
         let stated = octal(&block[148..156]).ok_or(Fault::Checksum)?;
         let (unsigned, signed) = checksums(block);
@@ -95,7 +98,7 @@ impl<'a> Header<'a> {
         self.format == Format::Gnu
     }
 
-    /// Size of the data that follows, as the header alone says; `0` for types without data.
+    /// Returns the size of the following data according to this header; `0` for types without data.
     pub(super) fn data_size(&self) -> Result<i64, Fault> {
         if self.typeflag().is_header_only() {
             return Ok(0);
@@ -119,7 +122,7 @@ impl<'a> Header<'a> {
         })
     }
 
-    /// Name, behind the prefix where the format has one.
+    /// Returns the name, with the prefix if the format has one.
     pub(super) fn path(&self) -> Vec<u8> {
         let name = c_string(&self.block[..100]);
         let prefix = match self.format {
@@ -138,8 +141,9 @@ impl<'a> Header<'a> {
         c_string(&self.block[157..257]).to_vec()
     }
 
-    /// GNU headers hold times where ustar has the prefix, but Go before 1.8 wrote GNU magic with a ustar prefix, and
-    /// layers from that time exist. As Go does: what is no time there is a prefix.
+    /// Returns the prefix of a GNU header that has one. GNU headers contain times at this offset, but Go
+    /// before 1.8 wrote GNU magic with a ustar prefix, and such layers exist. As in Go, a value that is not a
+    /// time is a prefix.
     fn misplaced_prefix(&self) -> &'a [u8] {
         let times = [&self.block[345..357], &self.block[357..369]];
         if times.iter().all(|time| time[0] == 0 || field(time, "time").is_ok()) {
@@ -149,18 +153,20 @@ impl<'a> Header<'a> {
         if prefix.is_ascii() { prefix } else { &[] }
     }
 
-    /// Fields of an old GNU sparse header: logical size, the four regions and whether a block with more follows.
+    /// Returns the fields of an old GNU sparse header: logical size, four regions, and whether an extension
+    /// block follows.
     pub(super) fn gnu_sparse(&self) -> (&'a [u8], &'a [u8], bool) {
         (&self.block[483..495], &self.block[386..482], self.block[482] != 0)
     }
 }
 
-/// Bytes up to the first NUL.
+/// Returns the bytes up to the first NUL.
 pub(super) fn c_string(bytes: &[u8]) -> &[u8] {
     bytes.split(|b| *b == 0).next().unwrap_or_default()
 }
 
-/// Sums over the header with its checksum field taken for spaces: of unsigned bytes (POSIX) and of signed ones (Sun).
+/// Returns the sums over the header with its checksum field treated as spaces: of unsigned bytes (POSIX) and
+/// of signed ones (Sun).
 fn checksums(block: &Block) -> (i64, i64) {
     const FIELD: std::ops::Range<usize> = 148..156;
     let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();

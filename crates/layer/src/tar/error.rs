@@ -4,47 +4,47 @@ use super::block::Typeflag;
 use crate::decode;
 use larder_model::class::Class;
 
-/// A layer's tar cannot be read.
+/// The reason why a layer's tar cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The stream below failed.
-    #[error("reading the tar at {place}: {source}")]
+    /// The underlying stream failed.
+    #[error("reading the tar at {position}: {source}")]
     Input {
-        /// Where.
-        place: Place,
-        /// What the stream says.
+        /// Position in the tar.
+        position: Position,
+        /// Error of the stream.
         source: io::Error,
     },
-    /// A member is corrupt, hostile or of a kind that no layer may hold.
-    #[error("tar {place}: {fault}")]
+    /// A member is corrupt, hostile, or of a type that no layer may contain.
+    #[error("tar {position}: {fault}")]
     Member {
-        /// Where.
-        place: Place,
-        /// What is wrong with it.
+        /// Position in the tar.
+        position: Position,
+        /// The fault found in the member.
         fault: Fault,
     },
-    /// The record of the tar could not be kept.
-    #[error("writing the tar-split record of {place}: {source}")]
+    /// The record of the tar could not be written.
+    #[error("writing the tar-split record of {position}: {source}")]
     Record {
-        /// Where.
-        place: Place,
-        /// What the writer says.
+        /// Position in the tar.
+        position: Position,
+        /// Error of the writer.
         source: io::Error,
     },
 }
 
-/// Which member an error is about.
+/// The member that an error concerns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// Number of the member, from 0.
+pub struct Position {
+    /// Index of the member, from 0.
     pub index: u64,
-    /// Its path; empty where no header has told it yet.
+    /// Path of the member; empty if no header has specified it yet.
     pub path: Vec<u8>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Bytes of a path that an error shows.
+        /// Maximum number of bytes of a path in an error message.
         const SHOWN: usize = 256;
         write!(f, "member {}", self.index)?;
         if !self.path.is_empty() {
@@ -56,63 +56,63 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong with a member.
+/// A fault of a member.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The stream ends too early.
     #[error("the tar ends inside {0}")]
     Truncated(&'static str),
-    /// The sum over the header is not the one that it states.
+    /// The header checksum does not match the stored one.
     #[error("the header checksum does not match")]
     Checksum,
     /// A single block of zeros followed by something else.
-    #[error("a block of zeros is followed by more than zeros")]
+    #[error("a single block of zeros is followed by other data")]
     LoneZeroBlock,
     /// A number in a header field cannot be read.
     #[error("the header field {0} is not a number")]
     Field(&'static str),
-    /// A number is outside of what its field may hold.
-    #[error("{field} is {value}, outside of {range}")]
+    /// A number is outside the range of its field.
+    #[error("{field} is {value}, outside the range {range}")]
     Range {
         /// Name of the field.
         field: &'static str,
-        /// What the header says.
+        /// Value in the header.
         value: i128,
-        /// What is accepted.
+        /// Accepted range.
         range: &'static str,
     },
-    /// A type that no layer may hold.
+    /// The member has a type that no layer may contain.
     #[error("entry type {0} is not supported")]
     Type(Typeflag),
-    /// An extended header breaks the form of POSIX pax records.
+    /// An extended header violates the format of POSIX pax records.
     #[error("malformed PAX record: {0}")]
     Pax(&'static str),
-    /// An extended header with no member that it could belong to.
-    #[error("an extended header of type {0} describes no member")]
+    /// An extended header is not followed by a member that it could describe.
+    #[error("an extended header of type {0} is not followed by a member")]
     Orphan(Typeflag),
-    /// A sparse file whose map makes no sense.
+    /// The map of a sparse file is invalid.
     #[error("sparse map: {0}")]
     Sparse(&'static str),
-    /// A name with a NUL byte, from an extended header.
-    #[error("{0} has a NUL byte")]
+    /// A name from an extended header contains a NUL byte.
+    #[error("{0} contains a NUL byte")]
     Nul(&'static str),
-    /// Something is more than the limits allow.
-    #[error("{what}: {have}, over the limit of {limit}")]
+    /// A value exceeds its limit.
+    #[error("{quantity}: {have}, over the limit of {limit}")]
     Limit {
-        /// What is counted.
-        what: &'static str,
-        /// How much there is.
+        /// Name of the limited quantity.
+        quantity: &'static str,
+        /// Actual value.
         have: u64,
-        /// How much is allowed.
+        /// Maximum allowed value.
         limit: u64,
     },
-    /// The reader was driven in an order that would lose data; a fault of ours.
+    /// The reader was called in an order that would lose data: an internal error.
     #[error("internal error: {0}")]
     Misuse(&'static str),
 }
 
 impl Error {
-    /// The class of the failure.
+    /// Returns the error class of the failure.
     pub fn class(&self) -> Class {
         match self {
             Error::Input { source, .. } => {

@@ -1,11 +1,13 @@
-//! Numbers in tar headers. The forms are those of POSIX ustar, GNU base-256 and pax; nothing wraps or is cut off.
+//! Numbers in tar headers, in the formats of POSIX ustar, GNU base-256 and pax. Nothing wraps or is
+//! truncated.
 
 use super::{Fault, Timestamp};
 
-/// A numeric header field: base-256 when its first bit is set (GNU), else octal between NULs and spaces.
+/// Parses a numeric header field: base-256 if its first bit is set (GNU), otherwise octal between NULs and
+/// spaces.
 ///
 /// # Errors
-/// [`Fault::Field`] with `name` for anything else, and for what does not fit 64 bits.
+/// [`Fault::Field`] with `name` for any other format, and for values that do not fit in 64 bits.
 pub(super) fn field(bytes: &[u8], name: &'static str) -> Result<i64, Fault> {
     if bytes.first().is_some_and(|b| b & 0x80 != 0) {
         return base256(bytes).ok_or(Fault::Field(name));
@@ -13,16 +15,16 @@ pub(super) fn field(bytes: &[u8], name: &'static str) -> Result<i64, Fault> {
     octal(bytes).ok_or(Fault::Field(name))
 }
 
-/// Two's complement, big-endian; the first bit says "binary" and does not count.
+/// Parses big-endian two's complement. The first bit marks the format and is not part of the value.
 fn base256(bytes: &[u8]) -> Option<i64> {
     let (first, rest) = bytes.split_first()?;
     let negative = first & 0x40 != 0;
-    // The bits below the marker, with its place taken by the sign.
+    // The bits below the marker, with the marker replaced by the sign bit.
     let first = if negative { i64::from(first | 0x80) - 256 } else { i64::from(first & 0x7f) };
     rest.iter().try_fold(first, |sum, b| sum.checked_mul(256)?.checked_add(i64::from(*b)))
 }
 
-/// Octal digits between NULs and spaces, ended early by a NUL; nothing at all is zero.
+/// Parses octal digits between NULs and spaces, up to the first NUL among them. An empty field is zero.
 pub(super) fn octal(bytes: &[u8]) -> Option<i64> {
     let is_padding = |b: &u8| matches!(b, b' ' | 0);
     let start = bytes.iter().position(|b| !is_padding(b)).unwrap_or(bytes.len());
@@ -34,7 +36,7 @@ pub(super) fn octal(bytes: &[u8]) -> Option<i64> {
     })
 }
 
-/// Decimal digits with at most a minus before them, as pax records hold.
+/// Parses decimal digits with an optional minus sign, as in pax records.
 pub(super) fn decimal(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
@@ -50,7 +52,7 @@ pub(super) fn decimal(text: &[u8]) -> Option<i64> {
     })
 }
 
-/// A pax time: decimal seconds, perhaps a point and a fraction, of which nine digits count.
+/// Parses a pax time: decimal seconds with an optional fraction, of which nine digits are significant.
 pub(super) fn timestamp(text: &[u8]) -> Option<Timestamp> {
     let mut parts = text.splitn(2, |b| *b == b'.');
     let whole = parts.next()?;
@@ -67,7 +69,8 @@ pub(super) fn timestamp(text: &[u8]) -> Option<Timestamp> {
     Some(Timestamp { sec, nsec })
 }
 
-/// An owner or group. 2^32 - 1 is refused: chown(2) reads it as "leave as it is", which is root in a fresh inode.
+/// Converts an owner or group ID. Rejects 2^32 - 1: chown(2) interprets it as "leave unchanged", which means
+/// root for a new inode.
 pub(super) fn id(value: i64, field: &'static str) -> Result<u32, Fault> {
     match u32::try_from(value) {
         Ok(id) if id != u32::MAX => Ok(id),
@@ -75,7 +78,7 @@ pub(super) fn id(value: i64, field: &'static str) -> Result<u32, Fault> {
     }
 }
 
-/// A size or an offset.
+/// Converts a size or an offset.
 pub(super) fn size(value: i64, field: &'static str) -> Result<u64, Fault> {
     u64::try_from(value).map_err(|_| Fault::Range {
         field,
@@ -84,7 +87,7 @@ pub(super) fn size(value: i64, field: &'static str) -> Result<u64, Fault> {
     })
 }
 
-/// Half of a device number.
+/// Converts the major or minor number of a device.
 pub(super) fn device(value: i64, field: &'static str) -> Result<u32, Fault> {
     u32::try_from(value).map_err(|_| Fault::Range { field, value: value.into(), range: "0 to 4294967295" })
 }

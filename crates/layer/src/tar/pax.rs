@@ -1,4 +1,4 @@
-//! Records of pax extended headers (POSIX.1-2017, pax, "pax Extended Header"), as Go's archive/tar reads them.
+//! Records of pax extended headers (POSIX.1-2017, pax, "pax Extended Header"), read as in Go's archive/tar.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use super::sparse::{self, Region};
 use super::{Fault, Timestamp, number};
 
-/// What the extended header of one member says. An empty value leaves the header's own.
+/// The records of one member's extended header. An empty value keeps the value of the main header.
 #[derive(Debug, Default)]
 pub(super) struct Pax {
     pub(super) path: Option<Vec<u8>>,
@@ -32,12 +32,12 @@ pub(super) struct GnuSparse {
     pub(super) size: Option<i64>,
     pub(super) real_size: Option<i64>,
     pub(super) regions: Option<i64>,
-    /// Of 0.1 as one value, of 0.0 as many records.
+    /// Version 0.1 has the map as one value, version 0.0 as one record per number.
     pub(super) map: Option<Vec<Region>>,
 }
 
 impl GnuSparse {
-    /// Whether the member claims to be sparse.
+    /// Reports whether the member is marked as sparse.
     pub(super) fn is_present(&self) -> bool {
         !self.major.is_empty() || !self.minor.is_empty() || self.map.is_some()
     }
@@ -47,7 +47,7 @@ impl Pax {
     /// Reads all records of `body`.
     ///
     /// # Errors
-    /// [`Fault::Pax`] for any record that breaks the form; [`Fault::Limit`] for a map of too many regions.
+    /// [`Fault::Pax`] for a malformed record; [`Fault::Limit`] for a map with too many regions.
     pub(super) fn parse(body: &[u8], max_regions: usize) -> Result<Self, Fault> {
         let mut pax = Pax::default();
         let mut pairs = sparse::Pairs::new(max_regions);
@@ -108,7 +108,8 @@ impl Pax {
         Ok(())
     }
 
-    /// Attributes by name. bsdtar writes each twice, and the raw form (SCHILY) is the one that other tools read.
+    /// Returns the attributes by name. bsdtar writes each attribute twice; the raw form (SCHILY) takes
+    /// precedence, because other tools read that one.
     pub(super) fn take_xattrs(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut all = std::mem::take(&mut self.libarchive);
         all.append(&mut self.schily);
@@ -116,26 +117,26 @@ impl Pax {
     }
 }
 
-/// libarchive writes base64 without padding; others pad.
+/// libarchive writes base64 without padding; other tools pad.
 const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// One record, and what follows it.
+/// One record, and the bytes after it.
 struct Line<'a> {
     key: &'a [u8],
     value: &'a [u8],
     rest: &'a [u8],
 }
 
-/// Splits `"%d %s=%s\n"` off by its length, so that a newline in a value is data.
+/// Splits off one record `"%d %s=%s\n"` by its length, so that a newline in a value is data.
 fn record(bytes: &[u8]) -> Result<Line<'_>, Fault> {
     let space = bytes.iter().take(20).position(|b| *b == b' ');
     let space = space.ok_or(Fault::Pax("no length"))?;
     let length = number::decimal(&bytes[..space]).and_then(|n| usize::try_from(n).ok());
     let length = length.ok_or(Fault::Pax("the length is not a number"))?;
-    // Shorter than its own frame: "5 k=\n" is the least.
+    // The shortest possible record is "5 k=\n".
     if length < 5 || length <= space + 1 || length > bytes.len() {
         return Err(Fault::Pax("the length does not match"));
     }
@@ -147,23 +148,23 @@ fn record(bytes: &[u8]) -> Result<Line<'_>, Fault> {
         return Err(Fault::Pax("empty key"));
     }
     if key.contains(&0) {
-        return Err(Fault::Pax("a key with a NUL byte"));
+        return Err(Fault::Pax("a key contains a NUL byte"));
     }
     Ok(Line { key, value, rest })
 }
 
-fn text(value: &[u8], what: &'static str) -> Result<Option<Vec<u8>>, Fault> {
+fn text(value: &[u8], name: &'static str) -> Result<Option<Vec<u8>>, Fault> {
     if value.contains(&0) {
-        return Err(Fault::Nul(what));
+        return Err(Fault::Nul(name));
     }
     Ok((!value.is_empty()).then(|| value.to_vec()))
 }
 
-fn integer(value: &[u8], what: &'static str) -> Result<Option<i64>, Fault> {
+fn integer(value: &[u8], message: &'static str) -> Result<Option<i64>, Fault> {
     if value.is_empty() {
         return Ok(None);
     }
-    number::decimal(value).map(Some).ok_or(Fault::Pax(what))
+    number::decimal(value).map(Some).ok_or(Fault::Pax(message))
 }
 
 fn time(value: &[u8]) -> Result<Option<Timestamp>, Fault> {

@@ -6,13 +6,13 @@ use std::io::{BufRead, Seek};
 use std::mem;
 
 use super::block::{Block, Header, Numbers, Typeflag, c_string};
-use super::error::{Error, Fault, Place};
+use super::error::{Error, Fault, Position};
 use super::pax::{GnuSparse, Pax};
 use super::sparse::{self, Region};
 use super::{BLOCK, Chunk, Kind, Member, Record, Timestamp, number};
 use crate::limits::Limits;
 
-/// Extended headers in front of one member; honest tars have at most three.
+/// Maximum number of extended headers before one member; honest tars have at max three.
 const MAX_EXTENDED: usize = 16;
 
 /// Reads a tar member by member. After an error it must not be used again.
@@ -21,17 +21,17 @@ pub struct Reader<B, R> {
     input: B,
     record: R,
     limits: Limits,
-    /// Members begun so far.
+    /// Number of members started so far.
     count: u64,
     logical_bytes: u64,
-    place: Place,
+    position: Position,
     data: Data,
-    /// Bytes lent by `data` and not yet consumed.
+    /// Bytes that `data` returned and that are not consumed yet.
     lent: usize,
     ended: bool,
 }
 
-/// What of the present member is still to come.
+/// The part of the current member that has not been read.
 #[derive(Debug, Default)]
 struct Data {
     /// Stored bytes, without padding.
@@ -39,7 +39,7 @@ struct Data {
     padding: u64,
     /// Logical offset of the next byte.
     offset: u64,
-    /// Regions not begun, in reverse, and what is left of the present one; for sparse files only.
+    /// Regions not started, in reverse order, and the bytes left of the current one. Only for sparse files.
     regions: Vec<Region>,
     region_left: u64,
     /// Logical size of the member.
@@ -47,34 +47,34 @@ struct Data {
     route: Route,
 }
 
-/// Where the bytes of a member are recorded.
+/// The destination of a member's bytes in the record.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Route {
-    /// A plain file of which nothing has been read.
+    /// A plain file that has not been read yet.
     #[default]
     Undecided,
-    /// The caller keeps it.
+    /// The caller stores the content.
     Payload,
-    /// The record keeps it.
+    /// The record stores the content.
     Raw,
     RawSparse,
     /// `end_file` was called.
     Done,
 }
 
-/// Extended headers that wait for their member.
+/// Extended headers that precede their member.
 #[derive(Default)]
 struct Extended {
     pax: Option<Pax>,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
-    /// The last of them, and how many there were.
+    /// Type of the last extended header, and the number of headers.
     last: Option<Typeflag>,
     count: usize,
 }
 
 impl<B: BufRead, R: Record> Reader<B, R> {
-    /// A reader at the start of a tar.
+    /// Creates a reader at the start of a tar.
     pub fn new(input: B, record: R, limits: Limits) -> Self {
         Reader {
             input,
@@ -82,26 +82,26 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             limits,
             count: 0,
             logical_bytes: 0,
-            place: Place::default(),
+            position: Position::default(),
             data: Data::default(),
             lent: 0,
             ended: false,
         }
     }
 
-    /// The next member, or `None` at the end: two blocks of zeros, or where the stream ends between members. What the
-    /// caller has not read of the member before is recorded as raw bytes.
+    /// Returns the next member, or `None` at the end: two blocks of zeros, or the end of the stream between
+    /// members. Unread content of the previous member is recorded as raw bytes.
     ///
     /// # Errors
-    /// Any of [`Error`]. A plain file that was read must have been read whole and closed by
+    /// Any [`Error`]. It is an error if a plain file was read but not closed by
     /// [`end_file`](Reader::end_file).
-    #[expect(clippy::should_implement_trait, reason = "the data of a member is lent between two calls")]
+    #[expect(clippy::should_implement_trait, reason = "the data of a member is borrowed between two calls")]
     pub fn next(&mut self) -> Result<Option<Member>, Error> {
         if self.ended {
             return Ok(None);
         }
         self.skip_rest()?;
-        self.place = Place { index: self.count, path: Vec::new() };
+        self.position = Position { index: self.count, path: Vec::new() };
         let mut extended = Extended::default();
         loop {
             let Some(block) = self.header_block(&extended)? else {
@@ -118,11 +118,11 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
     }
 
-    /// The next piece of the member's content, lent from the buffer of the input; `None` at its end. Holes of sparse
-    /// files are jumped over.
+    /// Returns the next piece of the member's content from the input buffer; `None` at its end. Skips the
+    /// holes of sparse files.
     ///
     /// # Errors
-    /// [`Error::Input`], [`Error::Record`], or the tar ends here.
+    /// [`Error::Input`], [`Error::Record`], or [`Fault::Truncated`] if the tar ends here.
     pub fn data(&mut self) -> Result<Option<Chunk<'_>>, Error> {
         self.consume_lent();
         let data = &mut self.data;
@@ -134,7 +134,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             Route::Undecided => data.route = Route::Payload,
             Route::RawSparse => {
                 while data.region_left == 0 {
-                    // The map covers exactly the stored bytes, so there is a region while some are left.
+                    // The map covers exactly the stored bytes, so a region exists while bytes are left.
                     let Some(region) = data.regions.pop() else { break };
                     data.offset = region.offset;
                     data.region_left = region.length;
@@ -143,11 +143,12 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             }
             Route::Payload | Route::Raw | Route::Done => {}
         }
-        let place = &self.place;
-        let bytes = self.input.fill_buf().map_err(|source| Error::Input { place: place.clone(), source })?;
+        let position = &self.position;
+        let bytes =
+            self.input.fill_buf().map_err(|source| Error::Input { position: position.clone(), source })?;
         if bytes.is_empty() {
             return Err(Error::Member {
-                place: place.clone(),
+                position: position.clone(),
                 fault: Fault::Truncated("the data of a member"),
             });
         }
@@ -156,7 +157,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         if data.route == Route::Payload {
             self.record.payload(bytes);
         } else {
-            self.record.raw(bytes).map_err(|source| Error::Record { place: place.clone(), source })?;
+            self.record.raw(bytes).map_err(|source| Error::Record { position: position.clone(), source })?;
         }
         let offset = data.offset;
         data.offset += length as u64;
@@ -166,10 +167,10 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok(Some(Chunk { offset, bytes }))
     }
 
-    /// Closes a plain file that the caller has read and keeps as `name`, its path in the layer's tree.
+    /// Closes a plain file that the caller has read and stores as `name`, its path in the layer's tree.
     ///
     /// # Errors
-    /// [`Error::Record`]; [`Fault::Misuse`] where the member is no plain file or was not read whole.
+    /// [`Error::Record`]; [`Fault::Misuse`] if the member is not a plain file or was not read completely.
     pub fn end_file(&mut self, name: &[u8]) -> Result<(), Error> {
         self.consume_lent();
         let misuse = match self.data.route {
@@ -183,13 +184,15 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
         self.data.route = Route::Done;
         let size = self.data.size;
-        self.record.file(name, size).map_err(|source| Error::Record { place: self.place.clone(), source })
+        self.record
+            .file(name, size)
+            .map_err(|source| Error::Record { position: self.position.clone(), source })
     }
 
-    /// The caller will not keep this member's content as a file: its bytes are recorded as raw ones.
+    /// Records this member's content as raw bytes, because the caller does not store it as a file.
     ///
     /// # Errors
-    /// [`Fault::Misuse`] once some of it was read as the content of a file.
+    /// [`Fault::Misuse`] if content was already read as that of a file.
     pub fn data_inline(&mut self) -> Result<(), Error> {
         match self.data.route {
             Route::Undecided => self.data.route = Route::Raw,
@@ -201,19 +204,20 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok(())
     }
 
-    /// Reads whatever members are left, the end, and everything behind it, as raw bytes.
+    /// Reads all remaining members, the end, and anything after it, as raw bytes.
     ///
     /// # Errors
-    /// As [`next`](Reader::next).
+    /// The same errors as [`next`](Reader::next).
     pub fn finish(mut self) -> Result<(B, R), Error> {
         self.drain()?;
         Ok((self.input, self.record))
     }
 
-    /// Does what [`finish`](Reader::finish) does, and keeps the input for [`into_input`](Reader::into_input).
+    /// Does the same as [`finish`](Reader::finish), but keeps the input for
+    /// [`into_input`](Reader::into_input).
     ///
     /// # Errors
-    /// As [`next`](Reader::next).
+    /// The same errors as [`next`](Reader::next).
     pub fn drain(&mut self) -> Result<(), Error> {
         while self.next()?.is_some() {}
         self.consume_lent();
@@ -221,28 +225,29 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok(())
     }
 
-    /// The input, wherever it is.
+    /// Returns the input at its current position.
     pub fn into_input(self) -> B {
         self.input
     }
 
-    /// Where the input is: after [`next`](Reader::next), where the content of a plain file begins.
+    /// Returns the position of the input. After [`next`](Reader::next), this is the start of a plain file's
+    /// content.
     ///
     /// # Errors
-    /// [`Error::Input`].
+    /// [`Error::Input`], if the input cannot report it.
     pub fn position(&mut self) -> Result<u64, Error>
     where
         B: Seek,
     {
         let position = self.input.stream_position();
-        position.map_err(|source| Error::Input { place: self.place.clone(), source })
+        position.map_err(|source| Error::Input { position: self.position.clone(), source })
     }
 
-    /// Jumps over the content of the present member, which is neither read nor recorded. Whether the input is long enough
-    /// is for the caller to know: beyond its end there is just no further member.
+    /// Skips the content of the current member without reading or recording it. The caller must check the
+    /// length of the input: beyond its end, `next` finds no further member.
     ///
     /// # Errors
-    /// [`Error::Input`].
+    /// [`Error::Input`], if seeking fails.
     pub fn jump(&mut self) -> Result<(), Error>
     where
         B: Seek,
@@ -251,33 +256,36 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         let data = mem::take(&mut self.data);
         let over = i64::try_from(data.left.saturating_add(data.padding)).unwrap_or(i64::MAX);
         let jumped = self.input.seek_relative(over);
-        jumped.map_err(|source| Error::Input { place: self.place.clone(), source })
+        jumped.map_err(|source| Error::Input { position: self.position.clone(), source })
     }
 
-    /// Members read so far.
+    /// Returns the number of members read so far.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The record, to look at while reading.
+    /// Returns the record in its current state.
     pub fn record(&self) -> &R {
         &self.record
     }
 
     fn fault(&self, fault: Fault) -> Error {
-        Error::Member { place: self.place.clone(), fault }
+        Error::Member { position: self.position.clone(), fault }
     }
 
     fn consume_lent(&mut self) {
         self.input.consume(mem::take(&mut self.lent));
     }
 
-    /// Records up to `most` bytes as raw; how many, 0 at the end of the stream.
-    fn raw_some(&mut self, most: u64) -> Result<u64, Error> {
-        let place = &self.place;
-        let bytes = self.input.fill_buf().map_err(|source| Error::Input { place: place.clone(), source })?;
-        let length = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len());
-        self.record.raw(&bytes[..length]).map_err(|source| Error::Record { place: place.clone(), source })?;
+    /// Records up to `max` bytes as raw bytes. Returns their number, which is 0 at the end of the stream.
+    fn raw_some(&mut self, max: u64) -> Result<u64, Error> {
+        let position = &self.position;
+        let bytes =
+            self.input.fill_buf().map_err(|source| Error::Input { position: position.clone(), source })?;
+        let length = usize::try_from(max).unwrap_or(usize::MAX).min(bytes.len());
+        self.record
+            .raw(&bytes[..length])
+            .map_err(|source| Error::Record { position: position.clone(), source })?;
         self.input.consume(length);
         Ok(length as u64)
     }
@@ -286,8 +294,10 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     fn raw_into(&mut self, out: &mut Vec<u8>, length: u64) -> Result<(), Error> {
         let mut left = length;
         while left > 0 {
-            let bytes =
-                self.input.fill_buf().map_err(|source| Error::Input { place: self.place.clone(), source })?;
+            let bytes = self
+                .input
+                .fill_buf()
+                .map_err(|source| Error::Input { position: self.position.clone(), source })?;
             let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
             out.extend_from_slice(&bytes[..take]);
             if self.raw_some(take as u64)? == 0 {
@@ -298,7 +308,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok(())
     }
 
-    /// One block, or `None` at the end of the stream.
+    /// Reads one block; `None` at the end of the stream.
     fn block(&mut self) -> Result<Option<Block>, Error> {
         let mut bytes = Vec::with_capacity(BLOCK);
         self.raw_into(&mut bytes, BLOCK as u64)?;
@@ -309,7 +319,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
     }
 
-    /// The next header, or `None` where the tar ends as it may.
+    /// Reads the next header; `None` at a valid end of the tar.
     fn header_block(&mut self, extended: &Extended) -> Result<Option<Block>, Error> {
         let first = self.block()?.filter(|block| block.iter().any(|b| *b != 0));
         if first.is_some() {
@@ -324,7 +334,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
     }
 
-    /// Leaves the present member behind. The stream may end inside its padding, as Go's reader has it.
+    /// Skips the rest of the current member. The stream may end inside its padding, as in Go's reader.
     fn skip_rest(&mut self) -> Result<(), Error> {
         self.consume_lent();
         if self.data.route == Route::Payload {
@@ -346,7 +356,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok(())
     }
 
-    /// Takes in an extended header with its body.
+    /// Reads an extended header with its body.
     fn extend(&mut self, header: &Header<'_>, extended: &mut Extended) -> Result<(), Error> {
         let flag = header.typeflag();
         let size = header
@@ -363,7 +373,8 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
         self.raw_into(&mut Vec::new(), padding_of(size))?;
         if flag == Typeflag(b'g') {
-            // It would stand between an extended header and its member; readers disagree about what that means.
+            // A global header between an extended header and its member is rejected, because readers
+            // interpret it differently.
             if let Some(last) = extended.last {
                 return Err(self.fault(Fault::Orphan(last)));
             }
@@ -384,11 +395,11 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok(())
     }
 
-    /// Puts a member together from its header and the extended ones, and makes its data ready to be read.
+    /// Builds a member from its header and the extended ones, and prepares its data for reading.
     fn member(&mut self, header: &Header<'_>, extended: Extended) -> Result<Member, Error> {
         let mut pax = extended.pax.unwrap_or_default();
         let path = extended.long_name.or_else(|| pax.path.take()).unwrap_or_else(|| header.path());
-        self.place.path = path;
+        self.position.path = path;
         self.within("members", self.count + 1, self.limits.max_entries)?;
         let numbers = header.numbers().map_err(|fault| self.fault(fault))?;
         let flag = header.typeflag();
@@ -417,11 +428,11 @@ impl<B: BufRead, R: Record> Reader<B, R> {
                 number::size(pax.size.unwrap_or(numbers.size), "size").map_err(|fault| self.fault(fault))?;
             self.open_file(header, &mut member, pax.sparse, stored)?;
         } else if pax.sparse.is_present() {
-            return Err(self.fault(Fault::Sparse("on a member that is no file")));
+            return Err(self.fault(Fault::Sparse("the member is not a file")));
         }
-        self.within("bytes in a path", self.place.path.len() as u64, self.limits.max_path as u64)?;
-        self.record.header().map_err(|source| Error::Record { place: self.place.clone(), source })?;
-        member.path.clone_from(&self.place.path);
+        self.within("bytes in a path", self.position.path.len() as u64, self.limits.max_path as u64)?;
+        self.record.header().map_err(|source| Error::Record { position: self.position.clone(), source })?;
+        member.path.clone_from(&self.position.path);
         self.count += 1;
         Ok(member)
     }
@@ -442,8 +453,8 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             self.within("bytes in a link target", have, limit).map(|()| target)
         };
         Ok(match flag.0 {
-            // Before there was a type for directories, a slash at the end told them.
-            _ if flag == Typeflag::OLD_FILE && self.place.path.ends_with(b"/") => Kind::Directory,
+            // Before directories had a type of their own, a trailing slash marked them.
+            _ if flag == Typeflag::OLD_FILE && self.position.path.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink { target: target()? },
             b'2' => Kind::Symlink { target: target()? },
@@ -461,7 +472,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         })
     }
 
-    /// Makes the data of a file ready, with its map where it is sparse.
+    /// Prepares the data of a file, with its map if it is sparse.
     fn open_file(
         &mut self,
         header: &Header<'_>,
@@ -495,15 +506,15 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         self.within("bytes in all files", self.logical_bytes, self.limits.max_logical_bytes)
     }
 
-    fn within(&self, what: &'static str, have: u64, limit: u64) -> Result<(), Error> {
+    fn within(&self, quantity: &'static str, have: u64, limit: u64) -> Result<(), Error> {
         if have > limit {
-            return Err(self.fault(Fault::Limit { what, have, limit }));
+            return Err(self.fault(Fault::Limit { quantity, have, limit }));
         }
         Ok(())
     }
 }
 
-/// Bytes from the end of `size` bytes of data to the next block.
+/// Returns the number of bytes between the end of `size` bytes of data and the next block.
 fn padding_of(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }

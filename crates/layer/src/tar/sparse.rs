@@ -1,17 +1,17 @@
-//! Maps of sparse files: old GNU headers and the three PAX forms (GNU tar manual, "Storing Sparse Files").
+//! Maps of sparse files: old GNU headers and the three PAX versions (GNU tar manual, "Storing Sparse Files").
 
 use super::{Fault, number};
 
-/// A stretch of data in a sparse file; what no region covers is a hole.
+/// A region of data in a sparse file. Everything outside all regions is a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// Where it starts in the file, bytes.
+    /// Offset of the region in the file, bytes.
     pub offset: u64,
-    /// How long it is, bytes; 0 marks the end of a file that ends in a hole.
+    /// Length of the region, bytes. A length of 0 marks the end of a file that ends in a hole.
     pub length: u64,
 }
 
-/// Collects a map whose numbers come one by one: offset, length, offset, length …
+/// Builds a map from single numbers: offset, length, offset, length …
 pub(super) struct Pairs {
     map: Vec<Region>,
     offset: Option<u64>,
@@ -44,7 +44,7 @@ impl Pairs {
         Ok(())
     }
 
-    /// The map, or `None` where no number came at all.
+    /// Returns the map; `None` if it received no number.
     pub(super) fn finish(self) -> Result<Option<Vec<Region>>, Fault> {
         if self.offset.is_some() {
             return Err(Fault::Sparse("an offset without a length"));
@@ -52,7 +52,7 @@ impl Pairs {
         Ok((!self.map.is_empty()).then_some(self.map))
     }
 
-    /// Takes the regions of an old GNU header or of one of its extension blocks; an empty one ends them.
+    /// Adds the regions of an old GNU header or of one of its extension blocks. An empty region ends them.
     pub(super) fn old_gnu(&mut self, fields: &[u8]) -> Result<(), Fault> {
         for entry in fields.chunks_exact(24) {
             let (offset, length) = entry.split_at(12);
@@ -67,7 +67,7 @@ impl Pairs {
     }
 }
 
-/// PAX 0.1: all numbers in one value with commas between them.
+/// Parses the map of PAX 0.1: all numbers in one value, separated by commas.
 pub(super) fn parse_list(value: &[u8], max: usize) -> Result<Option<Vec<Region>>, Fault> {
     if value.is_empty() {
         return Ok(None);
@@ -82,7 +82,8 @@ pub(super) fn parse_list(value: &[u8], max: usize) -> Result<Option<Vec<Region>>
     pairs.finish()
 }
 
-/// PAX 1.0: numbers in lines at the start of the data, the count of regions first, padded to a block.
+/// Parses the map of PAX 1.0: one number per line at the start of the data, the number of regions first,
+/// padded to a block.
 pub(super) struct Lines {
     left: Option<u64>,
     line: Vec<u8>,
@@ -94,7 +95,7 @@ impl Lines {
         Lines { left: None, line: Vec::new(), pairs: Pairs::new(max) }
     }
 
-    /// Takes in one block; `true` once the map is whole. What follows in its last block is padding.
+    /// Adds one block; returns `true` once the map is complete. The rest of its last block is padding.
     pub(super) fn block(&mut self, block: &[u8]) -> Result<bool, Fault> {
         for byte in block {
             if self.is_whole() {
@@ -135,7 +136,7 @@ impl Lines {
     }
 }
 
-/// Checks a map: ordered, no overlap, within `size`, and exactly `stored` bytes of data.
+/// Checks that a map is ordered, without overlaps, within `size`, and has exactly `stored` bytes of data.
 pub(super) fn validate(map: &[Region], size: u64, stored: u64) -> Result<(), Fault> {
     let mut end = 0u64;
     let mut sum = 0u64;
@@ -147,7 +148,7 @@ pub(super) fn validate(map: &[Region], size: u64, stored: u64) -> Result<(), Fau
             .offset
             .checked_add(region.length)
             .filter(|end| *end <= size)
-            .ok_or(Fault::Sparse("a region ends behind the end of the file"))?;
+            .ok_or(Fault::Sparse("a region extends beyond the end of the file"))?;
         sum += region.length;
     }
     if sum != stored {
@@ -162,7 +163,7 @@ fn number_of(value: &[u8]) -> Result<u64, Fault> {
 }
 
 fn too_many(have: u64, max: usize) -> Fault {
-    Fault::Limit { what: "regions in a sparse map", have, limit: max as u64 }
+    Fault::Limit { quantity: "regions in a sparse map", have, limit: max as u64 }
 }
 
 #[cfg(test)]

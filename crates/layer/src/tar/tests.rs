@@ -6,7 +6,7 @@ use super::{BLOCK, Error, Fault, Kind, Member, Reader, Region, Timestamp};
 use crate::limits::Limits;
 use larder_testing::layer::{LayerBuilder, SparseForm, fix_checksum, pax_record};
 
-/// Members with their content, holes as zeros.
+/// Reads all members with their content, holes as zeros.
 fn read_within(tar: &[u8], limits: Limits) -> Result<Vec<(Member, Vec<u8>)>, Error> {
     let mut reader = Reader::new(io::BufReader::with_capacity(700, tar), (), limits);
     let mut all = Vec::new();
@@ -85,7 +85,7 @@ fn every_kind() {
 }
 
 #[test]
-fn names_from_every_place() {
+fn names_from_every_field() {
     let long = "n".repeat(3000);
     let target = "t".repeat(2000);
     let path = |layer: LayerBuilder| one(layer).0.path;
@@ -116,7 +116,7 @@ fn names_from_every_place() {
 }
 
 #[test]
-fn numbers_from_every_place() {
+fn numbers_from_every_field() {
     let layer = LayerBuilder::new()
         .pax("uid", "4000000000")
         .pax("gid", "70000")
@@ -137,7 +137,7 @@ fn the_pax_size_is_the_size_of_the_file_alone() {
     let zero = |header: &mut [u8; BLOCK]| header[124..135].fill(b'0');
     let layer = LayerBuilder::new().pax("size", "5").odd("x", b'0', b"hello", zero);
     assert_eq!(one(layer).1, b"hello");
-    // A link has no data, whatever either size says.
+    // A link has no data, regardless of either size.
     let layer = LayerBuilder::new().pax("size", "5").hardlink("h", "x").dir("d");
     assert_eq!(read(&layer.tar()).unwrap().len(), 2);
     let sized = |header: &mut [u8; BLOCK]| header[124..135].copy_from_slice(b"00000001000");
@@ -168,7 +168,7 @@ fn sparse_files_of_every_form() {
     let many: Vec<(u64, &[u8])> = (0..60).map(|i| (i * 100, &b"data"[..])).collect();
     for form in SparseForm::ALL {
         for content in [small, &many, &[]] {
-            // 0.0 and 0.1 cannot say "one hole".
+            // Versions 0.0 and 0.1 cannot express a file that is one hole.
             if content.is_empty() && matches!(form, SparseForm::Pax00 | SparseForm::Pax01) {
                 continue;
             }
@@ -202,7 +202,7 @@ fn ends_that_go_accepts() {
 }
 
 #[test]
-fn ends_that_nobody_accepts() {
+fn ends_that_no_reader_accepts() {
     let tar = LayerBuilder::new().file("a", vec![1; 600]).unfinished();
     assert_eq!(fault(&tar[..600]), Fault::Truncated("the data of a member"));
     assert_eq!(fault(&tar[..511]), Fault::Truncated("a header"));
@@ -280,7 +280,7 @@ fn hostile_headers() {
     assert!(sparse(pax("GNU.sparse.offset", "0")), "offset without length");
     assert!(
         sparse(LayerBuilder::new().sparse(SparseForm::Pax01, "x", 4, &[(0, b"12345")]).tar()),
-        "behind the end"
+        "beyond the end"
     );
     assert!(
         sparse(LayerBuilder::new().sparse(SparseForm::OldGnu, "x", 99, &[(9, b"1"), (0, b"1")]).tar()),
@@ -354,7 +354,7 @@ fn data_cannot_get_lost() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Mutated tars, their checksums put right: any answer but a panic, and never more memory than the limits allow.
+    /// Mutated tars with corrected checksums: no panic, and memory stays within the limits.
     #[test]
     fn nothing_panics(form in 0usize..4, changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12), cut in any::<prop::sample::Index>()) {
         let mut tar = LayerBuilder::new()

@@ -3,38 +3,39 @@ use std::io::{self, BufRead, Read};
 
 use super::{Error, Record, TarSplitReader, crc};
 
-/// Most pieces that are ready before it is their turn: a header and a file for each of some 30 files.
+/// Maximum number of pieces prepared ahead: a header and a file for each of about 30 files.
 const PIECES_AHEAD: usize = 64;
-/// Most raw bytes in them, but for the last one.
+/// Maximum number of raw bytes in these pieces, not counting the last piece.
 const BYTES_AHEAD: usize = 1 << 20;
 
-/// Builds the tar again: a [`Read`] over the bytes of the layer's tar. Errors come as [`io::Error`] around [`Error`].
+/// Rebuilds the tar: a [`Read`] over the bytes of the layer's tar. Errors are [`io::Error`] values that wrap
+/// an [`Error`].
 ///
-/// Files are opened some time before they are read, so that whoever opens them can have them brought in meanwhile. Size and
-/// checksum of every file are checked, at the latest before the byte after it is given out.
+/// Files are opened some time before they are read, so that the `open` callback can start readahead. Size and
+/// checksum of each file are checked before the byte after it is returned.
 pub struct Assembler<R, F, T> {
     records: TarSplitReader<R>,
     open: F,
     ahead: VecDeque<Result<Piece<T>, Error>>,
     bytes_ahead: usize,
-    /// Whether nothing follows what is ready: the end, or a fault.
+    /// `true` if nothing follows the prepared pieces: the end, or an error.
     ended: bool,
     segment: Vec<u8>,
     taken: usize,
     file: Option<File<T>>,
 }
 
-/// A record with everything that it takes to give it out.
+/// A record with everything needed to return its bytes.
 #[expect(
     clippy::large_enum_variant,
-    reason = "there are 64 at most; a box would be one more allocation per file"
+    reason = "at most 64 exist; a box would cost one more allocation per file"
 )]
 enum Piece<T> {
     Segment(Vec<u8>),
     File(File<T>),
 }
 
-/// A file that is being given out.
+/// A file whose content is being returned.
 pub(super) struct File<T> {
     content: T,
     name: Vec<u8>,
@@ -48,19 +49,19 @@ impl<T: Read> File<T> {
         File { content, name, left: size, want, crc: crc() }
     }
 
-    /// Reads on; 0 once the file has ended where it should and with the right checksum.
+    /// Continues reading; returns 0 once the file has ended with the right size and checksum.
     pub(super) fn read(&mut self, out: &mut [u8]) -> Result<usize, Error> {
         let differs = |reason: &str| Error::File { name: self.name.clone(), reason: reason.to_owned() };
         let read = loop {
             match self.content.read(out) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(differs(&format!("reading it: {error}"))),
+                Err(error) => return Err(differs(&format!("it cannot be read: {error}"))),
                 Ok(read) => break read,
             }
         };
         match read {
             0 if self.left > 0 => Err(differs(&format!("it is {} bytes too short", self.left))),
-            0 if self.crc.finalize() != self.want => Err(differs("its content has another CRC-64")),
+            0 if self.crc.finalize() != self.want => Err(differs("its content changed (CRC-64 mismatch)")),
             read if read as u64 > self.left => Err(differs("it is too long")),
             read => {
                 self.crc.update(&out[..read]);
@@ -83,7 +84,7 @@ where
     F: FnMut(&[u8]) -> io::Result<T>,
     T: Read,
 {
-    /// An assembler that gets the content of files from `open`, by their names in the tar-split.
+    /// Creates an assembler that gets the content of files from `open`, by their names in the tar-split.
     pub fn new(records: TarSplitReader<R>, open: F) -> Self {
         Assembler {
             records,
@@ -97,9 +98,9 @@ where
         }
     }
 
-    /// Makes the next piece current; `false` at the end.
+    /// Makes the next piece current; returns `false` at the end.
     fn advance(&mut self) -> Result<bool, Error> {
-        // In batches: what is opened together is brought in together.
+        // Files are opened in batches, so that their readahead runs together.
         if self.ahead.len() <= PIECES_AHEAD / 2 {
             self.look_ahead();
         }

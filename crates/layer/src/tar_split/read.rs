@@ -9,42 +9,42 @@ use serde::Deserialize;
 use super::MAX_LINE;
 use larder_model::class::Class;
 
-/// A tar-split cannot be read, or does not belong to the files.
+/// The reason why a tar-split cannot be read or does not match the files.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file with it, or a file that it names, cannot be read.
+    /// The tar-split file, or a file that it lists, cannot be read.
     #[error("reading the tar-split, entry {position}: {source}")]
     Io {
-        /// Number of the entry, from 0.
+        /// Index of the entry, from 0.
         position: u64,
-        /// What the system says.
+        /// Error reported by the system.
         source: io::Error,
     },
-    /// It breaks the form.
+    /// The tar-split violates its format.
     #[error("the tar-split is corrupt at entry {position}: {reason}")]
     Corrupt {
-        /// Number of the entry, from 0.
+        /// Index of the entry, from 0.
         position: u64,
-        /// What is wrong.
+        /// The violation found.
         reason: String,
     },
-    /// A file is not the one that the tar had.
-    #[error("file {} is not as it was in the layer: {reason}", shown(.name))]
+    /// A file differs from the one in the tar.
+    #[error("file {} differs from the layer: {reason}", shown(.name))]
     File {
-        /// Its name in the tar-split.
+        /// Name of the file in the tar-split.
         name: Vec<u8>,
-        /// How it differs.
+        /// The difference found.
         reason: String,
     },
 }
 
-/// A name as errors show it: escaped and cut.
+/// Formats a name for an error message: escaped and truncated.
 fn shown(name: &[u8]) -> String {
     name[..name.len().min(256)].escape_ascii().to_string()
 }
 
 impl Error {
-    /// The class of the failure.
+    /// Returns the error class of the failure.
     pub fn class(&self) -> Class {
         match self {
             Error::Io { source, .. } => match source.kind() {
@@ -73,15 +73,15 @@ impl From<Error> for io::Error {
 /// One piece of a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// Raw bytes.
+    /// Raw bytes of the tar.
     Segment(Vec<u8>),
-    /// The content of a file, not empty.
+    /// Reference to the content of a file, which is not empty.
     File {
-        /// Path in the layer's tree.
+        /// Path of the file in the layer's tree.
         name: Vec<u8>,
-        /// Size, bytes.
+        /// Size of the file, bytes.
         size: u64,
-        /// CRC-64/GO-ISO.
+        /// CRC-64/GO-ISO of the content.
         crc: u64,
     },
 }
@@ -101,7 +101,7 @@ struct Entry<'a> {
     position: u64,
 }
 
-/// Reads a tar-split record by record. Entries of files without content are left out.
+/// Reads a tar-split record by record. Skips entries of files without content.
 pub struct TarSplitReader<R> {
     input: BufReader<MultiGzDecoder<R>>,
     line: Vec<u8>,
@@ -115,7 +115,7 @@ impl<R> std::fmt::Debug for TarSplitReader<R> {
 }
 
 impl<R: BufRead> TarSplitReader<R> {
-    /// A reader of the gzip stream `input`.
+    /// Creates a reader of the gzip stream `input`.
     pub fn new(input: R) -> Self {
         TarSplitReader { input: BufReader::new(MultiGzDecoder::new(input)), line: Vec::new(), position: 0 }
     }
@@ -134,7 +134,7 @@ impl<R: BufRead> TarSplitReader<R> {
         }
     }
 
-    /// Number of the next entry.
+    /// Returns the index of the next entry.
     pub(super) fn position(&self) -> u64 {
         self.position
     }
@@ -151,7 +151,7 @@ impl<R: BufRead> TarSplitReader<R> {
                 reason: if read == MAX_LINE {
                     format!("a line of more than {MAX_LINE} bytes")
                 } else {
-                    "its last line is cut off".into()
+                    "its last line is truncated".into()
                 },
             });
         }
@@ -162,17 +162,17 @@ impl<R: BufRead> TarSplitReader<R> {
 impl<R: BufRead> Iterator for TarSplitReader<R> {
     type Item = Result<Record, Error>;
 
-    /// The next record; an error is the last item that means anything.
+    /// Returns the next record. Items after an error are meaningless.
     fn next(&mut self) -> Option<Self::Item> {
         self.record().transpose()
     }
 }
 
-/// Reads one line; `None` for a file without content.
+/// Parses one line; `None` for a file without content.
 fn parse(line: &[u8], position: u64) -> Result<Option<Record>, String> {
     let entry: Entry<'_> = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     if entry.position != position {
-        return Err(format!("it says that it is entry {}", entry.position));
+        return Err(format!("its position field is {}", entry.position));
     }
     let decode = |text: Option<Cow<'_, str>>| {
         BASE64.decode(text.unwrap_or_default().as_bytes()).map_err(|error| format!("not base64: {error}"))
@@ -182,7 +182,7 @@ fn parse(line: &[u8], position: u64) -> Result<Option<Record>, String> {
         1 => {
             let crc: [u8; 8] = decode(entry.payload)?
                 .try_into()
-                .map_err(|_| "the checksum of a file has not 8 bytes".to_owned())?;
+                .map_err(|_| "the checksum of a file is not 8 bytes long".to_owned())?;
             let name = match (entry.name, entry.name_raw) {
                 (Some(name), None) => name.into_owned().into_bytes(),
                 (None, raw @ Some(_)) => decode(raw)?,

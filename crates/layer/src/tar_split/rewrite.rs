@@ -4,13 +4,14 @@ use super::assemble::File;
 use super::{Error, Record, TarSplit, TarSplitReader};
 use crate::tar::Record as _;
 
-/// Copies a tar-split, with the content of some files moved into it, because a later member took their place.
+/// Copies a tar-split and embeds the content of files that later members replaced.
 ///
-/// `replaced` is asked once for each file with content, in the order of the tar, so that the n-th question about a name
-/// is its n-th occurrence; it gives the content where the layer's tree no longer has it.
+/// `replaced` is called once for each file with content, in tar order, so the nth call for a name is its nth
+/// occurrence. It returns the content if the layer's tree no longer contains it.
 ///
 /// # Errors
-/// Those of reading, and of writing as [`Error::Io`]; [`Error::File`] where the content is not that of the tar.
+/// Errors of reading; [`Error::Io`] for errors of writing; [`Error::File`] if the content differs from that
+/// of the tar.
 pub fn rewrite<R: BufRead, W: Write, T: Read>(
     mut input: TarSplitReader<R>,
     output: W,

@@ -10,7 +10,7 @@ use larder_testing::layer::{LayerBuilder, SparseForm, gzip};
 
 type Files = HashMap<Vec<u8>, Vec<u8>>;
 
-/// Splits a tar, keeping the content of plain files by name.
+/// Splits a tar and returns the tar-split with the content of plain files by name.
 fn split(tar: &[u8]) -> (Vec<u8>, Files) {
     let mut files = Files::new();
     let mut reader =
@@ -62,7 +62,7 @@ fn sample() -> Vec<u8> {
 
 #[test]
 fn a_tar_is_built_again_bit_for_bit() {
-    for tail in [&b""[..], &[0; 9000], b"rubbish behind the end"] {
+    for tail in [&b""[..], &[0; 9000], b"rubbish after the end"] {
         let tar = [&sample()[..], tail].concat();
         let (split, files) = split(&tar);
         assert!(assemble(&split, &files).unwrap() == tar);
@@ -70,7 +70,7 @@ fn a_tar_is_built_again_bit_for_bit() {
 }
 
 #[test]
-fn the_form_is_that_of_tar_split() {
+fn the_format_is_that_of_tar_split() {
     let tar = LayerBuilder::new().file("a", "123456789").tar();
     let (split, _) = split(&tar);
     let mut text = String::new();
@@ -166,7 +166,7 @@ proptest! {
         let (split, files) = split(&tar);
         prop_assert!(assemble(&split, &files).unwrap() == tar);
     }
-    /// Changed lines, and any bytes: an error or records, never a panic, and no more output than was asked for.
+    /// Modified lines, and arbitrary bytes: errors or records but no panic, and no more output than allowed.
     #[test]
     fn nothing_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6), rubbish in any::<Vec<u8>>()) {
         let mut lines = b"{\"type\":2,\"payload\":\"AAAA\",\"position\":0}\n\

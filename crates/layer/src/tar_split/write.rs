@@ -8,14 +8,15 @@ use flate2::write::GzEncoder;
 use super::{MAX_SEGMENT, crc};
 use crate::tar;
 
-/// Lines are compressed in batches of at least so many bytes: a call for each costs more than the compression.
+/// Minimum size of a batch of lines for compression, bytes. Compressing each line on its own costs more in
+/// calls than in compression.
 const BATCH: usize = 32 << 10;
 
 /// Writes a tar-split into `W` while the tar is read.
 pub struct TarSplit<W: Write> {
     out: GzEncoder<W>,
     segment: Vec<u8>,
-    /// Whole lines that are not compressed yet.
+    /// Complete lines that are not compressed yet.
     lines: Vec<u8>,
     position: u64,
     crc: crc_fast::Digest,
@@ -28,7 +29,7 @@ impl<W: Write> std::fmt::Debug for TarSplit<W> {
 }
 
 impl<W: Write> TarSplit<W> {
-    /// Begins an empty one. Writes to `out` come in pieces of some 32 KiB.
+    /// Creates an empty tar-split. Writes to `out` come in pieces of about 32 KiB.
     pub fn new(out: W) -> Self {
         TarSplit {
             out: GzEncoder::new(out, Compression::fast()),
@@ -39,17 +40,17 @@ impl<W: Write> TarSplit<W> {
         }
     }
 
-    /// Writes what is left and the end of the gzip stream.
+    /// Writes the remaining data and the end of the gzip stream.
     ///
     /// # Errors
-    /// Those of the writer below.
+    /// Errors of the underlying writer.
     pub fn finish(mut self) -> io::Result<W> {
         self.flush_segment()?;
         self.out.write_all(&self.lines)?;
         self.out.finish()
     }
 
-    /// Records a file with a checksum that is known already.
+    /// Records a file whose checksum is already known.
     pub(super) fn file_with_crc(&mut self, name: &[u8], size: u64, crc: u64) -> io::Result<()> {
         self.flush_segment()?;
         self.lines.extend_from_slice(b"{\"type\":1,");
@@ -116,7 +117,7 @@ impl<W: Write> tar::Record for TarSplit<W> {
     }
 
     fn file(&mut self, name: &[u8], size: u64) -> io::Result<()> {
-        // Without content there is nothing to fetch, and readers refuse a name that comes twice.
+        // A file without content has nothing to fetch, and readers reject duplicate names.
         if size == 0 {
             return Ok(());
         }
@@ -125,7 +126,7 @@ impl<W: Write> tar::Record for TarSplit<W> {
     }
 }
 
-/// A JSON string (RFC 8259, section 7).
+/// Appends a JSON string (RFC 8259, section 7).
 fn write_string(line: &mut Vec<u8>, text: &str) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     line.push(b'"');

@@ -9,10 +9,9 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject as _;
 
-use super::{LEN, PublicKey};
+use super::{Claims, LEN, PublicKey};
 use crate::class::Class;
 use crate::credential::Secret;
-use crate::trust::Claims;
 
 /// DER prefix of a private key: PKCS#8 version 1 (RFC 5958) with the algorithm 1.3.101.112 (RFC 8410, 7).
 /// ring would write version 2, which OpenSSL does not read.

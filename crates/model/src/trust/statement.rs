@@ -3,17 +3,7 @@
 
 use chrono::{DateTime, SecondsFormat, Timelike as _, Utc};
 
-/// Maximum length of a name, bytes.
-const MAX_NAME: usize = 255;
-
-/// The claims that the owner of a key makes for the volumes that it signs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Claims {
-    /// Name of the cache, if it has one.
-    pub name: Option<String>,
-    /// Sequence number of the volume among those of this name; `None` for the seconds since 1970-01-01 UTC.
-    pub sequence: Option<u64>,
-}
+use crate::key::Claims;
 
 /// The signed statement about one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,20 +17,20 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// Creates the statement for a volume that is signed now. A name that is not valid by [`is_name`] is
+    /// Creates the statement for a volume that is signed now. A name that is not valid by [`Claims::is_name`] is
     /// omitted.
     pub(super) fn now(claims: Claims) -> Self {
         let now = Utc::now();
         let created = now.with_nanosecond(0).unwrap_or(now);
         let sequence =
             claims.sequence.unwrap_or_else(|| u64::try_from(created.timestamp()).unwrap_or_default());
-        Statement { name: claims.name.filter(|name| is_name(name)), created, sequence }
+        Statement { name: claims.name.filter(|name| Claims::is_name(name)), created, sequence }
     }
 
     /// Parses the fields of a file; `None` if one of them is not in canonical form.
     pub(super) fn parse(name: Option<&str>, created: &str, sequence: u64) -> Option<Self> {
         let time = DateTime::parse_from_rfc3339(created).ok()?.to_utc();
-        let is_sound = text(&time) == created && name.is_none_or(is_name);
+        let is_sound = text(&time) == created && name.is_none_or(Claims::is_name);
         is_sound.then(|| Statement { name: name.map(str::to_owned), created: time, sequence })
     }
 
@@ -53,17 +43,6 @@ impl Statement {
         let name = self.name.as_deref().unwrap_or_default();
         format!("name {name}\ncreated {}\nsequence {}\n", self.created_text(), self.sequence)
     }
-}
-
-impl Claims {
-    /// Reports whether a name can be signed: 1 to 255 bytes without control characters.
-    pub fn is_name(name: &str) -> bool {
-        is_name(name)
-    }
-}
-
-fn is_name(name: &str) -> bool {
-    (1..=MAX_NAME).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 
 /// Formats a time as it is signed and printed.

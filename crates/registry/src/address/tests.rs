@@ -24,7 +24,7 @@ fn zones() {
     }
 }
 
-/// Metadata services of the big clouds, by their documentation.
+/// Metadata services of the big clouds, from their documentation.
 const SERVICES: [&str; 8] = [
     "169.254.169.254",
     "169.254.170.2",
@@ -36,8 +36,8 @@ const SERVICES: [&str; 8] = [
     "fd20:ce::254",
 ];
 
-/// The forms in which an IPv6 address hides an IPv4 one.
-fn disguises(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
+/// All forms in which an IPv6 address can embed an IPv4 address.
+fn embeddings(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
     let [a, b, c, d] = v4.octets();
     let bits = u128::from(v4.to_bits());
     let with =
@@ -66,7 +66,7 @@ fn disguises(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
 }
 
 #[test]
-fn an_address_is_where_the_one_it_hides_is() {
+fn an_address_has_the_zone_of_the_address_that_it_embeds() {
     for (v4, zone) in [
         ("169.254.169.254", Zone::Forbidden),
         ("168.63.129.16", Zone::Forbidden),
@@ -74,8 +74,8 @@ fn an_address_is_where_the_one_it_hides_is() {
         ("10.1.2.3", Zone::Private),
         ("8.8.4.4", Zone::Public),
     ] {
-        for disguise in disguises(v4.parse().unwrap()) {
-            assert_eq!(Zone::of(disguise.into()), zone, "{v4} in {disguise}");
+        for embedding in embeddings(v4.parse().unwrap()) {
+            assert_eq!(Zone::of(embedding.into()), zone, "{v4} in {embedding}");
         }
     }
 }
@@ -87,25 +87,25 @@ fn rules(reach: Reach, allow: &[&str], deny: &[&str]) -> Rules {
 }
 
 #[test]
-fn metadata_services_are_for_nobody_unless_they_are_named() {
+fn metadata_services_need_an_explicit_rule() {
     for service in SERVICES {
         let address: IpAddr = service.parse().unwrap();
         let mut forms = vec![address];
         if let IpAddr::V4(v4) = address {
-            forms.extend(disguises(v4).into_iter().map(IpAddr::V6));
+            forms.extend(embeddings(v4).into_iter().map(IpAddr::V6));
         }
         for reach in [Reach::Any, Reach::Tenant] {
             for form in &forms {
                 let check = |allow: &[&str], within| rules(reach, allow, &[]).check(*form, 80, within);
                 assert_eq!(check(&[], Zone::Loopback), Err(Reason::Forbidden), "{form}");
                 assert_eq!(check(&[], Zone::Forbidden), Err(Reason::Forbidden), "{form}");
-                // A wide range does not name it.
+                // A wide range does not allow it.
                 let wide = ["0.0.0.0/0", "::/0", "100.64.0.0/10", "fd00::/8", "168.63.0.0/16"];
                 assert_eq!(check(&wide, Zone::Loopback), Err(Reason::Forbidden), "{form}");
             }
             let named = rules(reach, &[service], &[]);
             assert_eq!(named.check(address, 80, Zone::Loopback), Ok(()), "{service}");
-            // It stays the innermost place there is.
+            // It remains in the innermost zone.
             assert_eq!(named.check(address, 80, Zone::Private), Err(Reason::Inward), "{service}");
         }
     }
@@ -115,7 +115,7 @@ fn metadata_services_are_for_nobody_unless_they_are_named() {
 }
 
 #[test]
-fn what_orders_of_tenants_reach() {
+fn addresses_that_tenants_reach() {
     let deny = ["10.0.0.0/8", "fd12::/16", "198.51.100.7"];
     let allow = ["10.9.0.0/16", "127.0.0.1:5000", "[::1]:5000", "192.168.7.1:443"];
     let [tenant, person] = [Reach::Tenant, Reach::Any].map(|reach| rules(reach, &allow, &deny));
@@ -140,7 +140,7 @@ fn what_orders_of_tenants_reach() {
         let address: IpAddr = address.parse().unwrap();
         let mut forms = vec![address];
         if let IpAddr::V4(v4) = address {
-            forms.extend(disguises(v4).into_iter().map(IpAddr::V6));
+            forms.extend(embeddings(v4).into_iter().map(IpAddr::V6));
         }
         for form in forms {
             let want = if reached { Ok(()) } else { Err(Reason::Restricted) };
@@ -148,7 +148,7 @@ fn what_orders_of_tenants_reach() {
             assert_eq!(person.check(form, port, Zone::Loopback), Ok(()), "{form}");
         }
     }
-    // A range that is denied as it is written counts too.
+    // A denied IPv6 range also counts as written.
     let denied = rules(Reach::Tenant, &[], &["64:ff9b::/96"]);
     let hidden = "64:ff9b::8.8.8.8".parse().unwrap();
     assert_eq!(denied.check(hidden, 443, Zone::Loopback), Err(Reason::Restricted));
@@ -187,7 +187,7 @@ fn odd_spellings_of_an_address_are_the_address() {
 }
 
 #[tokio::test]
-async fn names_are_checked_by_what_they_resolve_to() {
+async fn resolved_addresses_are_checked() {
     let resolve = |rules: Rules, within, port, proxies: &[&str]| {
         let proxies = Arc::new(proxies.iter().map(|name| (*name).to_owned()).collect());
         CheckedResolver { rules: Arc::new(rules), within, port, proxies }
@@ -203,18 +203,18 @@ async fn names_are_checked_by_what_they_resolve_to() {
     let refused = resolve(tenant(), Zone::Loopback, None, &[]).await.err().unwrap();
     assert_eq!(reason(refused), Some(Reason::Restricted));
     assert!(resolve(tenant(), Zone::Loopback, Some(5000), &[]).await.is_ok());
-    assert!(resolve(tenant(), Zone::Public, None, &["localhost"]).await.is_ok(), "the proxy of the daemon");
+    assert!(resolve(tenant(), Zone::Public, None, &["localhost"]).await.is_ok(), "the daemon's proxy");
 }
 
 #[tokio::test]
-async fn a_name_service_that_knows_no_host_is_told_from_one_that_does_not_answer() {
+async fn an_unknown_host_differs_from_a_name_service_that_does_not_respond() {
     let resolver = CheckedResolver {
         rules: Arc::new(Rules::default()),
         within: Zone::Public,
         port: None,
         proxies: Arc::default(),
     };
-    // Not a host name, so that no name service is asked.
+    // This is not a host name, so there is no query to a name service.
     let error = resolver.resolve("two words.invalid".parse().unwrap()).await.err().unwrap();
     assert!(error.downcast_ref::<UnknownHost>().is_some(), "{error}");
     let name: Name = "registry.example.com".parse().unwrap();

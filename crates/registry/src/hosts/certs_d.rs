@@ -1,4 +1,5 @@
-//! `certs.d/<host>/hosts.toml` (containerd, docs/hosts.md). Keys that Larder has no use for are passed over, as there.
+//! Reads `certs.d/<host>/hosts.toml` (containerd, docs/hosts.md). Ignores keys that Larder does not use, as
+//! containerd does.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _};
@@ -10,7 +11,7 @@ use toml::Spanned;
 use super::{Host, Mirror, Server, Tls};
 use crate::error::Error;
 
-/// No honest hosts.toml is larger, bytes.
+/// Maximum size of hosts.toml, in bytes. No real file is larger.
 const MAX_SIZE: u64 = 1 << 20;
 
 #[derive(Deserialize)]
@@ -50,7 +51,7 @@ enum Client {
     File(PathBuf),
 }
 
-/// The configuration of `registry` in the first directory that has one, else of `_default`.
+/// Returns the configuration of `registry` from the first directory that has one, or else that of `_default`.
 pub(super) fn load(directories: &[PathBuf], registry: &str) -> Result<Option<Host>, Error> {
     for name in names(registry) {
         for directory in directories {
@@ -87,7 +88,7 @@ fn read(file: &Path) -> Result<Option<String>, Error> {
 fn parse(text: &str, directory: &Path) -> Result<Host, Error> {
     let file: File = toml::from_str(text)
         .map_err(|e| Error::Setup(format!("reading {}: {e}", directory.join("hosts.toml").display())))?;
-    // Mirrors are asked in the order of the file, which a map does not keep.
+    // A map does not keep the order of the file, in which mirrors must be tried.
     let mut mirrors: Vec<(Spanned<String>, Table)> = file.host.into_iter().collect();
     mirrors.sort_by_key(|(url, _)| url.span().start);
     let mirrors = mirrors.into_iter().filter_map(|(url, table)| {
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_looked_up_by_all_names() {
+    fn a_registry_is_found_by_each_of_its_names() {
         let root = std::env::temp_dir().join(format!("larder-certs-d-{}", std::process::id()));
         for (name, server) in [("r.io_5000_", "https://port"), ("_default", "https://default")] {
             std::fs::create_dir_all(root.join(name)).unwrap();

@@ -1,4 +1,4 @@
-//! Who gets in, and where credentials never go.
+//! Which credentials get access, and where credentials are never sent.
 
 use super::*;
 
@@ -63,7 +63,7 @@ async fn tokens_that_end_in_mid_pull_are_renewed_with_fresh_credentials() {
     let (client, listed, _) = client(fast(), vec![user("anna", "hunter2")]);
     pull(&client, &server).await.unwrap();
     assert_eq!(drain(client.blob(&image(&server), &descriptor(&digest, 100_000), 0)).await.unwrap(), bytes);
-    // 11 requests that succeed, two a token.
+    // 11 successful requests, two per token.
     assert_eq!(server.requests("/token"), 6);
     assert_eq!(listed.asked.lock().unwrap().len(), 6);
 }
@@ -80,7 +80,7 @@ async fn credentials_stay_home_on_redirects() {
     assert_eq!(cdn.served(&digest), 10_000);
     assert!(cdn.seen().iter().all(|seen| seen.authorization.is_none()));
     assert!(home.seen().iter().any(|seen| seen.authorization.is_some()));
-    // A failure at the other place tells where, not the signature.
+    // The error of a redirect target names its host but not the signature.
     cdn.fault(fake::Fault::Status { path: "blobs".into(), status: 400, times: 9, retry_after: None });
     let failed =
         drain(client.blob(&image(&home), &descriptor(&digest, 10_000), 0)).await.unwrap_err().to_string();
@@ -185,7 +185,7 @@ async fn challenges_are_not_all_ascii() {
 async fn tls_is_spoken_as_configured() {
     let server = fake::Registry::start().await;
     let tls = |ca: &[&str]| hosts::Tls { ca: ca.iter().map(Into::into).collect(), ..hosts::Tls::default() };
-    for (tls, class, says) in [
+    for (tls, class, expected) in [
         (tls(&[]), Class::Transient, "again later"),
         (tls(&["/nonexistent/ca.pem"]), Class::Invalid, "/nonexistent/ca.pem"),
         (hosts::Tls { skip_verify: true, ..hosts::Tls::default() }, Class::Transient, "again later"),
@@ -198,14 +198,14 @@ async fn tls_is_spoken_as_configured() {
         let (client, ..) = client(options, vec![user("anna", "hunter2")]);
         let failed = pull(&client, &server).await.unwrap_err();
         assert_eq!(failed.class(), class, "{failed}");
-        assert!(failed.to_string().contains(says), "{failed}");
+        assert!(failed.to_string().contains(expected), "{failed}");
     }
-    // Nothing was said in the clear.
+    // Nothing was sent in plain text.
     assert!(server.seen().is_empty());
 }
 
 #[tokio::test]
-async fn an_order_of_a_tenant_reaches_no_loopback_by_any_way() {
+async fn a_tenant_cannot_reach_loopback_in_any_way() {
     let (home, other) = (server(bearer(99, true)).await, fake::Registry::start().await);
     let bytes = noise(10_000);
     let digest = home.put_blob(bytes.clone());
@@ -221,7 +221,7 @@ async fn an_order_of_a_tenant_reaches_no_loopback_by_any_way() {
         assert!(failed.to_string().contains("registry.allow"), "{failed}");
     };
 
-    // By its address and by a name.
+    // By address and by name.
     for host in [home.host(), format!("localhost:{port}")] {
         let (client, ..) = client(tenant(&[]), vec![]);
         let image: ImageReference = format!("{host}/team/app:1").parse().unwrap();
@@ -229,7 +229,7 @@ async fn an_order_of_a_tenant_reaches_no_loopback_by_any_way() {
     }
     assert!(home.seen().is_empty());
 
-    // What is allowed is allowed; a mirror that is not is passed over.
+    // An allowed host can be reached. A mirror that is not allowed is skipped.
     let mut options = tenant(&[home.host()]);
     let mirror = hosts::Server { url: format!("http://{}", other.host()), ..hosts::Server::default() };
     let mirror = hosts::Mirror { server: mirror, prefix: None, resolve: true };

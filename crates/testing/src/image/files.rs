@@ -1,4 +1,4 @@
-//! Real layers from the machine's own files: names, modes, links and content as people ship them.
+//! Real layers from files of this machine: names, modes, links and content as in real distributions.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, Metadata};
@@ -13,10 +13,10 @@ use tar::{Builder, EntryType, Header};
 use super::Layer;
 use larder_model::digest::{Algorithm, Hasher};
 
-/// Where the static busybox may be (Debian: package `busybox-static`).
+/// Paths of the static busybox (Debian: package `busybox-static`).
 const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
 
-/// Programs that busybox stands in for in [`busybox`]'s layer.
+/// Programs in the layer of [`busybox`] that are links to it.
 const APPLETS: [&str; 16] = [
     "cat",
     "echo",
@@ -36,12 +36,12 @@ const APPLETS: [&str; 16] = [
     "wc",
 ];
 
-/// A base layer: the machine's static busybox as `/bin/sh` and a few more programs, by hard links, and the directories
-/// that a container expects.
+/// Returns a base layer: the machine's static busybox, with hard links as `/bin/sh` and other programs, and
+/// the directories that a container expects.
 ///
 /// # Errors
 ///
-/// `NotFound` where the machine has no busybox.
+/// `NotFound` if the machine has no static busybox.
 pub fn busybox() -> io::Result<Layer> {
     let program = BUSYBOX.iter().map(Path::new).find(|path| path.exists());
     let program = program.ok_or_else(|| {
@@ -77,14 +77,14 @@ pub fn busybox() -> io::Result<Layer> {
     tar.finish()
 }
 
-/// One gzip layer for each of `paths`, with everything below it, sorted by name; hard links are kept.
+/// Returns one gzip layer for each of `paths`, with everything below it, sorted by name. Hard links are kept.
 ///
-/// A layer ends early when the content of its files reaches `limit` bytes, so a caller chooses how big an image gets.
-/// Sockets, and what cannot be read, are left out.
+/// A layer ends early when the content of its files reaches `limit` bytes, so the caller chooses the size of
+/// an image. Sockets and unreadable files are omitted.
 ///
 /// # Errors
 ///
-/// Where one of `paths` itself is missing, or memory for the blobs runs out.
+/// Fails if one of `paths` itself is missing.
 pub fn from_files(paths: &[&Path], limit: u64) -> io::Result<Vec<Layer>> {
     paths.iter().map(|path| layer_of(path, limit)).collect()
 }
@@ -129,7 +129,7 @@ fn layer_of(root: &Path, limit: u64) -> io::Result<Layer> {
     tar.finish()
 }
 
-/// A gzip layer in the making: hashes the tar on its way into the compressor.
+/// A gzip layer being written. Hashes the tar before it is compressed.
 struct Writer {
     tar: Builder<Hashing>,
 }
@@ -158,7 +158,7 @@ impl Writer {
         Ok(Writer { tar })
     }
 
-    /// Appends a member owned by root with a fixed time.
+    /// Appends a root-owned member with a fixed time.
     fn append(
         &mut self,
         name: &Path,

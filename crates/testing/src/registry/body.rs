@@ -1,4 +1,4 @@
-//! Bodies that count, break off and stall.
+//! Bodies that count their bytes, break off and stall.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,23 +17,23 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 const CHUNK: u64 = 64 << 10;
 
-/// What happens where a body ends before its time.
+/// Way in which a body ends early.
 #[derive(Clone, Copy)]
 pub(super) enum Break {
     Drop,
     Stall,
 }
 
-/// How the bytes of a blob are sent.
+/// Way in which the bytes of a blob are sent.
 #[derive(Clone, Copy)]
-pub(super) struct Manner {
-    /// Where they break off, and how.
+pub(super) struct Delivery {
+    /// Offset at which the body breaks off, and how.
     pub(super) broken: Option<(u64, Break)>,
-    /// Size of a piece, and the pause before each; `None` sends as fast as it can.
+    /// Size of a piece and the pause before each. `None` sends at full speed.
     pub(super) pace: Option<(u64, Duration)>,
 }
 
-/// `bytes` one by one, each after a pause.
+/// Sends `bytes` one by one, each after a pause.
 pub(super) fn dribble(bytes: Bytes, every: Duration) -> Body {
     let pieces = stream::unfold(bytes, move |mut bytes| async move {
         if bytes.is_empty() {
@@ -49,20 +49,20 @@ pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Spaces without end.
+/// Sends spaces without end.
 pub(super) fn endless() -> Body {
     let spaces = Bytes::from(vec![b' '; 64 << 10]);
     StreamBody::new(stream::repeat_with(move || Ok(Frame::data(spaces.clone())))).boxed_unsync()
 }
 
-/// The bytes `at..end` of a blob; past its size come zeros.
+/// Sends the bytes `at..end` of a blob, with zeros after its end.
 pub(super) fn blob(
     state: Arc<Mutex<State>>,
     digest: Digest,
     blob: Blob,
     at: u64,
     end: u64,
-    Manner { broken, pace }: Manner,
+    Delivery { broken, pace }: Delivery,
 ) -> Body {
     let chunks = stream::unfold(at, move |at| {
         let (state, digest, blob) = (Arc::clone(&state), digest.clone(), blob.clone());
@@ -71,7 +71,7 @@ pub(super) fn blob(
             if at == stop {
                 match broken? {
                     (_, Break::Stall) => std::future::pending::<()>().await,
-                    // Time to flush: what was counted shall arrive.
+                    // Time to flush, so that all counted bytes arrive.
                     (_, Break::Drop) => tokio::time::sleep(Duration::from_millis(4)).await,
                 }
                 return Some((Err(io::Error::other("dropped on purpose")), at));

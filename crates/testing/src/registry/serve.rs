@@ -1,4 +1,4 @@
-//! Requests in, answers and faults out.
+//! Handles requests: responses and faults.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use larder_model::digest::Digest;
 
 type Shared = Arc<Mutex<State>>;
 
-/// Accepts connections until it is dropped.
+/// Accepts connections until the future is dropped.
 pub(super) async fn serve(listener: std::net::TcpListener, address: SocketAddr, state: Shared) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("the socket is non-blocking");
     let mut connections = tokio::task::JoinSet::new();
@@ -32,16 +32,16 @@ pub(super) async fn serve(listener: std::net::TcpListener, address: SocketAddr, 
         connections.spawn(async move {
             let service = service_fn(|request| {
                 let state = Arc::clone(&state);
-                async move { Ok::<_, Infallible>(answer(request, address, state).await) }
+                async move { Ok::<_, Infallible>(respond(request, address, state).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new();
-            // A client that goes away is no concern of the server's.
+            // A client that disconnects is not an error of the server.
             let _ = connection.serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-async fn answer(request: Request<Incoming>, address: SocketAddr, shared: Shared) -> Response<Body> {
+async fn respond(request: Request<Incoming>, address: SocketAddr, shared: Shared) -> Response<Body> {
     let (head, incoming) = request.into_parts();
     let path = head.uri.path().to_owned();
     let header = |name| head.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -60,8 +60,8 @@ async fn answer(request: Request<Incoming>, address: SocketAddr, shared: Shared)
         authorization: authorization.clone(),
         range: range.clone(),
     });
-    if let Some(answer) = state.status_fault(&path) {
-        return answer;
+    if let Some(response) = state.status_fault(&path) {
+        return response;
     }
     if path == "/token" {
         return state.token(authorization.as_deref(), &form);
@@ -73,8 +73,8 @@ async fn answer(request: Request<Incoming>, address: SocketAddr, shared: Shared)
                 challenge.extend_from_slice(more);
             }
         }
-        let answer = status(StatusCode::UNAUTHORIZED).header(WWW_AUTHENTICATE, challenge);
-        return finish(answer, body::full(r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#));
+        let response = status(StatusCode::UNAUTHORIZED).header(WWW_AUTHENTICATE, challenge);
+        return finish(response, body::full(r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#));
     }
     let Some(rest) = path.strip_prefix("/v2/") else {
         return not_found();
@@ -96,17 +96,18 @@ impl State {
                 && seen.contains(path.as_str())
             {
                 *times -= 1;
-                let mut answer = status(StatusCode::from_u16(*code).expect("a test names a status code"));
+                let mut response =
+                    status(StatusCode::from_u16(*code).expect("a test uses a valid status code"));
                 if let Some(after) = retry_after {
-                    answer = answer.header(RETRY_AFTER, &*after);
+                    response = response.header(RETRY_AFTER, &*after);
                 }
-                return Some(finish(answer, body::full("failing on purpose")));
+                return Some(finish(response, body::full("failing on purpose")));
             }
         }
         None
     }
 
-    /// The challenge, unless the request may pass.
+    /// Returns the challenge, unless the request is authorized.
     fn challenge(&mut self, authorization: Option<&str>, address: SocketAddr) -> Option<String> {
         match self.auth.as_ref()? {
             Auth::Basic(users) => {
@@ -140,7 +141,7 @@ impl State {
                 && *times > 0
             {
                 *times -= 1;
-                let code = StatusCode::from_u16(*code).expect("a test names a status code");
+                let code = StatusCode::from_u16(*code).expect("a test uses a valid status code");
                 return finish(status(code).header(LOCATION, &*to), body::full("elsewhere"));
             }
         }
@@ -170,31 +171,31 @@ impl State {
             return not_found();
         };
         let (mut media_type, mut body) = (media_type.clone(), body::full(bytes.clone()));
-        let mut answer = status(StatusCode::OK);
+        let mut response = status(StatusCode::OK);
         for fault in &self.faults {
             match fault {
                 Fault::ContentType(other) => media_type.clone_from(other),
                 Fault::EndlessManifest => body = body::endless(),
                 Fault::WrongManifest => body = body::full("{}"),
                 Fault::DribbleManifests(every) => body = body::dribble(bytes.clone(), *every),
-                Fault::Warning(text) => answer = answer.header(WARNING, text),
+                Fault::Warning(text) => response = response.header(WARNING, text),
                 _ => {}
             }
         }
-        finish(answer.header(CONTENT_TYPE, media_type), body)
+        finish(response.header(CONTENT_TYPE, media_type), body)
     }
 
     fn blob(&mut self, shared: &Shared, path: &str, digest: Digest, range: Option<&str>) -> Response<Body> {
         let Some(blob) = self.blobs.get(&digest).cloned() else {
             return not_found();
         };
-        let asked = range.and_then(|range| {
+        let requested = range.and_then(|range| {
             let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
             Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?.min(blob.size - 1)))
         });
         let (mut first, mut end, mut code) = (0, blob.size, StatusCode::OK);
         let mut content_range = None;
-        if let Some((from, last)) = asked.filter(|(from, last)| from <= last) {
+        if let Some((from, last)) = requested.filter(|(from, last)| from <= last) {
             (first, end, code) = (from, last + 1, StatusCode::PARTIAL_CONTENT);
             content_range = Some(format!("bytes {from}-{last}/{}", blob.size));
         }
@@ -231,25 +232,25 @@ impl State {
                 _ => {}
             }
         }
-        let mut answer = status(code);
+        let mut response = status(code);
         if let Some(value) = content_range {
-            answer = answer.header(CONTENT_RANGE, value);
+            response = response.header(CONTENT_RANGE, value);
         }
         if let Some(coding) = encoding {
-            answer = answer.header(CONTENT_ENCODING, coding);
+            response = response.header(CONTENT_ENCODING, coding);
         }
         if lengthened == 0 {
-            answer = answer.header(CONTENT_LENGTH, end - first);
+            response = response.header(CONTENT_LENGTH, end - first);
         }
         let end = end.saturating_add_signed(lengthened).max(first);
         finish(
-            answer,
-            body::blob(Arc::clone(shared), digest, blob, first, end, body::Manner { broken, pace }),
+            response,
+            body::blob(Arc::clone(shared), digest, blob, first, end, body::Delivery { broken, pace }),
         )
     }
 }
 
-/// The first offset inside of `first..end`, taken out of the list.
+/// Removes and returns the first offset in `first..end`.
 fn take(offsets: &mut Vec<u64>, first: u64, end: u64) -> Option<u64> {
     let at = offsets.iter().enumerate().filter(|(_, offset)| (first..end).contains(*offset));
     let (index, _) = at.min_by_key(|(_, offset)| **offset)?;
@@ -264,8 +265,8 @@ fn status(code: StatusCode) -> Builder {
     Response::builder().status(code)
 }
 
-fn finish(answer: Builder, body: Body) -> Response<Body> {
-    answer.body(body).expect("a test sets headers that can be sent")
+fn finish(response: Builder, body: Body) -> Response<Body> {
+    response.body(body).expect("a test sets valid headers")
 }
 
 fn not_found() -> Response<Body> {

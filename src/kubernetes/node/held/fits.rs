@@ -1,6 +1,6 @@
-//! Whether the scheduler can place a pod on a node, as far as labels, taints and cordons decide.
+//! Reports whether the scheduler can place a pod on a node, judging by labels, taints and cordons only.
 //!
-//! Resources, ports and topology are left to the scheduler. The rules are those of component-helpers
+//! The scheduler decides about resources, ports and topology. The rules are those of component-helpers
 //! `scheduling/corev1/nodeaffinity` and `scheduling/corev1/helpers.go`.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 /// Taint of a node that is cordoned (k8s.io/api/core/v1/well_known_taints.go).
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
-/// Whether labels, taints and a cordon of a node let a pod run there.
+/// Reports whether labels, taints and a cordon of a node allow a pod there.
 pub(super) fn fits(pod: &Pod, node: &Node) -> bool {
     let Some(spec) = &pod.spec else { return false };
     let (name, labels) = (node.name_any(), node.labels());
@@ -27,7 +27,7 @@ pub(super) fn fits(pod: &Pod, node: &Node) -> bool {
     is_selected && is_near && tolerates(spec.tolerations.as_deref().unwrap_or_default(), node)
 }
 
-/// A term without requirements matches no node.
+/// Reports whether a node meets a term. A term without requirements matches no node.
 fn meets(term: &NodeSelectorTerm, name: &str, labels: &BTreeMap<String, String>) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();

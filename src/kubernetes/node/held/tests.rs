@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// The rules of the shipped policy that refuse this change of a pod by a daemon.
+/// Returns the rules of the shipped policy that refuse this change of a pod by a daemon.
 fn refusals(old: &Value, new: &Value) -> Vec<String> {
     let shipped = include_str!("../../../../config/kubernetes/node/required/policy.yaml");
     let policy: Value = serde_saphyr::from_str(shipped.split("\n---\n").next().unwrap()).unwrap();
@@ -40,9 +40,9 @@ fn held() -> Value {
 fn the_policy_lets_a_daemon_release_pods_that_are_held_back() {
     let old = held();
     let pod: Pod = serde_json::from_value(old.clone()).unwrap();
-    let caches = [super::super::wish::tests::cache("team-a", "web", &["app:1"], |_| {})];
-    let wish = wish::Choices::new(&wish::Namespaces::new(), &caches).of(&pod).unwrap();
-    for patch in [plan::release(&pod, &wish), plan::attach_on(&pod, "node-a")] {
+    let caches = [super::super::desired::tests::cache("team-a", "web", &["app:1"], |_| {})];
+    let desired = desired::Choices::new(&desired::Namespaces::new(), &caches).of(&pod).unwrap();
+    for patch in [plan::release(&pod, &desired), plan::attach_on(&pod, "node-a")] {
         let mut new = old.clone();
         json_patch::merge(&mut new, &patch);
         assert_ne!(new, old);
@@ -85,15 +85,15 @@ fn patience_begins_again_with_each_node_and_doubles_after_the_release() {
     };
     let mut now = start;
     for (gated, node, patience) in [
-        (true, "a", ATTACH_PATIENCE),
-        (true, "b", ATTACH_PATIENCE),
-        (false, "b", PLACE_PATIENCE),
-        (false, "c", PLACE_PATIENCE * 2),
-        (false, "d", PLACE_PATIENCE * 4),
+        (true, "a", ATTACH_TIMEOUT),
+        (true, "b", ATTACH_TIMEOUT),
+        (false, "b", PLACE_TIMEOUT),
+        (false, "c", PLACE_TIMEOUT * 2),
+        (false, "d", PLACE_TIMEOUT * 4),
     ] {
         let pod = pod(gated, node);
         assert!(!memory.is_overdue(&pod, now), "{node}");
-        assert!(!memory.is_overdue(&pod, now + patience - SETTLE), "{node}");
+        assert!(!memory.is_overdue(&pod, now + patience - MIN_PASS_INTERVAL), "{node}");
         now += patience;
         assert!(memory.is_overdue(&pod, now), "{node}");
     }
@@ -104,10 +104,10 @@ fn a_reason_is_reported_once_when_it_lasts() {
     let start = Instant::now();
     let mut memory = Memory::new(start);
     assert!(!memory.is_news("a", start));
-    assert!(!memory.is_news("a", start + TELL_AFTER - SETTLE));
-    assert!(memory.is_news("a", start + TELL_AFTER));
-    assert!(!memory.is_news("a", start + TELL_AFTER * 2));
-    // Another reason has to last as well.
-    assert!(!memory.is_news("b", start + TELL_AFTER * 3));
-    assert!(memory.is_news("b", start + TELL_AFTER * 4));
+    assert!(!memory.is_news("a", start + NOTIFY_AFTER - MIN_PASS_INTERVAL));
+    assert!(memory.is_news("a", start + NOTIFY_AFTER));
+    assert!(!memory.is_news("a", start + NOTIFY_AFTER * 2));
+    // A new reason must also last.
+    assert!(!memory.is_news("b", start + NOTIFY_AFTER * 3));
+    assert!(memory.is_news("b", start + NOTIFY_AFTER * 4));
 }

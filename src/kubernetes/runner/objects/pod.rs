@@ -1,26 +1,27 @@
-//! What the Jobs of builders and verifiers have in common, and the rights of their pods.
+//! The common part of the Jobs of builders and verifiers, and the privileges of their pods.
 
 use serde_json::{Value, json};
 
 use super::Parts;
 use larder_model::job::LayerFormat;
 
-/// User and group of a pod that needs no rights: "nonroot" of many images, Larder's own among them.
-const NOBODY: u32 = 65532;
-/// How much longer than its builder a Job may take, seconds: with its Job a pod is deleted, and what it said with it.
+/// User and group of an unprivileged pod: "nonroot" in many images, including Larder's own.
+const UNPRIVILEGED_ID: u32 = 65532;
+/// Additional time of a Job after the time limit of its builder, seconds. A pod is deleted with its Job,
+/// together with its termination message.
 const MARGIN: i64 = 600;
 
-/// What the pods of a Job do.
+/// The task of the pods of a Job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::kubernetes::runner) enum Role {
     /// Fills the volume from registries.
     Builder,
-    /// Reads the sealed volume, and nothing else.
+    /// Reads only the sealed volume.
     Verifier,
 }
 
 impl Role {
-    /// Name of the container; also what messages call it.
+    /// Returns the name of the container, which messages also use.
     pub(in crate::kubernetes::runner) fn container(self) -> &'static str {
         match self {
             Role::Builder => "builder",
@@ -30,7 +31,8 @@ impl Role {
 }
 
 impl Parts<'_> {
-    /// A Job without its metadata: what builders and verifiers have in common. `pod` has containers and volumes.
+    /// Returns a Job without metadata: the common part of builders and verifiers. `pod` contains containers
+    /// and volumes.
     pub(super) fn workload(&self, role: Role, seconds: i64, pod: Value) -> Value {
         let labels = match role {
             Role::Builder => self.names.labels(self.volume),
@@ -60,11 +62,11 @@ impl Parts<'_> {
                 "completions": 1,
                 "backoffLimit": self.caches.build_retries,
                 "activeDeadlineSeconds": seconds + MARGIN,
-                // Larder removes it; this is for one that is never looked at again.
+                // Larder deletes the Job. This is a fallback for Jobs that no daemon sees again.
                 "ttlSecondsAfterFinished": 86400,
                 "podReplacementPolicy": "Failed",
                 "podFailurePolicy": {"rules": [
-                    // What no retry heals (model::class).
+                    // Failures that a retry does not fix (model::class).
                     {"action": "FailJob", "onExitCodes": {"containerName": role.container(), "operator": "In", "values": [64, 65, 73, 77]}},
                     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
                 ]},
@@ -79,11 +81,11 @@ impl Parts<'_> {
         })
     }
 
-    /// Limits of a pod; `storage` is that of its temporary files.
+    /// Returns requests and limits of a pod. `storage` limits its temporary files.
     pub(super) fn resources(&self, role: Role, storage: &str) -> Value {
         let memory = match role {
             Role::Builder => self.caches.build_memory.0,
-            // It holds the plan of a layer in memory, about 1 KiB for each file, which a builder does not.
+            // Unlike a builder, it keeps the plan of a layer in memory, about 1 KiB for each file.
             Role::Verifier => self.caches.build_memory.0.saturating_mul(2),
         };
         let limits = match memory {
@@ -101,9 +103,9 @@ impl Parts<'_> {
             LayerFormat::Overlay => json!({"runAsUser": 0}),
             LayerFormat::Erofs => json!({
                 "runAsNonRoot": true,
-                "runAsUser": NOBODY,
-                "runAsGroup": NOBODY,
-                "fsGroup": NOBODY,
+                "runAsUser": UNPRIVILEGED_ID,
+                "runAsGroup": UNPRIVILEGED_ID,
+                "fsGroup": UNPRIVILEGED_ID,
             }),
         };
         let mut context = json!({
@@ -114,7 +116,8 @@ impl Parts<'_> {
         context
     }
 
-    /// A verifier reads what other users own, and changes nothing. Pod Security "baseline" has no DAC_READ_SEARCH.
+    /// Returns the capabilities of a verifier. It reads files of other users and changes nothing. Pod
+    /// Security "baseline" does not allow DAC_READ_SEARCH.
     pub(super) fn verifier_capabilities(&self) -> Value {
         match self.layer_format {
             LayerFormat::Overlay => json!({"drop": ["ALL"], "add": ["DAC_OVERRIDE"]}),
@@ -132,7 +135,7 @@ impl Parts<'_> {
         }
     }
 
-    /// Of files from secrets: root's, or the group's that the pod gets.
+    /// Returns the mode of files from secrets: readable by root, or by the group of the pod.
     pub(super) fn secret_mode(&self) -> u32 {
         match self.layer_format {
             LayerFormat::Overlay => 0o400,

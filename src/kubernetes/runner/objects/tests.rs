@@ -4,7 +4,7 @@ use super::*;
 use crate::caches::pull_secrets::Form;
 
 #[test]
-fn objects_are_what_kubernetes_has() {
+fn objects_fit_the_types_of_kubernetes() {
     let names = Names { namespace: "larder".into() };
     let cluster = Cluster { storage_class: "fast".into(), ..Cluster::default() };
     let id = "8f14e45f-ceea-4e7a-9c2b-0123456789ab".parse().unwrap();
@@ -20,7 +20,7 @@ fn objects_are_what_kubernetes_has() {
     ];
     let json = parts.job(&secrets, 3600);
     let typed: KubeJob = serde_json::from_value(json.clone()).unwrap();
-    // Nothing of what was written is unknown to the types.
+    // Every field that was written must exist in the types.
     let back = serde_json::to_value(&typed).unwrap();
     assert_eq!(back, json);
     let pod = &json["spec"]["template"]["spec"];
@@ -44,7 +44,7 @@ fn objects_are_what_kubernetes_has() {
         (LayerFormat::Overlay, 0, json!({"drop": ["ALL"], "add": ["DAC_OVERRIDE"]})),
         (LayerFormat::Erofs, 65532, json!({"drop": ["ALL"]})),
     ] {
-        // Also where builders sign: a verifier gets no key.
+        // A verifier gets no key, even if builders sign.
         let parts = Parts { layer_format, cluster: &signing, ..parts };
         let json = parts.verifier(&owner, &digest, 60);
         let typed: KubeJob = serde_json::from_value(json.clone()).unwrap();

@@ -16,7 +16,7 @@ fn wanted(schedule: &str) -> Refresh {
     Refresh { schedule: schedule.to_owned(), time_zone: None, when: When::Always }
 }
 
-/// An available image cache with this schedule.
+/// Returns an available image cache with this schedule.
 fn seen(schedule: Option<&str>, state: Option<RefreshState>) -> Seen {
     let spec = serde_json::json!({"images": ["nginx"], "refresh": schedule.map(wanted)});
     let mut object = ImageCache::new("web", serde_json::from_value(spec).unwrap());
@@ -38,15 +38,15 @@ fn a_schedule_begins_now_and_catches_up_once() {
         Step::At(first) => first,
         other => panic!("{other:?}"),
     };
-    // The image cache may be old: its times before the schedule was written do not count.
+    // The image cache can be old: times before the schedule was written do not count.
     assert!(first >= time("2026-11-30T13:00:00Z") && first < time("2026-11-30T13:10:00Z"));
-    // Nobody led for two days: there is one refresh, and the next time is after it.
+    // No daemon led for two days: there is one refresh, and the next time is after it.
     let late = time("2026-12-02T12:30:00Z");
     let state = done(state, Outcome::Started(2), &hourly, (late, late), "uid");
     let next = time(state.next_time.as_deref().unwrap());
     assert!(next >= time("2026-12-02T13:00:00Z") && next < time("2026-12-02T13:10:00Z"), "{next}");
     assert_eq!((state.last_time.as_deref(), state.generation), (Some("2026-12-02T12:30:00Z"), Some(2)));
-    // Another schedule begins anew, and none is cleared.
+    // A changed schedule begins again, and a removed one is cleared.
     assert_eq!(seen(Some("5 * * * *"), Some(state.clone())).step(), Step::Begin);
     assert_eq!(seen(None, Some(state)).step(), Step::Clear);
 }
@@ -100,10 +100,10 @@ fn a_moved_index_or_manifest_is_a_change() {
     for (before, now, moved) in [
         ((&one, None), (&one, None), false),
         ((&one, None), (&two, None), true),
-        // The leader runs on another platform than the builder did.
+        // The leader runs on another platform than the builder.
         ((&one, Some(&one)), (&two, Some(&one)), false),
         ((&one, Some(&one)), (&one, Some(&two)), true),
-        // The tag was one manifest and is an index with it now.
+        // The tag pointed to one manifest, and now to an index that contains it.
         ((&one, None), (&one, Some(&two)), false),
     ] {
         let image = PlannedImage {
@@ -122,11 +122,11 @@ fn a_moved_index_or_manifest_is_a_change() {
 }
 
 #[test]
-fn what_may_heal_is_tried_again_and_the_rest_is_told() {
+fn transient_failures_are_retried_and_others_reported() {
     use std::time::Duration;
     assert!(matches!(failed(&Error::QueueFull { retry_after: Duration::ZERO }), Outcome::Later(_)));
     let full = Error::NoRoomToRefresh { need_gib: 20, free_gib: 0, capacity_gib: 20 };
     assert!(matches!(failed(&full), Outcome::Failed(_)));
-    // Null removes what the state before had.
+    // Null removes fields of the previous state.
     assert_eq!(merge(&RefreshState::default())["message"], serde_json::Value::Null);
 }

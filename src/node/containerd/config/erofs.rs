@@ -1,15 +1,16 @@
-//! What a node of containerd's own EROFS snapshotter needs beside our file, because it is the node's to decide.
+//! Additional settings for containerd's own EROFS snapshotter, which are up to the operator of the node.
 
 use std::path::Path;
 use std::process::Command;
 
 use larder_model::platform::Platform;
 
-/// What `mkfs.erofs --help` has if it makes images of tars, as containerd asks (its package erofsutils): 1.7 and newer.
+/// The option in `mkfs.erofs --help` for images from tars, which containerd uses (its package erofsutils):
+/// 1.7 and newer.
 const FROM_TAR: &str = "--tar=";
 
-/// Whether the `mkfs.erofs` at `program` makes images of tars. containerd loads its EROFS differ only then, and no CRI at all where a
-/// differ that is configured, and is not optional, is missing.
+/// Reports whether the `mkfs.erofs` at `program` can create images from tars. Only then does containerd load
+/// its EROFS differ. If a configured differ is missing and not optional, CRI does not start.
 pub fn makes_images_of_tars(program: &Path) -> bool {
     let help = Command::new(program).arg("--help").output();
     help.is_ok_and(|help| {
@@ -17,18 +18,18 @@ pub fn makes_images_of_tars(program: &Path) -> bool {
     })
 }
 
-/// The settings, for a node whose `mkfs.erofs` makes images of tars or does not.
+/// Returns the settings as text. `from_tar` says whether the node's `mkfs.erofs` can create images from tars.
 pub fn settings(from_tar: bool) -> String {
     let differ = if from_tar { "\n      differ = \"erofs\"" } else { "" };
     let lacking = if from_tar {
         ""
     } else {
-        "No mkfs.erofs with --tar (erofs-utils 1.7 and newer) was found: layers that no volume has are unpacked as directories \
+        "No mkfs.erofs with --tar (erofs-utils 1.7 and newer) was found: layers that are on no volume are unpacked as directories \
          first. With it, add differ = \"erofs\" to unpack_config.\n"
     };
     format!(
         "\
-containerd's own EROFS snapshotter takes layers of attached volumes by diff ID, when the node is set up for it:
+containerd's own EROFS snapshotter uses the layers of attached volumes by diff ID if it has these settings:
   [plugins.\"io.containerd.cri.v1.images\"]
     snapshotter = \"erofs\"
   [plugins.\"io.containerd.transfer.v1.local\"]
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_differ_that_is_not_there_is_not_named() {
+    fn a_missing_differ_is_not_configured() {
         let is_set = |settings: &str| settings.lines().any(|line| line.trim_start().starts_with("differ = "));
         assert!(is_set(&settings(true)));
         assert!(!is_set(&settings(false)) && settings(false).contains("1.7 and newer"));

@@ -1,4 +1,4 @@
-//! Which files containerd reads, and in which order.
+//! Finds the files that containerd loads, in order.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
@@ -10,14 +10,15 @@ use toml::{Table, Value};
 
 use super::{ConfigError, Version};
 
-/// Most files that are read.
+/// Maximum number of files that are read.
 const MAX_FILES: usize = 1000;
-/// Most bytes of one.
+/// Maximum size of one file, bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
 type Files = Vec<(PathBuf, Table)>;
 
-/// The files in their order, without ours, and after how many of them ours is read.
+/// Reads the files in order, without Larder's. Also returns the number of files that are loaded before
+/// Larder's.
 pub(super) fn read(
     root: &Path,
     main: &Path,
@@ -49,12 +50,12 @@ pub(super) fn read(
     Ok((files, before))
 }
 
-/// Where a path of containerd's lies.
+/// Returns the path below `root` for a path of the node.
 fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// None where `may_lack` and there is no such file.
+/// Parses a file. Returns `None` if `may_lack` and the file does not exist.
 fn parse(root: &Path, path: &Path, may_lack: bool) -> Result<Option<Table>, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let mut text = String::new();
@@ -74,11 +75,12 @@ fn parse(root: &Path, path: &Path, may_lack: bool) -> Result<Option<Table>, Conf
     })
 }
 
-/// The files that an entry of `imports` in the file `parent` means. Ours counts as if it were there.
+/// Returns the files that match an entry of `imports` in the file `parent`. Larder's file matches even if it
+/// does not exist.
 fn resolve(root: &Path, parent: &Path, import: &str, ours: &Path, version: Version) -> Vec<PathBuf> {
     let has_pattern = import.contains('*');
     let base = match parent.parent() {
-        // 1.6 looks from where it was started, which service managers do at the root.
+        // 1.6 searches its working directory, which is the root under service managers.
         _ if has_pattern && version < (Version { major: 1, minor: 7 }) => Path::new("/"),
         Some(dir) => dir,
         None => Path::new("/"),
@@ -94,7 +96,7 @@ fn resolve(root: &Path, parent: &Path, import: &str, ours: &Path, version: Versi
     found.into_iter().collect()
 }
 
-/// Without `.` and `..`, as Go's filepath.Clean does.
+/// Removes `.` and `..`, as Go's filepath.Clean does.
 fn clean(path: &Path) -> PathBuf {
     let mut out = PathBuf::from("/");
     for component in path.components() {
@@ -107,7 +109,7 @@ fn clean(path: &Path) -> PathBuf {
     out
 }
 
-/// The paths that match a pattern, each name in which stands for one (Go's filepath.Glob).
+/// Returns the paths that match a pattern, name by name (Go's filepath.Glob).
 fn glob(root: &Path, pattern: &Path) -> Vec<PathBuf> {
     let mut found = vec![PathBuf::from("/")];
     for component in pattern.components() {
@@ -139,7 +141,7 @@ fn matches(pattern: &Path, path: &Path) -> bool {
         })
 }
 
-/// A pattern of one name: `*`, `?` and classes.
+/// Converts a pattern for one name, with `*`, `?` and classes, to an expression.
 fn expression(pattern: &str) -> Option<Regex> {
     let mut out = String::from("^");
     let mut rest = pattern.chars();

@@ -1,4 +1,4 @@
-//! Files of containerd's below a root of their own, and what is made of them.
+//! Tests with configuration files below a temporary root.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -142,14 +142,14 @@ fn volumes_for_several_snapshotters_are_in_one_file() {
 }
 
 #[test]
-fn what_imports_it() {
+fn imports_that_match() {
     let main = |imports: &str| format!("version = 2\nimports = {imports}\n");
     for (imports, version, counts) in [
         ("[]", OLD, false),
         ("['/etc/containerd/conf.d/*.toml']", OLD, true),
         ("['/etc/containerd/conf.d/99-larder.toml']", OLD, true),
         ("['conf.d/99-larder.toml']", OLD, true),
-        // Relative to where 1.6 was started.
+        // Relative to the working directory of 1.6.
         ("['conf.d/*.toml']", OLD, false),
         ("['etc/containerd/conf.d/*.toml']", OLD, true),
         ("['conf.d/*.toml']", Version { major: 1, minor: 7 }, true),
@@ -169,13 +169,13 @@ fn what_imports_it() {
 }
 
 #[test]
-fn what_takes_it_back() {
+fn later_files_override() {
     let main = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n";
     let late = "/etc/containerd/conf.d/zz.toml";
     let cri = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.cni]\nbin_dir = '/x'\n";
     let of = |text: &str, version| node(&[(MAIN, main), (late, text)], version).unwrap().loading();
     assert_eq!(of(cri, OLD), Loading::Overridden { by: late.into() });
-    // Key by key.
+    // In 2.x, sections are merged key by key.
     assert_eq!(of(cri, NEW), Loading::Counts);
     let snapshotter = "version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'overlayfs'\n";
     assert_eq!(of(snapshotter, NEW), Loading::Overridden { by: late.into() });
@@ -183,7 +183,7 @@ fn what_takes_it_back() {
 }
 
 #[test]
-fn what_cannot_be_used() {
+fn unsupported_configurations_are_rejected() {
     let old = "imports = ['/etc/containerd/conf.d/*.toml']\n[plugins.cri]\nsandbox_image = 'x'\n";
     assert!(matches!(node(&[(MAIN, old)], OLD), Err(ConfigError::Old { .. })));
     let disabled = "disabled_plugins = ['cri']\nimports = ['/etc/containerd/conf.d/*.toml']\n";

@@ -1,26 +1,26 @@
-//! Versions of containerd.
+//! Parses versions of containerd.
 
 use std::fmt;
 use std::str::FromStr;
 
 use larder_model::class::Class;
 
-/// Which containerd it is, as far as configuration depends on it.
+/// The version of containerd, as far as the configuration depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// 1 or 2.
+    /// The major version: 1 or 2.
     pub major: u32,
-    /// What follows it.
+    /// The minor version number.
     pub minor: u32,
 }
 
-/// A text in which there is no version.
+/// The text contains no version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no version of containerd, want one as in 1.6.20 or v2.1.3")]
+#[error("{0:?} is not a version of containerd, such as 1.6.20 or v2.1.3")]
 pub struct UnknownVersion(String);
 
 impl UnknownVersion {
-    /// The class, which decides about the exit code.
+    /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         Class::Invalid
     }
@@ -29,7 +29,8 @@ impl UnknownVersion {
 impl FromStr for Version {
     type Err = UnknownVersion;
 
-    /// Reads what the version service says (`1.6.20~ds1`, `v2.1.3`), or what `containerd --version` prints.
+    /// Parses the answer of the version service (`1.6.20~ds1`, `v2.1.3`), or the output of `containerd
+    /// --version`.
     fn from_str(text: &str) -> Result<Self, UnknownVersion> {
         let read = |word: &str| {
             let mut numbers = word.strip_prefix('v').unwrap_or(word).split('.');

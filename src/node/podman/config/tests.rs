@@ -2,8 +2,8 @@ use std::path::Path;
 
 use super::*;
 
-const BOTH: For = For { podman: true, crio: true };
-const PODMAN: For = For { podman: true, crio: false };
+const BOTH: Consumers = Consumers { podman: true, crio: true };
+const PODMAN: Consumers = Consumers { podman: true, crio: false };
 
 fn debian() -> Node {
     Node {
@@ -22,7 +22,7 @@ fn stores(names: &[&str]) -> Vec<PathBuf> {
     names.iter().map(PathBuf::from).collect()
 }
 
-/// The texts that are written, by the last part of their path.
+/// Returns the written texts, with their paths.
 fn written(change: &Change) -> Vec<(&str, &str)> {
     let texts = change.files.iter().filter_map(|(path, text)| Some((path.to_str()?, text.as_deref()?)));
     texts.collect()
@@ -35,7 +35,7 @@ fn list(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_node_without_a_file_gets_a_whole_one() {
+fn a_node_without_a_file_gets_a_complete_one() {
     let change = change(&debian(), BOTH, &stores(&["/icv", "/with \"quotes\""]));
     let [(path, text)] = written(&change)[..] else { panic!("{change:?}") };
     assert_eq!(path, STORAGE_CONF);
@@ -44,7 +44,7 @@ fn a_node_without_a_file_gets_a_whole_one() {
     assert_eq!(table["storage"]["driver"].as_str(), Some("overlay"));
     assert_eq!(table["storage"]["graphroot"].as_str(), Some("/var/lib/containers/storage"));
     assert_eq!(change.advice.len(), 1, "{change:?}");
-    // The same again, one store less, and none.
+    // With the same stores again, with one store less, and without stores.
     let mut node = debian();
     node.storage = File::Text(text.to_owned());
     assert_eq!(super::change(&node, BOTH, &stores(&["/icv", "/with \"quotes\""])), change);
@@ -55,7 +55,7 @@ fn a_node_without_a_file_gets_a_whole_one() {
 }
 
 #[test]
-fn what_the_vendor_says_is_kept() {
+fn vendor_settings_are_kept() {
     let vendor = "[storage]\ndriver = \"overlay\"\ngraphroot = \"/srv/images\"\n[storage.options]\n\
                   additionalimagestores = [\"/usr/lib/containers/storage\"]\n[storage.options.overlay]\nmountopt = \"nodev\"\n";
     let mut node = debian();
@@ -69,10 +69,7 @@ fn what_the_vendor_says_is_kept() {
     for unknown in ["[storage", "storage = 1", "[storage.options]\nadditionalimagestores = \"x\""] {
         node.vendor = File::Text(unknown.into());
         let change = super::change(&node, PODMAN, &stores(&["/icv"]));
-        assert!(
-            written(&change).is_empty() && change.advice[0].contains("cannot be understood"),
-            "{change:?}"
-        );
+        assert!(written(&change).is_empty() && change.advice[0].contains("cannot be parsed"), "{change:?}");
     }
 }
 
@@ -87,7 +84,7 @@ fn the_operators_file_is_left() {
     assert!(text.ends_with("[crio]\nstorage_option = [\"overlay.imagestore=/icv\"]\n"), "{text}");
     assert!(change.files.iter().all(|(path, _)| path != Path::new(STORAGE_CONF)));
     assert!(change.advice[0].ends_with("additionalimagestores = [\"/nfs\", \"/icv\"]"), "{change:?}");
-    // Done as advised.
+    // With the advice applied.
     node.storage = File::Text(theirs.replace("\"/nfs\"", "\"/nfs\", \"/icv\""));
     assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice.is_empty());
     node.storage = File::Other;
@@ -107,7 +104,7 @@ fn new_programs_read_a_drop_in() {
         assert!(text.ends_with("additionalimagestores = [\"/icv\", \"/b\", {append = true}]\n"), "{text}");
         assert!(text.parse::<Table>().is_ok() && change.advice.is_empty());
     }
-    // What an older podman was given goes.
+    // The file for an older podman is removed.
     node.storage = File::Text(format!("{MARK}[storage]\n"));
     assert!(change(&node, PODMAN, &stores(&["/icv"])).files.contains(&(STORAGE_CONF.into(), None)));
 }
@@ -117,28 +114,30 @@ fn another_driver_sees_no_store() {
     let mut node = debian();
     node.driver = Some("vfs".into());
     let change = change(&node, PODMAN, &stores(&["/icv"]));
-    assert!(written(&change).is_empty() && change.advice[0].contains("the driver vfs"), "{change:?}");
-    // What the operator says counts more than what lies in the default place.
+    assert!(written(&change).is_empty() && change.advice[0].contains("storage driver vfs"), "{change:?}");
+    // The operator's setting takes precedence over existing images in the default directory.
     node.storage = File::Text("[storage]\ndriver = \"overlay\"\n".into());
     assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice[0].contains("under [storage.options]"));
     node.storage = File::Text("[storage]\ndriver = \"btrfs\"\n".into());
-    assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice[0].contains("the driver btrfs"));
+    assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice[0].contains("storage driver btrfs"));
 }
 
-/// The files that are written on a node with these programs, and whether the operator has to do something for podman or buildah.
-fn files_for(found: &[(&'static str, bool)], whom: For, storage: &File) -> (Vec<PathBuf>, bool) {
+/// Returns the files written on a node with these programs, and whether there is advice for podman or
+/// buildah.
+fn files_for(found: &[(&'static str, bool)], consumers: Consumers, storage: &File) -> (Vec<PathBuf>, bool) {
     let node = Node { programs: programs(found), storage: storage.clone(), ..debian() };
-    let change = change(&node, whom, &stores(&["/icv"]));
+    let change = change(&node, consumers, &stores(&["/icv"]));
     let files =
         change.files.iter().filter(|(_, text)| text.is_some()).map(|(path, _)| path.clone()).collect();
     (files, change.advice.iter().any(|line| !line.starts_with("CRI-O")))
 }
 
-/// Programs and whether they are new, who uses the stores, `storage.conf`; the files, and whether there is advice.
-type Case<'a> = (&'a [(&'static str, bool)], For, &'a File, &'a [&'a str], bool);
+/// The programs and whether they are new, the users of the stores, and `storage.conf`; then the files, and
+/// whether there is advice.
+type Case<'a> = (&'a [(&'static str, bool)], Consumers, &'a File, &'a [&'a str], bool);
 
 #[test]
-fn a_new_program_keeps_storage_conf_away() {
+fn a_new_program_prevents_a_storage_conf() {
     let (old, new) = (false, true);
     let theirs = File::Text("[storage]\ndriver = \"overlay\"\n".into());
     let cases: [Case; 12] = [
@@ -150,7 +149,7 @@ fn a_new_program_keeps_storage_conf_away() {
         (&[("podman", new), ("crio", old)], BOTH, &theirs, &[STORAGE_DROP_IN, CRIO_DROP_IN], false),
         (
             &[("podman", new), ("crio", old)],
-            For { podman: false, crio: true },
+            Consumers { podman: false, crio: true },
             &File::Absent,
             &[CRIO_DROP_IN],
             false,
@@ -167,11 +166,15 @@ fn a_new_program_keeps_storage_conf_away() {
         (&[("podman", new)], BOTH, &File::Absent, &[STORAGE_DROP_IN, CRIO_DROP_IN], false),
         (&[], PODMAN, &File::Absent, &[STORAGE_CONF], false),
     ];
-    for (found, whom, storage, files, is_advised) in cases {
+    for (found, consumers, storage, files, is_advised) in cases {
         let files = files.iter().map(PathBuf::from).collect();
-        assert_eq!(files_for(found, whom, storage), (files, is_advised), "{found:?} {whom:?} {storage:?}");
+        assert_eq!(
+            files_for(found, consumers, storage),
+            (files, is_advised),
+            "{found:?} {consumers:?} {storage:?}"
+        );
     }
-    // One that an earlier attach wrote goes when a new program comes.
+    // The file of an earlier attach is removed once a new program is installed.
     let node = Node {
         programs: programs(&[("podman", new), ("buildah", old)]),
         storage: File::Text(format!("{MARK}[storage]\n")),
@@ -180,7 +183,10 @@ fn a_new_program_keeps_storage_conf_away() {
     let change = change(&node, PODMAN, &stores(&["/icv", "/b"]));
     assert!(change.files.contains(&(STORAGE_CONF.into(), None)), "{change:?}");
     let line = &change.advice[0];
-    assert!(line.starts_with("buildah of this node") && line.contains("keep podman from users"), "{line}");
+    assert!(
+        line.starts_with("buildah of this node") && line.contains("would break podman for users"),
+        "{line}"
+    );
     assert!(
         line.ends_with("--storage-opt overlay.imagestore=/icv --storage-opt overlay.imagestore=/b"),
         "{line}"

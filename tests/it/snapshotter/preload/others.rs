@@ -58,10 +58,10 @@ fn what_others_made_stays() {
         };
         record(&node, "pulled:1", pulled);
         let again = succeed(&mut node.preload(&at));
-        assert!(!again.contains("made known"), "{again}");
+        assert!(!again.contains(": registered\n"), "{again}");
         let said = succeed(&mut node.forget_cache(&at));
         let id = sealed.image(1).config.digest.to_string();
-        assert!(said.contains(&format!("{id}: stays")), "{said}");
+        assert!(said.contains(&format!("{id}: kept")), "{said}");
         let mut left = vec![first.clone(), copy.clone(), "pulled:1".into(), id];
         left.sort();
         assert_eq!(node.images(), left);
@@ -92,8 +92,8 @@ fn caches_that_share_an_image() {
         succeed(&mut node.preload(&places[1]));
         assert_eq!(node.images(), both);
         let said = succeed(&mut node.forget_cache(&places[0]));
-        assert_eq!(said.lines().filter(|line| line.contains("stays")).count(), 3, "{said}");
-        assert_eq!(said.lines().filter(|line| line.contains("forgotten")).count(), 3, "{said}");
+        assert_eq!(said.lines().filter(|line| line.contains("kept")).count(), 3, "{said}");
+        assert_eq!(said.lines().filter(|line| line.contains("removed")).count(), 3, "{said}");
         node.snapshotter.detach(&places[0]);
         assert_eq!(node.printed(&references[0], "cat /file-0 /file-1"), "shared 0\nshared 1\n");
         succeed(&mut node.forget_cache(&places[1]));

@@ -19,27 +19,28 @@ use super::super::super::kind::Id;
 use super::super::super::object::{list, text};
 use super::super::super::server::Shared;
 use super::log::Log;
-use super::mounts::Laid;
+use super::mounts::PodLayout;
 use super::{Node, exited};
 
-/// Most bytes of a termination message; the last ones are kept (pkg/kubelet/container/runtime.go, MaxPodTerminationMessageLogLength
-/// is for the pod, MaxContainerTerminationMessageLength for one).
+/// Maximum size of a termination message, in bytes. The last bytes are kept
+/// (pkg/kubelet/container/runtime.go: MaxPodTerminationMessageLogLength applies to the pod,
+/// MaxContainerTerminationMessageLength to a container).
 const MAX_MESSAGE: u64 = 4096;
-/// Most bytes and lines of the log in place of one.
+/// Maximum bytes and lines of the log that replace a missing termination message.
 const MAX_LOG: (usize, usize) = (2048, 80);
 
-/// How a container is to end.
+/// Way in which a container is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kill {
-    /// SIGTERM.
-    Ask,
-    /// SIGKILL.
+    /// SIGTERM to the first process.
+    Terminate,
+    /// SIGKILL to all processes.
     Now,
-    /// SIGKILL by the kernel.
+    /// SIGKILL by the kernel, because memory ran out.
     OutOfMemory,
 }
 
-/// How a container ended.
+/// Result of a container.
 #[derive(Debug)]
 pub(super) struct Exit {
     pub(super) code: i32,
@@ -47,67 +48,68 @@ pub(super) struct Exit {
     pub(super) message: String,
 }
 
-/// A container to start.
+/// A request to start a container.
 #[derive(Debug)]
-pub(in super::super::super) struct Order {
+pub(in super::super::super) struct StartRequest {
     id: Id,
     uid: String,
     program: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(OsString, OsString)>,
-    laid: Laid,
+    layout: PodLayout,
     log: Arc<Log>,
     kill: mpsc::UnboundedReceiver<Kill>,
 }
 
-impl Order {
+impl StartRequest {
     pub(super) fn new(
         node: &Node,
         id: Id,
         uid: String,
         container: &Value,
-        laid: &Laid,
+        layout: &PodLayout,
         log: Arc<Log>,
         kill: mpsc::UnboundedReceiver<Kill>,
     ) -> Self {
         let given = list(container, "/env").iter();
         let own =
-            given.map(|entry| (text(entry, "/name").into(), laid.rewrite(text(entry, "/value")).into()));
-        Order {
+            given.map(|entry| (text(entry, "/name").into(), layout.rewrite(text(entry, "/value")).into()));
+        StartRequest {
             id,
             uid,
             program: node.program.clone(),
             arguments: list(container, "/args")
                 .iter()
                 .filter_map(Value::as_str)
-                .map(|a| laid.rewrite(a))
+                .map(|a| layout.rewrite(a))
                 .collect(),
             environment: node.environment.iter().cloned().chain(own).collect(),
-            laid: laid.clone(),
+            layout: layout.clone(),
             log,
             kill,
         }
     }
 }
 
-/// Starts a container; when it has ended, its pod says so.
-pub(in super::super::super) fn start(shared: &Arc<Shared>, order: Order) {
+/// Starts a container. When it ends, updates the status of its pod.
+pub(in super::super::super) fn start(shared: &Arc<Shared>, request: StartRequest) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let (id, uid) = (order.id.clone(), order.uid.clone());
-        let exit = run(order).await;
+        let (id, uid) = (request.id.clone(), request.uid.clone());
+        let exit = run(request).await;
         shared.write(|state| exited(state, &id, &uid, &exit));
     });
 }
 
-async fn run(mut order: Order) -> Exit {
-    // A mount of its own in a pod: what is renamed over it does not reach the kubelet.
-    let message = File::open(&order.laid.termination.1);
-    let child = Command::new(&order.program)
-        .args(&order.arguments)
+async fn run(mut request: StartRequest) -> Exit {
+    // The message file is a mount of its own in a real pod: a file renamed over it does not reach the
+    // kubelet.
+    let message = File::open(&request.layout.termination.1);
+    let child = Command::new(&request.program)
+        .args(&request.arguments)
         .env_clear()
-        .envs(order.environment.iter().cloned())
-        .current_dir(&order.laid.pod)
+        .envs(request.environment.iter().cloned())
+        .current_dir(&request.layout.pod)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -117,46 +119,48 @@ async fn run(mut order: Order) -> Exit {
     let mut child = match child {
         Ok(child) => child,
         Err(e) => {
-            order.log.end();
-            let message = format!("failed to create containerd task: exec {}: {e}", order.program.display());
+            request.log.end();
+            let message =
+                format!("failed to create containerd task: exec {}: {e}", request.program.display());
             return Exit { code: 128, reason: "StartError", message };
         }
     };
     let process = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
     let (out, err) = (child.stdout.take(), child.stderr.take());
-    let heard = async { tokio::join!(hear(out, &order.log), hear(err, &order.log)) };
+    let copied = async { tokio::join!(copy_lines(out, &request.log), copy_lines(err, &request.log)) };
     let mut out_of_memory = false;
     let ended = async {
-        let mut asked = false;
+        let mut terminated = false;
         loop {
             tokio::select! {
                 status = child.wait() => return status,
-                Some(kill) = order.kill.recv() => {
+                Some(kill) = request.kill.recv() => {
                     out_of_memory |= kill == Kill::OutOfMemory;
-                    // The runtime asks the first process alone; with it all others end (runc kill, a cgroup's end).
+                    // The runtime signals only the first process; the others end with it (runc kill, end of
+                    // the cgroup).
                     let _ = match (kill, process) {
-                        (Kill::Ask, Some(process)) if !asked => signal::kill(process, Signal::SIGTERM),
+                        (Kill::Terminate, Some(process)) if !terminated => signal::kill(process, Signal::SIGTERM),
                         (Kill::Now | Kill::OutOfMemory, Some(process)) => signal::killpg(process, Signal::SIGKILL),
                         _ => Ok(()),
                     };
-                    asked = true;
+                    terminated = true;
                 }
             }
         }
     };
-    let (status, _) = tokio::join!(ended, heard);
-    order.log.end();
+    let (status, _) = tokio::join!(ended, copied);
+    request.log.end();
     let code = status.map_or(255, code_of);
     let reason = match code {
         0 => "Completed",
         _ if out_of_memory => "OOMKilled",
         _ => "Error",
     };
-    let mut told = message.ok().and_then(|file| last_bytes(file).ok()).unwrap_or_default();
-    if told.is_empty() && code != 0 && order.laid.termination.2 == "FallbackToLogsOnError" {
-        told = order.log.last(MAX_LOG.0, MAX_LOG.1);
+    let mut message = message.ok().and_then(|file| last_bytes(file).ok()).unwrap_or_default();
+    if message.is_empty() && code != 0 && request.layout.termination.2 == "FallbackToLogsOnError" {
+        message = request.log.last(MAX_LOG.0, MAX_LOG.1);
     }
-    Exit { code, reason, message: told }
+    Exit { code, reason, message }
 }
 
 fn code_of(status: ExitStatus) -> i32 {
@@ -171,8 +175,8 @@ fn last_bytes(mut file: File) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Passes lines on to the log; a last one without an end as it is.
-async fn hear(from: Option<impl AsyncRead + Unpin>, log: &Log) {
+/// Copies lines to the log. A last line without a line end is copied unchanged.
+async fn copy_lines(from: Option<impl AsyncRead + Unpin>, log: &Log) {
     let Some(from) = from else { return };
     let mut from = BufReader::new(from);
     let mut line = Vec::new();

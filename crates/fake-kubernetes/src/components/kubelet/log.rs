@@ -1,50 +1,51 @@
-//! The log of a container: standard output and standard error, line by line (pkg/kubelet/kuberuntime/logs/logs.go).
+//! The log of a container: standard output and standard error, line by line
+//! (pkg/kubelet/kuberuntime/logs/logs.go).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// What a container said.
+/// Output of a container.
 #[derive(Debug, Default)]
 pub(in super::super::super) struct Log {
-    said: Mutex<Said>,
+    output: Mutex<Output>,
     more: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Said {
+struct Output {
     text: Vec<u8>,
     over: bool,
 }
 
 impl Log {
-    fn lock(&self) -> MutexGuard<'_, Said> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Output> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a line, its end included.
+    /// Appends a line, including its end.
     pub(super) fn add(&self, line: &[u8]) {
         self.lock().text.extend_from_slice(line);
         self.more.notify_waiters();
     }
 
-    /// The container has ended.
+    /// Marks the end of the container.
     pub(super) fn end(&self) {
         self.lock().over = true;
         self.more.notify_waiters();
     }
 
-    /// The last bytes and lines, as `FallbackToLogsOnError` takes them (pkg/kubelet/container/runtime.go).
+    /// Returns the last bytes and lines, as `FallbackToLogsOnError` does (pkg/kubelet/container/runtime.go).
     pub(super) fn last(&self, bytes: usize, lines: usize) -> String {
-        let said = self.lock();
-        let from = said.text.len().saturating_sub(bytes);
-        let text = String::from_utf8_lossy(&said.text[from..]).into_owned();
+        let output = self.lock();
+        let from = output.text.len().saturating_sub(bytes);
+        let text = String::from_utf8_lossy(&output.text[from..]).into_owned();
         let all: Vec<_> = text.split_inclusive('\n').collect();
         all[all.len().saturating_sub(lines)..].concat()
     }
 }
 
-/// A reader of a log.
+/// Reader of a log that can follow it.
 #[derive(Debug)]
 pub(in super::super::super) struct Tail {
     log: Arc<Log>,
@@ -54,8 +55,8 @@ pub(in super::super::super) struct Tail {
 }
 
 impl Tail {
-    /// Reads the last `lines` lines (all where none is given), at most `bytes` bytes, and with `follow` on to the end of the
-    /// container.
+    /// Reads the last `lines` lines (all if `None`), up to `bytes` bytes. With `follow`, continues until the
+    /// container ends.
     pub(in super::super::super) fn new(
         log: Arc<Log>,
         follow: bool,
@@ -65,32 +66,32 @@ impl Tail {
         let at = match lines {
             None => 0,
             Some(lines) => {
-                let said = log.lock();
-                let ends = said.text.iter().enumerate().rev().filter(|(_, sign)| **sign == b'\n');
+                let output = log.lock();
+                let ends = output.text.iter().enumerate().rev().filter(|(_, sign)| **sign == b'\n');
                 ends.map(|(at, _)| at + 1).nth(lines).unwrap_or(0)
             }
         };
         Tail { log, at, follow, left: bytes.unwrap_or(usize::MAX) }
     }
 
-    /// The next piece; none at the end.
+    /// Returns the next piece, or `None` at the end.
     pub(in super::super::super) async fn next(&mut self) -> Option<Vec<u8>> {
         loop {
             let log = Arc::clone(&self.log);
             let more = log.more.notified();
             tokio::pin!(more);
-            // Armed before looking, so that nothing is said in between unheard.
+            // Register for notifications before reading, so that no line in between is missed.
             more.as_mut().enable();
             {
-                let said = self.log.lock();
-                let piece = &said.text[self.at..];
+                let output = self.log.lock();
+                let piece = &output.text[self.at..];
                 let piece = &piece[..piece.len().min(self.left)];
                 if !piece.is_empty() {
                     self.at += piece.len();
                     self.left -= piece.len();
                     return Some(piece.to_vec());
                 }
-                if said.over || !self.follow || self.left == 0 {
+                if output.over || !self.follow || self.left == 0 {
                     return None;
                 }
             }

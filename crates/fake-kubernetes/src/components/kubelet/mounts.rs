@@ -15,10 +15,10 @@ use super::super::super::object::{list, meta, text};
 use super::super::super::store::State;
 use super::super::volumes;
 
-/// Where the mounts of a container really are.
+/// Real locations of the mounts of a container.
 #[derive(Clone, Debug)]
-pub(super) struct Laid {
-    /// Path in the container and on this machine.
+pub(super) struct PodLayout {
+    /// Path in the container, and the path on this machine.
     mounts: Vec<(String, PathBuf)>,
     /// Directory of the pod.
     pub(super) pod: PathBuf,
@@ -26,8 +26,8 @@ pub(super) struct Laid {
     pub(super) termination: (String, PathBuf, String),
 }
 
-impl Laid {
-    /// A path in the container as one of this machine, also behind `--flag=`.
+impl PodLayout {
+    /// Converts a path in the container to one on this machine, including after `--flag=`.
     pub(super) fn rewrite(&self, argument: &str) -> String {
         let (flag, path) = match argument.split_once('=') {
             Some((flag, path)) => (format!("{flag}="), path),
@@ -46,14 +46,14 @@ impl Laid {
     }
 }
 
-/// Lays out all volumes of a pod; says what keeps one from being mounted.
-pub(super) fn lay(state: &mut State, pod: &Value, container: &Value) -> Result<Laid, String> {
+/// Prepares all volumes of a pod. Returns the reason if one cannot be mounted.
+pub(super) fn lay_out(state: &mut State, pod: &Value, container: &Value) -> Result<PodLayout, String> {
     let directory = state.node.root.join("pods").join(meta(pod, "uid"));
     let mut mounts = Vec::new();
     for mount in list(container, "/volumeMounts") {
         let name = text(mount, "/name");
         let Some(volume) = list(pod, "/spec/volumes").iter().find(|volume| volume["name"] == name) else {
-            return Err(format!("volume \"{name}\" is not there"));
+            return Err(format!("volume \"{name}\" does not exist"));
         };
         let path = directory.join("volumes").join(name);
         let real = source(state, pod, volume, &path)
@@ -66,7 +66,7 @@ pub(super) fn lay(state: &mut State, pod: &Value, container: &Value) -> Result<L
     }
     let termination = directory.join("termination-log");
     fs::create_dir_all(&directory).and_then(|()| fs::write(&termination, "")).map_err(|e| e.to_string())?;
-    Ok(Laid {
+    Ok(PodLayout {
         mounts,
         pod: directory,
         termination: (
@@ -103,7 +103,7 @@ fn source(state: &mut State, pod: &Value, volume: &Value, path: &Path) -> Result
         fs::create_dir_all(path).map_err(|e| e.to_string())?;
         return Ok(path.to_owned());
     }
-    Err("a kind of volume that is not faked".to_owned())
+    Err("this kind of volume is not simulated".to_owned())
 }
 
 fn mount_claim(state: &mut State, pod: &Value, claim: &str) -> Result<PathBuf, String> {
@@ -128,11 +128,12 @@ fn mount_claim(state: &mut State, pod: &Value, claim: &str) -> Result<PathBuf, S
     Ok(at)
 }
 
-/// The disk is a directory of this machine: in the place of a mount of its file system is one of that directory. Nothing shows
-/// what happens to a device that is taken away; [`volumes`] counts where one would be.
+/// Mounts the disk, which is a directory of this machine: a bind mount of it replaces the mount of its file
+/// system. The effect of removing a device cannot be simulated; [`volumes`] counts where it would occur.
 ///
-/// It is writable, also for a claim that is mounted read-only: a driver binds and then remounts read-only (k8s.io/mount-utils,
-/// MakeBindOpts) in its own mount namespace, and the second step does not propagate. So it was with the hostpath driver on 1.36.
+/// The mount is writable, even for a claim that is mounted read-only. A driver first binds and then remounts
+/// read-only (k8s.io/mount-utils, MakeBindOpts) in its own mount namespace, and the second step does not
+/// propagate. The hostpath driver on 1.36 behaved this way.
 fn bind(disk: &Path, at: &Path) -> io::Result<()> {
     fs::create_dir_all(at)?;
     Ok(mount(Some(disk), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
@@ -141,14 +142,14 @@ fn bind(disk: &Path, at: &Path) -> io::Result<()> {
 /// Unmounts the volumes of a pod whose container has ended.
 pub(super) fn tear_down(state: &mut State, uid: &str) {
     for at in state.node.mounted.remove(uid).unwrap_or_default() {
-        // Should it be busy it is an old mount that nobody knows; a kubelet would try again.
+        // A busy mount is an old one that is no longer tracked; a real kubelet would retry.
         if umount2(&at, MntFlags::empty()).is_ok() {
             let _ = at.parent().map(fs::remove_dir_all);
         }
     }
 }
 
-/// Paths, contents and modes; without items every key is a file.
+/// Returns paths, contents and modes. Without items, every key is a file.
 fn project(source: &Value, data: &Value, encoded: bool) -> Result<Vec<(String, Vec<u8>, u32)>, String> {
     let mode = |item: &Value| {
         let mode = item["mode"].as_u64().or_else(|| source["defaultMode"].as_u64()).unwrap_or(0o644);
@@ -175,8 +176,8 @@ fn project(source: &Value, data: &Value, encoded: bool) -> Result<Vec<(String, V
     Ok(files)
 }
 
-/// Files lie in a directory of their own, `..data` is a link to it, and what is at the top links through `..data`, so that an
-/// update is seen whole.
+/// Writes files into their own directory. `..data` links to it, and the top-level entries link through
+/// `..data`, so that an update is atomic.
 fn write(path: &Path, files: &[(String, Vec<u8>, u32)]) -> io::Result<()> {
     if path.join("..data").is_symlink() {
         return Ok(());

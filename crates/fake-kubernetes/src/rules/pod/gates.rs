@@ -1,5 +1,6 @@
-//! Scheduling gates, and what may change while a pod has one (KEP-3521, KEP-3838; core/validation/validation.go, ValidatePodUpdate,
-//! validateNodeSelectorMutation, validateNodeAffinityMutation).
+//! Scheduling gates, and the changes that are allowed while a pod has one (KEP-3521, KEP-3838;
+//! core/validation/validation.go, ValidatePodUpdate, validateNodeSelectorMutation,
+//! validateNodeAffinityMutation).
 
 use serde_json::Value;
 
@@ -10,8 +11,8 @@ pub(super) fn is_gated(pod: &Value) -> bool {
     !list(pod, "/spec/schedulingGates").is_empty()
 }
 
-/// Removes from a specification what [`validate`] decides about.
-pub(super) fn forget(spec: &mut Value, gated: bool) {
+/// Removes the fields of a specification that [`validate`] checks.
+pub(super) fn remove_checked_fields(spec: &mut Value, gated: bool) {
     let Some(fields) = spec.as_object_mut() else { return };
     fields.remove("schedulingGates");
     if !gated {

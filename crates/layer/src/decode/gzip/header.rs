@@ -1,13 +1,13 @@
-//! The header of a member (RFC 1952, 2.3), read in whatever pieces it comes; nothing of it is kept.
+//! The header of a member (RFC 1952, 2.3), parsed from input of any chunk size. Its content is not stored.
 
 const FHCRC: u8 = 1 << 1;
 const FEXTRA: u8 = 1 << 2;
 const FNAME: u8 = 1 << 3;
 const FCOMMENT: u8 = 1 << 4;
-/// Flags that must be zero: who sets them means something that nobody here knows.
+/// Flags that must be zero, because their meaning is not defined.
 const RESERVED: u8 = 0xe0;
 
-/// Optional fields, in their order.
+/// Optional fields, in file order.
 const OPTIONAL: [(u8, Field); 4] =
     [(FEXTRA, Field::ExtraLength), (FNAME, Field::Name), (FCOMMENT, Field::Comment), (FHCRC, Field::Crc)];
 
@@ -16,14 +16,14 @@ pub(super) struct Header {
     field: Field,
 }
 
-/// What the next byte belongs to.
+/// The field that the next byte belongs to.
 #[derive(Clone, Copy)]
 enum Field {
-    /// The fields that every header has: how many of their bytes were read.
+    /// The fields that every header has, with the number of their bytes read so far.
     Fixed(u8),
     ExtraLength,
     ExtraLengthHigh(u8),
-    /// How many bytes are left.
+    /// The number of bytes left.
     Extra(u16),
     Name,
     Comment,
@@ -37,7 +37,8 @@ impl Header {
         Header { flags: 0, field: Field::Fixed(0) }
     }
 
-    /// Reads on; how many bytes of `input` are the header's, and whether it is whole now. `crc` is that of what was read before.
+    /// Continues parsing. Returns how many bytes of `input` belong to the header, and whether it is now
+    /// complete. `crc` covers the header bytes read so far.
     pub(super) fn take(&mut self, input: &[u8], crc: &mut crc_fast::Digest) -> Result<(usize, bool), String> {
         let mut read = 0;
         while let Some(byte) = input.get(read)
@@ -63,7 +64,7 @@ impl Header {
         Ok((read, matches!(self.field, Field::End)))
     }
 
-    /// Takes a byte of a field in front of the CRC.
+    /// Processes one byte of a field before the CRC.
     fn after(&mut self, byte: u8) -> Result<Field, String> {
         Ok(match self.field {
             Field::Fixed(0) if byte != 0x1f => return Err("a member has no magic bytes".into()),
@@ -91,7 +92,7 @@ impl Header {
         })
     }
 
-    /// The first field that is there, from this place of [`OPTIONAL`] on.
+    /// Returns the first field that is present, starting at index `from` of [`OPTIONAL`].
     fn optional(&self, from: usize) -> Field {
         let mut fields = OPTIONAL.into_iter().skip(from);
         fields.find(|(flag, _)| self.flags & flag != 0).map_or(Field::End, |(_, field)| field)

@@ -1,4 +1,4 @@
-//! The adapter of [`larder_isal`] to [`Inflate`].
+//! Implements [`Inflate`] for [`larder_isal`].
 
 use larder_isal::Isal;
 

@@ -1,4 +1,4 @@
-//! Both inflaters, by hand, in pieces as small as they come.
+//! Tests of both inflaters, with input and output pieces of all sizes.
 
 use std::io::Write as _;
 
@@ -9,22 +9,23 @@ use proptest::prelude::*;
 use super::super::{Codec, Step};
 use super::{Gzip, Inflate, codec, zlib};
 
-/// The inflaters of this build: one, or two.
+/// Returns the inflaters of this build: one or two.
 fn both() -> Vec<Box<dyn Codec>> {
     vec![codec(false), codec(true)]
 }
 
-/// Inflates `blob`, given `chunk` bytes at a time, into buffers of `room` bytes; and whether it may end there.
+/// Inflates `blob` in pieces of `chunk` bytes into buffers of `room` bytes. Also returns whether it can end
+/// there.
 fn run(codec: &mut dyn Codec, blob: &[u8], chunk: usize, room: usize) -> Result<(Vec<u8>, bool), String> {
     let (mut content, mut buffer) = (Vec::new(), vec![0; room]);
-    // As the decoder does it: what was not read is given again, with more behind it.
+    // As in the decoder, unread input is passed again with more input appended.
     let (mut start, mut end) = (0, 0);
     loop {
         let Step { read, written } = codec.step(&blob[start..end], &mut buffer)?;
         content.extend_from_slice(&buffer[..written]);
         start += read;
         if read == 0 && written == 0 {
-            assert_eq!(start, end, "no progress, and input is left");
+            assert_eq!(start, end, "no progress, but input is left");
             if end == blob.len() {
                 return Ok((content, codec.may_end()));
             }
@@ -44,7 +45,7 @@ fn trailer(content: &[u8]) -> Vec<u8> {
     [crc.to_le_bytes(), u32::try_from(content.len()).unwrap().to_le_bytes()].concat()
 }
 
-/// The header with all that may be in one.
+/// Returns a header with the optional fields in `flags`.
 fn header(flags: u8) -> Vec<u8> {
     let mut header = vec![0x1f, 0x8b, 8, flags, 1, 2, 3, 4, 0, 255];
     for (flag, field) in [(4, &b"\x05\0extra"[..]), (8, b"a name\0"), (16, b"a comment\0")] {
@@ -63,7 +64,7 @@ fn member(flags: u8, content: &[u8], level: u32) -> Vec<u8> {
     [header(flags), deflate(content, level), trailer(content)].concat()
 }
 
-/// Words at random distances, up to the whole window.
+/// Returns repeated words at random distances, up to the whole window.
 fn content(len: usize) -> Vec<u8> {
     let mut state = 1u32;
     let mut random = move || {
@@ -114,7 +115,7 @@ fn every_header_cut_at_every_byte() {
                 let (got, whole) = run(&mut *codec, &blob[..cut], 1, 16).unwrap();
                 assert_eq!(whole, [first, second, blob.len()].contains(&cut), "{flags:#x} cut at {cut}");
                 assert!([content, &content[..]].concat().starts_with(&got));
-                // And resumed there.
+                // Resume at the cut.
                 for mut codec in both() {
                     let (head, _) = run(&mut *codec, &blob[..cut], cut.max(1), 64).unwrap();
                     let (tail, whole) = run(&mut *codec, &blob[cut..], blob.len(), 64).unwrap();
@@ -127,7 +128,7 @@ fn every_header_cut_at_every_byte() {
 }
 
 #[test]
-fn what_is_wrong_is_said_alike() {
+fn both_report_the_same_errors() {
     let content = b"content";
     let with = |at: usize, byte: u8| {
         let mut blob = member(2, content, 6);
@@ -135,7 +136,7 @@ fn what_is_wrong_is_said_alike() {
         blob[at] ^= byte;
         blob
     };
-    // From 100 on: so many bytes in front of the end.
+    // The table gives the offset of the changed byte; from 100 on, the distance from the end plus 100.
     for (blob, reason) in [
         (with(2, 1), "compression method 9"),
         (with(3, 0x20), "reserved flags"),
@@ -143,12 +144,13 @@ fn what_is_wrong_is_said_alike() {
         (with(11, 1), "CRC of a member's header"),
         (with(108, 1), "CRC of a member's content"),
         (with(105, 0x80), "CRC of a member's content"),
-        (with(104, 1), "said to be 6 bytes"),
-        (with(101, 1), "said to be 16777223 bytes"),
+        (with(104, 1), "its length as 6 bytes"),
+        (with(101, 1), "its length as 16777223 bytes"),
         ([member(0, content, 6), b"\x1f\x8c".to_vec()].concat(), "magic"),
         ([member(0, content, 6), b"garbage".to_vec()].concat(), "something other than a member"),
         ([member(0, content, 6), b"\0\0\0garbage".to_vec()].concat(), "something other than zeros"),
-        // A block of the reserved type; a stored one whose lengths disagree; a distance in front of the first byte.
+        // A block of the reserved type; a stored block whose lengths disagree; a distance before the first
+        // byte.
         ([header(0), vec![0x07]].concat(), ""),
         ([header(0), vec![0x01, 1, 0, 0, 0, 9]].concat(), ""),
         ([header(0), vec![0x63, 0x80, 0x01, 0x00], trailer(b"")].concat(), ""),
@@ -179,7 +181,7 @@ fn padding_and_empty_members() {
     }
 }
 
-/// A stream of nothing that has 4 GiB behind it as far as the trailer is concerned.
+/// An empty stream whose trailer length has wrapped around 4 GiB.
 #[test]
 fn lengths_count_modulo_4_gib() {
     fn check(inflate: impl Inflate) {
@@ -196,7 +198,7 @@ fn lengths_count_modulo_4_gib() {
 
 proptest! {
     #[test]
-    fn damage_is_told_or_harmless(at in any::<prop::sample::Index>(), bits in 1u8.., level in 0u32..10, flags in 0u8..32, chunk in 1usize..5000, room in 1usize..5000) {
+    fn damage_is_reported_or_harmless(at in any::<prop::sample::Index>(), bits in 1u8.., level in 0u32..10, flags in 0u8..32, chunk in 1usize..5000, room in 1usize..5000) {
         let content = content(20_000);
         let mut blob = member(flags, &content, level);
         let at = at.index(blob.len());

@@ -1,4 +1,4 @@
-//! zlib-rs, through flate2: builds with Rust alone, for every processor.
+//! zlib-rs through flate2: pure Rust, for every architecture.
 
 use flate2::{Decompress, FlushDecompress, Status};
 

@@ -1,4 +1,4 @@
-//! Reads of an image, with the blocks of metadata that were read last.
+//! Reads from an image, with a cache of recently read metadata blocks.
 
 use std::fs::File;
 use std::io;
@@ -8,10 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::super::format::BLOCK;
 use super::corrupt;
 
-/// Blocks that are kept, one for each remainder: 2 MiB.
+/// Number of cached blocks, one for each remainder of the block number: 2 MiB.
 const KEPT: usize = 512;
 
-/// Blocks by their number.
+/// Cached blocks with their numbers.
 type Kept = Vec<Option<(u64, Box<[u8; BLOCK]>)>>;
 
 /// The bytes of an image.
@@ -26,27 +26,27 @@ impl Cache {
     pub(super) fn new(file: File) -> io::Result<Self> {
         let len = file.metadata()?.len();
         if len == 0 || !len.is_multiple_of(BLOCK as u64) {
-            return Err(corrupt("its length"));
+            return Err(corrupt("its length is wrong"));
         }
         Ok(Cache { file, len, blocks: Mutex::new(vec![const { None }; KEPT]) })
     }
 
-    /// Takes nothing behind `len` for the image; false where that is not there.
+    /// Limits the image to its first `len` bytes; returns `false` if the file is shorter.
     pub(super) fn cut(&mut self, len: u64) -> bool {
         let is_there = len > 0 && len <= self.len;
         self.len = self.len.min(len);
         is_there
     }
 
-    /// Whether `len` bytes at `at` lie in the image.
+    /// Reports whether the `len` bytes at `at` lie in the image.
     pub(super) fn has(&self, at: u64, len: u64) -> bool {
         at.checked_add(len).is_some_and(|end| end <= self.len)
     }
 
-    /// Reads bytes of metadata.
+    /// Reads bytes of metadata through the cache.
     pub(super) fn read(&self, at: u64, to: &mut [u8]) -> io::Result<()> {
         if !self.has(at, to.len() as u64) {
-            return Err(corrupt("it points outside of itself"));
+            return Err(corrupt("a position is outside of the image"));
         }
         let mut blocks = self.blocks();
         let (mut at, mut to) = (at, to);
@@ -55,8 +55,8 @@ impl Cache {
             let offset = usize::try_from(at % BLOCK as u64).unwrap_or_default();
             let len = to.len().min(BLOCK - offset);
             let (head, rest) = to.split_at_mut(len);
-            let place = usize::try_from(number % KEPT as u64).unwrap_or_default();
-            match &mut blocks[place] {
+            let slot = usize::try_from(number % KEPT as u64).unwrap_or_default();
+            match &mut blocks[slot] {
                 Some((known, block)) if *known == number => {
                     head.copy_from_slice(&block[offset..offset + len])
                 }
@@ -73,16 +73,16 @@ impl Cache {
         Ok(())
     }
 
-    /// Reads content, which is not kept.
+    /// Reads content, which is not cached.
     pub(super) fn read_content(&self, at: u64, to: &mut [u8]) -> io::Result<()> {
         match self.has(at, to.len() as u64) {
             true => self.file.read_exact_at(to, at),
-            false => Err(corrupt("it points outside of itself")),
+            false => Err(corrupt("a position is outside of the image")),
         }
     }
 
     fn blocks(&self) -> MutexGuard<'_, Kept> {
-        // A panic leaves whole blocks.
+        // A panic cannot leave a partial block.
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

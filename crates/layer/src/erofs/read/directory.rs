@@ -1,4 +1,4 @@
-//! Directories of an image.
+//! Reads the directories of an image.
 
 use std::io;
 
@@ -7,20 +7,20 @@ use super::inode::Inode;
 use super::{Image, corrupt};
 use larder_sys::FileType;
 
-/// A block of a directory.
+/// One block of a directory.
 struct Block {
     bytes: Vec<u8>,
     count: usize,
 }
 
 impl Block {
-    /// Reads a block, and checks that it can be read.
+    /// Reads a block and checks its structure.
     fn read(image: &Image, inode: &Inode, number: u64) -> io::Result<Self> {
         let at = number * BLOCK as u64;
         let len = usize::try_from(inode.size - at).map_or(BLOCK, |left| left.min(BLOCK));
         let mut bytes = vec![0; len];
         inode.read_at(image, at, &mut bytes)?;
-        let fault = || corrupt("a block of a directory");
+        let fault = || corrupt("a directory block is malformed");
         if len < ENTRY {
             return Err(fault());
         }
@@ -42,7 +42,7 @@ impl Block {
         Ok(block)
     }
 
-    /// Where a name begins and ends.
+    /// Returns start and end of a name.
     fn span(&self, at: usize) -> (usize, usize) {
         let get = Get(&self.bytes);
         let start = usize::from(get.u16(at * ENTRY + 8));
@@ -62,11 +62,14 @@ impl Block {
     fn entry(&self, at: usize) -> io::Result<(u64, FileType)> {
         let get = Get(&self.bytes);
         let file_type = type_of_entry(self.bytes[at * ENTRY + 10]);
-        Ok((get.u64(at * ENTRY), file_type.ok_or_else(|| corrupt("the type of an entry"))?))
+        Ok((
+            get.u64(at * ENTRY),
+            file_type.ok_or_else(|| corrupt("the type of a directory entry is unknown"))?,
+        ))
     }
 }
 
-/// How many blocks a directory has.
+/// Returns the number of blocks of a directory.
 fn blocks(inode: &Inode) -> io::Result<u64> {
     match inode.file_type {
         FileType::Directory => Ok(inode.size.div_ceil(BLOCK as u64)),
@@ -80,7 +83,7 @@ pub(super) fn names(image: &Image, inode: &Inode) -> io::Result<Vec<Vec<u8>>> {
     for number in 0..blocks(inode)? {
         let block = Block::read(image, inode, number)?;
         if block.name(0) <= last.as_slice() {
-            return Err(corrupt("the order of a directory"));
+            return Err(corrupt("a directory is out of order"));
         }
         last = block.name(block.count - 1).to_vec();
         let plain = |name: &&[u8]| *name != b"." && *name != b"..";
@@ -89,13 +92,13 @@ pub(super) fn names(image: &Image, inode: &Inode) -> io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// Number and type of what has the name `name`, which is not `.` or `..`.
+/// Returns node number and type of the entry `name`, which must not be `.` or `..`.
 pub(super) fn find(image: &Image, inode: &Inode, name: &[u8]) -> io::Result<Option<(u64, FileType)>> {
     let blocks = blocks(inode)?;
     if name == b"." || name == b".." {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // The last block whose first name is not greater.
+    // Find the last block whose first name is not greater.
     let (mut low, mut high) = (0, blocks);
     let mut block = None;
     while low < high {

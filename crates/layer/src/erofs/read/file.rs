@@ -1,11 +1,11 @@
-//! The content of a regular file of an image.
+//! The content of a regular file in an image.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
 use super::ImageNode;
 use crate::tar::Region;
 
-/// A file that is being read.
+/// A reader of a regular file.
 #[derive(Debug)]
 pub struct ImageFile {
     node: ImageNode,
@@ -17,23 +17,23 @@ impl ImageFile {
         ImageFile { node, at: 0 }
     }
 
-    /// Size, bytes.
+    /// Returns the size of the file, bytes.
     pub fn size(&self) -> u64 {
         self.node.inode.size
     }
 
-    /// Where its data lies, between holes.
+    /// Returns the regions that contain data.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Errors of reading the image.
     pub fn regions(&self) -> io::Result<Vec<Region>> {
         self.node.regions()
     }
 
-    /// Fills all of `to` from `offset` on, within the size.
+    /// Fills `to` from `offset` on, which must lie within the size.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Errors of reading the image.
     pub fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
         self.node.inode.read_at(&self.node.image, offset, to)
     }

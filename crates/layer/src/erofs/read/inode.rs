@@ -1,4 +1,4 @@
-//! An inode, and where its bytes lie.
+//! Decodes inodes, and maps their content to positions in the image.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use super::{Image, corrupt};
 use crate::tar::Region;
 use larder_sys::{FileType, Timestamp};
 
-/// A decoded inode.
+/// A decoded inode of an image.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inode {
     pub(super) number: u64,
@@ -22,16 +22,16 @@ pub(super) struct Inode {
     pub(super) gid: u32,
     pub(super) size: u64,
     pub(super) mtime: Timestamp,
-    /// Where its attributes lie, and how long they are.
+    /// Offset and length of its attributes, bytes.
     pub(super) xattrs: (u64, usize),
-    /// Where tail or list of chunks lie.
+    /// Offset of the tail or of the list of chunks, bytes.
     rest: u64,
     layout: Layout,
-    place: u32,
+    location: u32,
 }
 
 impl Inode {
-    /// Reads the inode at `at`.
+    /// Reads and checks the inode at offset `at`.
     pub(super) fn read(image: &Image, number: u64, at: u64) -> io::Result<Self> {
         let mut bytes = [0; EXTENDED];
         image.cache.read(at, &mut bytes[..COMPACT])?;
@@ -42,7 +42,7 @@ impl Inode {
             0 => Layout::Plain,
             2 => Layout::Inline,
             4 => Layout::Chunked,
-            _ => return Err(corrupt("the form of an inode")),
+            _ => return Err(corrupt("the format of an inode is unknown")),
         };
         let len = if extended { EXTENDED } else { COMPACT };
         if extended {
@@ -52,13 +52,13 @@ impl Inode {
         let mode = get.u16(4);
         let file_type = file_type(mode);
         if type_bits(file_type) != mode & 0o170000 {
-            return Err(corrupt("the type of an inode"));
+            return Err(corrupt("the type of an inode is unknown"));
         }
         let units = usize::from(get.u16(2));
         let xattr_len = match units {
             0 => 0,
-            // The kernel has no meaning for a head alone.
-            1 => return Err(corrupt("the attributes of an inode")),
+            // The kernel does not define a header without attributes.
+            1 => return Err(corrupt("the attributes of an inode are malformed")),
             units => XATTR_HEAD + (units - 1) * XATTR_UNIT,
         };
         let seconds = |bytes: u64| i64::from_le_bytes(bytes.to_le_bytes());
@@ -85,17 +85,17 @@ impl Inode {
             xattrs: (xattrs_at, xattr_len),
             rest: xattrs_at + xattr_len as u64,
             layout,
-            place: get.u32(16),
+            location: get.u32(16),
         };
         inode.check(image)?;
         Ok(inode)
     }
 
-    /// Whether all of it lies in the image. What an inode has no use for is not looked at.
+    /// Checks that all of the inode's data lies in the image. Unused fields are not checked.
     fn check(&self, image: &Image) -> io::Result<()> {
-        let fault = || Err(corrupt("the size of an inode"));
+        let fault = || Err(corrupt("the size of an inode is invalid"));
         if self.mtime.nsec >= 1_000_000_000 {
-            return Err(corrupt("the time of an inode"));
+            return Err(corrupt("the time of an inode is invalid"));
         }
         if !image.cache.has(self.xattrs.0, self.xattrs.1 as u64) || i64::try_from(self.size).is_err() {
             return fault();
@@ -112,34 +112,34 @@ impl Inode {
                 tail > 0 && in_block && blocks && image.cache.has(self.rest, tail)
             }
             Layout::Chunked => {
-                let known = self.place & !0x1f == 0;
+                let known = self.location & !0x1f == 0;
                 let list = chunks::count(self.size, self.bits()).checked_mul(ITEM);
                 let listed = list.is_some_and(|list| image.cache.has(self.rest, list));
                 known && listed && self.file_type == FileType::Regular
             }
         };
-        // Nothing lies over the superblock.
+        // Content must not overlap the superblock.
         let over = self.layout != Layout::Chunked && self.size > tail && self.first() < SUPERBLOCK as u64;
         if within && !over { Ok(()) } else { fault() }
     }
 
     pub(super) fn device(&self) -> (u32, u32) {
         match self.file_type {
-            FileType::CharDevice | FileType::BlockDevice => device_of(self.place),
+            FileType::CharDevice | FileType::BlockDevice => device_of(self.location),
             _ => (0, 0),
         }
     }
 
     fn first(&self) -> u64 {
-        u64::from(self.place) * BLOCK as u64
+        u64::from(self.location) * BLOCK as u64
     }
 
     fn bits(&self) -> u8 {
-        // Five bits, as was checked.
-        self.place.to_le_bytes()[0] & 0x1f
+        // Five bits, as checked above.
+        self.location.to_le_bytes()[0] & 0x1f
     }
 
-    /// Reads all of `to` at `offset`, which lies within the size.
+    /// Reads all of `to` at `offset`, which must lie within the size.
     pub(super) fn read_at(&self, image: &Image, offset: u64, to: &mut [u8]) -> io::Result<()> {
         let (mut offset, mut to) = (offset, to);
         while !to.is_empty() {
@@ -160,10 +160,11 @@ impl Inode {
         Ok(())
     }
 
-    /// Where the byte at `offset` lies, none in a hole, and for how many bytes that holds.
+    /// Maps the byte at `offset` to its position in the image, or `None` in a hole. Also returns for how many
+    /// bytes the mapping is contiguous.
     fn map(&self, image: &Image, offset: u64) -> io::Result<(Option<u64>, u64)> {
         let left = self.size.checked_sub(offset).filter(|left| *left > 0);
-        let left = left.ok_or_else(|| corrupt("it is read past the end of a file"))?;
+        let left = left.ok_or_else(|| corrupt("a file is read beyond its end"))?;
         let tail = self.size % BLOCK as u64;
         match self.layout {
             Layout::Inline if offset >= self.size - tail => {
@@ -186,18 +187,18 @@ impl Inode {
         self.layout == Layout::Inline && offset >= self.size - self.size % BLOCK as u64
     }
 
-    /// Where a chunk lies.
+    /// Returns the position of a chunk; `None` for a hole.
     fn chunk(&self, image: &Image, chunk: u64) -> io::Result<Option<u64>> {
         let mut item = [0; size_of::<u32>()];
         image.cache.read(self.rest + chunk * ITEM, &mut item)?;
         match u32::from_le_bytes(item) {
             NO_BLOCK => Ok(None),
-            0 => Err(corrupt("a chunk lies over the superblock")),
+            0 => Err(corrupt("a chunk overlaps the superblock")),
             block => Ok(Some(u64::from(block) * BLOCK as u64)),
         }
     }
 
-    /// Where data lies in a regular file.
+    /// Returns the regions of a regular file that contain data.
     pub(super) fn regions(&self, image: &Image) -> io::Result<Vec<Region>> {
         if self.layout != Layout::Chunked {
             let whole = Region { offset: 0, length: self.size };

@@ -1,4 +1,4 @@
-//! Attributes of an inode of an image.
+//! Reads the extended attributes of an inode.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub(super) fn read(image: &Image, inode: &Inode) -> io::Result<Attributes> {
     let mut body = vec![0; len];
     image.cache.read(at, &mut body)?;
     let count = usize::from(body[4]);
-    let fault = || corrupt("the attributes of an inode");
+    let fault = || corrupt("the attributes of an inode are malformed");
     let inline = XATTR_HEAD + count * XATTR_UNIT;
     if inline > len {
         return Err(fault());
@@ -28,7 +28,7 @@ pub(super) fn read(image: &Image, inode: &Inode) -> io::Result<Attributes> {
     }
     let mut rest = &body[inline..];
     while !rest.is_empty() {
-        // A head lies within four bytes, and all is a multiple of them.
+        // `rest` has at least four bytes for the header, because its length is a multiple of four.
         let (name, value) = entry_lengths(rest);
         let taken = (XATTR_ENTRY + name + value).next_multiple_of(XATTR_UNIT);
         let (entry, after) = rest.split_at_checked(taken).ok_or_else(fault)?;
@@ -48,5 +48,5 @@ fn shared(image: &Image, at: u64) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let (name, value) = entry_lengths(&head);
     let mut entry = vec![0; XATTR_ENTRY + name + value];
     image.cache.read(at, &mut entry)?;
-    decode_entry(&entry).ok_or_else(|| corrupt("a shared attribute"))
+    decode_entry(&entry).ok_or_else(|| corrupt("a shared attribute is malformed"))
 }

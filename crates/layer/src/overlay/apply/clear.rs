@@ -1,29 +1,29 @@
-//! Taking away what a later member of the same tar replaces.
+//! Removes what a later member of the same tar replaces.
 
 use std::io;
 
 use super::super::super::error::{Context, Error};
 use super::super::super::path;
-use super::{Overlay, Spot};
+use super::{Destination, Overlay};
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, FileType, Stat, remove};
 
 impl Overlay<'_> {
-    /// Removes what stands in the way of a member, keeping content that the tar-split file still needs.
-    pub(super) fn clear(&mut self, spot: &Spot) -> Result<(), Error> {
-        let (Spot { place, at }, name) = (spot, spot.name());
+    /// Removes what is at the path of a new member. Keeps content that the tar-split file still needs.
+    pub(super) fn clear(&mut self, destination: &Destination) -> Result<(), Error> {
+        let (Destination { parent, at }, name) = (destination, destination.name());
         self.wait()?;
-        self.tree.settle_growth(at)?;
-        let stat = place.dir.stat(name).context("examining", at)?;
+        self.tree.end_growth_run(at)?;
+        let stat = parent.dir.stat(name).context("examining", at)?;
         if !stat.is_dir() {
-            return self.discard(&place.dir, name, at, &stat);
+            return self.discard(&parent.dir, name, at, &stat);
         }
         path::remove_tree(&mut self.applied.lower_links, at);
-        let doomed = place.dir.open_dir(name).context("opening", at)?;
+        let removed = parent.dir.open_dir(name).context("opening", at)?;
         let mut clearing = Clearing { sink: self, top: at, freed: 0 };
-        walk(doomed, &mut clearing)?;
+        walk(removed, &mut clearing)?;
         let freed = clearing.freed;
-        remove::tree(&place.dir, name).context("removing", at)?;
+        remove::tree(&parent.dir, name).context("removing", at)?;
         self.tree.release(freed);
         self.tree.forget(at);
         Ok(())
@@ -31,8 +31,8 @@ impl Overlay<'_> {
 
     fn discard(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat) -> Result<(), Error> {
         if stat.file_type == FileType::Regular && stat.size > 0 && !self.links.contains(at) {
-            self.tree.remember(at.len(), at)?;
-            if let Some(grown) = self.parking.park(dir, name, at)? {
+            self.tree.count_memory(at.len(), at)?;
+            if let Some(grown) = self.replaced_files.move_out(dir, name, at)? {
                 return self.tree.reserve(grown, at);
             }
         }
@@ -44,7 +44,7 @@ impl Overlay<'_> {
     }
 }
 
-/// Takes everything out of a directory that stands in the way of a member.
+/// Removes the contents of a directory that a member replaces.
 struct Clearing<'a, 'b> {
     sink: &'a mut Overlay<'b>,
     top: &'a [u8],

@@ -1,4 +1,4 @@
-//! Regular files: here, or names here and content beside.
+//! Writes regular files, either completely on this thread or with their contents on another one.
 
 use std::fs::File;
 use std::io::{BufRead, Write as _};
@@ -10,33 +10,34 @@ use super::super::super::error::{Context, Error};
 use super::super::super::tar::{Reader, Record};
 use super::super::Metadata;
 use super::super::contents::{self, Contents};
-use super::{Overlay, Spot};
+use super::{Destination, Overlay};
 use larder_sys::dir;
 use larder_sys::space::preallocate;
 
-/// From this size on a file's blocks are asked for beforehand where the file system would otherwise take too many.
-const LARGE: u64 = 64 * 1024;
+/// File size from which blocks are preallocated on a file system that would otherwise allocate too many,
+/// bytes.
+const PREALLOCATE_FROM: u64 = 64 * 1024;
 
-/// From this size on what a file really occupies is looked up when it is complete.
-const MEASURED: u64 = 1 << 20;
+/// File size from which the allocated size is checked when the file is complete, bytes.
+const MEASURE_FROM: u64 = 1 << 20;
 
 impl Overlay<'_> {
-    /// A file without holes.
+    /// Writes a file without holes.
     pub(super) fn regular<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let at = &spot.at;
+        let at = &destination.at;
         let room = self.tree.file_system().round_up(size) + self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
-        let mut file = self.create_file(spot, metadata.mode)?;
-        if size >= LARGE && self.tree.file_system().is_xfs {
+        let mut file = self.create_file(destination, metadata.mode)?;
+        if size >= PREALLOCATE_FROM && self.tree.file_system().is_xfs {
             preallocate(&file, 0, size).context("allocating", at)?;
         }
-        if self.is_handed_over(size, metadata)
+        if self.is_written_by_thread(size, metadata)
             && let Some(contents) = &mut self.contents
         {
             let start = contents.bytes().len();
@@ -52,25 +53,25 @@ impl Overlay<'_> {
         }
         reader.end_file(at).map_err(Failure::Tar)?;
         self.writer().new_file(&file, at, metadata)?;
-        if size >= MEASURED || !metadata.xattrs.is_empty() {
+        if size >= MEASURE_FROM || !metadata.xattrs.is_empty() {
             self.measure(&file, at, room)?;
         }
         Ok(())
     }
 
-    /// Only the regions that hold data are written, so that holes stay holes.
+    /// Writes a sparse file. Only the regions that contain data are written, so that holes are preserved.
     pub(super) fn with_holes<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let at = &spot.at;
+        let at = &destination.at;
         let xattr_room = self.xattr_room(metadata);
         self.tree.reserve(xattr_room, at)?;
-        let file = self.create_file(spot, metadata.mode)?;
-        // Before the data: xfs gives a file that grows more blocks than it needs.
+        let file = self.create_file(destination, metadata.mode)?;
+        // Set before writing the data, because xfs allocates more blocks than needed for a file that grows.
         file.set_len(size).context("setting the size of", at)?;
         let block = self.tree.file_system().block;
         let mut room = xattr_room;
@@ -92,24 +93,25 @@ impl Overlay<'_> {
         Ok(self.measure(&file, at, room)?)
     }
 
-    /// Waits for the content of every file so far.
+    /// Waits for the content of all files so far.
     pub(super) fn wait(&mut self) -> Result<(), Error> {
         self.contents.as_mut().map_or(Ok(()), Contents::wait)
     }
 
-    /// Whether a file is left to the other thread: where a processor is idle, and nothing of it can be lost or has to be measured.
-    fn is_handed_over(&self, size: u64, metadata: &Metadata) -> bool {
+    /// Reports whether the other thread writes a file: a core is idle, no metadata can be lost, and nothing
+    /// must be measured.
+    fn is_written_by_thread(&self, size: u64, metadata: &Metadata) -> bool {
         let keeps_owner = !self.rights.rootless || (metadata.uid, metadata.gid) == self.rights.ids;
-        size <= contents::MOST
+        size <= contents::MAX_FILE_BYTES
             && metadata.xattrs.is_empty()
             && metadata.has_common_time()
             && keeps_owner
-            && self.cores.outnumber_layers()
+            && self.cores.has_idle()
     }
 
-    fn create_file(&mut self, spot: &Spot, mode: u32) -> Result<File, Error> {
-        let file = self.create(spot, |dir, name| dir.create_file(name, mode & 0o777))?;
-        self.links.remove(&spot.at);
+    fn create_file(&mut self, destination: &Destination, mode: u32) -> Result<File, Error> {
+        let file = self.create(destination, |dir, name| dir.create_file(name, mode & 0o777))?;
+        self.links.remove(&destination.at);
         Ok(file)
     }
 

@@ -1,4 +1,5 @@
-//! Where the map of a sparse file stands: in the header and blocks behind it, in pax records, or in front of the data.
+//! Reads the map of a sparse file, which is in the header and following blocks, in pax records, or before the
+//! data.
 
 use std::io::BufRead;
 
@@ -10,7 +11,7 @@ use crate::tar::sparse::{Lines, Pairs, Region};
 use crate::tar::{BLOCK, Member, Record, number};
 
 impl<B: BufRead, R: Record> Reader<B, R> {
-    /// Logical size and map of an old GNU sparse file; blocks with more regions stand in front of the data.
+    /// Reads logical size and map of an old GNU sparse file. Blocks with further regions precede the data.
     pub(super) fn old_gnu_map(&mut self, header: &Header<'_>) -> Result<(u64, Vec<Region>), Error> {
         if !header.is_gnu() {
             return Err(self.fault(Fault::Sparse("type 'S' in a header that is not GNU's")));
@@ -23,7 +24,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             .map_err(|fault| self.fault(fault))?;
         let mut blocks = 0;
         while more {
-            // Blocks may be empty, so that counting regions does not end them.
+            // Blocks may be empty, so the limit on regions does not bound their number.
             blocks += 1;
             self.within("blocks of a sparse map", blocks, self.limits.max_sparse_regions as u64 / 21 + 1)?;
             let block = self.block()?;
@@ -35,7 +36,8 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok((size, map.unwrap_or_default()))
     }
 
-    /// The map of a PAX sparse file, or `None` for a plain one. The name in it replaces that of the header.
+    /// Returns the map of a PAX sparse file; `None` for a plain one. The name in its records replaces that of
+    /// the header.
     pub(super) fn pax_map(
         &mut self,
         member: &mut Member,
@@ -47,10 +49,10 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             (b"1", b"0") => true,
             (b"", b"") if sparse.map.is_some() => false,
             (b"", b"") => return Ok(None),
-            _ => return Err(self.fault(Fault::Sparse("of an unknown version"))),
+            _ => return Err(self.fault(Fault::Sparse("unknown version"))),
         };
         if !sparse.name.is_empty() {
-            self.place.path = sparse.name;
+            self.position.path = sparse.name;
         }
         let size = sparse.size.or(sparse.real_size);
         let size = match size {
@@ -63,12 +65,14 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
         let map = sparse.map.unwrap_or_default();
         if sparse.regions != i64::try_from(map.len()).ok() {
-            return Err(self.fault(Fault::Sparse("GNU.sparse.numblocks is not the number of regions")));
+            return Err(
+                self.fault(Fault::Sparse("GNU.sparse.numblocks does not match the number of regions"))
+            );
         }
         Ok(Some(map))
     }
 
-    /// PAX 1.0 keeps the map in the first blocks of the data.
+    /// Reads the map of PAX 1.0, which occupies the first blocks of the data.
     fn map_in_data(&mut self) -> Result<Vec<Region>, Error> {
         let mut lines = Lines::new(self.limits.max_sparse_regions);
         loop {

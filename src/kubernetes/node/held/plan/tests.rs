@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use super::super::super::wish::tests::cache;
-use super::super::super::wish::{Cache, Choices, Namespaces};
+use super::super::super::desired::tests::cache;
+use super::super::super::desired::{Cache, Choices, Namespaces};
 use super::*;
 
 fn pod(gated: bool, change: impl FnOnce(&mut Value)) -> Pod {
@@ -29,13 +29,13 @@ fn caches() -> [Arc<Cache>; 1] {
     [cache("team-a", "web", &["r.example.com/app:1"], |_| {})]
 }
 
-fn for_pod(pod: &Pod, caches: &[Arc<Cache>]) -> Result<Wish, String> {
+fn for_pod(pod: &Pod, caches: &[Arc<Cache>]) -> Result<DesiredVolume, String> {
     Choices::new(&Namespaces::new(), caches).of(pod)
 }
 
 fn next(pod: &Pod, nodes: &[&Node], overdue: bool) -> Next {
-    let wish = for_pod(pod, &caches());
-    Held { pod, wish, nodes, overdue }.next()
+    let desired = for_pod(pod, &caches());
+    Held { pod, desired, nodes, overdue }.next()
 }
 
 fn waits(next: &Next, text: &str) {
@@ -52,9 +52,9 @@ fn a_pod_is_released_when_a_node_it_can_use_has_its_image_cache() {
     waits(&next(&chosen, &[&without], false), "the node b attaches it");
     let third = node("c", &[]);
     assert_eq!(next(&chosen, &[&without, &third], true), Next::Attach("c".into()));
-    // With no other node it is tried again on the same one.
+    // Without another node, the same one is tried again.
     assert_eq!(next(&chosen, &[&without], true), Next::Attach("b".into()));
-    // A node that was chosen and that the pod can no longer use.
+    // The chosen node is one that the pod can no longer use.
     assert_eq!(next(&chosen, &[&third], false), Next::Attach("c".into()));
     waits(&next(&held, &[], false), "no node that this pod can use has an agent");
 }
@@ -73,15 +73,15 @@ fn a_pod_without_an_image_cache_says_why() {
         pod["metadata"]["annotations"] = json!({"larder.dev/image-cache-required": "true"});
         pod["spec"]["containers"][0]["image"] = json!("other:1");
     });
-    waits(&next(&none, &[&a], false), "no image cache for this pod holds any of its images");
-    let wish = for_pod(
+    waits(&next(&none, &[&a], false), "no image cache for this pod contains any of its images");
+    let desired = for_pod(
         &best,
         &[cache("team-a", "web", &["r.example.com/app:1"], |object| {
             object["status"]["copies"] = json!([]);
         })],
     );
     let b = node("b", &[]);
-    waits(&Held { pod: &best, wish, nodes: &[&b], overdue: false }.next(), "node_namespace");
+    waits(&Held { pod: &best, desired, nodes: &[&b], overdue: false }.next(), "node_namespace");
 }
 
 #[test]
@@ -116,9 +116,9 @@ fn each_pod_has_an_order_of_nodes() {
 
 #[test]
 fn a_release_only_adds_to_what_a_pod_requires() {
-    let wish = for_pod(&pod(true, |_| {}), &caches()).unwrap();
+    let desired = for_pod(&pod(true, |_| {}), &caches()).unwrap();
     let terms = |pod: &Pod| {
-        let patch = release(pod, &wish);
+        let patch = release(pod, &desired);
         assert_eq!(patch["spec"]["schedulingGates"], json!([{"name": "other"}]));
         assert_eq!(patch["metadata"], json!({"uid": "u", "resourceVersion": "7"}));
         patch["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// An image cache of `images`, sealed and offered to nodes, and changed.
+/// Returns an image cache of `images`, sealed and offered to nodes, with a change applied.
 pub(in crate::kubernetes::node) fn cache(
     namespace: &str,
     name: &str,
@@ -22,7 +22,7 @@ pub(in crate::kubernetes::node) fn cache(
         })
         .collect();
     let time = "2026-01-01T00:00:00Z";
-    // A UID that follows from the name, and that is one (RFC 9562, version 4).
+    // A valid UID derived from the name (RFC 9562, version 4).
     let hex = Digest::sha256(format!("{namespace}/{name}").as_bytes()).hex().to_owned();
     let uid = format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32]);
     let mut object = json!({
@@ -43,9 +43,9 @@ pub(in crate::kubernetes::node) fn cache(
     Arc::new(Cache::of(&serde_json::from_value(object).unwrap(), "larder-volumes").unwrap())
 }
 
-/// What the configuration of a node asks for.
-pub(in crate::kubernetes::node) fn named(cache: &str) -> Vec<Ask> {
-    asks(&[cache.to_owned()], &Namespaces::new(), &[])
+/// Returns the request of a node's configuration.
+pub(in crate::kubernetes::node) fn named(cache: &str) -> Vec<Request> {
+    requests(&[cache.to_owned()], &Namespaces::new(), &[])
 }
 
 fn pod(namespace: &str, name: &str, annotation: Option<&str>, images: &[&str]) -> Pod {
@@ -63,38 +63,38 @@ fn pod(namespace: &str, name: &str, annotation: Option<&str>, images: &[&str]) -
 }
 
 fn wanted(caches: &[Arc<Cache>], namespaces: &[(&str, &str)], pods: &[Pod]) -> (Vec<String>, Vec<String>) {
-    // `accept:` before a text makes it the other annotation.
-    let mut says = Namespaces::new();
+    // The prefix `accept:` selects the other annotation.
+    let mut annotations = Namespaces::new();
     for (name, text) in namespaces {
-        let one: &mut Says = says.entry((*name).to_owned()).or_default();
+        let one: &mut Annotations = annotations.entry((*name).to_owned()).or_default();
         match text.strip_prefix("accept:") {
             Some(list) => one.accept_from = Some(list.to_owned()),
             None => one.image_cache = Some((*text).to_owned()),
         }
     }
-    let namespaces = says;
-    let asks = asks(&[], &namespaces, &pods.iter().collect::<Vec<_>>());
-    let decided = decide(&asks, caches, "node-a", 9);
+    let namespaces = annotations;
+    let requests = requests(&[], &namespaces, &pods.iter().collect::<Vec<_>>());
+    let decision = decide(&requests, caches, "node-a", 9);
     (
-        decided.wishes.iter().map(Wish::cache).collect(),
-        decided.refused.into_iter().map(|(_, why)| why).collect(),
+        decision.volumes.iter().map(DesiredVolume::cache).collect(),
+        decision.refused.into_iter().map(|(_, why)| why).collect(),
     )
 }
 
 #[test]
 fn a_node_watches_the_namespaces_that_matter() {
-    let mut says = Namespaces::new();
-    let accept = |list: &str| Says { accept_from: Some(list.to_owned()), ..Says::default() };
-    says.insert("b".to_owned(), accept("a, d"));
-    says.insert("all".to_owned(), accept("*"));
+    let mut annotations = Namespaces::new();
+    let accept = |list: &str| Annotations { accept_from: Some(list.to_owned()), ..Annotations::default() };
+    annotations.insert("b".to_owned(), accept("a, d"));
+    annotations.insert("all".to_owned(), accept("*"));
     let scope_of = |configured: &[&str], pods: &[Pod], held: &[&str]| {
         let configured: Vec<String> = configured.iter().map(|one| (*one).to_owned()).collect();
-        let asks = asks(&configured, &says, &pods.iter().collect::<Vec<_>>());
-        scope(&asks, held.iter().copied())
+        let requests = requests(&configured, &annotations, &pods.iter().collect::<Vec<_>>());
+        scope(&requests, held.iter().copied())
     };
     let only = |names: &[&str]| Scope::Namespaces(names.iter().map(|name| (*name).to_owned()).collect());
     let image = ["r.example.com/app:1"];
-    assert_eq!(scope_of(&[], &[pod("x", "p", None, &image)], &[]), only(&[]), "it asks for nothing");
+    assert_eq!(scope_of(&[], &[pod("x", "p", None, &image)], &[]), only(&[]), "it requests nothing");
     assert_eq!(scope_of(&["infra/base"], &[], &["old"]), only(&["infra", "old"]));
     assert_eq!(scope_of(&[], &[pod("b", "p", Some("web"), &image)], &[]), only(&["b"]));
     assert_eq!(scope_of(&[], &[pod("b", "p", Some("a/web"), &image)], &[]), only(&["a"]));
@@ -119,7 +119,8 @@ fn by_name_of_the_own_namespace_and_of_those_who_share() {
     let by = |text: &str| accepting("team-b", text);
     assert_eq!(by("web").0, ["team-a/web"]);
     assert_eq!(by("team-b/shared").0, ["team-b/shared"]);
-    // What is shared with a namespace that does not accept it is not offered to its pods, by whatever way they ask.
+    // An image cache that is shared with a namespace that does not accept it is not offered to its pods, for
+    // any kind of request.
     for (list, gets) in [("", false), ("team-c", false), ("team-c, team-b", true), ("*", true)] {
         assert_eq!(accepting(list, "team-b/shared").0.len(), usize::from(gets), "{list}");
         for text in ["auto", "required"] {
@@ -130,19 +131,19 @@ fn by_name_of_the_own_namespace_and_of_those_who_share() {
         }
         assert_eq!(accepting(list, "web").0, ["team-a/web"]);
     }
-    // Another's is answered as what is not there.
+    // An image cache of another namespace gets the same text as one that does not exist.
     let said = |text: &str| by(text).1.remove(0).replace(text, "IT");
     assert_eq!(by("team-b/own").0, Vec::<String>::new());
     assert_eq!(said("team-b/own"), said("team-b/none"));
     for unclear in ["", "web/", "a/b/c", "../x", "Web", "auto!"] {
         let (none, why) = by(unclear);
-        assert!(none.is_empty() && why[0].contains("want the name"), "{unclear}: {why:?}");
+        assert!(none.is_empty() && why[0].contains("must be the name"), "{unclear}: {why:?}");
     }
-    // Who asks for nothing is told nothing.
+    // A pod without a request gets no event.
     assert_eq!(wanted(&caches, &[], &[pod("team-a", "p", None, &[])]), Default::default());
-    // The configuration of the node may have any.
-    let asks = named("team-b/own");
-    assert_eq!(decide(&asks, &caches, "node-a", 9).wishes[0].cache(), "team-b/own");
+    // The configuration of the node can name any image cache.
+    let requests = named("team-b/own");
+    assert_eq!(decide(&requests, &caches, "node-a", 9).volumes[0].cache(), "team-b/own");
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn the_best_for_the_images() {
     ];
     let best = |images: &[&str]| wanted(&caches, &[], &[pod("team-a", "p", Some("auto"), images)]);
     assert_eq!(best(&[one, two]).0, ["team-a/both"]);
-    assert!(best(&["r.example.com/three:1"]).1[0].contains("holds any"));
+    assert!(best(&["r.example.com/three:1"]).1[0].contains("contains any"));
     let (none, why) = wanted(&caches, &[], &[pod("team-a", "p", Some("required"), &["not an image!"])]);
     assert!(none.is_empty() && why[0].contains("required"), "{why:?}");
 }
@@ -164,15 +165,15 @@ fn the_best_for_the_images() {
 fn namespaces_ask_for_their_pods_and_before_them() {
     let caches =
         [cache("team-a", "web", &["r.example.com/app:1"], |_| {}), cache("team-a", "own", &["x:1"], |_| {})];
-    // By name: before the first pod.
+    // A named image cache is attached before the first pod.
     assert_eq!(wanted(&caches, &[("team-a", "web")], &[]).0, ["team-a/web"]);
     assert_eq!(wanted(&caches, &[("team-a", "auto")], &[]).0, Vec::<String>::new());
     let pods = [pod("team-a", "p", None, &["r.example.com/app:1"])];
     assert_eq!(wanted(&caches, &[("team-a", "auto")], &pods).0, ["team-a/web"]);
-    // What a pod says itself counts for it.
+    // The annotation of a pod overrides that of its namespace.
     let pods = [pod("team-a", "p", Some("own"), &["r.example.com/app:1"])];
     assert_eq!(wanted(&caches, &[("team-a", "auto")], &pods).0, ["team-a/own"]);
-    // And a namespace may ask for no more than its pods.
+    // A namespace cannot request more than its pods.
     assert_eq!(wanted(&caches, &[("team-b", "team-a/web")], &[]).0, Vec::<String>::new());
 }
 
@@ -188,7 +189,7 @@ fn what_is_not_served_is_not_wanted() {
     };
     let caches = [cache("team-a", "web", &[], deleted)];
     assert!(wanted(&caches, &[], &[pod("team-a", "p", Some("web"), &[])]).0.is_empty());
-    // A pod that has ended asks for nothing.
+    // A pod that has ended requests nothing.
     let caches = [cache("team-a", "web", &[], |_| {})];
     let mut ended = pod("team-a", "p", Some("web"), &[]);
     ended.status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).unwrap());
@@ -204,13 +205,13 @@ fn a_snapshot_that_cannot_be_used_yet_is_waited_for() {
         (json!([{"namespace": "team-a", "ready": true}]), "node_namespace"),
     ] {
         let caches = [cache("team-a", "web", &[], |object| object["status"]["copies"] = copies)];
-        let decided = decide(&named("team-a/web"), &caches, "node-a", 9);
-        assert!(decided.wishes[0].offered.clone().unwrap_err().contains(said));
+        let decision = decide(&named("team-a/web"), &caches, "node-a", 9);
+        assert!(decision.volumes[0].offered.clone().unwrap_err().contains(said));
     }
 }
 
 #[test]
-fn no_more_than_the_node_takes() {
+fn at_most_max_caches_are_attached() {
     let caches: Vec<Arc<Cache>> = (0..4).map(|at| cache("team-a", &format!("c{at}"), &[], |_| {})).collect();
     let mut pods: Vec<Pod> =
         (0..4).map(|at| pod("team-a", &format!("p{at}"), Some(&format!("c{at}")), &[])).collect();
@@ -219,13 +220,16 @@ fn no_more_than_the_node_takes() {
         let time = format!("2026-01-01T00:00:0{}Z", 9 - at);
         pod.metadata.creation_timestamp = Some(serde_json::from_value(json!(time)).unwrap());
     }
-    let asks = asks(&["team-a/c1".into()], &Namespaces::new(), &pods.iter().collect::<Vec<_>>());
-    let decided = decide(&asks, &caches, "node-a", 3);
-    let caches: Vec<String> = decided.wishes.iter().map(Wish::cache).collect();
-    // The configuration first, then the oldest pods.
+    let requests = requests(&["team-a/c1".into()], &Namespaces::new(), &pods.iter().collect::<Vec<_>>());
+    let decision = decide(&requests, &caches, "node-a", 3);
+    let caches: Vec<String> = decision.volumes.iter().map(DesiredVolume::cache).collect();
+    // The configuration comes first, then the oldest pods.
     assert_eq!(caches, ["team-a/c1", "team-a/c0", "team-a/c3"]);
-    assert_eq!(decided.wishes.iter().map(|wish| wish.asked.len()).collect::<Vec<_>>(), [1, 2, 1]);
-    let [(pod, why)] = decided.refused.as_slice() else { panic!("{:?}", decided.refused) };
+    assert_eq!(
+        decision.volumes.iter().map(|desired| desired.requested_by.len()).collect::<Vec<_>>(),
+        [1, 2, 1]
+    );
+    let [(pod, why)] = decision.refused.as_slice() else { panic!("{:?}", decision.refused) };
     assert!(pod.name.as_deref() == Some("p2") && why.contains("max_caches"), "{why}");
 }
 
@@ -242,16 +246,16 @@ fn a_namespace_leaves_places_to_others() {
         pod.metadata.creation_timestamp = Some(serde_json::from_value(json!(time)).unwrap());
     }
     let decide = |pods: &[Pod]| {
-        let asks = asks(&[], &Namespaces::new(), &pods.iter().collect::<Vec<_>>());
-        decide(&asks, &caches, "node-a", 3)
+        let requests = requests(&[], &Namespaces::new(), &pods.iter().collect::<Vec<_>>());
+        decide(&requests, &caches, "node-a", 3)
     };
-    let names = |decided: &Decided| decided.wishes.iter().map(Wish::cache).collect::<Vec<_>>();
+    let names = |decision: &Decision| decision.volumes.iter().map(DesiredVolume::cache).collect::<Vec<_>>();
     assert_eq!(names(&decide(&pods[..4])), ["team-a/c0", "team-a/c1", "team-a/c2"]);
-    let decided = decide(&pods);
-    assert_eq!(names(&decided), ["team-a/c0", "team-a/c1", "team-b/web"]);
-    let refused: Vec<_> = decided.refused.iter().filter_map(|(pod, _)| pod.name.as_deref()).collect();
+    let decision = decide(&pods);
+    assert_eq!(names(&decision), ["team-a/c0", "team-a/c1", "team-b/web"]);
+    let refused: Vec<_> = decision.refused.iter().filter_map(|(pod, _)| pod.name.as_deref()).collect();
     assert_eq!(refused, ["p2", "p3"]);
-    assert!(decided.refused[0].1.contains("fairly"), "{}", decided.refused[0].1);
+    assert!(decision.refused[0].1.contains("fairly"), "{}", decision.refused[0].1);
 }
 
 #[test]
@@ -260,7 +264,7 @@ fn a_claim_is_large_enough() {
         let caches = [cache("team-a", "web", &[], |object| {
             object["status"]["content"]["snapshot"]["restoreSize"] = json!(restore);
         })];
-        decide(&named("team-a/web"), &caches, "node-a", 1).wishes[0].size
+        decide(&named("team-a/web"), &caches, "node-a", 1).volumes[0].size
     };
     assert_eq!(size(None), 20 << 30);
     assert_eq!(size(Some(1 << 30)), 20 << 30);

@@ -1,13 +1,14 @@
-//! The directory in which everything is made, and which is gone afterwards.
+//! The directory for all files of the benchmark. It is removed at the end.
 //!
 //! ```text
 //! DIR/larder-bench-<UUID>/   mode 0700
-//!     layout/                the image as an OCI image layout, blobs as they came
-//!     volume/                what is built of it
+//!     layout/                the image as an OCI image layout, blobs as received
+//!     volume/                the volume that is built of it
 //!     names/                 empty files
 //!     bytes/                 files of 64 MiB
 //! ```
-//! Nothing of it is removed before the end: an ext4 without a journal is slow to make files where others were just removed.
+//! Nothing in it is removed before the end: an ext4 without a journal is slow to create files if others were
+//! just removed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,19 +24,19 @@ const VOLUME: &str = "volume";
 const NAMES: &[u8] = b"names";
 const BYTES: &[u8] = b"bytes";
 
-/// The directory, for this process alone.
+/// The directory, accessible only to this user.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct WorkDir {
     parent: Dir,
-    /// How messages call the parent.
+    /// Path of the parent in messages.
     shown: String,
     name: String,
     dir: Dir,
     path: PathBuf,
 }
 
-impl Place {
-    /// Makes it in `parent`, which is there already.
+impl WorkDir {
+    /// Creates it in `parent`, which must exist.
     pub(super) fn make(parent: &Path) -> Result<Self, Fail> {
         let shown = parent.display().to_string();
         let opening = |source: io::Error| {
@@ -44,40 +45,40 @@ impl Place {
                 _ => class(&source),
             };
             let message = format!(
-                "opening {shown}: {source}: give --dir a directory on the file system to be measured"
+                "opening {shown}: {source}: give --dir an existing directory on the file system to measure"
             );
             Fail::job(class, message)
         };
         let dir = Dir::open(parent).map_err(opening)?;
-        // It exists only if somebody can guess at random; then making it fails.
+        // The name is random. If it exists nevertheless, creating the directory fails.
         let name = format!("larder-bench-{}", uuid::Uuid::new_v4());
         let path = parent.join(&name);
         dir.make_dir(name.as_bytes(), 0o700).map_err(|e| failed("creating", &path, &e))?;
         let own = dir.open_dir(name.as_bytes()).map_err(|e| failed("opening", &path, &e))?;
-        Ok(Place { parent: dir, shown, name, dir: own, path })
+        Ok(WorkDir { parent: dir, shown, name, dir: own, path })
     }
 
-    /// The directory of the layout, made anew.
+    /// Creates the directory of the layout.
     pub(super) fn make_layout(&self) -> Result<Dir, Fail> {
         self.make_dir(LAYOUT.as_bytes())
     }
 
-    /// The path of the layout.
+    /// Returns the path of the layout.
     pub(super) fn layout(&self) -> PathBuf {
         self.path.join(LAYOUT)
     }
 
-    /// The path of the volume, which its build makes.
+    /// Returns the path of the volume, which its build creates.
     pub(super) fn volume(&self) -> PathBuf {
         self.path.join(VOLUME)
     }
 
-    /// The directory for empty files, made anew.
+    /// Creates the directory for empty files.
     pub(super) fn make_names(&self) -> Result<Dir, Fail> {
         self.make_dir(NAMES)
     }
 
-    /// The directory for files of 64 MiB, made anew.
+    /// Creates the directory for files of 64 MiB.
     pub(super) fn make_bytes(&self) -> Result<Dir, Fail> {
         self.make_dir(BYTES)
     }
@@ -87,12 +88,12 @@ impl Place {
         made.map_err(|e| failed("creating a directory in", &self.path, &e))
     }
 
-    /// Bytes that are free.
+    /// Returns the free space of the file system in bytes.
     pub(super) fn free(&self) -> Result<u64, Fail> {
-        space::free(&self.dir).map_err(|e| failed("asking for the free space of", &self.path, &e))
+        space::free(&self.dir).map_err(|e| failed("reading the free space of", &self.path, &e))
     }
 
-    /// Refuses what there is no room for. `what` says what is yet to come.
+    /// Fails if less than `need` bytes are free. `what` names the purpose.
     pub(super) fn require(&self, need: u64, what: &str) -> Result<(), Fail> {
         let have = self.free()?;
         if have >= need {
@@ -100,26 +101,26 @@ impl Place {
         }
         let (dir, have, need) = (&self.shown, ByteSize(have), ByteSize(need));
         let message = format!(
-            "the file system of {dir} has {have} free, and {need} are needed for {what}: free some, or give --dir on a larger \
-             one"
+            "{need} are needed for {what}, but the file system of {dir} has only {have} free: free some space, or \
+             give --dir on a larger file system"
         );
         Err(Fail::job(Class::NoSpace, message))
     }
 
-    /// Has the file system write down all that was done so far.
+    /// Syncs the file system of the directory.
     pub(super) fn sync(&self) -> Result<(), Fail> {
         self.dir.sync_file_system().map_err(|e| failed("flushing the file system of", &self.path, &e))
     }
 
-    /// The end. What cannot be removed is left, with a word about it.
+    /// Removes the directory. A failure is only logged.
     pub(super) fn remove(&self) {
         if let Err(error) = remove::tree(&self.parent, self.name.as_bytes()) {
-            tracing::warn!(path = %self.path.display(), %error, "removing what the benchmark made");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the files of the benchmark");
         }
     }
 }
 
-/// A system call failed.
+/// Creates the failure for a system call.
 pub(super) fn failed(doing: &str, what: &Path, error: &io::Error) -> Fail {
     Fail::job(class(error), format!("{doing} {}: {error}", what.display()))
 }
@@ -136,30 +137,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_else_gets_in_and_nothing_is_left() {
+    fn it_is_private_and_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::make(dir.path()).unwrap();
-        let mode = fs::metadata(&place.path).unwrap().permissions().mode();
+        let workdir = WorkDir::make(dir.path()).unwrap();
+        let mode = fs::metadata(&workdir.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o700);
-        place.make_layout().unwrap().make_dir(b"blobs", 0o755).unwrap();
-        fs::write(place.layout().join("blobs/a"), "a").unwrap();
-        place.make_names().unwrap();
-        place.sync().unwrap();
-        place.remove();
+        workdir.make_layout().unwrap().make_dir(b"blobs", 0o755).unwrap();
+        fs::write(workdir.layout().join("blobs/a"), "a").unwrap();
+        workdir.make_names().unwrap();
+        workdir.sync().unwrap();
+        workdir.remove();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn what_is_not_there_and_what_does_not_fit_is_told() {
+    fn a_missing_parent_and_too_little_space_are_reported() {
         let dir = tempfile::tempdir().unwrap();
-        let fail = Place::make(&dir.path().join("none")).unwrap_err();
+        let fail = WorkDir::make(&dir.path().join("none")).unwrap_err();
         assert_eq!(fail.class, Class::Invalid);
         assert!(fail.message.contains("--dir"), "{}", fail.message);
-        let place = Place::make(dir.path()).unwrap();
-        place.require(1, "a byte").unwrap();
-        let fail = place.require(u64::MAX, "a volume").unwrap_err();
+        let workdir = WorkDir::make(dir.path()).unwrap();
+        workdir.require(1, "a byte").unwrap();
+        let fail = workdir.require(u64::MAX, "a volume").unwrap_err();
         assert_eq!(fail.class, Class::NoSpace);
         assert!(fail.message.contains("needed for a volume"), "{}", fail.message);
-        place.remove();
+        workdir.remove();
     }
 }

@@ -1,5 +1,5 @@
-//! Proving a volume before it is handed out, once: what was proven is remembered as long as no file of it changes
-//! ([`volume::proofs`](crate::volume::proofs)).
+//! Verifies a volume before it is attached. The result is recorded, and stays valid until a file of the
+//! volume changes ([`volume::proofs`](crate::volume::proofs)).
 
 use std::fs::File;
 use std::io;
@@ -15,27 +15,27 @@ use larder_model::digest::Digest;
 use larder_model::trust::Trust;
 use larder_sys::{Dir, loop_device};
 
-/// A sealed volume that can be read.
+/// A sealed volume, and where to read it.
 #[derive(Debug)]
 pub(super) struct Readable<'a> {
     /// Directory, image file or block device.
     pub(super) volume: &'a Path,
-    /// Where it is mounted, for this process or for everybody.
+    /// Mount point, private to this process or public.
     pub(super) at: &'a Path,
     /// Digest of its `cache.json`.
     pub(super) cache: &'a Digest,
 }
 
-/// Reads every layer and every file that consumers read, unless that was done before.
+/// Reads and verifies every layer and every file that consumers read, unless a valid result is recorded.
 ///
 /// # Errors
-/// The first difference from what `cache.json` says.
-pub(super) fn prove(readable: &Readable<'_>, trust: &Trust, proofs: &Proofs) -> Result<(), Error> {
+/// The first difference from `cache.json`.
+pub(super) fn verify_once(readable: &Readable<'_>, trust: &Trust, proofs: &Proofs) -> Result<(), Error> {
     let proof = Proof::Layers(readable.cache);
     let before = fingerprint(readable);
     if let Some(print) = &before {
         if proofs.has(&proof, print) {
-            tracing::debug!(cache = %readable.cache, "the volume was verified before, and no file of it changed");
+            tracing::debug!(cache = %readable.cache, "the volume was verified before and is unchanged");
             return Ok(());
         }
         print.settle();
@@ -45,12 +45,12 @@ pub(super) fn prove(readable: &Readable<'_>, trust: &Trust, proofs: &Proofs) -> 
         && fingerprint(readable).as_ref() == Some(&print)
         && let Err(error) = proofs.note(&proof, &print)
     {
-        tracing::warn!(%error, "the verification is not recorded: the next one takes as long");
+        tracing::warn!(%error, "cannot record the verification; the next attach verifies again");
     }
     Ok(())
 }
 
-/// Takes the fingerprint of what is read; `None` if it may change unseen.
+/// Computes the fingerprint of the volume; `None` if it could change unnoticed.
 fn fingerprint(readable: &Readable<'_>) -> Option<Fingerprint> {
     let taken = match disk::image_of(readable.volume) {
         Ok(Some(image)) if is_on(&image, readable.at).unwrap_or(false) => Fingerprint::of_file(&image),
@@ -66,7 +66,7 @@ fn fingerprint(readable: &Readable<'_>) -> Option<Fingerprint> {
     })
 }
 
-/// Whether what is mounted at `at` is the image `file`, by way of a loop device.
+/// Reports whether `at` is a mount of the image `file` through a loop device.
 fn is_on(file: &File, at: &Path) -> io::Result<bool> {
     let device = Dir::open(at)?.stat_self()?.identity.0;
     let attached = loop_device::attached(file)?;

@@ -1,7 +1,8 @@
-//! Whether a containerd that does not answer can have anything that needs a volume, by what the kernel and our own files say.
+//! Checks without containerd whether it needs a volume, from the kernel's mounts and Larder's own files.
 //!
-//! A layer of a volume is in containerd only if our snapshotter has a link to it, or containerd's own EROFS snapshotter has one.
-//! A running container that uses Larder's snapshotter has an overlay mount whose upper directory is below that of the snapshotter.
+//! containerd has a layer of a volume only if Larder's snapshotter, or containerd's own EROFS snapshotter,
+//! has a link to it. A running container that uses Larder's snapshotter has an overlay mount whose upper
+//! directory is below that of the snapshotter.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,22 +16,24 @@ use crate::caches::attachments::Attachment;
 use crate::node::content_cache;
 use larder_sys::mounts::Mounts;
 
-/// Proves that nothing of containerd needs the volume of `record`: neither a running container nor an image.
-pub(super) fn proves(record: &Attachment, host: &Host) -> Result<bool, Error> {
+/// Returns `true` if it is certain that containerd does not need the volume of `record`: no running container
+/// and no image does.
+pub(super) fn is_unused(record: &Attachment, host: &Host) -> Result<bool, Error> {
     let mounts = Mounts::read().map_err(failed("looking for containers on", &record.at))?;
-    // Mounts name the directory by its path without symbolic links. It does not exist if the snapshotter never ran.
+    // Mounts contain the path of the directory without symbolic links. It does not exist if the snapshotter
+    // never ran.
     let snapshots = host.snapshots.canonicalize().unwrap_or_else(|_| host.snapshots.clone());
     if record.preloaded || mounts.overlay_over(&snapshots).is_some() {
         return Ok(false);
     }
     let links = targets(&snapshots.join("l")).map_err(failed("listing", &snapshots))?;
-    // The note of an image is `<device>:<inode> <volume>`.
+    // The link of an image has the form `<device>:<inode> <volume>`.
     let names = |target: &PathBuf| {
         let of_image = target.as_os_str().as_bytes().splitn(2, |byte| *byte == b' ').nth(1);
         target.starts_with(&record.at)
             || of_image.is_some_and(|path| Path::new(OsStr::from_bytes(path)).starts_with(&record.at))
     };
-    // A layer that a newer volume has leads there.
+    // A layer that a newer volume also has can still link to this volume.
     let leads_here = |layer: &PathBuf| {
         layer.starts_with(&record.at)
             || fs::read_link(layer).is_ok_and(|target| target.starts_with(&record.at))
@@ -43,7 +46,7 @@ pub(super) fn proves(record: &Attachment, host: &Host) -> Result<bool, Error> {
     Ok(!links.iter().any(names) && !uses_erofs)
 }
 
-/// Where the symbolic links in a directory point.
+/// Returns the targets of the symbolic links in a directory.
 fn targets(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,34 +1,32 @@
-//! What an agent knows of the cluster: watched, and read again by itself after whatever breaks a watch.
+//! The objects of the cluster that an agent watches. A watch that breaks restarts by itself.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::Hash;
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod};
 use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::reflector::{self, Lookup, Store};
-use kube::runtime::watcher::{self, Config, Event};
-use kube::{Client, Resource, ResourceExt as _};
-use serde::de::DeserializeOwned;
+use kube::runtime::reflector::Store;
+use kube::runtime::watcher::{self, Config};
+use kube::{Client, ResourceExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::objects;
+use super::desired::{Annotations, Cache, Namespaces, Scope};
+use super::follow::follow;
+use super::labels;
 use super::scoped::Scoped;
-use super::wish::{Cache, Namespaces, Says, Scope};
 use crate::kubernetes::convert;
 use crate::kubernetes::crd::ImageCache;
 use larder_model::image_cache::CacheId;
 
-/// What is watched.
-pub(super) struct Known {
+/// The watches of an agent.
+pub(super) struct ClusterView {
     caches: Scoped,
     reads: Reads,
     pods: Store<Pod>,
-    /// Pods that are on no node, and that wait for an image cache here.
+    /// Unscheduled pods that wait for an image cache on this node.
     held: Store<Pod>,
     namespaces: NamespaceStore,
     claims: Store<PersistentVolumeClaim>,
@@ -43,9 +41,9 @@ pub(super) struct Caches {
     reads: Reads,
 }
 
-/// Image caches as they were read last: an object may be large, and passes are many.
+/// Parsed image caches. They are kept because objects can be large and passes are frequent.
 struct Reads {
-    /// Namespace of volumes.
+    /// The namespace of volumes.
     volumes: String,
     read: HashMap<CacheId, Read>,
 }
@@ -77,13 +75,13 @@ impl Caches {
         Caches { objects, reads: Reads::new(volumes) }
     }
 
-    /// Waits until all have been read once.
+    /// Waits until the first list is complete.
     pub(super) async fn ready(&self) {
         // The writer lives as long as the watch.
         let _ = self.objects.wait_until_ready().await;
     }
 
-    /// The image caches now.
+    /// Returns the current image caches.
     pub(super) fn all(&mut self) -> Vec<Arc<Cache>> {
         self.reads.of(self.objects.state())
     }
@@ -94,7 +92,7 @@ impl Reads {
         Reads { volumes: volumes.to_owned(), read: HashMap::new() }
     }
 
-    /// Reads these objects, of which most are as they were the last time.
+    /// Parses these objects, most of which have not changed since the last call.
     fn of(&mut self, objects: impl IntoIterator<Item = Arc<ImageCache>>) -> Vec<Arc<Cache>> {
         let mut before = std::mem::take(&mut self.read);
         for object in objects {
@@ -110,7 +108,7 @@ impl Reads {
     }
 }
 
-/// The namespaces of the cluster: their metadata.
+/// The metadata of the namespaces of the cluster.
 pub(super) type NamespaceStore = Store<PartialObjectMeta<Namespace>>;
 
 /// Watches the metadata of namespaces.
@@ -122,29 +120,29 @@ pub(super) fn namespaces(client: &Client, watches: &mut JoinSet<()>, wake: &Arc<
     follow(watches, wake, events)
 }
 
-/// What namespaces say in their annotations.
-pub(super) fn said(namespaces: &NamespaceStore) -> Namespaces {
+/// Returns the annotations of namespaces.
+pub(super) fn annotations_of(namespaces: &NamespaceStore) -> Namespaces {
     let all = namespaces.state();
-    all.iter().filter_map(|one| Some((one.name_any(), Says::of(one.annotations())?))).collect()
+    all.iter().filter_map(|one| Some((one.name_any(), Annotations::of(one.annotations())?))).collect()
 }
 
-impl fmt::Debug for Known {
+impl fmt::Debug for ClusterView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Known").finish_non_exhaustive()
+        f.debug_struct("ClusterView").finish_non_exhaustive()
     }
 }
 
-impl Known {
-    /// Begins to watch for `node`; `wake` is told whenever something has changed. `volumes` is the namespace of volumes.
+impl ClusterView {
+    /// Starts the watches for `node`. Every change notifies `wake`. `volumes` is the namespace of volumes.
     pub(super) fn new(client: &Client, node: &str, volumes: &str, wake: &Arc<Notify>) -> Self {
         let mut watches = JoinSet::new();
-        let own = Config::default().labels(&objects::selector(node));
+        let own = Config::default().labels(&labels::selector(node));
         let on_node = Config::default().fields(&format!("spec.nodeName={node}"));
         let slim = |pod: &mut Pod| pod.metadata.managed_fields = None;
         let pods = watcher::watcher(Api::all(client.clone()), on_node).modify(slim);
         let pods = follow(&mut watches, wake, pods);
         let held = Config::default()
-            .labels(&format!("{}={}", objects::ATTACH_ON, objects::node_label(node)))
+            .labels(&format!("{}={}", labels::ATTACH_ON, labels::node_label(node)))
             .fields("spec.nodeName=");
         let held = watcher::watcher(Api::all(client.clone()), held).modify(slim);
         let held = follow(&mut watches, wake, held);
@@ -153,7 +151,7 @@ impl Known {
         let claims = follow(&mut watches, wake, claims);
         let holders = watcher::watcher(Api::namespaced(client.clone(), volumes), own);
         let holders = follow(&mut watches, wake, holders);
-        Known {
+        ClusterView {
             caches: Scoped::new(client, wake),
             reads: Reads::new(volumes),
             pods,
@@ -166,7 +164,7 @@ impl Known {
         }
     }
 
-    /// Waits until all has been read once.
+    /// Waits until the first list of every watch is complete.
     pub(super) async fn ready(&self) {
         // The writers live as long as the watches.
         let _ = tokio::join!(
@@ -178,66 +176,41 @@ impl Known {
         );
     }
 
-    /// Watches the image caches that matter, and waits until they have been read once. Returns whether they have.
-    pub(super) async fn look_at(&mut self, scope: &Scope) -> bool {
-        self.caches.look_at(scope).await
+    /// Watches the image caches in `scope` and waits for their first lists. Returns whether all are complete.
+    pub(super) async fn set_scope(&mut self, scope: &Scope) -> bool {
+        self.caches.set_scope(scope).await
     }
 
-    /// The image caches of the scope that was looked at last.
+    /// Returns the image caches of the last scope.
     pub(super) fn caches(&mut self) -> Vec<Arc<Cache>> {
         self.reads.of(self.caches.objects())
     }
 
-    /// Pods that are on the node, and pods on no node whose image cache is to be attached here.
+    /// Returns the pods on the node, and the unscheduled pods whose image cache must be attached on it.
     pub(super) fn pods(&self) -> Vec<Arc<Pod>> {
         let mut pods = self.pods.state();
-        // Both watches have a pod for a moment when it comes here.
+        // While a pod is being scheduled to this node, both watches can have it.
         let mut held = self.held.state();
         held.retain(|held| !pods.iter().any(|pod| pod.metadata.uid == held.metadata.uid));
         pods.append(&mut held);
         pods
     }
 
-    /// What namespaces say in their annotations.
+    /// Returns the annotations of namespaces.
     pub(super) fn namespaces(&self) -> Namespaces {
-        said(&self.namespaces)
+        annotations_of(&self.namespaces)
     }
 
-    /// Claims of the node, by name.
+    /// Returns the claims of the node, by name.
     pub(super) fn claims(&self) -> HashMap<String, Arc<PersistentVolumeClaim>> {
-        let all = self.claims.state().into_iter().filter(|claim| objects::is_of(&claim.metadata, &self.node));
+        let all = self.claims.state().into_iter().filter(|claim| labels::is_of(&claim.metadata, &self.node));
         all.map(|claim| (claim.name_any(), claim)).collect()
     }
 
-    /// Holders of the node, also those that are on none yet.
+    /// Returns the holders of the node, including unscheduled ones.
     pub(super) fn holders(&self) -> Vec<Arc<Pod>> {
         let mut all = self.holders.state();
-        all.retain(|pod| objects::is_of(&pod.metadata, &self.node));
+        all.retain(|pod| labels::is_of(&pod.metadata, &self.node));
         all
     }
-}
-
-/// Keeps the objects of a watch in a store for as long as the task in `watches` runs. Each change wakes the agent.
-pub(super) fn follow<K>(
-    watches: &mut JoinSet<()>,
-    wake: &Arc<Notify>,
-    events: impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
-) -> Store<K>
-where
-    K: Resource + Lookup + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static,
-    <K as Lookup>::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
-{
-    let (store, writer) = reflector::store();
-    let wake = Arc::clone(wake);
-    watches.spawn(async move {
-        let mut events = std::pin::pin!(reflector::reflector(writer, events.default_backoff()));
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Init | Event::InitApply(_)) => {}
-                Ok(_) => wake.notify_one(),
-                Err(error) => tracing::warn!("watching the cluster: {error}"),
-            }
-        }
-    });
-    store
 }

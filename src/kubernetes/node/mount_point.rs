@@ -1,7 +1,8 @@
-//! Where the kubelet has mounted the volume of a pod.
+//! Finds the directory where the kubelet has mounted the volume of a pod.
 //!
-//! `<kubelet>/pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount` for CSI drivers (pkg/volume/csi/csi_mounter.go), and
-//! `<kubelet>/pods/<uid>/volumes/<plugin>/<volume>` for others (pkg/kubelet/kubelet_getters.go).
+//! `<kubelet>/pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount` for CSI drivers
+//! (pkg/volume/csi/csi_mounter.go), and `<kubelet>/pods/<uid>/volumes/<plugin>/<volume>` for others
+//! (pkg/kubelet/kubelet_getters.go).
 
 use std::fs;
 use std::io;
@@ -10,12 +11,12 @@ use std::path::{Path, PathBuf};
 use larder_sys::Dir;
 use larder_sys::mount::is_mount_point;
 
-/// The mount of the PersistentVolume `volume` for the pod `uid`; `None` where there is none.
+/// Returns the mount of the PersistentVolume `volume` for the pod `uid`; `None` if there is none.
 ///
 /// # Errors
 /// The kubelet's directory cannot be read.
 pub(super) fn find(kubelet: &Path, uid: &str, volume: &str) -> io::Result<Option<PathBuf>> {
-    // Names of the API server; none leads anywhere else.
+    // The names come from the API server and must not contain path separators.
     if [uid, volume].iter().any(|name| name.is_empty() || name.starts_with('.') || name.contains('/')) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_mounted_is_not_found() {
+    fn unmounted_volumes_are_not_found() {
         let kubelet = tempfile::tempdir().unwrap();
         assert_eq!(find(kubelet.path(), "uid", "pv").unwrap(), None);
         fs::create_dir_all(kubelet.path().join("pods/uid/volumes/kubernetes.io~csi/pv/mount")).unwrap();

@@ -1,8 +1,8 @@
-//! Layers that an earlier run of this boot committed and did not make durable are proven before they are believed.
+//! Verification of layers that an earlier run since boot committed but did not make durable.
 //!
-//! The memory of the machine has what such a run wrote, unless the disk was lost meanwhile and came back: then the journal
-//! names layers whose bytes never arrived. That is a fault of the disk and not of the images, so the layers are fetched
-//! again.
+//! The kernel still has the data of such a run in memory, unless the disk was lost in between and came back.
+//! Then the journal names layers whose data was never written. That is an error of the disk and not of the
+//! images, so the layers are fetched again.
 
 use super::cancel::Cancel;
 use super::events::Events;
@@ -17,21 +17,21 @@ use larder_model::event::Event;
 /// Returns the volume of `order` without the layers that were damaged. Each of them is reported as a warning.
 ///
 /// # Errors
-/// The volume cannot be opened again, or the build was interrupted.
-pub(super) async fn prove(
+/// The volume cannot be opened again, or the build was cancelled.
+pub(super) async fn verify(
     order: &Order,
     volume: Volume,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<Volume, Vec<Fail>> {
     let (order, events, cancel) = (order.clone(), events.clone(), cancel.clone());
-    let proven = run::blocking(move || {
-        let doubtful = volume.unsynced();
-        if doubtful.is_empty() {
+    let verified = run::blocking(move || {
+        let unsynced = volume.unsynced();
+        if unsynced.is_empty() {
             return Ok(volume);
         }
         let stop = || cancel.reason().is_some();
-        let damaged = verify::damaged(volume.root(), volume.format(), &volume.layers(), &doubtful, stop);
+        let damaged = verify::damaged(volume.root(), volume.format(), &volume.layers(), &unsynced, stop);
         let damaged = damaged.map_err(|e| Fail::job(e.class(), e.to_string()))?;
         if stop() {
             return Err(Fail::job(Class::Cancelled, "interrupted"));
@@ -40,19 +40,19 @@ pub(super) async fn prove(
             return Ok(volume);
         }
         for (layer, error) in &damaged {
-            let message = format!("layer {layer} on the volume is damaged, so it is fetched again: {error}");
+            let message =
+                format!("layer {layer} on the volume is damaged and will be fetched again: {error}");
             events.emit(Event::Warning { message });
         }
         volume.mark_lost(damaged.into_iter().map(|(layer, _)| layer).collect())?;
-        // Opening it again removes what was given up, and counts the room that this leaves.
+        // Opening it again removes the discarded layers and updates the free space.
         drop(volume);
         match run::open_volume(&order, Trust::ThisBoot)? {
             Opened::Filling(volume) => Ok(*volume),
-            Opened::Sealed(_) => Err(Fail::job(
-                Class::Busy,
-                "another builder sealed the volume meanwhile: run the build again",
-            )),
+            Opened::Sealed(_) => {
+                Err(Fail::job(Class::Busy, "another builder has sealed the volume: run the build again"))
+            }
         }
     });
-    proven.await
+    verified.await
 }

@@ -1,6 +1,6 @@
-//! Finding the parent of a member, and making the parents that a tar implies, without ever leaving the layer.
+//! Finds the parent of a member, and creates the parents that a tar implies, without ever leaving the layer.
 //!
-//! Symbolic links are followed as if the layer were the root of the file system (an honest layer may hold
+//! Symbolic links are followed as if the layer were the root of the file system (an honest layer can contain
 //! `var/run -> /run`), by the rules of the overlay sink.
 
 use std::collections::VecDeque;
@@ -13,63 +13,64 @@ use crate::overlay::Directory;
 use crate::path::{self, escape};
 use larder_sys::FileType;
 
-/// Most symbolic links on one path, as in the kernel (path_resolution(7)).
+/// Maximum number of symbolic links on one path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
 
-/// A directory and its path without symbolic links.
+/// A directory and its path with symbolic links resolved.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct LayerDir {
     pub(super) path: Vec<u8>,
     pub(super) id: InodeId,
 }
 
-/// How far a path exists in the layer.
+/// The result of a path lookup in the layer.
 #[derive(Debug)]
-pub(super) enum Found {
-    /// All of it.
-    Here(Place),
-    /// Not all: the clean path with links followed as far as they exist.
+pub(super) enum Lookup {
+    /// The whole path exists.
+    Found(LayerDir),
+    /// Part of the path is missing. The value is the clean path, with existing links resolved.
     Missing(Vec<u8>),
 }
 
-/// The directory of the last member: mostly the next one is in it too.
+/// The parent of the last member. The next member is usually in the same directory.
 #[derive(Debug, Default)]
-pub(super) struct Cache(Option<(Vec<u8>, Place)>);
+pub(super) struct Cache(Option<(Vec<u8>, LayerDir)>);
 
 impl Cache {
-    /// A directory or a symbolic link was taken away: paths may lead elsewhere.
+    /// Clears the cache after a directory or a symbolic link was removed, because paths may now lead
+    /// elsewhere.
     pub(super) fn forget(&mut self) {
         self.0 = None;
     }
 }
 
 impl Layer<'_> {
-    /// The parent of a member, made where the tar only implies it.
-    pub(super) fn parent(&mut self, member: &[u8]) -> Result<Place, Error> {
+    /// Returns the parent of a member, and creates it if the tar only implies it.
+    pub(super) fn parent(&mut self, member: &[u8]) -> Result<LayerDir, Error> {
         let (parent, _) = path::split(member);
-        if let Some((path, place)) = &self.cache.0
+        if let Some((path, dir)) = &self.cache.0
             && path == parent
         {
-            return Ok(place.clone());
+            return Ok(dir.clone());
         }
         match self.walk(parent, member, true)? {
-            Found::Here(place) => {
-                self.cache.0 = Some((parent.to_vec(), place.clone()));
-                Ok(place)
+            Lookup::Found(dir) => {
+                self.cache.0 = Some((parent.to_vec(), dir.clone()));
+                Ok(dir)
             }
-            Found::Missing(at) => Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
+            Lookup::Missing(at) => Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
         }
     }
 
-    /// The directory at a path that exists and holds no symbolic link.
+    /// Returns the directory at a path that exists and contains no symbolic link.
     pub(super) fn find(&self, path: &[u8]) -> Option<InodeId> {
         path::components(path)
             .try_fold(InodeId::ROOT, |directory, component| self.writer.lookup(directory, component))
     }
 
-    /// Goes to `directory` by components, as if the layer were the root of the file system.
-    pub(super) fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Found, Error> {
-        let mut here = Place { path: Vec::new(), id: InodeId::ROOT };
+    /// Walks to `directory` by components, as if the layer were the root of the file system.
+    pub(super) fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Lookup, Error> {
+        let mut here = LayerDir { path: Vec::new(), id: InodeId::ROOT };
         let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
         let mut links = 0;
         while let Some(component) = pending.pop_front() {
@@ -89,11 +90,13 @@ impl Layer<'_> {
                 None => {
                     let mut missing = at;
                     pending.iter().for_each(|rest| path::push(&mut missing, rest));
-                    // What follows a missing component is looked up in the layers below, so it must be clean.
-                    return Ok(Found::Missing(path::clean(&missing).map_err(|f| Error::hostile(member, f))?));
+                    // The missing path is looked up in the layers below, so it must be clean.
+                    return Ok(Lookup::Missing(
+                        path::clean(&missing).map_err(|f| Error::hostile(member, f))?,
+                    ));
                 }
                 Some(id) => match self.writer.file_type(id) {
-                    FileType::Directory => here = Place { path: at, id },
+                    FileType::Directory => here = LayerDir { path: at, id },
                     FileType::Symlink => {
                         links += 1;
                         if links > MAX_LINKS {
@@ -101,7 +104,7 @@ impl Layer<'_> {
                         }
                         let target = self.writer.target(id).map_err(|e| explain(&at, e))?;
                         if target.starts_with(b"/") {
-                            here = Place { path: Vec::new(), id: InodeId::ROOT };
+                            here = LayerDir { path: Vec::new(), id: InodeId::ROOT };
                         }
                         let parts =
                             target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
@@ -111,22 +114,28 @@ impl Layer<'_> {
                 },
             }
         }
-        Ok(Found::Here(here))
+        Ok(Lookup::Found(here))
     }
 
-    /// Makes a directory that the tar does not contain, over a whiteout of this layer where there is one.
-    fn imply(&mut self, parent: &Place, name: &[u8], at: Vec<u8>, whiteout: bool) -> Result<Place, Error> {
-        // Symbolic links can lead deeper than the path of a member says.
+    /// Creates a directory that the tar does not contain, replacing a whiteout of this layer.
+    fn imply(
+        &mut self,
+        parent: &LayerDir,
+        name: &[u8],
+        at: Vec<u8>,
+        whiteout: bool,
+    ) -> Result<LayerDir, Error> {
+        // Symbolic links can lead deeper than the path of a member shows.
         if path::components(&at).count() > path::MAX_DEPTH {
             return Err(Error::hostile(&at, Fault::TooDeep));
         }
-        self.remember(&at, 0)?;
+        self.count_memory(&at, 0)?;
         if whiteout {
             self.writer.remove(parent.id, name).map_err(|e| explain(&at, e))?;
         }
         let made = self.writer.directory(parent.id, name, &Metadata::implied());
         let id = made.map_err(|e| explain(&at, e))?;
         self.directories.insert(at.clone(), Directory { recreated: whiteout, ..Directory::default() });
-        Ok(Place { path: at, id })
+        Ok(LayerDir { path: at, id })
     }
 }

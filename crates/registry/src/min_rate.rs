@@ -1,50 +1,51 @@
-//! The least that a registry must send: a layer that dribbles holds a builder that others wait for.
+//! Minimum transfer rate: a very slow layer would block a builder that other builds need.
 
 use std::time::Duration;
 
 use super::error::Fault;
 
-/// The least number of bytes in a window of time spent waiting for the network.
+/// Minimum number of bytes in a window of time spent waiting for the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
-    /// Bytes.
+    /// Bytes required in each window.
     pub bytes: u64,
-    /// The window. A layer is not looked at before so much time was spent waiting for it.
+    /// Length of the window. The rate is first checked after this much waiting time.
     pub window: Duration,
 }
 
 impl MinRate {
-    /// `bytes` in each minute.
+    /// Returns a minimum of `bytes` per minute.
     pub fn per_minute(bytes: u64) -> Self {
         MinRate { bytes, window: Duration::from_secs(60) }
     }
 
-    /// What one of `parallel` streams must send.
+    /// Returns the share of one of `parallel` streams.
     fn share(self, parallel: usize) -> Self {
         MinRate { bytes: self.bytes / u64::try_from(parallel).unwrap_or(u64::MAX).max(1), ..self }
     }
 }
 
-/// How fast one stream is. Time in which nothing was asked of the network does not count: a disk may be slow.
+/// Measures the rate of one stream. Only time spent waiting for the network counts, because the disk might be
+/// slow.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RateMonitor {
     least: Option<MinRate>,
     waited: Duration,
     bytes: u64,
 }
 
-impl Pace {
-    /// The pace of one of `parallel` streams of a layer. Without a `least` any is good.
+impl RateMonitor {
+    /// Creates a monitor for one of `parallel` streams of a layer. Without `least`, any rate is accepted.
     pub(crate) fn new(least: Option<MinRate>, parallel: usize) -> Self {
-        Pace { least: least.map(|least| least.share(parallel)), waited: Duration::ZERO, bytes: 0 }
+        RateMonitor { least: least.map(|least| least.share(parallel)), waited: Duration::ZERO, bytes: 0 }
     }
 
-    /// Starts again, with another source.
+    /// Starts again with another source.
     pub(crate) fn reset(&mut self) {
         (self.waited, self.bytes) = (Duration::ZERO, 0);
     }
 
-    /// Counts `bytes` for which the network took `time`.
+    /// Adds `bytes`, for which the network took `time`.
     ///
     /// # Errors
     /// [`Fault::Slow`] at the end of a window with too few bytes.
@@ -72,9 +73,9 @@ mod tests {
     fn each_window_must_have_its_bytes() {
         let second = Duration::from_secs(1);
         for (parallel, each, slow) in [(1, 10, false), (1, 9, true), (4, 3, false), (4, 1, true)] {
-            let mut pace = Pace::new(Some(MinRate::per_minute(600)), parallel);
+            let mut monitor = RateMonitor::new(Some(MinRate::per_minute(600)), parallel);
             for n in 1..=180 {
-                let counted = pace.count(second, each);
+                let counted = monitor.count(second, each);
                 assert_eq!(
                     counted.is_err(),
                     slow && n % 60 == 0,
@@ -82,11 +83,11 @@ mod tests {
                 );
             }
         }
-        // What came fast in one window is no credit for the next.
-        let mut pace = Pace::new(Some(MinRate::per_minute(600)), 1);
-        pace.count(Duration::from_secs(60), 1_000_000).unwrap();
-        assert!(matches!(pace.count(Duration::from_secs(90), 899), Err(Fault::Slow { bytes: 899, .. })));
-        pace.count(Duration::from_secs(90), 900).unwrap();
-        Pace::new(None, 1).count(Duration::from_secs(3600), 0).unwrap();
+        // A fast window is no credit for the next one.
+        let mut monitor = RateMonitor::new(Some(MinRate::per_minute(600)), 1);
+        monitor.count(Duration::from_secs(60), 1_000_000).unwrap();
+        assert!(matches!(monitor.count(Duration::from_secs(90), 899), Err(Fault::Slow { bytes: 899, .. })));
+        monitor.count(Duration::from_secs(90), 900).unwrap();
+        RateMonitor::new(None, 1).count(Duration::from_secs(3600), 0).unwrap();
     }
 }

@@ -1,10 +1,10 @@
-//! What runtimes are told of the attached volumes: files of ours beside their configuration, and what is left to the operator.
+//! The runtime configuration for the attached volumes: Larder's drop-in files, and hints for the operator.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::error::Error;
-use super::{Host, found};
+use super::{Host, installed};
 use crate::caches::attachments::Attachment;
 use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version, Wanted};
 use crate::node::content_cache;
@@ -13,26 +13,26 @@ use crate::node::podman;
 use larder_model::runtime::{Containerd, Runtime};
 use larder_sys::release;
 
-/// Files, and sentences.
+/// Drop-in files and hints.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct RuntimeConfig {
     pub(super) files: Vec<File>,
     pub(super) advice: Vec<String>,
 }
 
-/// What is to be there when `attached` are all the volumes that are attached.
-pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<Told, Error> {
-    let mut told = Told::default();
-    containerd(host, attached, &mut told)?;
-    podman(host, attached, &mut told)?;
-    Ok(told)
+/// Returns the configuration for the attached volumes `attached`.
+pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<RuntimeConfig, Error> {
+    let mut result = RuntimeConfig::default();
+    containerd(host, attached, &mut result)?;
+    podman(host, attached, &mut result)?;
+    Ok(result)
 }
 
-/// podman, buildah and CRI-O.
-fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {
+/// Adds the configuration of podman, buildah and CRI-O.
+fn podman(host: &Host, attached: &[Attachment], result: &mut RuntimeConfig) -> Result<(), Error> {
     let is_for = |record: &Attachment, runtime| record.runtimes.contains(&runtime);
     let any = |runtime| attached.iter().any(|record| is_for(record, runtime));
-    let whom = podman::config::For { podman: any(Runtime::Podman), crio: any(Runtime::Crio) };
+    let consumers = podman::config::Consumers { podman: any(Runtime::Podman), crio: any(Runtime::Crio) };
     let mut of_it: Vec<&Attachment> = attached
         .iter()
         .filter(|record| is_for(record, Runtime::Podman) || is_for(record, Runtime::Crio))
@@ -40,39 +40,39 @@ fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), E
     of_it.sort_by_key(|record| (record.since, &record.at));
     let stores: Vec<PathBuf> =
         of_it.iter().flat_map(|record| record.image_stores()).map(Path::to_owned).collect();
-    let change = podman::config::change(&podman::node::Node::read(&host.root)?, whom, &stores);
-    told.files.extend(change.files.into_iter().map(|(path, text)| File::new(host.root.join(path), text)));
-    told.advice.extend(change.advice);
+    let change = podman::config::change(&podman::node::Node::read(&host.root)?, consumers, &stores);
+    result.files.extend(change.files.into_iter().map(|(path, text)| File::new(host.root.join(path), text)));
+    result.advice.extend(change.advice);
     Ok(())
 }
 
-fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {
+fn containerd(host: &Host, attached: &[Attachment], result: &mut RuntimeConfig) -> Result<(), Error> {
     let path = host.path(config::PATH);
     let mut of_it: Vec<&Attachment> = attached.iter().filter(|record| record.containerd.is_some()).collect();
     of_it.sort_by_key(|record| std::cmp::Reverse(record.since));
     let Some(containerd) = of_it.first().and_then(|newest| newest.containerd.as_ref()) else {
-        told.files.push(File::new(path, None));
+        result.files.push(File::new(path, None));
         return Ok(());
     };
     let version = match version(host, containerd) {
         Ok(version) => version,
-        // At a boot, before containerd: what was written when it ran still stands.
+        // At boot, containerd is not running yet. The file from the last time is still valid.
         Err(_) if path.exists() => return Ok(()),
         Err(error) => return Err(error),
     };
     let node = Node::read(&host.root, config::MAIN.as_ref(), config::PATH.as_ref(), version)?;
     let wanted = wanted(host, &of_it);
     if wanted.content_cache.is_some() {
-        told.advice.push(config::settings(makes_images_of_tars(host)));
+        result.advice.push(config::settings(makes_images_of_tars(host)));
     }
     let drop_in = node.drop_in(&wanted)?;
     match node.loading() {
         Loading::Counts => {}
         Loading::NotImported { remedy } => {
-            told.advice.push(format!("containerd does not read its file: {remedy}"))
+            result.advice.push(format!("containerd does not load Larder's drop-in file: {remedy}"))
         }
-        Loading::Overridden { by } => told.advice.push(format!(
-            "{} is read after {} and says otherwise: change it there",
+        Loading::Overridden { by } => result.advice.push(format!(
+            "{} overrides {}: change the setting there",
             by.display(),
             config::PATH
         )),
@@ -83,15 +83,16 @@ fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(
         ..File::new(path, Some(drop_in.text().to_owned()))
     };
     if file.differs()? {
-        told.advice.push(
-            "containerd reads its configuration when it starts: systemctl restart containerd".to_owned(),
-        );
+        result
+            .advice
+            .push("containerd reads its configuration at startup: systemctl restart containerd".to_owned());
     }
-    told.files.push(file);
+    result.files.push(file);
     Ok(())
 }
 
-/// All that the volumes need of containerd; the snapshotter of the newest is that of CRI, if it is one of ours.
+/// Returns the requirements of the volumes. The snapshotter of the newest volume becomes CRI's snapshotter,
+/// if it is Larder's.
 fn wanted(host: &Host, newest_first: &[&Attachment]) -> Wanted {
     let mut wanted = Wanted {
         content_cache: newest_first
@@ -111,20 +112,20 @@ fn wanted(host: &Host, newest_first: &[&Attachment]) -> Wanted {
     wanted
 }
 
-/// Whether the node's `mkfs.erofs` can do what its containerd wants of it.
+/// Reports whether the node's `mkfs.erofs` supports the options that containerd uses.
 fn makes_images_of_tars(host: &Host) -> bool {
-    // The program of another root may not even be for this machine's loader.
-    let program = found::program(host, "mkfs.erofs").filter(|_| host.root.as_os_str() == "/");
+    // A program of another root might not run here.
+    let program = installed::program(host, "mkfs.erofs").filter(|_| host.root.as_os_str() == "/");
     program.is_some_and(|program| config::makes_images_of_tars(&program))
 }
 
-/// The version of the containerd that runs, or of the program that would.
+/// Returns the version of the running containerd, or else of the installed program.
 fn version(host: &Host, containerd: &Containerd) -> Result<Version, Error> {
     let said = match crate::node::containerd::block_on(containerd, crate::node::containerd::Client::version) {
         Ok(said) => said,
         Err(error) => {
-            // The program of another root may not even be for this machine's loader.
-            let program = found::program(host, "containerd").filter(|_| host.root.as_os_str() == "/");
+            // A program of another root might not run here.
+            let program = installed::program(host, "containerd").filter(|_| host.root.as_os_str() == "/");
             let printed = program.and_then(|program| Command::new(program).arg("--version").output().ok());
             printed
                 .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())

@@ -1,8 +1,8 @@
-//! What is to be done next about one volume on the node. Pure.
+//! Decides the next step for one volume on the node. Pure.
 //!
 //! ```text
-//! wanted:      claim ──► holder ──► mounted, bound ──► attached       a holder that goes has its successor at once
-//! not wanted:  detached (later, while busy) ──► no holder ──► no claim ──► nothing
+//! wanted:      claim ──► holder ──► mounted, bound ──► attached       a holder that is deleted gets a successor at once
+//! not wanted:  detached (retried while busy) ──► no holder ──► no claim ──► nothing left
 //! ```
 
 use std::sync::Arc;
@@ -10,30 +10,30 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 
+use super::desired::DesiredVolume;
 use super::objects::fits;
-use super::wish::Wish;
 use larder_model::digest::Digest;
 
-/// What there is of one volume.
+/// The observed state of one volume.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Holding {
+pub(super) struct ObservedVolume {
     pub(super) claim: Option<Arc<PersistentVolumeClaim>>,
     pub(super) pods: Vec<Arc<Pod>>,
-    /// Whether it is attached, or about to be.
+    /// `true` if the volume is attached, or an attach has started.
     pub(super) attached: bool,
-    /// UID of the pod from whose mount it was last seen to be sound.
+    /// UID of the pod from whose mount the volume was last verified.
     pub(super) from: Option<String>,
 }
 
-/// What is to be done.
+/// The next step for a volume.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
     MakeClaim,
-    /// With these pods on their way out.
+    /// Create a holder, while these pods are being deleted.
     MakeHolder,
-    /// A holder that has come to an end.
+    /// Delete a holder that has ended.
     DeleteHolder(String),
-    /// From the mount of a pod, by its UID, of this PersistentVolume; what its seal must be.
+    /// Attach the mount of this PersistentVolume in the pod with this UID. The seal must have this digest.
     Attach {
         uid: String,
         volume: String,
@@ -41,51 +41,54 @@ pub(super) enum Step {
     },
     Detach,
     DeleteClaim,
-    /// Nothing for now, for this reason.
+    /// Wait, with the reason.
     Wait(String),
-    /// Nothing as it is.
+    /// Do nothing: the volume is attached as wanted.
     Held,
-    /// Nothing is left.
+    /// Do nothing: no part of the volume is left.
     Gone,
 }
 
-impl Holding {
-    /// The next step towards what is wanted.
-    pub(super) fn step(&self, wish: Option<&Wish>, node: &str) -> Step {
-        match wish {
-            Some(wish) => self.towards(wish, node),
+impl ObservedVolume {
+    /// Returns the next step towards the desired state.
+    pub(super) fn step(&self, desired: Option<&DesiredVolume>, node: &str) -> Step {
+        match desired {
+            Some(desired) => self.towards(desired, node),
             None => self.away(),
         }
     }
 
-    fn towards(&self, wish: &Wish, node: &str) -> Step {
+    fn towards(&self, desired: &DesiredVolume, node: &str) -> Step {
         let Some(claim) = &self.claim else {
-            // Made from what is there for as long as that is so.
-            return match &wish.offered {
+            // A claim needs the snapshot, so it is created only if that can be used.
+            return match &desired.offered {
                 Ok(()) => Step::MakeClaim,
                 Err(why) => Step::Wait(why.clone()),
             };
         };
-        if !fits(claim, wish, node) {
-            return Step::Wait(format!("the claim {} is not what was asked for: delete it", wish.claim));
+        if !fits(claim, desired, node) {
+            return Step::Wait(format!(
+                "the claim {} is not restored from the expected snapshot for this node: delete it",
+                desired.claim
+            ));
         }
         if claim.metadata.deletion_timestamp.is_some() {
-            // Somebody else deleted it. It stays as long as its holder does.
+            // Another program deleted it. The claim exists as long as its holder.
             return match self.attached {
                 true => Step::Held,
                 false => self
                     .without_holder()
-                    .unwrap_or_else(|| Step::Wait(format!("the claim {} is being deleted", wish.claim))),
+                    .unwrap_or_else(|| Step::Wait(format!("the claim {} is being deleted", desired.claim))),
             };
         }
-        let Some(holder) = self.pods.iter().find(|pod| stays(pod)) else {
+        let Some(holder) = self.pods.iter().find(|pod| remains(pod)) else {
             return match self.pods.iter().find(|pod| pod.metadata.deletion_timestamp.is_none()) {
                 Some(ended) => Step::DeleteHolder(ended.name_any()),
                 None => Step::MakeHolder,
             };
         };
         let uid = holder.uid().unwrap_or_default();
-        let Some(seal) = wish.seal.clone().filter(|_| !self.attached || self.from.as_ref() != Some(&uid))
+        let Some(seal) = desired.seal.clone().filter(|_| !self.attached || self.from.as_ref() != Some(&uid))
         else {
             return Step::Held;
         };
@@ -111,11 +114,11 @@ impl Holding {
         }
     }
 
-    /// The step after which there is no holder; none where there is no holder.
+    /// Returns the step that removes the holder; `None` if there is no holder.
     fn without_holder(&self) -> Option<Step> {
         let first = self.pods.first()?;
-        let stays = self.pods.iter().find(|pod| pod.metadata.deletion_timestamp.is_none());
-        Some(match stays {
+        let remains = self.pods.iter().find(|pod| pod.metadata.deletion_timestamp.is_none());
+        Some(match remains {
             Some(pod) => Step::DeleteHolder(pod.name_any()),
             None => Step::Wait(format!("the pod {} is being deleted", first.name_any())),
         })
@@ -126,11 +129,11 @@ fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-fn stays(pod: &Pod) -> bool {
+fn remains(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase(pod), "Succeeded" | "Failed")
 }
 
-/// The kubelet starts no container before all volumes are mounted.
+/// Reports whether a pod runs. The kubelet starts a container only after all volumes are mounted.
 fn runs(pod: &Pod, node: &str) -> bool {
     let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
     on == Some(node) && phase(pod) == "Running"
@@ -140,7 +143,8 @@ fn is_bound(claim: &PersistentVolumeClaim) -> bool {
     claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound")
 }
 
-/// Why a holder does not run yet, as far as it says so itself. Why a claim is not bound is said in events of the claim.
+/// Returns the reason why a holder does not run yet, from its status. The reason why a claim is not bound is
+/// only in events of the claim.
 fn why_not(pod: &Pod) -> String {
     let name = pod.name_any();
     let status = pod.status.as_ref();
@@ -148,7 +152,7 @@ fn why_not(pod: &Pod) -> String {
         let containers = status.container_statuses.iter().flatten();
         containers.filter_map(|container| container.state.as_ref()?.waiting.as_ref()).next()
     });
-    let said = |reason: Option<&str>, message: Option<&str>| {
+    let describe = |reason: Option<&str>, message: Option<&str>| {
         let parts: Vec<&str> =
             [reason, message].into_iter().flatten().filter(|part| !part.is_empty()).collect();
         parts.join(": ")
@@ -156,13 +160,15 @@ fn why_not(pod: &Pod) -> String {
     if let Some(waiting) = waiting {
         return format!(
             "the pod {name} waits: {}",
-            said(waiting.reason.as_deref(), waiting.message.as_deref())
+            describe(waiting.reason.as_deref(), waiting.message.as_deref())
         );
     }
     let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
     let mut unscheduled = conditions.filter(|one| one.type_ == "PodScheduled" && one.status == "False");
     match unscheduled.next() {
-        Some(one) => format!("the pod {name} waits: {}", said(one.reason.as_deref(), one.message.as_deref())),
+        Some(one) => {
+            format!("the pod {name} waits: {}", describe(one.reason.as_deref(), one.message.as_deref()))
+        }
         None => format!("the pod {name} does not run yet"),
     }
 }

@@ -1,8 +1,8 @@
-//! What stands on the layers of a volume, asked of the snapshotter at its socket: it has all snapshots of containerd, whatever
-//! their namespaces, and of nobody else.
+//! Finds snapshots that depend on the layers of a volume, through the snapshotter's socket. The snapshotter
+//! has the snapshots of containerd in all namespaces, and no others.
 //!
-//! Of several volumes with one layer the snapshotter takes the one that was attached last, so what was made since then stands
-//! on that one.
+//! If several volumes have a layer, the snapshotter uses the one that was attached last. Later snapshots
+//! therefore depend on that one.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,66 +19,67 @@ use larder_model::class::Class;
 use larder_model::escape::escape_to;
 use larder_model::seal::Content;
 
-/// How long the snapshotter may take.
-const LIMIT: Duration = Duration::from_secs(30);
-/// In what time the snapshotter sees that a volume was attached, and some more.
-const SEEN: TimeDelta = TimeDelta::seconds(3 * super::snapshotter::EVERY.as_secs().cast_signed());
-/// The label of a layer: its chain ID.
+/// Maximum time for the snapshotter's answer.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Time until the snapshotter uses a newly attached volume, with a margin.
+const DETECTION_DELAY: TimeDelta =
+    TimeDelta::seconds(3 * super::snapshotter::POLL_INTERVAL.as_secs().cast_signed());
+/// The label of a layer with its chain ID.
 const TARGET: &str = "containerd.io/snapshot.ref";
-/// How much of what it says is repeated, characters.
-const TOLD: usize = 300;
+/// Maximum length of the snapshotter's message in an error, characters.
+const MAX_MESSAGE: usize = 300;
 
-/// The snapshotter cannot be asked.
+/// The snapshotter does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No thread to ask on.
-    #[error("asking the snapshotter: {0}")]
+    /// The thread for the request cannot be started.
+    #[error("querying the snapshotter: {0}")]
     Thread(io::Error),
-    /// It refuses, or nobody answers.
-    #[error("asking the snapshotter at {socket}: {said}")]
+    /// The snapshotter returned an error, or cannot be reached.
+    #[error("querying the snapshotter at {socket}: {said}")]
     Refused {
-        /// Where.
+        /// Path of the socket.
         socket: String,
-        /// What came instead of an answer.
+        /// The error message.
         said: String,
     },
-    /// It does not answer.
-    #[error("asking the snapshotter at {socket}: no answer within {} s", LIMIT.as_secs())]
+    /// The snapshotter did not answer in time.
+    #[error("querying the snapshotter at {socket}: no answer within {} s", TIMEOUT.as_secs())]
     Late {
-        /// Where.
+        /// Path of the socket.
         socket: String,
     },
 }
 
 impl Error {
-    /// The class: a later try may help.
+    /// Returns [`Class::Busy`], because a later attempt might succeed.
     pub fn class(&self) -> Class {
         Class::Busy
     }
 }
 
-/// Another attached volume, and since when it is.
+/// Content of another attached volume, and the time when it was attached.
 pub type Other = (Content, DateTime<Utc>);
 
-/// A snapshot that a container has, or that is being unpacked, on top of a layer of this content and of none of the `others`;
-/// none where nobody does. Blocks.
+/// Returns an active snapshot (of a container, or being unpacked) that depends on a layer of `content`, and
+/// on none of the `others`. `None` if there is none. Blocks.
 ///
 /// # Errors
-/// [`Error`].
+/// The snapshotter does not answer, or returns an error.
 pub fn first(socket: &Path, content: &Content, others: &[Other]) -> Result<Option<String>, Error> {
     let shown = || socket.display().to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(Error::Thread)?;
-    let listed = runtime.block_on(async { tokio::time::timeout(LIMIT, list(socket)).await });
+    let listed = runtime.block_on(async { tokio::time::timeout(TIMEOUT, list(socket)).await });
     let all = listed.map_err(|_| Error::Late { socket: shown() })?.map_err(|status| Error::Refused {
         socket: shown(),
-        said: escape_to(&format!("{:?}: {}", status.code(), status.message()), TOLD),
+        said: escape_to(&format!("{:?}: {}", status.code(), status.message()), MAX_MESSAGE),
     })?;
-    // The layers, and since when they are elsewhere.
+    // The layers, and since when another volume has them.
     let mut chains: HashMap<String, Option<DateTime<Utc>>> = HashMap::new();
     for layer in &content.layers {
         let has = |other: &&Other| other.0.layers.iter().any(|own| own.chain_id == layer.chain_id);
-        let since = others.iter().filter(has).map(|(_, since)| *since + SEEN).min();
+        let since = others.iter().filter(has).map(|(_, since)| *since + DETECTION_DELAY).min();
         chains.insert(layer.chain_id.to_string(), since);
     }
     Ok(find(&all, &chains))
@@ -98,10 +99,10 @@ fn find(all: &[Info], chains: &HashMap<String, Option<DateTime<Utc>>>) -> Option
     let by_name: HashMap<&str, &Info> = all.iter().map(|info| (info.name.as_str(), info)).collect();
     let uses = |info: &&Info| {
         let mut above = by_name.get(info.parent.as_str());
-        // Each is asked once at most: what stands on itself would be a fault of the snapshotter.
+        // Limits the steps, in case of a cycle, which would be an error of the snapshotter.
         for _ in 0..all.len() {
             let Some(parent) = above else { return false };
-            // One that was unpacked here has the label of its chain ID, too.
+            // A layer that was unpacked here also has the chain ID label.
             let chain = parent.labels.get(TARGET).filter(|_| parent.labels.contains_key(ON_VOLUME));
             let elsewhere = chain.and_then(|chain| chains.get(chain));
             if elsewhere.is_some_and(|since| since.is_none_or(|since| created(info) <= since)) {
@@ -115,7 +116,7 @@ fn find(all: &[Info], chains: &HashMap<String, Option<DateTime<Utc>>>) -> Option
     open.into_iter().find(uses).map(|info| info.name.clone())
 }
 
-/// What has no time is as old as can be.
+/// Returns the creation time. A snapshot without a time counts as the oldest.
 fn created(info: &Info) -> DateTime<Utc> {
     let time = info.created_at.unwrap_or_default();
     DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).unwrap_or(0)).unwrap_or_default()
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_elsewhere_by_now_is_used_by_those_before() {
+    fn earlier_snapshots_use_the_older_volume() {
         let since = DateTime::from_timestamp(100, 0).unwrap();
         let chains = HashMap::from([("one".to_owned(), Some(since)), ("two".to_owned(), None)]);
         let of = |seconds: i64, parent: &str| {

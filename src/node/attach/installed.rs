@@ -1,4 +1,4 @@
-//! Which runtimes a node has.
+//! Detects the container runtimes of a node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use super::Host;
 use larder_model::runtime::Runtime;
 
-/// Where programs are installed (hier(7)); a unit has a shorter PATH than an operator.
+/// Directories with installed programs (hier(7)). The PATH of a unit is shorter than that of an operator.
 const PROGRAMS: [&str; 6] =
     ["/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/opt/bin", "/usr/libexec/crio"];
 
-/// Those whose programs are there.
+/// Returns the runtimes whose programs are installed.
 pub(super) fn runtimes(host: &Host) -> Vec<Runtime> {
     let has = |names: &[&str]| names.iter().any(|name| program(host, name).is_some());
     let names = |runtime: Runtime| -> &[&str] {
@@ -23,7 +23,7 @@ pub(super) fn runtimes(host: &Host) -> Vec<Runtime> {
     Runtime::ALL.into_iter().filter(|runtime| has(names(*runtime))).collect()
 }
 
-/// Whether a program may be running. Processes of a node outside of this container are not seen.
+/// Reports whether a program might be running. A container cannot see the processes of the node.
 pub(super) fn may_run(host: &Host, name: &str) -> bool {
     let is_it = |entry: fs::DirEntry| {
         fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
@@ -32,7 +32,7 @@ pub(super) fn may_run(host: &Host, name: &str) -> bool {
     program(host, name).is_some() && (host.root != Path::new("/") || runs())
 }
 
-/// Where a program is.
+/// Returns the path of an installed program.
 pub(super) fn program(host: &Host, name: &str) -> Option<PathBuf> {
     PROGRAMS.iter().map(|dir| host.path(dir).join(name)).find(|path| path.is_file())
 }

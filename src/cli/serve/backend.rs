@@ -1,4 +1,4 @@
-//! Where image caches are made and kept: on this host, or in a cluster.
+//! The backend for image caches: this host, or a cluster.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -16,18 +16,19 @@ use crate::caches::volumes::host::HostVolumes;
 use crate::config::Config;
 use crate::config::cluster::Cluster;
 use crate::kubernetes::client;
-use crate::kubernetes::daemon::{self, Daemon, Habits};
+use crate::kubernetes::daemon::{self, Daemon, Tuning};
 use crate::telemetry::metrics::Metrics;
 use larder_sys::clock::Clock;
 
-/// One of the two.
-pub(super) enum Place {
+/// A host or a cluster that builds and stores image caches.
+pub(super) enum Backend {
     Host(Service, Arc<ChildRunner>),
     Cluster(Box<Daemon>),
 }
 
-impl Place {
-    /// Records in SQLite, builders as child processes, volumes in the state directory.
+impl Backend {
+    /// Creates a host backend: records in SQLite, builders as child processes, volumes in the state
+    /// directory.
     pub(super) async fn host(
         volumes: HostVolumes,
         config: &Config,
@@ -46,10 +47,10 @@ impl Place {
             metrics,
             tell_progress: None,
         };
-        Ok(Place::Host(Service::start(parts, config).await?, runner))
+        Ok(Backend::Host(Service::start(parts, config).await?, runner))
     }
 
-    /// Everything in a cluster. Of this host it takes a directory for the secrets of a plan.
+    /// Creates a cluster backend. On this host it only uses a directory for the secrets of a plan.
     pub(super) async fn cluster(
         cluster: &Cluster,
         config: &Config,
@@ -61,43 +62,43 @@ impl Place {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(layout.root());
         made.and_then(|()| clear_work(&layout.work())).map_err(|source| {
             let path = layout.work();
-            StateError::Io { doing: "making", path, source }
+            StateError::Io { doing: "creating", path, source }
         })?;
         let settings = Settings::of_this_process(layout.work(), logs.level, logs.format);
-        let planner = ChildRunner::new(settings, &daemon::of_planner(config))?;
+        let planner = ChildRunner::new(settings, &crate::kubernetes::runner::planner_config(config))?;
         let client = client::connect(cluster).await.map_err(daemon::Error::from)?;
-        let habits = Habits::of(cluster);
-        let daemon = Daemon::new(client, cluster, config, habits, planner, clock, metrics).await?;
-        Ok(Place::Cluster(Box::new(daemon)))
+        let tuning = Tuning::of(cluster);
+        let daemon = Daemon::new(client, cluster, config, tuning, planner, clock, metrics).await?;
+        Ok(Backend::Cluster(Box::new(daemon)))
     }
 
-    /// The image caches.
+    /// Returns the image cache service of the backend.
     pub(super) fn service(&self) -> &Service {
         match self {
-            Place::Host(service, _) => service,
-            Place::Cluster(daemon) => daemon.service(),
+            Backend::Host(service, _) => service,
+            Backend::Cluster(daemon) => daemon.service(),
         }
     }
 
-    /// Takes up a configuration that was read again, for builders that are started from now on.
+    /// Applies a reloaded configuration. It takes effect for builders that start later.
     pub(super) fn reload(&self, config: &Config) -> Result<(), Error> {
         match self {
-            Place::Host(_, runner) => Ok(runner.reload(config)?),
-            Place::Cluster(daemon) => Ok(daemon.reload(config)?),
+            Backend::Host(_, runner) => Ok(runner.reload(config)?),
+            Backend::Cluster(daemon) => Ok(daemon.reload(config)?),
         }
     }
 
-    /// What runs beside the API, for as long as it may.
+    /// Runs the backend's tasks that run alongside the API.
     pub(super) async fn run(&self, stop: &CancellationToken) -> Result<(), daemon::Error> {
         match self {
-            Place::Host(..) => std::future::pending().await,
-            Place::Cluster(daemon) => Box::pin(daemon.run(stop)).await,
+            Backend::Host(..) => std::future::pending().await,
+            Backend::Cluster(daemon) => Box::pin(daemon.run(stop)).await,
         }
     }
 
-    /// Makes room for the next daemon, when everything is still.
+    /// Releases the leader lease for the next daemon, once all tasks have stopped.
     pub(super) async fn release(&self) {
-        if let Place::Cluster(daemon) = self {
+        if let Backend::Cluster(daemon) = self {
             daemon.release().await;
         }
     }

@@ -1,0 +1,138 @@
+//! Runs a build, shows its events, and reports its outcome.
+
+use std::io;
+use std::path::Path;
+use std::thread;
+
+use chrono::{DateTime, Utc};
+use tokio::runtime::Runtime;
+
+use super::args::{OrderArgs, Output};
+use super::output::json::Json;
+use super::output::terminal::Terminal;
+use super::output::text::Text;
+use super::output::{Renderer, result_file, stdout, summary};
+use super::{exit, merge, signals};
+use crate::builder::cancel::{Cancel, Reason};
+use crate::builder::events::{self, Events, Lines};
+use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::event::{Event, Failure, Outcome, Status};
+
+/// Reports the outcome and returns the exit code.
+pub(super) fn end(
+    outcome: &Outcome,
+    result: Option<&Path>,
+    output: Output,
+    volume: &Path,
+    console: &Console,
+) -> u8 {
+    if let Some(path) = result {
+        result_file::write(path, outcome);
+    }
+    match outcome.status {
+        Status::Ok if output == Output::Text => stdout::print(console, &summary::sealed(outcome, volume)),
+        Status::Ok => outcome.exit_code,
+        Status::Failed => {
+            console.print(&summary::failed(&outcome.failures, &outcome.message, outcome.exit_code));
+            outcome.exit_code
+        }
+    }
+}
+
+/// Runs `work` while another thread shows its events, and signals cancel it.
+pub(super) fn carry_out<F: Future<Output = Outcome>>(
+    runtime: &Runtime,
+    work: impl FnOnce(Cancel) -> F,
+    deadline: Option<DateTime<Utc>>,
+    (events, lines): (Events, Lines),
+    output: Output,
+    console: &Console,
+) -> Outcome {
+    let cancel = Cancel::new();
+    let renderer: Box<dyn Renderer> = match output {
+        Output::Json => Box::new(Json(io::stdout())),
+        Output::Text if console.is_terminal() => Box::new(Terminal::new(console.clone())),
+        Output::Text => Box::new(Text(console.clone())),
+    };
+    let shown = thread::spawn({
+        let cancel = cancel.clone();
+        move || show(lines, renderer, &cancel)
+    });
+    let outcome = runtime.block_on(Box::pin(async {
+        if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
+            return usage_outcome(Class::Internal, &format!("listening for signals: {e}"));
+        }
+        if let Some(deadline) = deadline {
+            signals::arm(deadline, cancel.clone());
+        }
+        work(cancel.clone()).await
+    }));
+    events.emit(Event::Result(outcome.clone()));
+    drop(events);
+    // The renderer ends at the result. A panic in it is already on standard error and does not change the
+    // outcome.
+    let _ = shown.join();
+    outcome
+}
+
+/// Shows events up to the result. If the output is closed, cancels the build, because its reader is its
+/// owner.
+fn show(lines: Lines, mut renderer: Box<dyn Renderer>, cancel: &Cancel) {
+    for line in lines {
+        if let Err(error) = renderer.show(&line) {
+            tracing::warn!(%error, "writing events");
+            cancel.cancel(Reason::ReaderGone);
+            return;
+        }
+        if matches!(line.event, Event::Result(_)) {
+            return;
+        }
+    }
+}
+
+/// Reports a build that never started: on standard error, in the result file and, for JSON output, as the
+/// last event.
+pub(super) fn refuse(
+    result: Option<&Path>,
+    output: Output,
+    class: Class,
+    message: &str,
+    console: &Console,
+) -> u8 {
+    let outcome = usage_outcome(class, message);
+    if let Some(path) = result {
+        result_file::write(path, &outcome);
+    }
+    if output == Output::Json {
+        let (events, lines) = events::channel();
+        events.emit(Event::Result(outcome));
+        drop(events);
+        show(lines, Box::new(Json(io::stdout())), &Cancel::new());
+    }
+    exit::fail(console, class, message)
+}
+
+/// Writes a configuration error to the result file, if the job has one.
+pub(super) fn leave_usage_error(args: &OrderArgs, class: Class, message: &str) {
+    let job = merge::read_job(args).ok().flatten();
+    if let Some(path) = merge::result_file(args, job.as_deref()) {
+        result_file::write(&path, &usage_outcome(class, message));
+    }
+}
+
+/// Returns the outcome of a build that never started.
+pub(super) fn usage_outcome(class: Class, message: &str) -> Outcome {
+    Outcome {
+        status: Status::Failed,
+        exit_code: class.exit_code(),
+        message: message.to_owned(),
+        class: Some(class),
+        failures: vec![Failure { class, images: Vec::new(), layer: None, message: message.to_owned() }],
+        images: Vec::new(),
+        digest: None,
+        totals: None,
+        elapsed_ms: 0,
+        truncated: false,
+    }
+}
