@@ -377,7 +377,7 @@ pub(super) struct OrderArgs {
     /// For systems on which the sandbox does not work. By default a build uses three processes. One fetches
     /// and has no access to files. One extracts and has access to the volume only. The main process holds
     /// keys and secrets. The first two run in their own namespaces, with few capabilities, Landlock and a
-    /// list of allowed system calls; see docs/SECURITY.md. Missing system features are reported in one line.
+    /// list of allowed system calls; see SECURITY.md. Missing system features are reported in one line.
     #[arg(long)]
     pub(super) no_sandbox: bool,
     /// Niceness of the build, 0 to 19 as in nice(1)

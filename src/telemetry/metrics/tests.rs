@@ -43,7 +43,7 @@ fn the_documentation_lists_every_metric() {
     let text = all();
     let told = kinds(&text).into_iter().map(|(name, kind)| (labels(&text, &name), name, kind));
     let told: BTreeSet<_> = told.map(|(labels, name, kind)| (name, kind, labels)).collect();
-    let document = include_str!("../../../docs/metrics.md");
+    let document = include_str!("../../../docs/reference/metrics.md");
     let rows = document.lines().filter(|line| line.starts_with("| `"));
     let documented: BTreeSet<_> = rows
         .map(|row| {
