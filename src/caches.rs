@@ -1,4 +1,4 @@
-//! The image caches of a daemon: from order to expiry.
+//! The image caches of a daemon, from the order to expiry.
 //!
 //! ```text
 //! api ──► service ──► store     records, by compare-and-swap
@@ -9,8 +9,8 @@
 //!            └──► recovery             at start: unfinished builds, unfinished deletions, leftovers
 //! ```
 //!
-//! A cache is three things: the [`record`] that is stored, the volume on disk, and, while it is being built, what is known
-//! of the build (in memory only; a restart asks the volume).
+//! A cache consists of the stored [`record`], the volume on disk and, during a build, its progress. Progress
+//! is kept in memory only; after a restart it is read from the volume.
 
 pub mod attachments;
 pub mod error;

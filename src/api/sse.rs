@@ -17,7 +17,7 @@ use futures_util::{StreamExt as _, stream};
 use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
-use crate::caches::hub::Told;
+use crate::caches::hub::Notification;
 
 /// How often a quiet stream says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -50,13 +50,13 @@ pub(super) async fn events(
     Ok(([(header::CACHE_CONTROL, "no-store")], Sse::new(events).keep_alive(keep_alive)))
 }
 
-fn event(told: &Told) -> Event {
+fn event(told: &Notification) -> Event {
     let (event, json) = match told {
-        Told::Happened(happened) => {
+        Notification::Happened(happened) => {
             let event = Event::default().event("status").id(happened.sequence.to_string());
             (event, serde_json::to_string(happened))
         }
-        Told::Build(line) => (Event::default().event("build"), serde_json::to_string(line)),
+        Notification::Build(line) => (Event::default().event("build"), serde_json::to_string(line)),
     };
     match json {
         Ok(json) => event.data(json),

@@ -16,7 +16,7 @@ pub struct Events {
 
 /// One event.
 #[derive(Clone, Debug)]
-pub enum Told {
+pub enum StreamEvent {
     /// Something happened to the cache: number and message.
     Status {
         /// The number of the event; a client that comes back begins after it.
@@ -34,7 +34,7 @@ impl Events {
     }
 
     /// The next event; none at the end of the stream, whoever ended it.
-    pub async fn next(&mut self) -> Option<Told> {
+    pub async fn next(&mut self) -> Option<StreamEvent> {
         loop {
             if let Some(told) = self.parser.next() {
                 return Some(told);
@@ -58,7 +58,7 @@ impl Parser {
         (self.bytes.len() <= MAX_EVENT).then_some(())
     }
 
-    fn next(&mut self) -> Option<Told> {
+    fn next(&mut self) -> Option<StreamEvent> {
         loop {
             let end = self.bytes.windows(2).position(|pair| pair == b"\n\n")?;
             let block: Vec<u8> = self.bytes.drain(..end + 2).collect();
@@ -69,7 +69,7 @@ impl Parser {
     }
 }
 
-fn event(block: &str) -> Option<Told> {
+fn event(block: &str) -> Option<StreamEvent> {
     let field = |name: &str| {
         block
             .lines()
@@ -78,8 +78,8 @@ fn event(block: &str) -> Option<Told> {
     };
     let data = field("data")?;
     match field("event")? {
-        "status" => Some(Told::Status { sequence: field("id")?.parse().ok()?, json: data.to_owned() }),
-        "build" => Some(Told::Build(Box::new(serde_json::from_str(data).ok()?))),
+        "status" => Some(StreamEvent::Status { sequence: field("id")?.parse().ok()?, json: data.to_owned() }),
+        "build" => Some(StreamEvent::Build(Box::new(serde_json::from_str(data).ok()?))),
         _ => None,
     }
 }
@@ -99,8 +99,10 @@ mod tests {
                 parser.feed(chunk).unwrap();
                 told.extend(std::iter::from_fn(|| parser.next()));
             }
-            assert!(matches!(&told[0], Told::Status { sequence: 7, json } if json.contains("Creating")));
-            assert!(matches!(&told[1], Told::Build(_)));
+            assert!(
+                matches!(&told[0], StreamEvent::Status { sequence: 7, json } if json.contains("Creating"))
+            );
+            assert!(matches!(&told[1], StreamEvent::Build(_)));
             assert_eq!(told.len(), 2);
         }
         assert!(Parser::default().feed(&vec![b'x'; MAX_EVENT + 1]).is_none());

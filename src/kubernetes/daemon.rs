@@ -147,7 +147,7 @@ impl Daemon {
             volumes: Arc::new(volumes),
             clock: Arc::clone(&clock),
             metrics,
-            tell_progress: Some(habits.tell),
+            progress_interval: Some(habits.tell),
         };
         let service = Service::new(parts, config).await?;
         let reporter = || Reporter::new(client.clone(), "larder.dev/daemon", &identity);

@@ -115,7 +115,7 @@ async fn host(more: &str) -> Host {
         volumes: Arc::new(volumes),
         clock: Arc::clone(&clock) as Arc<dyn larder_sys::clock::Clock>,
         metrics: metrics.clone(),
-        tell_progress: None,
+        progress_interval: None,
     };
     let service = Service::start(parts, &config).await.unwrap();
     let tenants = SharedTenants::new(Tenants::load(&config.api, &config.tenant, None).unwrap());

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::caches::attachments::{Attachment, Attachments};
-use crate::caches::hub::Told;
+use crate::caches::hub::Notification;
 use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::sqlite::SqliteStore;
@@ -221,7 +221,7 @@ impl Host {
     /// Looks over the house until these volumes are left: a builder that has told its end is at work for a moment more.
     async fn left(&self, wanted: &[String]) {
         for _ in 0..2000 {
-            self.service.look_over().await.unwrap();
+            self.service.clean_up().await.unwrap();
             if self.volumes() == wanted {
                 return;
             }
@@ -249,7 +249,7 @@ async fn start(dir: &Path, clock: &Arc<FakeClock>, runner: &Arc<FakeRunner>, con
         volumes: Arc::new(volumes),
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         metrics: Metrics::new(),
-        tell_progress: None,
+        progress_interval: None,
     };
     Service::start(parts, config).await.unwrap()
 }
@@ -315,10 +315,10 @@ async fn a_failure_frees_the_volume_and_keeps_the_name_for_a_day() {
     let taken = host.service.create(&team(), spec("web"), None).await.unwrap_err();
     assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken:?}");
     host.clock.pass(DAY - Duration::from_secs(1));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.service.get(&team(), record.id).await.unwrap();
     host.clock.pass(Duration::from_secs(1));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.service.get(&team(), record.id).await.unwrap_err();
     host.available("web").await;
 }
@@ -351,7 +351,7 @@ async fn deletion_waits_for_whoever_uses_it() {
     assert!(record.message.unwrap().contains("in use") && record.status == Status::Deleting);
     assert_eq!(host.service.delete(&team(), record.id).await.unwrap().status, Status::Deleting);
     drop(lease);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.gone(record.id).await;
     assert!(host.volumes().is_empty());
 }
@@ -376,10 +376,10 @@ async fn a_build_is_cancelled_or_deleted_under_way() {
     host.service.delete(&team(), three.id).await.unwrap();
     host.gone(three.id).await;
     let mut told = Vec::new();
-    while let Some(Told::Happened(happened)) = watch.next().await {
+    while let Some(Notification::Happened(happened)) = watch.next().await {
         told.push(happened.message);
     }
-    assert_eq!(told, ["attempt 1 began", "deletion was asked for"]);
+    assert_eq!(told, ["attempt 1 began", "deletion requested"]);
     assert_eq!(host.volumes().len(), 1);
 }
 
@@ -511,21 +511,21 @@ async fn retention_ends_in_two_steps_and_only_by_a_clock_that_is_believed() {
     let id = record.id;
     host.until(id, |record| record.status == Status::Available).await;
     host.clock.set_forward(3 * DAY);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Available, "the clock jumped");
     host.clock.set_back(3 * DAY);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.clock.pass(2 * DAY - Duration::from_secs(1));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Available);
     host.clock.pass(Duration::from_secs(1));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     let expired = host.service.get(&team(), id).await.unwrap();
     assert_eq!(expired.status, Status::Unavailable);
     assert_eq!(expired.message.as_deref(), Some("expired after 2 days"));
     assert_eq!(host.volumes().len(), 1, "whoever is about to use it still can");
     host.clock.pass(Duration::from_secs(3600));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.gone(id).await;
     assert!(host.volumes().is_empty());
 }
@@ -541,7 +541,7 @@ async fn generations_stay_while_they_are_used() {
     attachments.note(&Attachment::new(&first, at, host.clock.now())).unwrap();
     host.service.refresh(&team(), id).await.unwrap();
     host.until(id, |record| record.content.as_ref().is_some_and(|content| content.generation == 2)).await;
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
 
     let told = host.service.snapshots(&team(), id).await.unwrap();
     let told: Vec<_> = told.iter().map(|s| (s.generation, s.served, s.in_use, s.path.is_some())).collect();
@@ -553,11 +553,11 @@ async fn generations_stay_while_they_are_used() {
     attachments.note(&Attachment::new(&first, there, host.clock.now())).unwrap();
     attachments.forget(at).unwrap();
     host.service.delete(&team(), id).await.unwrap();
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Deleting);
     host.left(&[format!("{id}.1")]).await;
     attachments.forget(there).unwrap();
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.gone(id).await;
     assert!(host.volumes().is_empty());
 }
@@ -581,7 +581,7 @@ async fn a_restart_goes_on_where_it_was() {
     assert_eq!(resumed.content.unwrap().generation, 1, "the same volume goes on");
     let lost = host.service.get(&team(), lost.id).await.unwrap();
     assert_eq!(lost.status, Status::Unavailable);
-    assert!(lost.message.unwrap().contains("not there any more"));
+    assert!(lost.message.unwrap().contains("is missing"));
     assert_eq!(host.service.get(&team(), kept.id).await.unwrap(), kept);
     let mut left = host.volumes();
     left.retain(|name| name != "lost+found");

@@ -162,7 +162,10 @@ pub async fn order_of_refusals(store: &dyn Store) {
         panic!("{large:?}")
     };
     let message = full.to_string();
-    assert!(message.starts_with("it needs 20 GiB, and this tenant uses 31 GiB of the 50 GiB"), "{message}");
+    assert!(
+        message.starts_with("the image cache needs 20 GiB, and this tenant uses 31 GiB of its 50 GiB"),
+        "{message}"
+    );
     let large = store.create(record("b", "web", 0), none, None).await;
     let Err(StoreError::Full { need_gib: 20, free_gib: 0, capacity_gib: 20 }) = large else {
         panic!("{large:?}")
@@ -195,7 +198,7 @@ pub async fn shared_lists_are_fresh(store: &dyn Store) {
     create(store, record("b", "one", 0)).await;
     let second = create(store, record("a", "two", 1)).await;
     check(2).await;
-    first.record.turn(Status::Deleting, at(2), "deletion was asked for");
+    first.record.turn(Status::Deleting, at(2), "deletion requested");
     let first = store.replace(first).await.unwrap();
     check(2).await;
     let mut changed = second.clone();

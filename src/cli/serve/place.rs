@@ -44,7 +44,7 @@ impl Place {
             volumes: Arc::new(volumes),
             clock,
             metrics,
-            tell_progress: None,
+            progress_interval: None,
         };
         Ok(Place::Host(Service::start(parts, config).await?, runner))
     }

@@ -34,13 +34,13 @@ async fn an_archive_is_there_until_it_is_a_volume() {
     assert_eq!(fs::read(&path).unwrap(), b"an archive");
     let source = host.runner.orders.lock().unwrap()[0].job.source.clone();
     assert_eq!(source, Some(Source::Received(path.clone())));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert!(path.exists(), "it is needed");
 
     // A stop is not the end of it.
     let host = host.restart().await;
     let record = host.until(record.id, |record| record.status == Status::Available).await;
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(kept(&host), [""; 0]);
     assert!(matches!(host.service.refresh(&team(), record.id).await, Err(Error::Imported(_))));
     assert_eq!(record.reserved_gib(), 20);
@@ -65,7 +65,7 @@ async fn nothing_is_left_of_what_fails_or_is_given_up() {
     // One that no record knows, as a crash between the two leaves it, and what is not named like one.
     fs::write(host.dir.path().join("imports").join(CacheId::random().to_string()), "x").unwrap();
     fs::write(host.dir.path().join("imports/notes"), "x").unwrap();
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(kept(&host), ["notes"]);
     host.left(&[]).await;
 }
@@ -96,7 +96,7 @@ async fn what_is_too_large_or_compressed_is_cut() {
     let begun = host.service.receive(&team(), spec("web"), Some((20 << 30) + 1), false).await;
     assert!(matches!(begun, Err(Error::ArchiveTooLarge { gib: 20 })));
     let mut receiving = host.service.receive(&team(), spec("web"), None, false).await.unwrap();
-    receiving.most = 3 << 20;
+    receiving.max_bytes = 3 << 20;
     receiving.take(&vec![b'x'; 3 << 20]).await.unwrap();
     assert!(matches!(receiving.take(b"x").await, Err(Error::ArchiveTooLarge { .. })));
     for magic in [&b"\x1f\x8b\x08"[..], b"\x28\xb5\x2f\xfd..."] {
@@ -123,6 +123,6 @@ async fn the_same_key_is_answered_once() {
     assert!(matches!(other, Error::Store(StoreError::KeyReused)), "{other}");
     let taken = host.service.receive(&team(), spec("web"), None, false).await.unwrap_err();
     assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken}");
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(kept(&host), [""; 0]);
 }

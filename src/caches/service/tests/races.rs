@@ -65,7 +65,7 @@ async fn the_house_is_looked_over_by_several_at_once() {
     }
     let looks = (0..8).map(|_| async {
         for _ in 0..10 {
-            host.service.look_over().await.unwrap();
+            host.service.clean_up().await.unwrap();
         }
     });
     let deletions = ids.iter().map(|id| async { host.service.delete(&team(), *id).await.map(drop) });
@@ -87,14 +87,14 @@ async fn retention_that_ends_during_a_refresh() {
     host.service.refresh(&team(), id).await.unwrap();
     host.until(id, |_| host.started() == 2).await;
     host.clock.pass(DAY);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     let expired = host.until(id, |record| record.status == Status::Unavailable).await;
     assert_eq!((&expired.work, expired.reserved_gib()), (&None, 20));
     host.until(id, |_| host.service.live().is_empty()).await;
     // What was begun goes, what was there stays for its grace.
     host.left(&[format!("{id}.1")]).await;
     host.clock.pass(Duration::from_secs(3600));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.gone(id).await;
     assert!(host.volumes().is_empty());
 }
@@ -143,12 +143,12 @@ async fn a_start_before_the_time_of_the_last_run_holds_expiry() {
     let record = host.service.create(&team(), Spec { retention_days: 1, ..spec("web") }, None).await.unwrap();
     host.until(record.id, |record| record.status == Status::Available).await;
     host.clock.pass(DAY - 2 * MINUTE);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.clock.set_back(MINUTE);
     let host = host.restart().await;
     for (passed, status) in [(10, Status::Available), (49, Status::Available), (1, Status::Unavailable)] {
         host.clock.pass(passed * MINUTE);
-        host.service.look_over().await.unwrap();
+        host.service.clean_up().await.unwrap();
         assert_eq!(host.service.get(&team(), record.id).await.unwrap().status, status, "{passed}");
     }
 }
