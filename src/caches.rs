@@ -4,8 +4,8 @@
 //! api ──► service ──► store     records, by compare-and-swap
 //!            │
 //!            ├──► queue ──► runner ──► larder build (a child process)
-//!            ├──► imports              archives that are sent, kept until they are a sealed volume
-//!            ├──► expiry               retention, failed records, what is still in use
+//!            ├──► imports              uploaded archives, kept until their volume is sealed
+//!            ├──► expiry               retention, failed records, volumes in use
 //!            └──► recovery             at start: unfinished builds, unfinished deletions, leftovers
 //! ```
 //!

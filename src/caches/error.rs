@@ -31,7 +31,7 @@ pub enum Error {
     NotCancellable {
         /// The requested cache.
         id: CacheId,
-        /// Its current status.
+        /// The current status of the cache.
         status: Status,
     },
     /// Only an available cache can be refreshed.
@@ -39,7 +39,7 @@ pub enum Error {
     NotRefreshable {
         /// The requested cache.
         id: CacheId,
-        /// Its current status.
+        /// The current status of the cache.
         status: Status,
         /// `true` if a refresh is already in progress.
         busy: bool,

@@ -38,8 +38,8 @@ impl Hub {
     /// Registers a watcher. Events that occur before the record is read are taken from the record.
     pub(super) fn subscribe(&self, id: CacheId) -> Listening {
         let mut senders = self.senders();
-        // Watching a settled, foreign or missing cache leaves a channel without a sender's use, so remove
-        // unused ones.
+        // Remove unused channels: watching a settled, foreign or missing cache leaves one to which nothing is
+        // ever sent.
         senders.retain(|_, sender| sender.receiver_count() > 0);
         let sender = senders.entry(id).or_insert_with(|| broadcast::channel(BACKLOG).0);
         Listening(sender.subscribe())
@@ -115,11 +115,11 @@ impl Watch {
                 // Already delivered from the record.
                 Ok(Message::Notification(Notification::Happened(happened)))
                     if happened.sequence <= self.last => {}
-                Ok(Message::Notification(told)) => {
-                    if let Notification::Happened(happened) = &told {
+                Ok(Message::Notification(notification)) => {
+                    if let Notification::Happened(happened) = &notification {
                         self.last = happened.sequence;
                     }
-                    return Some(told);
+                    return Some(notification);
                 }
                 Ok(Message::End) | Err(_) => {
                     self.receiver = None;

@@ -16,7 +16,7 @@ use larder_model::reference::ImageReference;
 pub struct Found {
     /// The record of the cache.
     pub record: Record,
-    /// How well the cache fits.
+    /// The score of the cache.
     pub score: Score,
     /// Digest of the content that `cache.json` describes.
     pub digest: Digest,

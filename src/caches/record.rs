@@ -19,7 +19,7 @@ pub const MAX_LAYERS: usize = 4096;
 /// The stored record of one image cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Its identity, which never changes.
+    /// The identity of the cache, which never changes.
     pub id: CacheId,
     /// The tenant that owns it.
     pub tenant: TenantName,
@@ -136,7 +136,7 @@ impl Import {
 pub struct Content {
     /// Generation number of the volume.
     pub generation: u32,
-    /// Time of sealing.
+    /// Time at which it was sealed.
     pub sealed_at: DateTime<Utc>,
     /// Digest of the content that `cache.json` describes.
     pub digest: Digest,

@@ -56,8 +56,8 @@ pub enum Ended {
 
 /// Starts builders and plans.
 pub trait Runner: fmt::Debug + Send + Sync {
-    /// Runs a build to its end and passes on its output in order. When `stop` is cancelled, the builder is
-    /// told to leave a volume that can be resumed, and is killed if it does not stop in time.
+    /// Runs a build to its end and passes on its output in order. Cancelling `stop` makes the builder leave a
+    /// volume that can be resumed. A builder that does not stop in time is killed.
     fn build<'a>(
         &'a self,
         order: BuildOrder,

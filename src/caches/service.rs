@@ -68,9 +68,9 @@ pub struct Service(Arc<Inner>);
 pub struct Parts {
     /// The store of records.
     pub store: Arc<dyn Store>,
-    /// Starts the builders.
+    /// The runner that starts builders.
     pub runner: Arc<dyn Runner>,
-    /// Stores the volumes.
+    /// The storage of volumes.
     pub volumes: Arc<dyn Volumes>,
     /// The source of the current time.
     pub clock: Arc<dyn Clock>,

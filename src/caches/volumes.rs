@@ -193,7 +193,7 @@ pub struct VolumeId {
     pub tenant: TenantName,
     /// The cache that it belongs to.
     pub id: CacheId,
-    /// Its generation number.
+    /// Generation number of the volume.
     pub generation: u32,
 }
 

@@ -66,7 +66,7 @@ impl Service {
         {
             let mut live = self.live();
             if let Some(before) = live.get_mut(&id) {
-                // The previous attempt was told to stop and is still running; two would conflict.
+                // The previous attempt is still stopping; two attempts would conflict.
                 before.again = true;
                 return;
             }
@@ -182,7 +182,7 @@ impl Service {
         let live = self.live().get(&id).map(|live| (images(&live.progress), live.waiting.clone()));
         let (progress, waiting) = live.unwrap_or_default();
         let now = self.now();
-        let told = self.change(id, |record| {
+        let saved = self.change(id, |record| {
             let Some(work) = &mut record.work else { return false };
             let waits = work.waiting != waiting;
             let news = waits || record.progress != progress;
@@ -195,7 +195,7 @@ impl Service {
             }
             news
         });
-        if let Err(error) = told.await {
+        if let Err(error) = saved.await {
             tracing::debug!(cache = %id, %error, "cannot write build progress");
         }
     }
@@ -248,8 +248,8 @@ impl Service {
             Ended::Died(how) => (Class::Internal, how),
             Ended::NotStarted(why) => (Class::Internal, format!("cannot start the builder: {why}")),
         };
-        let told = escape_to(&message, MAX_MESSAGE);
-        tracing::warn!(cache = %id, tenant = %record.tenant, ?images, ?class, attempts, "attempt failed: {told}");
+        let logged = escape_to(&message, MAX_MESSAGE);
+        tracing::warn!(cache = %id, tenant = %record.tenant, ?images, ?class, attempts, "attempt failed: {logged}");
         let (retries, seconds) = self
             .settings(|settings| (settings.caches.build_retries, settings.caches.build_retry_pause_seconds));
         let heals = matches!(class, Class::Transient | Class::Internal | Class::Busy);
@@ -308,7 +308,7 @@ impl Service {
             layers,
             snapshot,
         };
-        let mut told = None;
+        let mut event = None;
         self.change(id, |record| {
             // Deleted, cancelled or restarted in the meantime: no record needs the volume, and the sweep
             // deletes it.
@@ -323,11 +323,11 @@ impl Service {
             record.class = None;
             let what = if refreshed { "refreshed" } else { "sealed" };
             record.turn(Status::Available, now, format!("{what}: {}", content.digest));
-            told = Some(what);
+            event = Some(what);
             true
         })
         .await?;
-        if let Some(what) = told {
+        if let Some(what) = event {
             let bytes = content.totals.compressed_size;
             tracing::info!(cache = %id, digest = %content.digest, bytes, "{what}");
         }

@@ -135,9 +135,11 @@ impl Service {
         Ok(())
     }
 
-    /// Discards every volume and archive that no record needs, and removes the records of deleted caches that have none left.
+    /// Discards every volume and archive that no record needs, and deletes the records of deleted caches
+    /// without volumes.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
-        // List volumes before reading records, so that a volume created after its record was read is not in the list.
+        // List volumes before reading records, so that the list has no volume created after its record was
+        // read.
         let mut volumes = self.0.volumes.list().await.map_err(|e| state_failed(&e))?;
         let archives = self.archives().await?;
         // Read the promises before the records: an upload has its promise until its record exists.
@@ -179,7 +181,8 @@ impl Service {
         Ok(())
     }
 
-    /// Returns those of `unneeded` that no record needs, read from the store again because a survey can be out of date.
+    /// Returns those of `unneeded` that no record needs. Reads the store again, because a survey can be out
+    /// of date.
     async fn confirm(&self, unneeded: Vec<VolumeId>) -> Result<Vec<VolumeId>, StoreError> {
         let mut tenants: HashMap<TenantName, HashMap<CacheId, Record>> = HashMap::new();
         for volume in &unneeded {

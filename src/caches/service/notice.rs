@@ -6,13 +6,13 @@ use crate::caches::store::StoreError;
 use larder_model::image_cache::{CacheId, Status};
 
 impl Service {
-    /// Handles a new version of a record. `told` is the number of the last event already sent to watchers.
-    /// The version can be out of date, so each decision reads the store again.
+    /// Handles a new version of a record. `last_sent` is the number of the last event already sent to
+    /// watchers. The version can be out of date, so each decision reads the store again.
     ///
     /// # Errors
     /// Fails if the records cannot be read.
-    pub async fn notice(&self, record: &Record, told: u64) -> Result<(), StoreError> {
-        self.0.hub.changed(record, told);
+    pub async fn notice(&self, record: &Record, last_sent: u64) -> Result<(), StoreError> {
+        self.0.hub.changed(record, last_sent);
         let (tenant, id) = (&record.tenant, record.id);
         let wanted = wants_builder(record);
         let waits = wanted && record.work.as_ref().is_some_and(|work| work.attempts == 0);

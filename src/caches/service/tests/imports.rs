@@ -1,4 +1,4 @@
-//! Archives on their way in: what is kept for them, and what is left of them.
+//! Uploads of archives: reserved room and cleanup.
 
 use super::*;
 use larder_model::job::Source;
@@ -35,9 +35,9 @@ async fn an_archive_is_there_until_it_is_a_volume() {
     let source = host.runner.orders.lock().unwrap()[0].job.source.clone();
     assert_eq!(source, Some(Source::Received(path.clone())));
     host.service.clean_up().await.unwrap();
-    assert!(path.exists(), "it is needed");
+    assert!(path.exists(), "the archive is still needed");
 
-    // A stop is not the end of it.
+    // The build continues after a restart.
     let host = host.restart().await;
     let record = host.until(record.id, |record| record.status == Status::Available).await;
     host.service.clean_up().await.unwrap();
@@ -47,7 +47,7 @@ async fn an_archive_is_there_until_it_is_a_volume() {
 }
 
 #[tokio::test]
-async fn nothing_is_left_of_what_fails_or_is_given_up() {
+async fn failed_and_aborted_uploads_leave_nothing() {
     let host = Host::new(ROOM).await;
     host.next(Act::Fail(Class::Corrupt));
     let failed = imported(&host, "failed").await;
@@ -62,7 +62,7 @@ async fn nothing_is_left_of_what_fails_or_is_given_up() {
             false => drop(host.service.cancel(&team(), record.id).await.unwrap()),
         }
     }
-    // One that no record knows, as a crash between the two leaves it, and what is not named like one.
+    // An archive without a record, as after a crash between the two, and a file with another name.
     fs::write(host.dir.path().join("imports").join(CacheId::random().to_string()), "x").unwrap();
     fs::write(host.dir.path().join("imports/notes"), "x").unwrap();
     host.service.clean_up().await.unwrap();
@@ -71,10 +71,10 @@ async fn nothing_is_left_of_what_fails_or_is_given_up() {
 }
 
 #[tokio::test]
-async fn room_is_promised_while_it_is_sent_and_given_back() {
+async fn room_is_promised_during_an_upload_and_released() {
     let host = Host::new(FIFTY).await;
     let full = |error: Error| matches!(error, Error::Store(StoreError::Full { .. }));
-    // 20 GiB for the volume, and as much for an archive that may be as large.
+    // 20 GiB for the volume, and the same for an archive of unknown size.
     let receiving = host.service.receive(&team(), spec("one"), None, false).await.unwrap();
     assert!(full(host.service.create(&team(), spec("two"), None).await.unwrap_err()));
     assert!(full(host.service.receive(&team(), spec("two"), Some(1), false).await.unwrap_err()));
@@ -82,7 +82,7 @@ async fn room_is_promised_while_it_is_sent_and_given_back() {
     host.next(Act::Hang);
     let record = imported(&host, "one").await;
     host.until(record.id, |_| host.started() == 1).await;
-    // 20 GiB, and one for the archive.
+    // 20 GiB for the volume, and 1 GiB for the archive.
     assert_eq!(record.reserved_gib(), 21);
     assert!(full(host.service.receive(&team(), spec("two"), Some(10 << 30), false).await.unwrap_err()));
     let two = host.service.create(&team(), spec("two"), None).await.unwrap();
@@ -91,7 +91,7 @@ async fn room_is_promised_while_it_is_sent_and_given_back() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_or_compressed_is_cut() {
+async fn archives_that_are_too_large_or_compressed_are_refused() {
     let host = Host::new(ROOM).await;
     let begun = host.service.receive(&team(), spec("web"), Some((20 << 30) + 1), false).await;
     assert!(matches!(begun, Err(Error::ArchiveTooLarge { gib: 20 })));

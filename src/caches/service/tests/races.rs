@@ -1,24 +1,24 @@
-//! What happens at the same time, and what happens to whoever does not stay for the answer.
+//! Concurrent requests, and clients that disconnect before the answer.
 
 use futures_util::future::join_all;
 
 use super::*;
 
-/// Asks and hangs up before the answer is there.
+/// Starts a request and drops it before its answer.
 async fn hang_up<T>(asked: impl Future<Output = T>) {
     tokio::pin!(asked);
     assert!(futures_util::poll!(asked.as_mut()).is_pending(), "it was answered at once");
 }
 
 #[tokio::test]
-async fn who_hangs_up_is_served() {
+async fn a_request_of_a_disconnected_client_is_completed() {
     let host = Host::new(ROOM).await;
     hang_up(host.service.create(&team(), spec("web"), None)).await;
     let id = loop {
         if let Some(record) = host.service.list(&team(), None).await.unwrap().first() {
             break record.id;
         }
-        // A list that nothing changed is answered without a pause.
+        // A list without changes is answered without yielding.
         tokio::task::yield_now().await;
     };
     host.until(id, |record| record.status == Status::Available).await;
@@ -50,14 +50,14 @@ async fn a_cancel_does_not_take_what_is_ordered_after_it() {
             let _ = host.service.cancel(&team(), id).await;
         };
         join_all((0..4).map(both)).await;
-        // Whoever came last, nothing is left undone.
+        // Whichever request came last, no work may be left.
         host.service.refresh(&team(), id).await.ok();
         host.until(id, |record| !record.is_refreshing()).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_house_is_looked_over_by_several_at_once() {
+async fn concurrent_cleanups_do_not_conflict() {
     let host = Host::new("[caches]\ncapacity = \"1000GiB\"\n").await;
     let mut ids = Vec::new();
     for number in 0..12 {
@@ -91,7 +91,7 @@ async fn retention_that_ends_during_a_refresh() {
     let expired = host.until(id, |record| record.status == Status::Unavailable).await;
     assert_eq!((&expired.work, expired.reserved_gib()), (&None, 20));
     host.until(id, |_| host.service.live().is_empty()).await;
-    // What was begun goes, what was there stays for its grace.
+    // The unfinished volume is deleted; the served one is kept for its grace period.
     host.left(&[format!("{id}.1")]).await;
     host.clock.pass(Duration::from_secs(3600));
     host.service.clean_up().await.unwrap();
@@ -100,9 +100,9 @@ async fn retention_that_ends_during_a_refresh() {
 }
 
 #[tokio::test]
-async fn a_failure_that_comes_after_a_cancel_is_not_told() {
+async fn a_failure_after_a_cancel_is_not_reported() {
     let host = Host::new(&format!("{ROOM}build_retry_pause_seconds = 0\n")).await;
-    host.next(Act::FailWhenAsked);
+    host.next(Act::FailOnStop);
     let record = host.service.create(&team(), spec("web"), None).await.unwrap();
     host.until(record.id, |_| host.started() == 1).await;
     host.service.cancel(&team(), record.id).await.unwrap();
@@ -118,7 +118,7 @@ async fn a_panic_costs_one_attempt() {
     host.next(Act::Panic);
     let record = host.service.create(&team(), spec("web"), None).await.unwrap();
     host.until(record.id, |_| host.started() == 1 && host.service.live().is_empty()).await;
-    // The only builder is free again, and the record can go.
+    // The only builder is free again, and the record can be deleted.
     host.available("other").await;
     host.service.delete(&team(), record.id).await.unwrap();
     host.gone(record.id).await;
@@ -130,7 +130,7 @@ async fn a_loop_that_ends_breaks_the_daemon() {
     host.service.supervise("a loop", async { panic!("on purpose") });
     tokio::time::timeout(Duration::from_secs(10), host.service.broken()).await.unwrap();
 
-    // A stop is no fault.
+    // A regular stop does not break the daemon.
     let host = Host::new(ROOM).await;
     host.service.stop().await;
     assert!(!host.service.0.broken.is_cancelled());
