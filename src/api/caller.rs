@@ -35,9 +35,9 @@ const MAX_KEY_LENGTH: usize = 255;
 /// An authenticated request within its rate limit, with its body read.
 #[derive(Debug)]
 pub(super) struct Caller {
-    /// The authenticated tenant.
+    /// The tenant that was authenticated.
     pub(super) tenant: TenantName,
-    /// The decoded query.
+    /// The query, decoded once.
     pub(super) query: Query,
     method: String,
     path: String,

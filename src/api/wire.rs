@@ -54,7 +54,7 @@ pub struct BuildingConfig {
 /// An answer with one image cache.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct One {
-    /// The image cache.
+    /// The image cache itself.
     pub image_cache: ImageCache,
 }
 

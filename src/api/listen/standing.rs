@@ -1,4 +1,4 @@
-//! The state of one connection, shared by the task that serves it, the requests over it and the listener that may close it.
+//! The state of one connection, shared by its task, its requests, and the listener that can close it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,20 +26,20 @@ struct State {
 /// A copy of the state of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
-    /// When the connection was accepted.
+    /// Time at which the connection was accepted.
     pub(super) opened: Instant,
-    /// Requests under way.
+    /// Number of active requests.
     pub(super) open: usize,
-    /// When a request last began or ended; before the first one, when the connection was accepted.
+    /// Time at which a request last started or ended. Before the first request, the time of the accept.
     pub(super) since: Instant,
-    /// Whether there was a request.
+    /// `true` if there was a request.
     pub(super) had_any: bool,
-    /// Whether a request was authenticated.
+    /// `true` if a request was authenticated.
     pub(super) authenticated: bool,
 }
 
 impl Standing {
-    /// A new connection. `authenticated` is true if its peer needs no credential.
+    /// Creates the state of a new connection. `authenticated` is `true` if its peer needs no credential.
     pub(super) fn new(authenticated: bool) -> Arc<Self> {
         let now = Instant::now();
         Arc::new(Standing {
@@ -54,7 +54,7 @@ impl Standing {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that a request over this connection had a valid credential. The connection keeps that standing until it
+    /// Records that a request on this connection had a valid credential. This remains until the connection
     /// closes.
     pub(in crate::api) fn authenticate(&self) {
         self.state().authenticated = true;
@@ -70,18 +70,18 @@ impl Standing {
         Open(Arc::clone(self))
     }
 
-    /// The state as it is now.
+    /// Returns a copy of the current state.
     pub(super) fn view(&self) -> View {
         let State { open, since, had_any, authenticated } = *self.state();
         View { opened: self.opened, open, since, had_any, authenticated }
     }
 
-    /// Waits until the state may have changed.
+    /// Waits until the state might have changed.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Asks the task that serves the connection to close it at once.
+    /// Makes the task of the connection close it immediately.
     pub(super) fn close(&self) {
         self.close.cancel();
     }
@@ -92,7 +92,7 @@ impl Standing {
     }
 }
 
-/// A request under way, until its answer is sent or given up.
+/// An active request, until its answer is sent or dropped.
 #[derive(Debug)]
 pub(super) struct Open(Arc<Standing>);
 

@@ -14,7 +14,7 @@ use larder_model::plan_report::PlanReport;
 /// An image cache with all its details.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Detailed {
-    /// The vendor's object.
+    /// The image cache as the vendor's object.
     pub image_cache: ImageCache,
     /// Digests, and for each image and layer: sizes, state, bytes, time and source.
     #[schema(value_type = Object)]
