@@ -57,10 +57,10 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
 #[tokio::test]
 async fn each_listener_reports_its_peer() {
     let host = host(8).await;
-    let told = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
-    assert!(told.starts_with("HTTP/1.1 200") && told.contains("admitted: true"), "{told}");
-    let told = answer(TcpStream::connect(host.address).await.unwrap()).await;
-    assert!(told.contains("Tcp { address: 127.0.0.1:"), "{told}");
+    let response = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.contains("admitted: true"), "{response}");
+    let response = answer(TcpStream::connect(host.address).await.unwrap()).await;
+    assert!(response.contains("Tcp { address: 127.0.0.1:"), "{response}");
     let metadata = std::fs::metadata(&host.settings.socket).unwrap();
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o660);
@@ -80,10 +80,10 @@ async fn a_flood_over_tcp_leaves_both_listeners_open() {
         silent.push(TcpStream::connect(host.address).await.unwrap());
     }
     for _ in 0..3 {
-        let told = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
-        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
-        let told = answer(TcpStream::connect(host.address).await.unwrap()).await;
-        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+        let response = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        let response = answer(TcpStream::connect(host.address).await.unwrap()).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     }
     let mut closed = 0;
     for stream in &mut silent {

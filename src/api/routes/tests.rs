@@ -582,17 +582,17 @@ async fn a_plan_is_refused_what_a_create_is_refused() {
         let answer = host.call(token, "POST", "/larder/v1/plan", Some(body)).await;
         (answer.status, answer.code().to_owned())
     };
-    let told = |status, code: &str| (status, code.to_owned());
-    assert_eq!(plan("token-a", order("web")).await, told(409, "CCE.01409001"));
-    assert_eq!(plan("token-b", order("web")).await, told(200, ""));
+    let answered = |status, code: &str| (status, code.to_owned());
+    assert_eq!(plan("token-a", order("web")).await, answered(409, "CCE.01409001"));
+    assert_eq!(plan("token-b", order("web")).await, answered(200, ""));
     let mut large = order("large");
     large["image_cache_size"] = json!(81);
-    assert_eq!(plan("token-b", large).await, told(507, "CCE.01507001"));
+    assert_eq!(plan("token-b", large).await, answered(507, "CCE.01507001"));
     for name in ["two", "three"] {
         host.created("token-a", name).await;
     }
-    assert_eq!(plan("token-a", order("four")).await, told(403, "CCE.01403101"));
-    assert_eq!(plan("token-b", order("last")).await, told(200, ""), "nothing was stored");
+    assert_eq!(plan("token-a", order("four")).await, answered(403, "CCE.01403101"));
+    assert_eq!(plan("token-b", order("last")).await, answered(200, ""), "nothing was stored");
     host.service.stop().await;
 }
 
@@ -658,9 +658,9 @@ async fn events_until_it_is_settled() {
         let body = tokio::time::timeout(Duration::from_secs(30), response.into_body().collect()).await;
         String::from_utf8(body.expect("the stream ends").unwrap().to_bytes().to_vec()).unwrap()
     };
-    let told = whole(response).await;
-    assert!(told.contains("event: status\nid: 1\ndata: {\"sequence\":1,"), "{told}");
-    assert!(told.contains("\"status\":\"Failed\""), "{told}");
+    let events = whole(response).await;
+    assert!(events.contains("event: status\nid: 1\ndata: {\"sequence\":1,"), "{events}");
+    assert!(events.contains("\"status\":\"Failed\""), "{events}");
     let resumed = whole(resumed).await;
     assert!(!resumed.contains("\"sequence\":1,") && resumed.contains("Failed"), "{resumed}");
     host.service.stop().await;
