@@ -48,7 +48,7 @@ use crate::caches::runner::child::PLANS;
 use crate::caches::service::Service;
 use crate::config::api::Api as Settings;
 use crate::telemetry::metrics::Metrics;
-use auth::{SharedTenants, Used};
+use auth::{SharedTenants, UsedSignatures};
 use larder_model::image_cache::TenantName;
 use larder_sys::clock::Clock;
 use limit::{Limiter, Shares};
@@ -96,7 +96,7 @@ pub(crate) struct App {
     streams: Shares<TenantName>,
     plans: Shares<TenantName>,
     imports: Shares<TenantName>,
-    used: Used,
+    used: UsedSignatures,
     body_time: Duration,
     room: body::Room,
     /// Cancelled when the daemon stops: event streams end, and connections complete their current requests.
@@ -114,7 +114,7 @@ impl Api {
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let now = Instant::now();
         let app = App {
-            used: Used::new(parts.clock.now()),
+            used: UsedSignatures::new(parts.clock.now()),
             parts,
             rates: Limiter::new(settings.requests_per_second, settings.requests_per_second, now),
             failures: Limiter::new(FAILURES_PER_SECOND, FAILURES_AT_ONCE, now),

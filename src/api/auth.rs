@@ -21,7 +21,7 @@ use larder_model::image_cache::TenantName;
 use larder_model::signature as signing;
 use larder_sys::private::{self, ReadError};
 
-pub(super) use replay::{Stamp, Used};
+pub(super) use replay::{Stamp, UsedSignatures};
 pub(super) use signature::Claim as Signed;
 pub(super) use signature::stated;
 

@@ -18,8 +18,8 @@ pub(super) const MAX: usize = 1 << 20;
 /// allowed.
 const SMALL: usize = 64 << 10;
 /// Maximum number of bodies larger than [`SMALL`] in memory. Anyone who has the public part of an access key
-/// can have a body kept until its signature is checked, and there are as many bodies as connections and
-/// streams.
+/// can have a body kept until its signature is checked. The number of connections and streams alone would not
+/// bound the memory enough.
 const LARGE_AT_ONCE: usize = 32;
 /// Maximum number of bytes read and discarded from a longer body before it is refused. A client that is still
 /// sending when the connection closes might never see the answer.

@@ -19,7 +19,7 @@ use super::body::{Keep, Pending, Received};
 use super::errors::{Code, Problem};
 use super::listen::Peer;
 use super::listen::origin::Origin;
-use super::listen::standing::Standing;
+use super::listen::standing::ConnectionState;
 use super::query::Query;
 use crate::caches::error::Error;
 use crate::caches::store::IdempotencyKey;
@@ -55,7 +55,7 @@ impl FromRequest<Arc<App>> for Caller {
         let (parts, _) = request.into_parts();
         let query = Query::parse(parts.uri.query())?;
         let Authenticated { tenant, body, received, stamp } =
-            authenticate_within_rate(app, &parts, &query, Bodied::Small).await?;
+            authenticate_within_rate(app, &parts, &query, BodyKind::Small).await?;
         let received = match received {
             Some(received) => received,
             None => body.receive(app.body_time, Keep::Bytes(&app.room)).await?,
@@ -80,7 +80,7 @@ impl FromRequest<Arc<App>> for Caller {
 
 /// The way in which a signature covers the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bodied {
+pub(super) enum BodyKind {
     /// A small body, read before the signature is checked.
     Small,
     /// A body of any size. Its hash is stated in the head and checked by the reader of the body.
@@ -103,9 +103,9 @@ pub(super) async fn authenticate_within_rate(
     app: &App,
     parts: &Parts,
     query: &Query,
-    bodied: Bodied,
+    bodied: BodyKind,
 ) -> Result<Authenticated, Problem> {
-    let missing = |what| Problem::internal(format!("a request came without its {what}"));
+    let missing = |what| Problem::internal(format!("the request lacks its {what} extension"));
     let peer = parts.extensions.get::<Peer>().ok_or_else(|| missing("peer"))?.clone();
     let body = parts.extensions.get::<Pending>().ok_or_else(|| missing("body"))?.clone();
     let tenants = app.parts.tenants.current();
@@ -132,7 +132,7 @@ async fn authenticate(
     parts: &Parts,
     query: &Query,
     body: &Pending,
-    bodied: Bodied,
+    bodied: BodyKind,
 ) -> Result<(TenantName, Option<Received>, Option<Stamp>), Problem> {
     let authority = parts.uri.authority().map(|authority| authority.as_str());
     match Claim::of(&parts.headers, authority)? {
@@ -150,7 +150,7 @@ async fn authenticate(
             Some(tenant) => Ok((tenant.clone(), None, None)),
             None => Err(Problem::new(Code::Unauthenticated, "the token is not valid")),
         },
-        Claim::Signed(signed) if bodied == Bodied::Stated => {
+        Claim::Signed(signed) if bodied == BodyKind::Stated => {
             let stamp = signed.check_date(app.now())?;
             let stated = auth::stated(&parts.headers)?.ok_or_else(|| {
                 let want = "X-Sdk-Content-Sha256: missing; state the hash of the body, which is read only after authentication";
@@ -191,7 +191,7 @@ async fn verify(
 
 /// Gives the connection of an authenticated request the limits for valid credentials.
 pub(super) fn authenticated(extensions: &Extensions) {
-    if let Some(standing) = extensions.get::<Arc<Standing>>() {
+    if let Some(standing) = extensions.get::<Arc<ConnectionState>>() {
         standing.authenticate();
     }
 }

@@ -46,7 +46,7 @@ pub(super) async fn metrics(
     request: Request,
 ) -> Result<impl IntoResponse, Problem> {
     let peer = request.extensions().get::<Peer>().cloned();
-    let peer = peer.ok_or_else(|| Problem::internal("a request came without its peer"))?;
+    let peer = peer.ok_or_else(|| Problem::internal("the request lacks its peer extension"))?;
     let tenants = app.parts.tenants.current();
     let wrong = || Problem::new(Code::Unauthenticated, "metrics: send a token of api.metrics_token_sha256");
     let allowed = match Claim::of(request.headers(), None) {

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::App;
 use super::auth::{self, Stamp};
 use super::body::Pending;
-use super::caller::{self, Bodied};
+use super::caller::{self, BodyKind};
 use super::errors::{Code, Problem};
 use super::query::Query;
 use super::wire::One;
@@ -56,7 +56,7 @@ impl FromRequest<Arc<App>> for Sender {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
         let (mut parts, _) = request.into_parts();
         let query = Query::parse(parts.uri.query())?;
-        let known = match caller::authenticate_within_rate(app, &parts, &query, Bodied::Stated).await {
+        let known = match caller::authenticate_within_rate(app, &parts, &query, BodyKind::Stated).await {
             Ok(known) => known,
             Err(problem) => {
                 if let Some(body) = parts.extensions.get::<Pending>() {

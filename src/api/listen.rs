@@ -31,8 +31,8 @@ use connection::{Connection, Limits};
 use larder_model::class::Class;
 use larder_sys::private::ReadError;
 use origin::Origin;
-use places::{Bounds, Places};
-use standing::Standing;
+use places::{Bounds, ConnectionSet};
+use standing::ConnectionState;
 use tls::Tls;
 
 /// Maximum time for active requests to finish when the daemon stops.
@@ -183,7 +183,7 @@ impl Listeners {
         let tracker = TaskTracker::new();
         let cut = CancellationToken::new();
         let acceptor = |bounds| Acceptor {
-            places: Places::new(bounds),
+            places: ConnectionSet::new(bounds),
             tracker: tracker.clone(),
             connection: Connection { router: router.clone(), limits, stop: stop.clone(), cut: cut.clone() },
         };
@@ -223,12 +223,12 @@ fn bounds(settings: &Api) -> (Bounds, Bounds) {
 struct Accepted<S> {
     stream: S,
     peer: Peer,
-    standing: Arc<Standing>,
+    standing: Arc<ConnectionState>,
 }
 
 /// A listener with its connections.
 struct Acceptor {
-    places: Arc<Places>,
+    places: Arc<ConnectionSet>,
     tracker: TaskTracker,
     connection: Connection,
 }
@@ -258,7 +258,7 @@ impl Acceptor {
             match accepted {
                 Ok((_, None)) => {}
                 Ok((stream, Some(peer))) => {
-                    let standing = Standing::new(peer.is_admitted());
+                    let standing = ConnectionState::new(peer.is_admitted());
                     let Some(place) = self.places.admit(Origin::of(&peer), &standing) else { continue };
                     let serving = serve(Accepted { stream, peer, standing }, self.connection.clone());
                     self.tracker.spawn(async move {

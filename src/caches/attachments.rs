@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn noted_until_forgotten() {
+    fn records_last_until_they_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let records = Attachments::new(dir.path().join("attached"));
         let (volume, other, at) = (Path::new("/v/1.1"), Path::new("/v/2.1"), Path::new("/icv"));

@@ -36,13 +36,13 @@ pub(super) struct Hub {
 
 impl Hub {
     /// Registers a watcher. Events that occur before the record is read are taken from the record.
-    pub(super) fn subscribe(&self, id: CacheId) -> Listening {
+    pub(super) fn subscribe(&self, id: CacheId) -> Subscription {
         let mut senders = self.senders();
         // Remove unused channels: watching a settled, foreign or missing cache leaves one to which nothing is
         // ever sent.
         senders.retain(|_, sender| sender.receiver_count() > 0);
         let sender = senders.entry(id).or_insert_with(|| broadcast::channel(BACKLOG).0);
-        Listening(sender.subscribe())
+        Subscription(sender.subscribe())
     }
 
     /// Sends a line of the builder.
@@ -82,9 +82,9 @@ impl Hub {
 }
 
 /// A watcher that has not read the record yet.
-pub(super) struct Listening(broadcast::Receiver<Message>);
+pub(super) struct Subscription(broadcast::Receiver<Message>);
 
-impl Listening {
+impl Subscription {
     /// Combines the record's events after `after` with those that follow.
     pub(super) fn from(self, record: &Record, after: u64) -> Watch {
         let backlog = record.events.iter().filter(|happened| happened.sequence > after).cloned().collect();
@@ -161,11 +161,11 @@ mod tests {
     async fn every_event_is_delivered_once() {
         let hub = Hub::default();
         let mut record = record();
-        let listening = hub.subscribe(record.id);
+        let subscription = hub.subscribe(record.id);
         // Between subscribing and reading: delivered by both.
         record.note(DateTime::UNIX_EPOCH, "begun");
         hub.changed(&record, 1);
-        let watch = listening.from(&record, 0);
+        let watch = subscription.from(&record, 0);
         let late = hub.subscribe(record.id).from(&record, 2);
         record.turn(Status::Available, DateTime::UNIX_EPOCH, "sealed");
         record.work = None;

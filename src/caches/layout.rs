@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn volumes_are_named_both_ways() {
+    fn volume_names_are_formatted_and_parsed() {
         let id = CacheId::random();
         let path = Layout::new("/s").volume(&"team".parse().unwrap(), &id, 7);
         let name = path.file_name().unwrap().to_str().unwrap();

@@ -11,7 +11,7 @@ use larder_model::event::{Event, Line};
 
 /// The state of one builder, by its own clock.
 #[derive(Debug, Default)]
-pub(super) struct Measured {
+pub(super) struct BuildMetrics {
     started: Option<DateTime<Utc>>,
     planned: Option<DateTime<Utc>>,
     committed: Option<DateTime<Utc>>,
@@ -19,7 +19,7 @@ pub(super) struct Measured {
     layers: HashMap<Digest, (LayerOrigin, u64)>,
 }
 
-impl Measured {
+impl BuildMetrics {
     /// Counts a line of the builder's output.
     pub(super) fn take(&mut self, metrics: &Metrics, line: &Line) {
         let stage = |stage: Stage, from: Option<DateTime<Utc>>| {

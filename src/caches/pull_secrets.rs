@@ -144,7 +144,7 @@ impl Unusable {
     }
 
     /// Adds the secrets to the failures that a credential might have prevented, as a builder does for missing
-    /// secrets: denied and not found, because registries hide private repositories.
+    /// secrets. These are the classes denied and not found, because registries hide private repositories.
     pub fn name_in(&self, failures: &mut [Failure]) {
         for failure in failures {
             self.name_in_message(failure.class, &mut failure.message);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_allowed_is_usable() {
+    fn only_allowed_secrets_are_usable() {
         let named = texts(&["b:two", "a:one", "a:two", "nonsense", "a:one.more", "*", "a:*", ""]);
         for (patterns, usable) in [
             (&[][..], &[][..]),

@@ -320,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_events_stay() {
+    fn the_most_recent_events_are_kept() {
         let spec = Spec {
             name: "web".parse().unwrap(),
             images: vec!["nginx".parse().unwrap()],

@@ -469,10 +469,10 @@ impl Service {
     /// # Errors
     /// Returns [`Error::NotFound`] if the tenant has no such cache.
     pub async fn watch(&self, tenant: &TenantName, id: CacheId, after: u64) -> Result<Watch, Error> {
-        let listening = self.0.hub.subscribe(id);
+        let subscription = self.0.hub.subscribe(id);
         // Read after subscribing, so that no event is missed.
         let record = self.get(tenant, id).await?;
-        Ok(listening.from(&record, after))
+        Ok(subscription.from(&record, after))
     }
 
     /// Finds the cache that serves a workload best.

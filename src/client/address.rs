@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms() {
+    fn accepted_and_refused_forms() {
         for good in [DEFAULT, "http://127.0.0.1:8080", "https://larder.example.com", "http://[::1]:1"] {
             let address: Address = good.parse().unwrap();
             assert_eq!(address.to_string(), good);

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables() {
+    fn reads_the_environment() {
         let of = |set: &[(&str, &str)]| {
             Credentials::of(|name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
         };

@@ -34,17 +34,17 @@ pub(in crate::api) struct Stamp {
 
 /// The used signatures, each until its date expires.
 #[derive(Debug)]
-pub(in crate::api) struct Used {
+pub(in crate::api) struct UsedSignatures {
     started: DateTime<Utc>,
     most: usize,
     of: Mutex<HashMap<TenantName, BTreeSet<Stamp>>>,
 }
 
-impl Used {
+impl UsedSignatures {
     /// Creates an empty set at the time `started`.
     pub(in crate::api) fn new(started: DateTime<Utc>) -> Self {
         // Dates have no fractions of a second.
-        Used { started: started.trunc_subsecs(0), most: MAX_SIGNATURES, of: Mutex::default() }
+        UsedSignatures { started: started.trunc_subsecs(0), most: MAX_SIGNATURES, of: Mutex::default() }
     }
 
     /// Records a signature and returns `true` if it was not used before.
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_signature_is_used_once_while_its_date_is_near() {
-        let used = Used::new(at(0) + TimeDelta::milliseconds(400));
+        let used = UsedSignatures::new(at(0) + TimeDelta::milliseconds(400));
         let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
         assert_eq!(used.first(&a, stamp(0, 1), at(0)), Ok(true), "signed in the second of the start");
         assert_eq!(used.first(&a, stamp(0, 1), at(0)), Ok(false));
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn no_signature_is_forgotten_at_the_bound() {
-        let used = Used { most: 3, ..Used::new(at(0)) };
+        let used = UsedSignatures { most: 3, ..UsedSignatures::new(at(0)) };
         let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
         for n in 0..3 {
             assert_eq!(used.first(&a, stamp(i64::from(n) * 10, n), at(20)), Ok(true));

@@ -33,7 +33,7 @@ use tower::ServiceExt as _;
 
 use super::Peer;
 use super::lines::StrictLines;
-use super::standing::{Open, Standing};
+use super::standing::{ActiveRequest, ConnectionState};
 use crate::config::api::Api;
 
 /// Maximum idle time of a connection that had a request with a valid credential.
@@ -75,7 +75,7 @@ impl Limits {
     }
 
     /// Returns the time at which a connection has been idle for too long. `None` while a request is active.
-    fn idle_at(&self, standing: &Standing) -> Option<Instant> {
+    fn idle_at(&self, standing: &ConnectionState) -> Option<Instant> {
         let view = standing.view();
         if view.open > 0 {
             return None;
@@ -101,7 +101,7 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Serves one connection to its end.
-    pub(super) async fn serve<I>(self, io: I, peer: Peer, standing: Arc<Standing>)
+    pub(super) async fn serve<I>(self, io: I, peer: Peer, standing: Arc<ConnectionState>)
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -119,7 +119,7 @@ impl Connection {
                 let answer = router.clone().oneshot(request);
                 async move {
                     let Ok(response) = answer.await;
-                    Ok::<_, Infallible>(response.map(|body| Held { body, _open: open }))
+                    Ok::<_, Infallible>(response.map(|body| TrackedBody { body, _open: open }))
                 }
             })
         };
@@ -178,12 +178,12 @@ fn far_off() -> Instant {
 }
 
 /// The body of an answer, which keeps its request counted as active.
-struct Held {
+struct TrackedBody {
     body: Body,
-    _open: Open,
+    _open: ActiveRequest,
 }
 
-impl hyper::body::Body for Held {
+impl hyper::body::Body for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -1,9 +1,9 @@
 //! Refuses lines in an HTTP/1 head that end with a bare LF.
 //!
 //! RFC 9112, 2.2 allows a recipient to accept a bare LF as a line end, and hyper does. A proxy with a
-//! different rule sees different requests, which allows request smuggling. So an LF without a preceding CR is
-//! replaced by NUL, which no head may contain, and the stream ends there. hyper then answers 400 and closes
-//! the connection.
+//! different rule sees different requests, which allows request smuggling. So this replaces an LF without a
+//! preceding CR by NUL, which no head may contain, and ends the stream there. hyper then answers 400 and
+//! closes the connection.
 //!
 //! The parser follows the message framing (RFC 9112, 6) only as far as needed to find the next head. It
 //! passes framing that it does not understand, because hyper then refuses the whole message. It also covers
@@ -42,10 +42,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for StrictLines<I> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let At::Refused(sent) = self.scan.at {
+        if let Position::Refused(sent) = self.scan.at {
             let more = &END[sent..][..buffer.remaining().min(END.len() - sent)];
             buffer.put_slice(more);
-            self.scan.at = At::Refused(sent + more.len());
+            self.scan.at = Position::Refused(sent + more.len());
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
@@ -88,7 +88,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for StrictLines<I> {
 
 /// The position of the next byte in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
+enum Position {
     /// In the first bytes of a connection, of which this number match [`PREFACE`].
     Preface(usize),
     /// In a message head.
@@ -109,7 +109,7 @@ enum At {
 
 #[derive(Debug)]
 struct Scan {
-    at: At,
+    at: Position,
     line: Vec<u8>,
     after_cr: bool,
     head: Head,
@@ -125,7 +125,7 @@ struct Head {
 
 impl Default for Scan {
     fn default() -> Self {
-        Scan { at: At::Preface(0), line: Vec::new(), after_cr: false, head: Head::default() }
+        Scan { at: Position::Preface(0), line: Vec::new(), after_cr: false, head: Head::default() }
     }
 }
 
@@ -137,27 +137,27 @@ impl Scan {
         let mut rest = bytes;
         while let Some(first) = rest.first_mut() {
             match self.at {
-                At::Through => return length,
-                At::Refused(_) => return length - rest.len(),
-                At::Body { left, chunk } => {
+                Position::Through => return length,
+                Position::Refused(_) => return length - rest.len(),
+                Position::Body { left, chunk } => {
                     let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                     let left = left - here as u64;
                     rest = &mut rest[here..];
                     self.at = match (left, chunk) {
-                        (0, false) => At::Head,
-                        (0, true) => At::ChunkEnd,
-                        _ => At::Body { left, chunk },
+                        (0, false) => Position::Head,
+                        (0, true) => Position::ChunkEnd,
+                        _ => Position::Body { left, chunk },
                     };
                     continue;
                 }
-                At::Preface(matched) if *first == PREFACE[matched] => {
-                    self.at = At::Preface(matched + 1);
+                Position::Preface(matched) if *first == PREFACE[matched] => {
+                    self.at = Position::Preface(matched + 1);
                     if matched + 1 == PREFACE.len() {
-                        self.at = At::Through;
+                        self.at = Position::Through;
                     }
                 }
-                At::Preface(matched) => {
-                    self.at = At::Head;
+                Position::Preface(matched) => {
+                    self.at = Position::Head;
                     for byte in &PREFACE[..matched] {
                         self.byte(&mut byte.clone());
                     }
@@ -181,59 +181,59 @@ impl Scan {
         }
         if !after_cr {
             *byte = 0;
-            self.at = At::Refused(0);
+            self.at = Position::Refused(0);
             return;
         }
         let line = std::mem::take(&mut self.line);
         let long = line.len() == MAX_KEPT;
         let line = line.strip_suffix(b"\r").unwrap_or(&line);
         self.at = match self.at {
-            At::Head if line.is_empty() => self.end_of_head(),
-            At::Head => self.head_line(line, long),
-            At::ChunkSize => chunk(line),
-            At::ChunkEnd if line.is_empty() => At::ChunkSize,
-            At::Trailers if line.is_empty() => At::Head,
-            At::Trailers => At::Trailers,
-            _ => At::Through,
+            Position::Head if line.is_empty() => self.end_of_head(),
+            Position::Head => self.head_line(line, long),
+            Position::ChunkSize => chunk(line),
+            Position::ChunkEnd if line.is_empty() => Position::ChunkSize,
+            Position::Trailers if line.is_empty() => Position::Head,
+            Position::Trailers => Position::Trailers,
+            _ => Position::Through,
         };
     }
 
-    fn end_of_head(&mut self) -> At {
+    fn end_of_head(&mut self) -> Position {
         match std::mem::take(&mut self.head) {
             // Empty lines before a request (RFC 9112, 2.2).
-            Head { begun: false, .. } => At::Head,
+            Head { begun: false, .. } => Position::Head,
             // Chunked encoding overrides a length (RFC 9112, 6.3).
-            Head { chunked: true, .. } => At::ChunkSize,
-            Head { length: 0, .. } => At::Head,
-            Head { length, .. } => At::Body { left: length, chunk: false },
+            Head { chunked: true, .. } => Position::ChunkSize,
+            Head { length: 0, .. } => Position::Head,
+            Head { length, .. } => Position::Body { left: length, chunk: false },
         }
     }
 
-    fn head_line(&mut self, line: &[u8], long: bool) -> At {
+    fn head_line(&mut self, line: &[u8], long: bool) -> Position {
         if !std::mem::replace(&mut self.head.begun, true) {
-            return At::Head;
+            return Position::Head;
         }
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return At::Head };
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Position::Head };
         let (name, value) = (&line[..colon], &line[colon + 1..]);
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.head.chunked = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
             let length = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
-            let Some(length) = length.filter(|_| !long) else { return At::Through };
+            let Some(length) = length.filter(|_| !long) else { return Position::Through };
             self.head.length = length;
         }
-        At::Head
+        Position::Head
     }
 }
 
 /// Parses the line with the size of a chunk and returns the next position.
-fn chunk(line: &[u8]) -> At {
+fn chunk(line: &[u8]) -> Position {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let size = std::str::from_utf8(&line[..digits]).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
     match size {
-        Some(0) => At::Trailers,
-        Some(left) => At::Body { left, chunk: true },
-        None => At::Through,
+        Some(0) => Position::Trailers,
+        Some(left) => Position::Body { left, chunk: true },
+        None => Position::Through,
     }
 }
 

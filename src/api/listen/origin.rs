@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Peer;
 
-/// The source of a connection: a user of this host, an IPv4 address, or an IPv6 /64 network, which is the
+/// The source of a connection: a user of this host, an IPv4 address, or an IPv6 /64 network. A /64 is the
 /// usual allocation of one customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::api) enum Origin {

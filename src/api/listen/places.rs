@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::origin::Origin;
-use super::standing::{Standing, View};
+use super::standing::{ConnectionState, View};
 
 /// Interval at which a full listener looks for an idle connection.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -44,7 +44,7 @@ pub(super) struct Bounds {
 
 /// The connections of a listener.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionSet {
     bounds: Bounds,
     taken: Mutex<Taken>,
     left: Notify,
@@ -53,21 +53,21 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 struct Taken {
     next: u64,
-    of: HashMap<u64, (Origin, Arc<Standing>)>,
+    of: HashMap<u64, (Origin, Arc<ConnectionState>)>,
     logged_at: Option<Instant>,
 }
 
 /// The place of one connection, released on drop.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     number: u64,
-    places: Arc<Places>,
+    places: Arc<ConnectionSet>,
 }
 
-impl Places {
+impl ConnectionSet {
     /// Creates an empty set of connections.
     pub(super) fn new(bounds: Bounds) -> Arc<Self> {
-        Arc::new(Places { bounds, taken: Mutex::default(), left: Notify::new() })
+        Arc::new(ConnectionSet { bounds, taken: Mutex::default(), left: Notify::new() })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -79,7 +79,7 @@ impl Places {
         loop {
             {
                 let taken = self.taken();
-                if taken.of.len() < self.bounds.all || taken.to_close(Among::All).is_some() {
+                if taken.of.len() < self.bounds.all || taken.to_close(Candidates::All).is_some() {
                     return;
                 }
             }
@@ -90,23 +90,27 @@ impl Places {
 
     /// Admits a new connection, and closes another one if there are too many. `None` if no connection can be
     /// closed, so the new one must be closed.
-    pub(super) fn admit(self: &Arc<Self>, origin: Origin, standing: &Arc<Standing>) -> Option<Place> {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        origin: Origin,
+        standing: &Arc<ConnectionState>,
+    ) -> Option<ConnectionSlot> {
         let mut taken = self.taken();
         let Bounds { all, strangers, fresh, per_origin } = self.bounds;
         // Freeing a place of the origin also frees a place overall, so no connection is closed for one that
         // is then refused.
         if taken.of.values().filter(|(other, _)| *other == origin).count() >= per_origin {
-            let victim = taken.to_close(Among::Origin(origin));
+            let victim = taken.to_close(Candidates::Origin(origin));
             taken.log_limit(origin, victim.is_some(), "connections of one address");
             taken.close(victim?);
         }
         while taken.strangers(fresh) > strangers {
             taken.log_limit(origin, true, "connections without a valid credential");
-            let Some(victim) = taken.to_close(Among::Strangers(fresh)) else { break };
+            let Some(victim) = taken.to_close(Candidates::Strangers(fresh)) else { break };
             taken.close(victim);
         }
         if taken.of.len() >= all {
-            let victim = taken.to_close(Among::All);
+            let victim = taken.to_close(Candidates::All);
             taken.log_limit(origin, victim.is_some(), "connections");
             taken.close(victim?);
         }
@@ -114,25 +118,25 @@ impl Places {
         taken.next += 1;
         taken.of.insert(number, (origin, Arc::clone(standing)));
         drop(taken);
-        Some(Place { number, places: Arc::clone(self) })
+        Some(ConnectionSlot { number, places: Arc::clone(self) })
     }
 }
 
 /// The connections from which one is closed.
 #[derive(Clone, Copy, Debug)]
-enum Among {
+enum Candidates {
     All,
     Origin(Origin),
     /// Connections without a valid credential that are older than this.
     Strangers(Duration),
 }
 
-impl Among {
+impl Candidates {
     fn has(self, origin: Origin, view: &View) -> bool {
         match self {
-            Among::All => true,
-            Among::Origin(one) => one == origin,
-            Among::Strangers(fresh) => !view.authenticated && view.opened.elapsed() >= fresh,
+            Candidates::All => true,
+            Candidates::Origin(one) => one == origin,
+            Candidates::Strangers(fresh) => !view.authenticated && view.opened.elapsed() >= fresh,
         }
     }
 }
@@ -140,12 +144,12 @@ impl Among {
 impl Taken {
     /// Counts the connections without a valid credential that are older than `fresh`.
     fn strangers(&self, fresh: Duration) -> usize {
-        let all = Among::Strangers(fresh);
+        let all = Candidates::Strangers(fresh);
         self.of.values().filter(|(origin, standing)| all.has(*origin, &standing.view())).count()
     }
 
     /// Returns the connection to close first. `None` if all have a credential and an active request.
-    fn to_close(&self, among: Among) -> Option<u64> {
+    fn to_close(&self, among: Candidates) -> Option<u64> {
         let views = self.of.iter().map(|(number, (origin, standing))| (*number, *origin, standing.view()));
         let candidates = views
             .filter(|(_, origin, view)| among.has(*origin, view) && !(view.authenticated && view.open > 0));
@@ -181,7 +185,7 @@ impl Taken {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.places.taken().of.remove(&self.number);
         self.places.left.notify_one();
@@ -193,22 +197,22 @@ mod tests {
     use super::*;
 
     /// A listener, to open connections with their places.
-    struct Listener(Arc<Places>);
+    struct Listener(Arc<ConnectionSet>);
 
     impl Listener {
         fn new(all: usize, strangers: usize, per_origin: usize) -> Self {
-            Listener(Places::new(Bounds { all, strangers, fresh: Duration::ZERO, per_origin }))
+            Listener(ConnectionSet::new(Bounds { all, strangers, fresh: Duration::ZERO, per_origin }))
         }
 
         /// Opens a connection of the address with this last number.
-        fn open(&self, address: u8, authenticated: bool) -> (Arc<Standing>, Option<Place>) {
-            let standing = Standing::new(authenticated);
+        fn open(&self, address: u8, authenticated: bool) -> (Arc<ConnectionState>, Option<ConnectionSlot>) {
+            let standing = ConnectionState::new(authenticated);
             let place = self.0.admit(Origin::V4([192, 0, 2, address]), &standing);
             (standing, place)
         }
     }
 
-    fn is_closed(connection: &(Arc<Standing>, Option<Place>)) -> bool {
+    fn is_closed(connection: &(Arc<ConnectionState>, Option<ConnectionSlot>)) -> bool {
         futures_util::FutureExt::now_or_never(connection.0.closed()).is_some()
     }
 
@@ -234,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn new_connections_have_time_to_send_a_credential() {
         let bounds = Bounds { all: 100, strangers: 4, fresh: Duration::from_millis(200), per_origin: 100 };
-        let listener = Listener(Places::new(bounds));
+        let listener = Listener(ConnectionSet::new(bounds));
         let herd: Vec<_> = (0..20).map(|_| listener.open(1, false)).collect();
         assert!(!herd.iter().any(is_closed));
         for (standing, _) in &herd[..10] {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The state of one connection.
 #[derive(Debug)]
-pub(in crate::api) struct Standing {
+pub(in crate::api) struct ConnectionState {
     opened: Instant,
     state: Mutex<State>,
     changed: Notify,
@@ -38,11 +38,11 @@ pub(super) struct View {
     pub(super) authenticated: bool,
 }
 
-impl Standing {
+impl ConnectionState {
     /// Creates the state of a new connection. `authenticated` is `true` if its peer needs no credential.
     pub(super) fn new(authenticated: bool) -> Arc<Self> {
         let now = Instant::now();
-        Arc::new(Standing {
+        Arc::new(ConnectionState {
             opened: now,
             state: Mutex::new(State { open: 0, since: now, had_any: false, authenticated }),
             changed: Notify::new(),
@@ -62,12 +62,12 @@ impl Standing {
     }
 
     /// Records a request, which ends when the returned value is dropped.
-    pub(super) fn request(self: &Arc<Self>) -> Open {
+    pub(super) fn request(self: &Arc<Self>) -> ActiveRequest {
         let mut state = self.state();
         (state.open, state.since, state.had_any) = (state.open + 1, Instant::now(), true);
         drop(state);
         self.changed.notify_one();
-        Open(Arc::clone(self))
+        ActiveRequest(Arc::clone(self))
     }
 
     /// Returns a copy of the current state.
@@ -86,7 +86,7 @@ impl Standing {
         self.close.cancel();
     }
 
-    /// Waits until [`Standing::close`] is called.
+    /// Waits until [`ConnectionState::close`] is called.
     pub(super) async fn closed(&self) {
         self.close.cancelled().await;
     }
@@ -94,9 +94,9 @@ impl Standing {
 
 /// An active request, until its answer is sent or dropped.
 #[derive(Debug)]
-pub(super) struct Open(Arc<Standing>);
+pub(super) struct ActiveRequest(Arc<ConnectionState>);
 
-impl Drop for Open {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut state = self.0.state();
         (state.open, state.since) = (state.open - 1, Instant::now());

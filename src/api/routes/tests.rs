@@ -242,7 +242,7 @@ async fn refusals_of_a_create() {
 }
 
 #[tokio::test]
-async fn a_request_names_its_host_once() {
+async fn a_request_must_have_one_host() {
     let host = host("").await;
     let status = async |version: Version, hosts: &[&str]| {
         let mut request = plain("GET", "/healthz");
@@ -353,7 +353,7 @@ async fn authentication_of_peers_and_tokens() {
 }
 
 #[tokio::test]
-async fn a_signed_request_and_its_clock() {
+async fn the_date_of_a_signed_request_is_checked() {
     use larder_sys::clock::Clock as _;
     let host = host("").await;
     let send = async |secret: &str, access: &str, body: &str| {
@@ -575,7 +575,7 @@ async fn extensions_of_the_vendor_api() {
 }
 
 #[tokio::test]
-async fn a_plan_is_refused_what_a_create_is_refused() {
+async fn a_plan_is_refused_for_the_same_reasons_as_a_create() {
     let host = host("").await;
     host.created("token-a", "web").await;
     let plan = async |token: &str, body: Value| {

@@ -136,13 +136,13 @@ impl ChildRunnerError {
 #[derive(Debug)]
 pub struct ChildRunner {
     settings: Settings,
-    in_effect: RwLock<Arc<InEffect>>,
+    active: RwLock<Arc<ActiveConfig>>,
     plans: Semaphore,
 }
 
 /// Settings from the configuration, replaced on reload. A running builder keeps its own.
 #[derive(Debug)]
-struct InEffect {
+struct ActiveConfig {
     caches: Caches,
     /// Kind of new volumes. A volume that was started keeps its kind.
     kind: VolumeKind,
@@ -152,13 +152,13 @@ struct InEffect {
     config: String,
 }
 
-impl InEffect {
+impl ActiveConfig {
     fn of(settings: &Settings, config: &Config) -> Result<Self, ChildRunnerError> {
         // Each builder reads the key itself. A daemon must not start if that would fail.
         config.build.sign_key().map(keys::signing).transpose()?;
         let of_builders =
             Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
-        Ok(InEffect {
+        Ok(ActiveConfig {
             secrets: HostSecrets::new(settings.credentials.clone(), &config.secrets),
             kind: kind(config.caches.volume_kind)?,
             caches: config.caches.clone(),
@@ -180,7 +180,7 @@ fn kind(holder: Holder) -> Result<VolumeKind, ChildRunnerError> {
 }
 
 /// The prepared environment of a child.
-struct Ready {
+struct PreparedChild {
     work: Work,
     cgroup: Option<Cgroup>,
     job: Vec<u8>,
@@ -200,7 +200,7 @@ impl ChildRunner {
             tracing::warn!(cgroups = %found, "builders run without limits on memory and CPU");
         }
         Ok(ChildRunner {
-            in_effect: RwLock::new(Arc::new(InEffect::of(&settings, config)?)),
+            active: RwLock::new(Arc::new(ActiveConfig::of(&settings, config)?)),
             plans: Semaphore::new(PLANS),
             settings,
         })
@@ -211,25 +211,25 @@ impl ChildRunner {
     /// # Errors
     /// Fails like [`new`](ChildRunner::new), and keeps the previous settings.
     pub fn reload(&self, config: &Config) -> Result<(), ChildRunnerError> {
-        let new = Arc::new(InEffect::of(&self.settings, config)?);
-        *self.in_effect.write().unwrap_or_else(PoisonError::into_inner) = new;
+        let new = Arc::new(ActiveConfig::of(&self.settings, config)?);
+        *self.active.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
     }
 
-    fn in_effect(&self) -> Arc<InEffect> {
-        Arc::clone(&self.in_effect.read().unwrap_or_else(PoisonError::into_inner))
+    fn active(&self) -> Arc<ActiveConfig> {
+        Arc::clone(&self.active.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Creates the work directory, the secrets and the control group, outside the runtime's threads. The
     /// secrets come from `found` if it is given, otherwise from this host.
-    async fn ready(
+    async fn prepare(
         &self,
         name: String,
         mut job: Job,
         unusable: &[String],
-        with: Arc<InEffect>,
+        with: Arc<ActiveConfig>,
         found: Option<HashMap<PullSecretName, Content>>,
-    ) -> Result<Ready, String> {
+    ) -> Result<PreparedChild, String> {
         let mut unusable: Unusable = unusable.iter().collect();
         let (parent, cgroups) = (self.settings.work.clone(), Arc::clone(&self.settings.cgroups));
         let limits = Limits {
@@ -237,7 +237,7 @@ impl ChildRunner {
             cpu_weight: with.caches.build_cpu_weight,
             pids: MAX_PIDS,
         };
-        let ready = move || {
+        let prepare = move || {
             let context = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
             let work =
                 Work::new(&parent, &name, &with.config).map_err(context("creating its work directory"))?;
@@ -249,9 +249,9 @@ impl ChildRunner {
             job.pull_secrets = usable.map_err(context("writing its pull secrets"))?;
             let job = serde_json::to_vec(&job).map_err(|e| format!("writing its job: {e}"))?;
             let cgroup = cgroups.create(&name, &limits).map_err(context("creating its control group"))?;
-            Ok(Ready { work, cgroup, job, unusable })
+            Ok(PreparedChild { work, cgroup, job, unusable })
         };
-        tokio::task::spawn_blocking(ready).await.map_err(|e| e.to_string())?
+        tokio::task::spawn_blocking(prepare).await.map_err(|e| e.to_string())?
     }
 
     async fn run_build(
@@ -264,27 +264,27 @@ impl ChildRunner {
             return Ended::Stopped;
         }
         let of = order.id.to_string();
-        let with = self.in_effect();
+        let with = self.active();
         let (memory, caches) = (with.caches.build_memory.0, with.caches.clone());
         let kind = disk::begun(&order.volume).unwrap_or(with.kind);
         let overdue = self.overdue(&order.job, &with.caches);
-        let ready = match self.ready(of.clone(), order.job.clone(), &order.unusable_secrets, with, None).await
-        {
-            Ok(ready) => ready,
-            Err(why) => return Ended::NotStarted(why),
-        };
-        let command = command::build(&self.settings, &ready.work, &caches, kind, &order);
-        let (process, stdout) = match Process::start(command, ready.cgroup).await {
+        let prepared =
+            match self.prepare(of.clone(), order.job.clone(), &order.unusable_secrets, with, None).await {
+                Ok(prepared) => prepared,
+                Err(why) => return Ended::NotStarted(why),
+            };
+        let command = command::build(&self.settings, &prepared.work, &caches, kind, &order);
+        let (process, stdout) = match Process::start(command, prepared.cgroup).await {
             Ok(started) => started,
             Err(why) => return Ended::NotStarted(why),
         };
         let (verdict, words) = (Verdict::default(), StderrTail::default());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
-        let reading = talk::listen(stdout, &ready.unusable, &lines, &verdict);
-        let (end, heard) = process.supervise(&ready.job, rules, &verdict, &words, &of, reading).await;
+        let reading = talk::listen(stdout, &prepared.unusable, &lines, &verdict);
+        let (end, heard) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
         let ended = match end {
             Ok(end) => verdict::of(&end, heard, memory, &words.last()),
-            Err(e) => Ended::Died(format!("waiting for it: {e}")),
+            Err(e) => Ended::Died(format!("waiting for the builder: {e}")),
         };
         if let Ended::Died(how) = &ended {
             tracing::warn!(cache = of, tenant = %order.tenant, "builder died: {how}");
@@ -327,15 +327,16 @@ impl ChildRunner {
         };
         let not_started = |why: String| failed(Class::Internal, &format!("cannot start the plan: {why}"));
         let of = format!("plan-{}", CacheId::random());
-        let with = self.in_effect();
+        let with = self.active();
         let (memory, nice) = (with.caches.build_memory.0, with.caches.build_nice);
-        let ready = self.ready(of.clone(), job, &unusable_secrets, with, found).await.map_err(not_started)?;
-        let command = command::plan(&self.settings, &ready.work, nice);
-        let (process, stdout) = Process::start(command, ready.cgroup).await.map_err(not_started)?;
+        let prepared =
+            self.prepare(of.clone(), job, &unusable_secrets, with, found).await.map_err(not_started)?;
+        let command = command::plan(&self.settings, &prepared.work, nice);
+        let (process, stdout) = Process::start(command, prepared.cgroup).await.map_err(not_started)?;
         let (verdict, words, stop) = (Verdict::default(), StderrTail::default(), CancellationToken::new());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
         let reading = document(stdout, &verdict);
-        let (end, heard) = process.supervise(&ready.job, rules, &verdict, &words, &of, reading).await;
+        let (end, heard) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
         let end = end.map_err(|e| failed(Class::Internal, &format!("waiting for the plan: {e}")))?;
         if end.killed == Some(Kill::Overdue) {
             return Err(late());
@@ -343,7 +344,7 @@ impl ChildRunner {
         match answer(&end, &heard.unwrap_or_default()) {
             Some(Ok(report)) => Ok(report),
             Some(Err(mut failures)) => {
-                ready.unusable.name_in(&mut failures);
+                prepared.unusable.name_in(&mut failures);
                 Err(failures)
             }
             None => {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::details::images;
 use super::slots::{Slot, Slots};
 use super::{Live, Service, state_failed};
-use crate::caches::measured::Measured;
+use crate::caches::measured::BuildMetrics;
 use crate::caches::record::{Content, Record};
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::StoreError;
@@ -155,7 +155,7 @@ impl Service {
         let running = self.0.runner.build(order, sender, cancel);
         tokio::pin!(running);
         let mut open = true;
-        let mut measured = Measured::default();
+        let mut measured = BuildMetrics::default();
         let mut progress_ticks = self.0.progress_interval.map(tokio::time::interval);
         loop {
             tokio::select! {
@@ -200,7 +200,7 @@ impl Service {
         }
     }
 
-    fn take_up(&self, tenant: &TenantName, id: CacheId, measured: &mut Measured, line: Line) {
+    fn take_up(&self, tenant: &TenantName, id: CacheId, measured: &mut BuildMetrics, line: Line) {
         log(tenant, id, &line.event);
         measured.take(&self.0.metrics, &line);
         if let Some(live) = self.live().get_mut(&id) {

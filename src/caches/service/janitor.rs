@@ -213,19 +213,19 @@ impl Service {
             let VolumeId { tenant, id, generation } = volume;
             match result {
                 Ok(Discarded::Gone) if orphans.contains(&id) => {
-                    tracing::warn!(%tenant, cache = %id, generation, "a volume without a record was discarded");
+                    tracing::warn!(%tenant, cache = %id, generation, "discarded a volume without a record");
                 }
                 Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
                 // If a cache has two such volumes, report the one in use.
                 Ok(Discarded::InUse(used)) => {
-                    tracing::debug!(%tenant, cache = %id, generation, "the volume stays: {used}");
+                    tracing::debug!(%tenant, cache = %id, generation, "keeping the volume: {used}");
                     blockers.insert(id, Blocker::Used);
                 }
                 Ok(Discarded::Going) => {
                     blockers.entry(id).or_insert(Blocker::Going);
                 }
                 Err(error) => {
-                    tracing::error!(%tenant, cache = %id, generation, %error, "a volume cannot be discarded");
+                    tracing::error!(%tenant, cache = %id, generation, %error, "cannot discard a volume");
                     blockers.insert(id, Blocker::Used);
                 }
             }

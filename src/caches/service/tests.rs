@@ -358,7 +358,7 @@ async fn deletion_waits_while_the_volume_is_in_use() {
 }
 
 #[tokio::test]
-async fn a_build_is_cancelled_or_deleted_under_way() {
+async fn a_running_build_can_be_cancelled_or_deleted() {
     let host = Host::new(ROOM).await;
     host.next(Act::Hang);
     let one = host.service.create(&team(), spec("one"), None).await.unwrap();
@@ -428,7 +428,7 @@ async fn tenants_take_turns_at_the_builders() {
 }
 
 #[tokio::test]
-async fn a_refresh_takes_the_place_of_what_was_there() {
+async fn a_refresh_replaces_the_content() {
     let host = Host::new(ROOM).await;
     let before = host.available("web").await;
     host.next(Act::Hang);
@@ -450,7 +450,7 @@ async fn a_refresh_takes_the_place_of_what_was_there() {
 }
 
 #[tokio::test]
-async fn a_refresh_waits_for_the_builder_before_it() {
+async fn a_refresh_waits_for_the_previous_builder() {
     let host = Host::new("[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 4\n").await;
     let record = host.available("web").await;
     host.next(Act::Linger);
@@ -532,7 +532,7 @@ async fn retention_ends_in_two_steps_and_only_with_a_trusted_clock() {
 }
 
 #[tokio::test]
-async fn generations_stay_while_they_are_used() {
+async fn generations_are_kept_while_in_use() {
     let host = Host::new(ROOM).await;
     let id = host.available("web").await.id;
     let state = fs::canonicalize(host.dir.path()).unwrap();

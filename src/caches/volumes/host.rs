@@ -217,7 +217,7 @@ impl Disk {
         let begun = root.try_stat(volume::layout::LARDER).map_err(|e| failed("examining", e))?.is_some();
         let lease = if begun { Lease::exclusive(&root)? } else { None };
         if begun && lease.is_none() {
-            return Ok(Discarded::InUse("it is being read".to_owned()));
+            return Ok(Discarded::InUse("a process is reading it".to_owned()));
         }
         // Checked under the lease: `attach` takes a lease, and writes a record before it mounts anything.
         if let Some(how) = self.use_of(volume)? {
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_trash_is_emptied_by_several_at_once() {
+    fn concurrent_emptying_of_the_trash_succeeds() {
         let dir = tempfile::tempdir().unwrap();
         let volumes = HostVolumes::take(Layout::new(dir.path().join("state"))).unwrap();
         let trash = volumes.layout().trash();

@@ -176,7 +176,7 @@ fn sign(parts: &mut Parts, names: &[&str], body: &[u8], secret: &str) {
 }
 
 #[test]
-fn a_stated_hash_is_the_bodys() {
+fn a_stated_hash_must_match_the_body() {
     let names = ["host", "x-sdk-content-sha256", "x-sdk-date"];
     let with = |stated: &str| {
         let request =

@@ -47,7 +47,7 @@ impl Server {
     fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
         let (client, server) = tokio::io::duplex(16 << 10);
         let peer = Peer::Unix { uid: 0, admitted: true };
-        (client, tokio::spawn(self.connection.clone().serve(server, peer, Standing::new(true))))
+        (client, tokio::spawn(self.connection.clone().serve(server, peer, ConnectionState::new(true))))
     }
 
     /// Waits until a silent connection is closed, which is longer than every limit of [`SHORT`].
@@ -138,7 +138,7 @@ async fn a_connection_is_kept_for_the_next_request_for_a_limited_time() {
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_long_is_waited_for() {
+async fn a_slow_answer_keeps_the_connection_open() {
     let server = Server::new();
     let (mut client, serving) = server.connect();
     client.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
@@ -196,7 +196,7 @@ async fn timeouts_are_short_without_a_credential() {
         server.connection.limits = limits;
         let (mut client, io) = tokio::io::duplex(16 << 10);
         let peer = Peer::Tcp { address: "192.0.2.1:1".parse().unwrap() };
-        let standing = Standing::new(false);
+        let standing = ConnectionState::new(false);
         let serving = tokio::spawn(server.connection.clone().serve(io, peer, Arc::clone(&standing)));
         client.write_all(whole.as_bytes()).await.unwrap();
         until(&mut client, "ok").await;
@@ -216,7 +216,7 @@ async fn a_connection_that_must_close_is_closed_at_once() {
     let mut server = Server::new();
     server.connection.limits = limits(far());
     let (mut client, io) = tokio::io::duplex(16 << 10);
-    let standing = Standing::new(false);
+    let standing = ConnectionState::new(false);
     let peer = Peer::Tcp { address: "192.0.2.1:1".parse().unwrap() };
     let serving = tokio::spawn(server.connection.clone().serve(io, peer, Arc::clone(&standing)));
     client.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();

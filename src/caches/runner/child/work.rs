@@ -117,7 +117,7 @@ mod tests {
     use crate::config::secrets::Secrets;
 
     #[test]
-    fn secrets_are_laid_out_for_one_child() {
+    fn secrets_are_written_for_one_child() {
         let root = tempfile::tempdir().unwrap();
         let host = root.path().join("host");
         for (name, content) in [("good", r#"{"auths":{}}"#), ("bad", "[")] {

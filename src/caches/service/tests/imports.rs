@@ -24,7 +24,7 @@ async fn imported(host: &Host, name: &str) -> Record {
 }
 
 #[tokio::test]
-async fn an_archive_is_there_until_it_is_a_volume() {
+async fn an_archive_is_kept_until_its_volume_is_sealed() {
     let host = Host::new(ROOM).await;
     host.next(Act::Hang);
     let record = imported(&host, "web").await;

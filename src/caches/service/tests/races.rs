@@ -41,7 +41,7 @@ async fn a_request_of_a_disconnected_client_is_completed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_cancel_does_not_take_what_is_ordered_after_it() {
+async fn a_cancel_does_not_affect_a_later_order() {
     let host = Host::new(ROOM).await;
     let id = host.available("web").await.id;
     for _ in 0..30 {

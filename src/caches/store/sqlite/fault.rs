@@ -74,7 +74,7 @@ fn is_damage(e: &rusqlite::Error) -> bool {
 }
 
 /// Returns `true` if the disk is full. A write that fails with ENOSPC is SQLITE_FULL. Some file systems
-/// report a full disk only at the flush, or with another errno, which is a separate I/O error
+/// report a full disk only at the flush, or with another errno. SQLite reports these as I/O errors
 /// (sqlite.org/rescode.html).
 fn is_full(e: &rusqlite::Error) -> bool {
     let Some(error) = e.sqlite_error() else { return false };

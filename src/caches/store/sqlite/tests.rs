@@ -71,7 +71,7 @@ async fn records_outlive_the_process_that_wrote_them() {
 }
 
 #[tokio::test]
-async fn files_are_the_owners_alone() {
+async fn files_are_private_to_the_owner() {
     let (_dir, path) = directory();
     let store = open(&path).unwrap();
     suite::create(&store, suite::record("a", "web", 0)).await;
@@ -91,7 +91,7 @@ async fn files_are_the_owners_alone() {
 }
 
 #[tokio::test]
-async fn the_connection_is_as_it_should_be() {
+async fn the_connection_has_the_expected_settings() {
     let (_dir, path) = directory();
     let store = open(&path).unwrap();
     let db = store.connection.lock().unwrap();
