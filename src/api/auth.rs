@@ -267,8 +267,8 @@ mod tests {
         assert_eq!([of("one"), of("two"), of("three"), of("m")], [Some("a"), Some("a"), Some("b"), None]);
         assert!(tenants.is_for_metrics(b"m") && !tenants.is_for_metrics(b"one"));
         assert!(tenants.any_credential());
-        let nobody = Tenants::load(&api, &[tenant("c", &[])], None).unwrap();
-        assert!(!nobody.any_credential(), "a token for metrics does not count");
+        let without = Tenants::load(&api, &[tenant("c", &[])], None).unwrap();
+        assert!(!without.any_credential(), "a token for metrics does not count");
     }
 
     #[test]

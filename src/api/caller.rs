@@ -207,7 +207,7 @@ pub(super) async fn failed(app: &App, peer: &Peer, problem: Problem) -> Problem 
     problem
 }
 
-/// Returns `true` if a request may start something, and records its signature. `false` if the signature might
+/// Returns `true` if a request can start something, and records its signature. `false` if the signature might
 /// have been used before.
 pub(super) fn may_begin(app: &App, tenant: &TenantName, stamp: Option<Stamp>) -> Result<bool, Problem> {
     let Some(stamp) = stamp else { return Ok(true) };
@@ -218,7 +218,7 @@ pub(super) fn may_begin(app: &App, tenant: &TenantName, stamp: Option<Stamp>) ->
 }
 
 impl Caller {
-    /// Returns `true` if the request may start something ([`may_begin`]).
+    /// Returns `true` if the request can start something ([`may_begin`]).
     pub(super) fn may_begin(&self, app: &App) -> Result<bool, Problem> {
         may_begin(app, &self.tenant, self.stamp)
     }

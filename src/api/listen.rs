@@ -209,10 +209,10 @@ impl Listeners {
 fn bounds(settings: &Api) -> (Bounds, Bounds) {
     let own = (settings.max_connections / 8).max(1);
     let rest = settings.max_connections.saturating_sub(own).max(1);
-    let over_unix = Bounds { all: own, strangers: (own / 4).max(1), fresh: FRESH, per_origin: own };
+    let over_unix = Bounds { all: own, unauthenticated: (own / 4).max(1), fresh: FRESH, per_origin: own };
     let over_tcp = Bounds {
         all: rest,
-        strangers: settings.max_unauthenticated_connections.min(rest),
+        unauthenticated: settings.max_unauthenticated_connections.min(rest),
         fresh: FRESH,
         per_origin: settings.max_connections_per_address,
     };

@@ -128,12 +128,12 @@ mod tests {
         fs::write(dir.path().join("other"), "x").unwrap();
         let (one, two, three) = (CacheId::random(), CacheId::random(), CacheId::random());
         let mut whole = imports.begin(one).unwrap();
-        let mut given_up = imports.begin(two).unwrap();
+        let mut incomplete = imports.begin(two).unwrap();
         whole.write(b"a").unwrap();
-        given_up.write(b"b").unwrap();
+        incomplete.write(b"b").unwrap();
         assert_eq!(imports.list().unwrap(), []);
         whole.keep().unwrap();
-        drop(given_up);
+        drop(incomplete);
         // As on a file system without unnamed files.
         let file = Dir::open(dir.path()).unwrap();
         let named = file.create_file(three.to_string().as_bytes(), 0o600).unwrap();

@@ -10,10 +10,10 @@
 //! verified/                                   verified volumes (volume::proofs)
 //! node.lock                                   locked by the agent of a cluster's node (`larder node`)
 //! snapshotter/                                data of the snapshotter for containerd (node::snapshotter)
-//! erofs/                                      layers for containerd's own EROFS snapshotter
-//! (node::content_cache) trash/                                      volumes being deleted imports/<id>
-//! uploaded archives, until their volumes are sealed work/<id>/                                  secrets of a
-//! running builder; deleted when it ends
+//! erofs/                                      layers for containerd's EROFS snapshotter (node::content_cache)
+//! trash/                                      volumes being deleted
+//! imports/<id>                                uploaded archives, until their volumes are sealed
+//! work/<id>/                                  secrets of a running builder; deleted when it ends
 //! ```
 
 use std::path::{Path, PathBuf};

@@ -214,8 +214,8 @@ mod tests {
             [failure(Class::Denied, "401"), failure(Class::NotFound, "404"), failure(Class::Corrupt, "sum")];
         unusable.name_in(&mut failures);
         let words = " (no credential was found in the pull secret a\\u{1b}[2J, team:z)";
-        let said: Vec<String> = failures.iter().map(|failure| failure.message.clone()).collect();
-        assert_eq!(said, [format!("401{words}"), format!("404{words}"), "sum".to_owned()]);
+        let messages: Vec<String> = failures.iter().map(|failure| failure.message.clone()).collect();
+        assert_eq!(messages, [format!("401{words}"), format!("404{words}"), "sum".to_owned()]);
         Unusable::default().name_in(&mut failures[2..]);
         assert_eq!(failures[2].message, "sum");
         let long: Unusable = ["x".repeat(9000)].into_iter().collect();

@@ -382,16 +382,16 @@ impl Service {
         let _one_at_a_time = self.one_at_a_time(tenant).await;
         self.stored(tenant, id).await?;
         let now = self.now();
-        let mut given_up = false;
+        let mut was_building = false;
         let cancelled = self.change(id, |record| {
-            given_up = record.work.is_some() && record.status != Status::Deleting;
-            if given_up {
+            was_building = record.work.is_some() && record.status != Status::Deleting;
+            if was_building {
                 build::give_up(record, now, Class::Cancelled, "cancelled by request");
             }
-            given_up
+            was_building
         });
         let record = cancelled.await?.ok_or(Error::NotFound(id))?;
-        if !given_up {
+        if !was_building {
             return Err(Error::NotCancellable { id, status: record.status });
         }
         self.queue().remove(tenant, id);

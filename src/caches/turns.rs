@@ -141,12 +141,12 @@ mod tests {
     use super::*;
 
     /// Runs work in the order of its turns and returns its labels.
-    async fn order(asked: &[(&'static str, Kind, &str)]) -> Vec<&'static str> {
+    async fn order(requests: &[(&'static str, Kind, &str)]) -> Vec<&'static str> {
         let turns = Turns::default();
         let first = turns.take(Kind::List, None).await;
         let done = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
-        for (label, kind, tenant) in asked {
+        for (label, kind, tenant) in requests {
             let (turns, done, label) = (turns.clone(), Arc::clone(&done), *label);
             let (kind, tenant) = (*kind, tenant.parse().ok());
             tasks.push(tokio::spawn(async move {
@@ -167,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn kinds_and_tenants_take_turns() {
-        let asked = [
+        let requests = [
             ("a lists 1", Kind::List, "a"),
             ("a lists 2", Kind::List, "a"),
             ("a lists 3", Kind::List, "a"),
@@ -177,7 +177,7 @@ mod tests {
             ("a gets", Kind::Get, "a"),
         ];
         let wanted = ["a creates", "a gets", "a lists 1", "c creates", "b lists 1", "a lists 2", "a lists 3"];
-        assert_eq!(order(&asked).await, wanted);
+        assert_eq!(order(&requests).await, wanted);
     }
 
     #[tokio::test]

@@ -5,8 +5,8 @@
 //! | sends no request, or an incomplete head | after `header_timeout_seconds` |
 //! | sends an incomplete body | after `body_timeout_seconds` |
 //! | had a valid credential and sends nothing more | after [`IDLE`] |
-//! | had no valid credential and sends nothing more | after [`STRANGER_IDLE`] |
-//! | had no valid credential and is between requests | at the age of [`STRANGER_LIFE`] |
+//! | had no valid credential and sends nothing more | after [`UNAUTHENTICATED_IDLE`] |
+//! | had no valid credential and is between requests | at the age of [`UNAUTHENTICATED_LIFE`] |
 //! | does not read its answers | after [`STALL`] |
 //!
 //! A listener with too many connections closes some of them earlier ([`super::places`]).
@@ -39,9 +39,9 @@ use crate::config::api::Api;
 /// Maximum idle time of a connection that had a request with a valid credential.
 const IDLE: Duration = Duration::from_secs(60);
 /// Maximum idle time of any other connection that had a request.
-const STRANGER_IDLE: Duration = Duration::from_secs(5);
+const UNAUTHENTICATED_IDLE: Duration = Duration::from_secs(5);
 /// Age at which a connection without a valid credential gets no further request.
-const STRANGER_LIFE: Duration = Duration::from_secs(60);
+const UNAUTHENTICATED_LIFE: Duration = Duration::from_secs(60);
 /// Maximum time for which a client can leave an answer unread.
 const STALL: Duration = Duration::from_secs(30);
 /// Time between the graceful shutdown of a connection and its forced end.
@@ -58,8 +58,8 @@ const STREAMS: u32 = 8;
 pub(super) struct Limits {
     pub(super) header: Duration,
     idle: Duration,
-    stranger_idle: Duration,
-    stranger_life: Duration,
+    unauthenticated_idle: Duration,
+    unauthenticated_life: Duration,
     stall: Duration,
 }
 
@@ -68,8 +68,8 @@ impl Limits {
         Limits {
             header: Duration::from_secs(settings.header_timeout_seconds),
             idle: IDLE,
-            stranger_idle: STRANGER_IDLE,
-            stranger_life: STRANGER_LIFE,
+            unauthenticated_idle: UNAUTHENTICATED_IDLE,
+            unauthenticated_life: UNAUTHENTICATED_LIFE,
             stall: STALL,
         }
     }
@@ -83,7 +83,9 @@ impl Limits {
         match (view.had_any, view.authenticated) {
             (false, _) => Some(view.since + self.header),
             (true, true) => Some(view.since + self.idle),
-            (true, false) => Some((view.since + self.stranger_idle).min(view.opened + self.stranger_life)),
+            (true, false) => {
+                Some((view.since + self.unauthenticated_idle).min(view.opened + self.unauthenticated_life))
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! RFC 9112, 2.2 allows a recipient to accept a bare LF as a line end, and hyper does. A proxy with a
 //! different rule sees different requests, which allows request smuggling. So this replaces an LF without a
-//! preceding CR by NUL, which no head may contain, and ends the stream there. hyper then answers 400 and
+//! preceding CR by NUL, which no head can contain, and ends the stream there. hyper then answers 400 and
 //! closes the connection.
 //!
 //! The parser follows the message framing (RFC 9112, 6) only as far as needed to find the next head. It

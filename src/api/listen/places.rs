@@ -34,7 +34,7 @@ pub(super) struct Bounds {
     /// Maximum number of all connections.
     pub(super) all: usize,
     /// Maximum number of connections older than `fresh` on which no request had a valid credential.
-    pub(super) strangers: usize,
+    pub(super) unauthenticated: usize,
     /// Time for a new connection to send a credential before it counts as one without. Without it, many
     /// clients that connect at the same time would close each other's connections.
     pub(super) fresh: Duration,
@@ -96,7 +96,7 @@ impl ConnectionSet {
         standing: &Arc<ConnectionState>,
     ) -> Option<ConnectionSlot> {
         let mut taken = self.taken();
-        let Bounds { all, strangers, fresh, per_origin } = self.bounds;
+        let Bounds { all, unauthenticated, fresh, per_origin } = self.bounds;
         // Freeing a place of the origin also frees a place overall, so no connection is closed for one that
         // is then refused.
         if taken.of.values().filter(|(other, _)| *other == origin).count() >= per_origin {
@@ -104,9 +104,9 @@ impl ConnectionSet {
             taken.log_limit(origin, victim.is_some(), "connections of one address");
             taken.close(victim?);
         }
-        while taken.strangers(fresh) > strangers {
+        while taken.unauthenticated(fresh) > unauthenticated {
             taken.log_limit(origin, true, "connections without a valid credential");
-            let Some(victim) = taken.to_close(Candidates::Strangers(fresh)) else { break };
+            let Some(victim) = taken.to_close(Candidates::Unauthenticated(fresh)) else { break };
             taken.close(victim);
         }
         if taken.of.len() >= all {
@@ -128,7 +128,7 @@ enum Candidates {
     All,
     Origin(Origin),
     /// Connections without a valid credential that are older than this.
-    Strangers(Duration),
+    Unauthenticated(Duration),
 }
 
 impl Candidates {
@@ -136,15 +136,15 @@ impl Candidates {
         match self {
             Candidates::All => true,
             Candidates::Origin(one) => one == origin,
-            Candidates::Strangers(fresh) => !view.authenticated && view.opened.elapsed() >= fresh,
+            Candidates::Unauthenticated(fresh) => !view.authenticated && view.opened.elapsed() >= fresh,
         }
     }
 }
 
 impl Taken {
     /// Counts the connections without a valid credential that are older than `fresh`.
-    fn strangers(&self, fresh: Duration) -> usize {
-        let all = Candidates::Strangers(fresh);
+    fn unauthenticated(&self, fresh: Duration) -> usize {
+        let all = Candidates::Unauthenticated(fresh);
         self.of.values().filter(|(origin, standing)| all.has(*origin, &standing.view())).count()
     }
 
@@ -200,8 +200,8 @@ mod tests {
     struct Listener(Arc<ConnectionSet>);
 
     impl Listener {
-        fn new(all: usize, strangers: usize, per_origin: usize) -> Self {
-            Listener(ConnectionSet::new(Bounds { all, strangers, fresh: Duration::ZERO, per_origin }))
+        fn new(all: usize, unauthenticated: usize, per_origin: usize) -> Self {
+            Listener(ConnectionSet::new(Bounds { all, unauthenticated, fresh: Duration::ZERO, per_origin }))
         }
 
         /// Opens a connection of the address with this last number.
@@ -237,7 +237,8 @@ mod tests {
 
     #[tokio::test]
     async fn new_connections_have_time_to_send_a_credential() {
-        let bounds = Bounds { all: 100, strangers: 4, fresh: Duration::from_millis(200), per_origin: 100 };
+        let bounds =
+            Bounds { all: 100, unauthenticated: 4, fresh: Duration::from_millis(200), per_origin: 100 };
         let listener = Listener(ConnectionSet::new(bounds));
         let herd: Vec<_> = (0..20).map(|_| listener.open(1, false)).collect();
         assert!(!herd.iter().any(is_closed));

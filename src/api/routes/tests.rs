@@ -169,7 +169,7 @@ impl Host {
                 .body(Body::from(body.to_string())),
             None => request.body(Body::empty()),
         };
-        self.send(stranger(), request.unwrap()).await
+        self.send(tcp_client(), request.unwrap()).await
     }
 
     async fn created(&self, token: &str, name: &str) -> String {
@@ -179,7 +179,7 @@ impl Host {
     }
 }
 
-fn stranger() -> Peer {
+fn tcp_client() -> Peer {
     Peer::Tcp { address: "192.0.2.1:1".parse().unwrap() }
 }
 
@@ -234,10 +234,10 @@ async fn refusals_of_a_create() {
     assert_eq!((long.status, long.code()), (413, "CCE.01413001"));
     let typed = Request::post("/v5/imagecaches").header("X-Auth-Token", "token-a");
     let typed = typed.header(header::CONTENT_TYPE, "text/plain").body(Body::from(order("x").to_string()));
-    assert_eq!(host.send(stranger(), typed.unwrap()).await.status, 415);
+    assert_eq!(host.send(tcp_client(), typed.unwrap()).await.status, 415);
     let get = Request::get("/v5/imagecaches").header("X-Auth-Token", "token-a");
     let get = get.header(header::CONTENT_TYPE, "text/plain").body(Body::empty()).unwrap();
-    assert_eq!(host.send(stranger(), get).await.status, 200, "the body of a GET is ignored");
+    assert_eq!(host.send(tcp_client(), get).await.status, 200, "the body of a GET is ignored");
     host.service.stop().await;
 }
 
@@ -250,7 +250,7 @@ async fn a_request_must_have_one_host() {
         for value in hosts {
             request.headers_mut().append(header::HOST, HeaderValue::from_str(value).unwrap());
         }
-        request.extensions_mut().insert(stranger());
+        request.extensions_mut().insert(tcp_client());
         host.router.clone().oneshot(request).await.unwrap().status().as_u16()
     };
     for good in ["h", "h:8080", "[::1]:80", ""] {
@@ -269,7 +269,7 @@ async fn a_list_that_has_not_changed_is_not_sent_again() {
     let host = host("").await;
     let list = async |uri: &str, known: &str| {
         let request = Request::get(uri).header("X-Auth-Token", "token-a").header("if-none-match", known);
-        let answer = host.raw(stranger(), request.body(Body::empty()).unwrap()).await;
+        let answer = host.raw(tcp_client(), request.body(Body::empty()).unwrap()).await;
         let tag = answer.headers()[header::ETAG].to_str().unwrap().to_owned();
         assert_eq!(answer.headers()[header::CACHE_CONTROL], "private, no-cache");
         let status = answer.status().as_u16();
@@ -335,12 +335,16 @@ async fn authentication_of_peers_and_tokens() {
         }
         host.send(peer, request.body(Body::empty()).unwrap()).await.status
     };
-    assert_eq!(status(stranger(), &[]).await, 401);
-    assert_eq!(status(stranger(), &[("x-auth-token", "unknown")]).await, 401);
-    assert_eq!(status(stranger(), &[("x-auth-token", "scrape")]).await, 401, "the token is only for metrics");
-    assert_eq!(status(stranger(), &[("x-auth-token", "token-a")]).await, 200);
-    assert_eq!(status(stranger(), &[("x-auth-token", "token-a"), ("authorization", "x")]).await, 400);
-    assert_eq!(status(stranger(), &[("authorization", "Bearer token-a")]).await, 401);
+    assert_eq!(status(tcp_client(), &[]).await, 401);
+    assert_eq!(status(tcp_client(), &[("x-auth-token", "unknown")]).await, 401);
+    assert_eq!(
+        status(tcp_client(), &[("x-auth-token", "scrape")]).await,
+        401,
+        "the token is only for metrics"
+    );
+    assert_eq!(status(tcp_client(), &[("x-auth-token", "token-a")]).await, 200);
+    assert_eq!(status(tcp_client(), &[("x-auth-token", "token-a"), ("authorization", "x")]).await, 400);
+    assert_eq!(status(tcp_client(), &[("authorization", "Bearer token-a")]).await, 401);
     assert_eq!(status(operator(true), &[]).await, 200);
     assert_eq!(status(operator(false), &[]).await, 403);
     assert_eq!(
@@ -371,7 +375,7 @@ async fn the_date_of_a_signed_request_is_checked() {
             format!("SDK-HMAC-SHA256 Access={access}, SignedHeaders=host;x-sdk-date, Signature={signature}");
         let request = Request::post("/v5/imagecaches").header("host", "h:1").header("x-sdk-date", &date);
         let request = request.header("authorization", claim).header("content-type", "application/json");
-        host.send(stranger(), request.body(Body::from(body.to_owned())).unwrap()).await
+        host.send(tcp_client(), request.body(Body::from(body.to_owned())).unwrap()).await
     };
     let body = order("signed").to_string();
     let wrong = send("another", "AK-team-a", &body).await;
@@ -418,7 +422,7 @@ impl SignedRequest {
             request = request.header(*name, *value);
         }
         let request = request.header("x-sdk-date", &self.date).header("authorization", claim);
-        host.send(stranger(), request.body(Body::from(self.body.clone())).unwrap()).await
+        host.send(tcp_client(), request.body(Body::from(self.body.clone())).unwrap()).await
     }
 }
 
@@ -486,7 +490,7 @@ async fn a_repeated_create_gets_the_first_answer() {
         let request =
             Request::post("/v5/imagecaches").header("X-Auth-Token", "token-a").header("Idempotency-Key", key);
         let request = request.header("content-type", "application/json");
-        host.send(stranger(), request.body(Body::from(order(name).to_string())).unwrap()).await
+        host.send(tcp_client(), request.body(Body::from(order(name).to_string())).unwrap()).await
     };
     let first = send("web", "k").await;
     let again = send("web", "k").await;
@@ -609,7 +613,7 @@ async fn plans_are_limited_per_tenant() {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(order("x").to_string()))
             .unwrap();
-        request.extensions_mut().insert(stranger());
+        request.extensions_mut().insert(tcp_client());
         waiting.spawn(host.router.clone().oneshot(request));
     }
     let refused = waiting.join_next().await.unwrap().unwrap().unwrap();
@@ -636,7 +640,7 @@ async fn events_until_it_is_settled() {
         if let Some(after) = after {
             request = request.header("Last-Event-ID", after);
         }
-        host.raw(stranger(), request.body(Body::empty()).unwrap()).await
+        host.raw(tcp_client(), request.body(Body::empty()).unwrap()).await
     };
     let response = follow(None).await;
     assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
@@ -670,11 +674,11 @@ async fn events_until_it_is_settled() {
 async fn probes_and_metrics() {
     let host = host("").await;
     for path in ["/healthz", "/readyz", "/openapi.json"] {
-        assert_eq!(host.send(stranger(), plain("GET", path)).await.status, 200, "{path}");
+        assert_eq!(host.send(tcp_client(), plain("GET", path)).await.status, 200, "{path}");
     }
     assert_eq!(host.send(operator(true), plain("GET", "/metrics")).await.status, 200);
     assert_eq!(host.send(operator(false), plain("GET", "/metrics")).await.status, 401);
-    assert_eq!(host.send(stranger(), plain("GET", "/metrics")).await.status, 401);
+    assert_eq!(host.send(tcp_client(), plain("GET", "/metrics")).await.status, 401);
     assert_eq!(
         host.call("token-a", "GET", "/metrics", None).await.status,
         401,
@@ -682,7 +686,7 @@ async fn probes_and_metrics() {
     );
     assert_eq!(host.call("scrape", "GET", "/metrics", None).await.status, 200);
     host.service.stop().await;
-    let stopped = host.send(stranger(), plain("GET", "/readyz")).await;
+    let stopped = host.send(tcp_client(), plain("GET", "/readyz")).await;
     assert_eq!((stopped.status, stopped.code()), (503, "CCE.01503001"));
     let create = host.call("token-a", "POST", "/v5/imagecaches", Some(order("late"))).await;
     assert_eq!(create.status, 503);
@@ -691,7 +695,7 @@ async fn probes_and_metrics() {
 #[tokio::test]
 async fn every_route_is_described() {
     let host = host("").await;
-    let document = host.send(stranger(), plain("GET", "/openapi.json")).await.json;
+    let document = host.send(tcp_client(), plain("GET", "/openapi.json")).await.json;
     let source = include_str!("../routes.rs");
     let routes: Vec<&str> =
         source.lines().filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next()).collect();

@@ -281,9 +281,9 @@ impl ChildRunner {
         let (verdict, words) = (Verdict::default(), StderrTail::default());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
         let reading = talk::listen(stdout, &prepared.unusable, &lines, &verdict);
-        let (end, heard) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
+        let (end, output) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
         let ended = match end {
-            Ok(end) => verdict::of(&end, heard, memory, &words.last()),
+            Ok(end) => verdict::of(&end, output, memory, &words.last()),
             Err(e) => Ended::Died(format!("waiting for the builder: {e}")),
         };
         if let Ended::Died(how) = &ended {
@@ -336,12 +336,12 @@ impl ChildRunner {
         let (verdict, words, stop) = (Verdict::default(), StderrTail::default(), CancellationToken::new());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
         let reading = document(stdout, &verdict);
-        let (end, heard) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
+        let (end, output) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
         let end = end.map_err(|e| failed(Class::Internal, &format!("waiting for the plan: {e}")))?;
         if end.killed == Some(Kill::Overdue) {
             return Err(late());
         }
-        match answer(&end, &heard.unwrap_or_default()) {
+        match answer(&end, &output.unwrap_or_default()) {
             Some(Ok(report)) => Ok(report),
             Some(Err(mut failures)) => {
                 prepared.unusable.name_in(&mut failures);

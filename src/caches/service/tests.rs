@@ -548,8 +548,8 @@ async fn generations_are_kept_while_in_use() {
     let snapshots: Vec<_> =
         snapshots.iter().map(|s| (s.generation, s.served, s.in_use, s.path.is_some())).collect();
     assert_eq!(snapshots, [(1, false, true, false), (2, true, false, false)]);
-    let stranger = host.service.snapshots(&"other".parse().unwrap(), id).await.unwrap_err();
-    assert!(matches!(stranger, Error::NotFound(_)));
+    let error = host.service.snapshots(&"other".parse().unwrap(), id).await.unwrap_err();
+    assert!(matches!(error, Error::NotFound(_)));
 
     // A deletion waits until no generation is in use.
     attachments.note(&Attachment::new(&first, there, host.clock.now())).unwrap();

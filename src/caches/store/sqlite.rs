@@ -195,7 +195,7 @@ impl Store for SqliteStore {
             }
             let snapshots = self.snapshots.clone();
             self.run(Kind::List, Some(tenant.clone()), move |db| {
-                // Another waiter may have read the same list.
+                // Another waiter might have read the same list.
                 if let Some(records) = snapshots.find(&tenant) {
                     return Ok(records);
                 }

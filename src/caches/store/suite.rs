@@ -140,7 +140,7 @@ pub async fn names(store: &dyn Store) {
     let again = store.create(record("a", "web", 1), ROOM, None).await;
     assert!(matches!(again, Err(StoreError::NameTaken(name)) if name.as_str() == "web"));
     let mut going = first;
-    going.record.turn(Status::Deleting, at(1), "asked for");
+    going.record.turn(Status::Deleting, at(1), "requested");
     let going = store.replace(going).await.unwrap();
     let again = store.create(record("a", "web", 1), ROOM, None).await;
     assert!(matches!(again, Err(StoreError::NameTaken(_))));

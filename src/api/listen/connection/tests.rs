@@ -59,7 +59,7 @@ impl Server {
 
 /// Returns limits that are all equal.
 fn limits(all: Duration) -> Limits {
-    Limits { header: all, idle: all, stranger_idle: all, stranger_life: all, stall: all }
+    Limits { header: all, idle: all, unauthenticated_idle: all, unauthenticated_life: all, stall: all }
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -188,9 +188,9 @@ async fn timeouts_are_short_without_a_credential() {
     let whole = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
     // (limits, whether the credential is valid, whether the connection is closed)
     let cases = [
-        (Limits { stranger_idle: SHORT, ..limits(far()) }, false, true),
-        (Limits { stranger_life: SHORT, ..limits(far()) }, false, true),
-        (Limits { stranger_idle: SHORT, stranger_life: SHORT, ..limits(far()) }, true, false),
+        (Limits { unauthenticated_idle: SHORT, ..limits(far()) }, false, true),
+        (Limits { unauthenticated_life: SHORT, ..limits(far()) }, false, true),
+        (Limits { unauthenticated_idle: SHORT, unauthenticated_life: SHORT, ..limits(far()) }, true, false),
     ];
     for (limits, authenticated, cut) in cases {
         server.connection.limits = limits;

@@ -31,8 +31,8 @@ pub(super) async fn listen(
     verdict: &Verdict,
 ) -> Result<Option<Outcome>, String> {
     let mut stdout = BufReader::new(stdout);
-    let heard = read_events(&mut stdout, unusable, to).await;
-    match heard {
+    let result = read_events(&mut stdout, unusable, to).await;
+    match result {
         Err(_) => verdict.distrusted.cancel(),
         Ok(Some(_)) => {
             verdict.finished.cancel();
@@ -42,7 +42,7 @@ pub(super) async fn listen(
         }
         Ok(None) => {}
     }
-    heard
+    result
 }
 
 async fn read_events(
@@ -62,7 +62,7 @@ async fn read_events(
             }
             _ => None,
         };
-        // The watcher may be gone.
+        // The receiver might be gone.
         let _ = to.send(line).await;
         if outcome.is_some() {
             return Ok(outcome);
@@ -107,24 +107,24 @@ mod tests {
         r#""class":"denied","failures":[{"class":"denied","message":"f"}],"elapsed_ms":1}"#
     );
 
-    async fn heard(text: &str) -> (Result<Option<Outcome>, String>, usize, Verdict) {
+    async fn run(text: &str) -> (Result<Option<Outcome>, String>, usize, Verdict) {
         let (to, mut from) = mpsc::channel(100);
         let verdict = Verdict::default();
         let unusable = ["a:b"].into_iter().collect();
-        let heard = listen(text.as_bytes(), &unusable, &to, &verdict).await;
+        let result = listen(text.as_bytes(), &unusable, &to, &verdict).await;
         drop(to);
         let mut lines = 0;
         while from.recv().await.is_some() {
             lines += 1;
         }
-        (heard, lines, verdict)
+        (result, lines, verdict)
     }
 
     #[tokio::test]
     async fn events_up_to_the_result() {
         let unknown = r#"{"v":1,"time":"2026-01-01T00:00:00Z","event":"sang","song":{}}"#;
-        let (heard, lines, verdict) = heard(&format!("{START}\n{unknown}\n{END}\ngarbage\n")).await;
-        let outcome = heard.unwrap().unwrap();
+        let (result, lines, verdict) = run(&format!("{START}\n{unknown}\n{END}\ngarbage\n")).await;
+        let outcome = result.unwrap().unwrap();
         let words = "(no credential was found in the pull secret a:b)";
         assert_eq!(
             (outcome.message, &outcome.failures[0].message),
@@ -137,11 +137,11 @@ mod tests {
     #[tokio::test]
     async fn only_a_result_is_long() {
         let long = |event: &str| event.replace("\"m\"", &format!("\"{}\"", "m".repeat(MAX_EVENT)));
-        let (result, ..) = heard(&format!("{}\n", long(END))).await;
+        let (result, ..) = run(&format!("{}\n", long(END))).await;
         assert!(result.unwrap().unwrap().message.len() > MAX_EVENT);
         let warning = r#"{"v":1,"time":"2026-01-01T00:00:00Z","event":"warning","message":"m"}"#;
-        assert_eq!(heard(&format!("{warning}\n")).await.1, 1);
-        let (result, lines, verdict) = heard(&format!("{}\n{END}\n", long(warning))).await;
+        assert_eq!(run(&format!("{warning}\n")).await.1, 1);
+        let (result, lines, verdict) = run(&format!("{}\n{END}\n", long(warning))).await;
         assert!(result.unwrap_err().contains("more than 65536 bytes"));
         assert!(verdict.distrusted.is_cancelled() && lines == 0);
     }
@@ -149,15 +149,15 @@ mod tests {
     #[tokio::test]
     async fn no_result() {
         for text in ["".to_owned(), format!("{START}\n")] {
-            let (heard, _, verdict) = heard(&text).await;
-            assert!(heard.unwrap().is_none());
+            let (result, _, verdict) = run(&text).await;
+            assert!(result.unwrap().is_none());
             assert!(!verdict.finished.is_cancelled() && !verdict.distrusted.is_cancelled());
         }
     }
 
     #[tokio::test]
     async fn an_invalid_line_is_distrusted() {
-        for (bad, said) in [
+        for (bad, expected) in [
             ("", "not an event"),
             ("gar\x1bbage", "gar\\u{1b}bage"),
             ("[]", "not an event"),
@@ -165,9 +165,9 @@ mod tests {
             (r#"{"v":2,"event":"started"}"#, "version 2"),
             (&"x".repeat(MAX_LINE + 1), "more than 1048576 bytes"),
         ] {
-            let (heard, lines, verdict) = heard(&format!("{START}\n{bad}\n{END}\n")).await;
-            let error = heard.unwrap_err();
-            assert!(error.contains(said) && error.len() < 300, "{error}");
+            let (result, lines, verdict) = run(&format!("{START}\n{bad}\n{END}\n")).await;
+            let error = result.unwrap_err();
+            assert!(error.contains(expected) && error.len() < 300, "{error}");
             assert_eq!(lines, 1);
             assert!(verdict.distrusted.is_cancelled());
         }

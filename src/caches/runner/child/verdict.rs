@@ -13,15 +13,15 @@ const STOPPED: [i32; 2] = [130, 143];
 const SIGTERM: i32 = 15;
 
 /// Combines the end of the process with its output. A result counts only if the process ends with the exit
-/// code of the result. `heard` is `None` if the output was never closed.
+/// code of the result. `output` is `None` if the output was never closed.
 pub(super) fn of(
     end: &End,
-    heard: Option<Result<Option<Outcome>, String>>,
+    output: Option<Result<Option<Outcome>, String>>,
     memory: u64,
     words: &str,
 ) -> Ended {
     let how = end.describe(memory, words);
-    let outcome = match heard {
+    let outcome = match output {
         Some(Err(fault)) => return Ended::Died(format!("{how}: {fault}")),
         Some(Ok(outcome)) => outcome,
         None => None,
@@ -65,9 +65,9 @@ mod tests {
     }
 
     /// Wait statuses as in wait(2): an exit code is in the second byte, a signal in the first.
-    fn ended(wait: i32, stop_requested: bool, killed: Option<Kill>, said: Option<u8>) -> String {
+    fn ended(wait: i32, stop_requested: bool, killed: Option<Kill>, reported: Option<u8>) -> String {
         let end = End { status: ExitStatus::from_raw(wait), stop_requested, killed, out_of_memory: false };
-        match of(&end, Some(Ok(said.map(outcome))), 0, "w") {
+        match of(&end, Some(Ok(reported.map(outcome))), 0, "w") {
             Ended::Result(outcome) => format!("result {}", outcome.exit_code),
             Ended::Stopped => "stopped".into(),
             Ended::Died(how) => format!("died: {how}"),
@@ -79,7 +79,7 @@ mod tests {
     fn all_ways_to_end() {
         let exit = |code: i32| code << 8;
         let late = "died: the builder did not end in time and was killed; its last output: w";
-        for (wait, stop_requested, killed, said, want) in [
+        for (wait, stop_requested, killed, reported, want) in [
             (exit(0), false, None, Some(0), "result 0"),
             (exit(77), false, None, Some(77), "result 77"),
             (exit(0), true, None, Some(0), "result 0"),
@@ -91,12 +91,12 @@ mod tests {
             (9, false, Some(Kill::Overdue), None, late),
         ] {
             assert_eq!(
-                ended(wait, stop_requested, killed, said),
+                ended(wait, stop_requested, killed, reported),
                 want,
-                "{wait} {stop_requested} {killed:?} {said:?}"
+                "{wait} {stop_requested} {killed:?} {reported:?}"
             );
         }
-        for (wait, said, want) in [
+        for (wait, reported, want) in [
             (
                 exit(143),
                 Some(143),
@@ -107,8 +107,8 @@ mod tests {
             (exit(1), Some(0), "ended with exit code 1; its last output: w; its result was for exit code 0"),
             (exit(0), None, "ended with exit code 0; its last output: w; it returned no result"),
         ] {
-            let how = ended(wait, false, None, said);
-            assert!(how.starts_with(&format!("died: the builder {want}")), "{wait} {said:?}: {how}");
+            let how = ended(wait, false, None, reported);
+            assert!(how.starts_with(&format!("died: the builder {want}")), "{wait} {reported:?}: {how}");
         }
         let how = ended(9, false, Some(Kill::Lingering), Some(0));
         assert!(how.contains("did not end after its result"), "{how}");

@@ -1,8 +1,8 @@
 //! The work directory of a child, with its pull secrets and configuration. It is deleted when the child ends.
 //!
 //! ```text
-//! work/<id>/larder.toml                               settings for registries and builds; no tenants, no
-//! keys work/<id>/secrets/<namespace>/<name>/.dockerconfigjson
+//! work/<id>/larder.toml                               settings for registries and builds; no tenants or keys
+//! work/<id>/secrets/<namespace>/<name>/.dockerconfigjson
 //! ```
 
 use std::fs::{self, DirBuilder, OpenOptions};

@@ -5,9 +5,9 @@ use futures_util::future::join_all;
 use super::*;
 
 /// Starts a request and drops it before its answer.
-async fn hang_up<T>(asked: impl Future<Output = T>) {
-    tokio::pin!(asked);
-    assert!(futures_util::poll!(asked.as_mut()).is_pending(), "it was answered at once");
+async fn hang_up<T>(request: impl Future<Output = T>) {
+    tokio::pin!(request);
+    assert!(futures_util::poll!(request.as_mut()).is_pending(), "it was answered at once");
 }
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn a_cancel_does_not_affect_a_later_order() {
             let _ = host.service.cancel(&team(), id).await;
         };
         join_all((0..4).map(both)).await;
-        // Whichever request came last, no work may be left.
+        // Whichever request came last, no work is left.
         host.service.refresh(&team(), id).await.ok();
         host.until(id, |record| !record.is_refreshing()).await;
     }

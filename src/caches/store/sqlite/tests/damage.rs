@@ -145,7 +145,7 @@ async fn a_byte_of_the_log() {
     assert_eq!(reopened(&log).await.as_ref(), history.last());
     assert_eq!(reopened(b"").await.as_ref(), history.first());
     let mut moments = HashSet::new();
-    let mut known = |contents: Option<Contents>, what: &str| {
+    let mut check = |contents: Option<Contents>, what: &str| {
         let Some(contents) = contents else { return };
         let moment = history.iter().position(|then| *then == contents);
         moments.insert(moment.unwrap_or_else(|| panic!("{what}: {contents:?}")));
@@ -153,8 +153,8 @@ async fn a_byte_of_the_log() {
     for (at, mask) in (0..log.len()).step_by(211).zip(MASKS.into_iter().cycle()) {
         let mut changed = log.clone();
         changed[at] ^= mask;
-        known(reopened(&changed).await, &format!("byte {at} by {mask:#x}"));
-        known(reopened(&log[..at]).await, &format!("cut at {at}"));
+        check(reopened(&changed).await, &format!("byte {at} by {mask:#x}"));
+        check(reopened(&log[..at]).await, &format!("cut at {at}"));
     }
     assert!(moments.len() > 5, "{moments:?}");
 }
