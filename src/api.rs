@@ -1,4 +1,4 @@
-//! HTTP: the vendor's image cache API, what goes beyond it, and the listeners for both.
+//! The HTTP server: the vendor's image cache API, its extensions, and the listeners for both.
 //!
 //! ```text
 //! listen ──► connection ──► observe ──► routes ──► caller ──► caches::service
@@ -6,7 +6,7 @@
 //! TCP, TLS   outs, drain     id, log     of paths   rate, body
 //! ```
 //!
-//! | path | methods | who |
+//! | path | methods | allowed for |
 //! |---|---|---|
 //! | `/v5/imagecaches` | GET POST | a tenant |
 //! | `/v5/imagecaches/{id}` | GET DELETE | a tenant |
@@ -17,9 +17,9 @@
 //! | `/larder/v1/match` | GET | a tenant |
 //! | `/larder/v1/plan` | POST | a tenant |
 //! | `/metrics` | GET | the Unix socket, or a token of `api.metrics_token_sha256` |
-//! | `/healthz` `/readyz` `/openapi.json` | GET | anybody |
+//! | `/healthz` `/readyz` `/openapi.json` | GET | everyone |
 //!
-//! Only this module knows status codes; [`errors`] has the one map.
+//! Only this module uses HTTP status codes; [`errors`] contains the one mapping.
 
 pub mod auth;
 mod body;
@@ -48,33 +48,35 @@ use crate::caches::runner::child::PLANS;
 use crate::caches::service::Service;
 use crate::config::api::Api as Settings;
 use crate::telemetry::metrics::Metrics;
-use auth::{SharedTenants, Used};
+use auth::{SharedTenants, UsedSignatures};
 use larder_model::image_cache::TenantName;
 use larder_sys::clock::Clock;
 use limit::{Limiter, Shares};
 use listen::Listeners;
 use listen::origin::Origin;
 
-/// Streams of events that a tenant may hold open at once.
+/// Maximum number of concurrent event streams of a tenant.
 const STREAMS_PER_TENANT: usize = 32;
-/// Plans of a tenant at once. Each is a process, and this host runs few of them: nobody is to have all.
+/// Maximum number of concurrent plans of a tenant. Each is a process and the host runs few, so no tenant can
+/// use them all.
 const PLANS_PER_TENANT: usize = PLANS / 2;
-/// Archives that a tenant may send at once.
+/// Maximum number of concurrent uploads of a tenant.
 const IMPORTS_PER_TENANT: usize = 2;
-/// Failed authentications of one address that are answered at once, and how many more each second; the rest wait.
+/// Number of failed authentications of one address that are answered immediately, and the number added per
+/// second. Further answers are delayed.
 const FAILURES_AT_ONCE: u32 = 32;
 const FAILURES_PER_SECOND: u32 = 4;
 
-/// What the API stands on.
+/// The dependencies of the API.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// The image caches.
+    /// The image cache service.
     pub service: Service,
-    /// Who may ask.
+    /// The tenants that can use the API.
     pub tenants: SharedTenants,
-    /// The time, for signed requests.
+    /// The source of the current time, for signed requests.
     pub clock: Arc<dyn Clock>,
-    /// What is counted.
+    /// The metrics to update.
     pub metrics: Metrics,
 }
 
@@ -85,7 +87,7 @@ pub struct Api {
     settings: Settings,
 }
 
-/// What every request can reach.
+/// The state shared by all requests.
 #[derive(Debug)]
 pub(crate) struct App {
     parts: Parts,
@@ -94,10 +96,10 @@ pub(crate) struct App {
     streams: Shares<TenantName>,
     plans: Shares<TenantName>,
     imports: Shares<TenantName>,
-    used: Used,
+    used: UsedSignatures,
     body_time: Duration,
     room: body::Room,
-    /// Cancelled when the daemon stops: streams end, connections finish what they have.
+    /// Cancelled when the daemon stops: event streams end, and connections complete their current requests.
     stop: CancellationToken,
 }
 
@@ -108,11 +110,11 @@ impl App {
 }
 
 impl Api {
-    /// An API that listens to nobody yet.
+    /// Creates an API that does not listen yet.
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let now = Instant::now();
         let app = App {
-            used: Used::new(parts.clock.now()),
+            used: UsedSignatures::new(parts.clock.now()),
             parts,
             rates: Limiter::new(settings.requests_per_second, settings.requests_per_second, now),
             failures: Limiter::new(FAILURES_PER_SECOND, FAILURES_AT_ONCE, now),
@@ -126,18 +128,18 @@ impl Api {
         Api { app: Arc::new(app), settings }
     }
 
-    /// All routes, for a connection that says who its peer is ([`listen::Peer`]).
+    /// Returns the router with all routes. Connections must add their [`listen::Peer`] to each request.
     pub fn router(&self) -> Router {
         routes::router(Arc::clone(&self.app))
     }
 
-    /// Serves until `stop` is cancelled, then lets requests under way come to their end, for a bounded time.
+    /// Serves requests until `stop` is cancelled, then lets active requests finish within a time limit.
     pub async fn serve(self, listeners: Listeners, stop: CancellationToken) {
         let router = self.router();
         let streams = self.app.stop.clone();
         let end_streams = async {
             stop.cancelled().await;
-            // They would hold their connections open for as long as a build takes.
+            // Event streams would keep their connections open for the duration of a build.
             streams.cancel();
         };
         tokio::join!(listeners.serve(router, self.settings, stop.clone()), end_streams);

@@ -1,16 +1,16 @@
-//! The image caches of a daemon: from order to expiry.
+//! The image caches of a daemon, from the order to expiry.
 //!
 //! ```text
 //! api ──► service ──► store     records, by compare-and-swap
 //!            │
 //!            ├──► queue ──► runner ──► larder build (a child process)
-//!            ├──► imports              archives that are sent, kept until they are a sealed volume
-//!            ├──► expiry               retention, failed records, what is still in use
+//!            ├──► imports              uploaded archives, kept until their volume is sealed
+//!            ├──► expiry               retention, failed records, volumes in use
 //!            └──► recovery             at start: unfinished builds, unfinished deletions, leftovers
 //! ```
 //!
-//! A cache is three things: the [`record`] that is stored, the volume on disk, and, while it is being built, what is known
-//! of the build (in memory only; a restart asks the volume).
+//! A cache consists of the stored [`record`], the volume on disk and, during a build, its progress. Progress
+//! is kept in memory only; after a restart it is read from the volume.
 
 pub mod attachments;
 pub mod error;

@@ -1,4 +1,4 @@
-//! A client of the daemon's HTTP API, over its Unix socket or TCP.
+//! Client for the daemon's HTTP API, over its Unix socket or TCP.
 
 pub mod address;
 pub mod credentials;
@@ -23,13 +23,14 @@ use events::Events;
 use larder_model::digest::hex;
 use larder_model::signature;
 
-/// Most bytes of an answer.
+/// Maximum size of an answer, bytes.
 const MAX_ANSWER: usize = 32 << 20;
-/// Until a connection stands.
+/// Timeout for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Until an answer is there; a plan asks registries.
+/// Timeout for a complete answer. A plan must wait for registries.
 const ANSWER: Duration = Duration::from_secs(90);
-/// Silence on a stream of events after which it is taken for dead; the daemon says every 15 seconds that it lives.
+/// Maximum silence on an event stream before it counts as dead. The daemon sends a keep-alive every 15
+/// seconds.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// A client of one daemon.
@@ -44,36 +45,40 @@ pub struct Client {
 /// A request to the daemon.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// Its method.
+    /// HTTP method of the request.
     pub method: Method,
-    /// Path, of characters that need no encoding.
+    /// Path, consisting of characters that need no encoding.
     pub path: &'a str,
     /// Parameters of the query.
     pub query: &'a [(&'a str, &'a str)],
-    /// Body, for a POST.
+    /// JSON body, for a POST.
     pub body: Option<&'a Value>,
-    /// `Idempotency-Key`.
+    /// Value of the `Idempotency-Key` header.
     pub key: Option<&'a str>,
 }
 
 impl<'a> Request<'a> {
-    /// A request without parameters and body.
+    /// Creates a request without parameters and body.
     pub fn new(method: Method, path: &'a str) -> Self {
         Request { method, path, query: &[], body: None, key: None }
     }
 }
 
 impl Client {
-    /// A client of the daemon at `address`. `ca` is a file of extra authorities, PEM.
+    /// Creates a client of the daemon at `address`. `ca` is a PEM file with additional certificate
+    /// authorities.
+    ///
+    /// # Errors
+    /// Returns [`Error::Setup`] if the file cannot be used.
     pub fn new(address: Address, credentials: Credentials, ca: Option<&Path>) -> Result<Self, Error> {
         let http = http(&address, ca, Some(SILENCE))?;
         Ok(Client { address, credentials, http, ca: ca.map(Path::to_owned) })
     }
 
-    /// Sends a request and gives the JSON of its answer.
+    /// Sends a request and returns the JSON of its answer.
     ///
     /// # Errors
-    /// [`Error`], also for every status that is no success.
+    /// Returns [`Error`], also for every unsuccessful status.
     pub async fn call(&self, request: Request<'_>) -> Result<Value, Error> {
         let answer = tokio::time::timeout(ANSWER, async {
             let response = self.send(request, None).await?;
@@ -83,7 +88,10 @@ impl Client {
         serde_json::from_slice(&body).map_err(|e| self.malformed(e.to_string()))
     }
 
-    /// Follows an image cache from the event after number `after` on.
+    /// Follows an image cache, starting after the event with number `after`.
+    ///
+    /// # Errors
+    /// Returns [`Error`], also for every unsuccessful status.
     pub async fn follow(&self, id: &str, after: u64) -> Result<Events, Error> {
         let path = format!("/larder/v1/caches/{id}/events");
         let response = self.send(Request::new(Method::GET, &path), Some(after)).await?;
@@ -103,7 +111,7 @@ impl Client {
         self.answer(builder).await
     }
 
-    /// Sends a body of any size, as long as it may take.
+    /// Sends a body of any size, without a time limit.
     async fn send_body(
         &self,
         request: Request<'_>,
@@ -123,7 +131,7 @@ impl Client {
         self.answer(builder).await
     }
 
-    /// A request without its body, of which `hash` is the SHA-256.
+    /// Creates a request without its body, whose SHA-256 is `hash`.
     fn begin(
         &self,
         http: &reqwest::Client,
@@ -133,7 +141,8 @@ impl Client {
         let mut url = self.address.base();
         url.set_path(request.path);
         if !request.query.is_empty() {
-            // Not as forms do it, which write a space as a plus sign: the daemon takes that for one, and it is signed so.
+            // Not encoded like a form, which writes a space as a plus sign. The daemon reads that as a plus
+            // sign, and the signature covers it.
             url.set_query(Some(&signature::query(request.query.iter().copied())));
         }
         let mut builder = http.request(request.method.clone(), url.clone());
@@ -163,7 +172,7 @@ impl Client {
         while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(chain(&e)))? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_ANSWER {
-                return Err(self.malformed(format!("it is longer than {MAX_ANSWER} bytes")));
+                return Err(self.malformed(format!("the answer is longer than {MAX_ANSWER} bytes")));
             }
         }
         Ok(body)
@@ -185,9 +194,9 @@ impl Client {
     }
 }
 
-/// What speaks HTTP. `silence` is the longest wait for anything to be heard; none while a body of any size is sent.
+/// Creates the HTTP client. `silence` is the read timeout; `None` while a body of any size is sent.
 fn http(address: &Address, ca: Option<&Path>, silence: Option<Duration>) -> Result<reqwest::Client, Error> {
-    // Fails only where the process has a provider already, which then serves as well.
+    // Fails only if the process already has a provider, which works as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let setup = |reason: String| Error::Setup { reason };
     let mut builder = reqwest::Client::builder()
@@ -199,7 +208,7 @@ fn http(address: &Address, ca: Option<&Path>, silence: Option<Duration>) -> Resu
     }
     builder = match address {
         Address::Unix(path) => builder.no_proxy().tls_certs_only([]).unix_socket(path.clone()),
-        // Without TLS a daemon is on loopback, and its credentials are for no proxy to see.
+        // A daemon without TLS is on loopback, and no proxy must see its credentials.
         Address::Http(url) if url.scheme() == "http" => builder.no_proxy().tls_certs_only([]),
         Address::Http(_) => builder,
     };
@@ -207,19 +216,19 @@ fn http(address: &Address, ca: Option<&Path>, silence: Option<Duration>) -> Resu
         let pem = std::fs::read(path).map_err(|e| setup(format!("reading {}: {e}", path.display())))?;
         let parsed = reqwest::Certificate::from_pem_bundle(&pem);
         let authorities =
-            parsed.map_err(|_| setup(format!("{} holds no certificate in PEM", path.display())))?;
+            parsed.map_err(|_| setup(format!("{} contains no PEM certificate", path.display())))?;
         builder = builder.tls_certs_merge(authorities);
     }
     builder.build().map_err(|e| setup(e.to_string()))
 }
 
-/// What `Host` is for a URL: the port only where it is not the scheme's own.
+/// Returns the `Host` of a URL. The port is included only if it is not the default of the scheme.
 fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// Whether the kernel refused.
+/// Returns `true` if the kernel denied access.
 fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.any(|cause| {
@@ -228,7 +237,7 @@ fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
     })
 }
 
-/// An error with its causes; reqwest tells the last one only through them.
+/// Formats an error with its causes, because reqwest reports the underlying cause only there.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! Who asks: tokens, signed requests, and whoever may open the Unix socket.
+//! Authentication: tokens, signed requests, and peers of the Unix socket.
 
 mod replay;
 mod signature;
@@ -21,65 +21,65 @@ use larder_model::image_cache::TenantName;
 use larder_model::signature as signing;
 use larder_sys::private::{self, ReadError};
 
-pub(super) use replay::{Stamp, Used};
+pub(super) use replay::{Stamp, UsedSignatures};
 pub(super) use signature::Claim as Signed;
 pub(super) use signature::stated;
 
 /// The scheme that a 401 names.
 pub(super) const SCHEME: &str = signing::ALGORITHM;
 
-/// The header of a token.
+/// The header that contains a token.
 pub(super) const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
-/// How a secret is named that systemd loads (systemd.exec(5), LoadCredential).
+/// Prefix of the path of a secret that systemd loads (systemd.exec(5), LoadCredential).
 const CREDENTIAL: &str = "credential:";
-/// Longest secret key, bytes.
-const LONGEST_SECRET: u64 = 4096;
+/// Maximum length of a secret key, bytes.
+const MAX_SECRET: u64 = 4096;
 
-/// Who may use the API, as the configuration says, secrets read.
+/// The tenants of the configuration, with their secrets loaded.
 #[derive(Debug)]
 pub struct Tenants {
     names: Vec<TenantName>,
-    /// Hashes of tokens, and whose each is: an index into `names`.
+    /// Hashes of tokens, each with the index of its tenant in `names`.
     tokens: Vec<(token::Hash, usize)>,
     keys: HashMap<String, (Secret, usize)>,
     metrics: Vec<token::Hash>,
     admin: TenantName,
 }
 
-/// A tenant cannot be taken up.
+/// The reason why a tenant cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TenantError {
-    /// The configuration is not what was checked.
+    /// The configuration is not the validated one.
     #[error("the configuration of tenant {0:?} is malformed")]
     Malformed(String),
     /// A secret cannot be read.
     #[error("reading the secret of access key {key} of tenant {tenant} from {}: {source}", path.display())]
     Secret {
-        /// Whose.
+        /// Name of the tenant.
         tenant: String,
-        /// The public part.
+        /// ID of the access key.
         key: String,
-        /// The file.
+        /// Path of the secret file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: ReadError,
     },
-    /// A secret is loaded by systemd, and systemd loads none.
+    /// A secret is loaded by systemd, but systemd did not provide it.
     #[error(
-        "access key {key} of tenant {tenant} wants {named}, and there is no such credential: see LoadCredential= of systemd"
+        "access key {key} of tenant {tenant} needs {named}, and there is no such credential: set LoadCredential= in the systemd unit"
     )]
     Credential {
-        /// Whose.
+        /// Name of the tenant.
         tenant: String,
-        /// The public part.
+        /// ID of the access key.
         key: String,
-        /// As configured.
+        /// The configured path of the secret.
         named: String,
     },
 }
 
 impl TenantError {
-    /// The class that decides exit code and retry.
+    /// Returns the class, which determines the exit code and whether to retry.
     pub fn class(&self) -> Class {
         match self {
             TenantError::Secret { source: ReadError::Open { .. }, .. } => Class::Denied,
@@ -89,11 +89,11 @@ impl TenantError {
 }
 
 impl Tenants {
-    /// Takes up what the configuration says. `credentials` is the directory of what systemd loaded
-    /// (`CREDENTIALS_DIRECTORY`).
+    /// Loads the tenants of the configuration. `credentials` is the directory of credentials that systemd
+    /// loaded (`CREDENTIALS_DIRECTORY`).
     ///
     /// # Errors
-    /// [`TenantError`] where a secret cannot be read.
+    /// Returns [`TenantError`] if a secret cannot be read.
     pub fn load(api: &Api, tenants: &[Tenant], credentials: Option<&Path>) -> Result<Self, TenantError> {
         let parse = |name: &str| name.parse().map_err(|_| TenantError::Malformed(name.to_owned()));
         let mut all = Tenants {
@@ -124,7 +124,7 @@ impl Tenants {
         Ok(all)
     }
 
-    /// Whether anybody could use the API over TCP.
+    /// Returns `true` if any tenant can use the API over TCP.
     pub fn any_credential(&self) -> bool {
         !self.tokens.is_empty() || !self.keys.is_empty()
     }
@@ -133,18 +133,18 @@ impl Tenants {
         &self.admin
     }
 
-    /// Whose token it is.
+    /// Returns the owner of a token.
     pub(super) fn of_token(&self, token: &[u8]) -> Option<&TenantName> {
         let at = token::find(token, self.tokens.iter().map(|(hash, _)| hash))?;
         self.names.get(self.tokens.get(at)?.1)
     }
 
-    /// Whether it is a token for metrics.
+    /// Returns `true` if it is a token for metrics.
     pub(super) fn is_for_metrics(&self, token: &[u8]) -> bool {
         token::find(token, &self.metrics).is_some()
     }
 
-    /// Secret and owner of an access key.
+    /// Returns the secret and the owner of an access key.
     pub(super) fn of_key(&self, access: &str) -> Option<(&Secret, &TenantName)> {
         let (secret, at) = self.keys.get(access)?;
         Some((secret, self.names.get(*at)?))
@@ -165,58 +165,58 @@ fn locate(tenant: &str, key: &str, file: &Path, credentials: Option<&Path>) -> R
     Ok(directory.join(name))
 }
 
-/// Reads a secret key, which must be private ([`private::read`]). A line end after it is not part of it.
+/// Reads a secret key, whose file must be private ([`private::read`]). A trailing line end is ignored.
 fn read_secret(path: &Path) -> Result<Secret, ReadError> {
     let fault = |what| ReadError::Io(io::Error::new(io::ErrorKind::InvalidData, what));
-    let bytes = private::read(path, LONGEST_SECRET + 1)?;
+    let bytes = private::read(path, MAX_SECRET + 1)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| fault("it is not UTF-8"))?;
     match text.trim_end_matches(['\n', '\r']) {
         "" => Err(fault("it is empty")),
-        secret if secret.len() as u64 > LONGEST_SECRET => Err(fault("it is longer than 4096 bytes")),
+        secret if secret.len() as u64 > MAX_SECRET => Err(fault("it is longer than 4096 bytes")),
         secret => Ok(Secret::new(secret)),
     }
 }
 
-/// The tenants of now; replaced as a whole when the configuration is read again.
+/// The current tenants. A reload replaces them as a whole.
 #[derive(Clone, Debug)]
 pub struct SharedTenants(Arc<RwLock<Arc<Tenants>>>);
 
 impl SharedTenants {
-    /// Starts with `tenants`.
+    /// Creates a handle with `tenants` as the current ones.
     pub fn new(tenants: Tenants) -> Self {
         SharedTenants(Arc::new(RwLock::new(Arc::new(tenants))))
     }
 
-    /// Takes the place of the present ones. Requests under way end under those that they began with.
+    /// Replaces the current tenants. Active requests keep those with which they started.
     pub fn replace(&self, tenants: Tenants) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tenants);
     }
 
-    /// Those of now.
+    /// Returns the tenants as they are now.
     pub fn current(&self) -> Arc<Tenants> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// What a request says of who sends it.
+/// The credentials that a request contains.
 #[derive(Debug)]
 pub(super) enum Claim {
-    /// Nothing.
+    /// No credential at all.
     None,
-    /// A token.
+    /// A token in `X-Auth-Token`.
     Token(Secret),
-    /// A signature.
+    /// A signature in `Authorization`.
     Signed(Signed),
 }
 
 impl Claim {
-    /// Reads the headers.
+    /// Reads the credentials from the headers.
     pub(super) fn of(headers: &HeaderMap, authority: Option<&str>) -> Result<Self, Problem> {
         let one = |name: &HeaderName| {
             let mut values = headers.get_all(name).iter();
             let first = values.next();
             if values.next().is_some() {
-                return Err(Problem::invalid(format!("header {name} stands twice, want it once")));
+                return Err(Problem::invalid(format!("header {name} is repeated, send it once")));
             }
             Ok(first)
         };
@@ -225,13 +225,13 @@ impl Claim {
         };
         match (one(&TOKEN)?, one(&header::AUTHORIZATION)?) {
             (None, None) => Ok(Claim::None),
-            // Which of the two counts is not for the daemon to guess.
+            // The daemon must not guess which of the two is intended.
             (Some(_), Some(_)) => {
-                Err(Problem::invalid("X-Auth-Token and Authorization are both given, want one of them"))
+                Err(Problem::invalid("X-Auth-Token and Authorization are both set, send one of them"))
             }
             (Some(token), None) => {
                 let text =
-                    token.to_str().ok().filter(|text| !text.is_empty() && text.len() <= token::LONGEST);
+                    token.to_str().ok().filter(|text| !text.is_empty() && text.len() <= token::MAX_LENGTH);
                 Ok(Claim::Token(Secret::new(text.ok_or_else(|| unreadable(&TOKEN))?)))
             }
             (None, Some(authorization)) => {
@@ -267,8 +267,8 @@ mod tests {
         assert_eq!([of("one"), of("two"), of("three"), of("m")], [Some("a"), Some("a"), Some("b"), None]);
         assert!(tenants.is_for_metrics(b"m") && !tenants.is_for_metrics(b"one"));
         assert!(tenants.any_credential());
-        let nobody = Tenants::load(&api, &[tenant("c", &[])], None).unwrap();
-        assert!(!nobody.any_credential(), "metrics are no use of the API");
+        let without = Tenants::load(&api, &[tenant("c", &[])], None).unwrap();
+        assert!(!without.any_credential(), "a token for metrics does not count");
     }
 
     #[test]
@@ -306,7 +306,7 @@ mod tests {
             );
         }
         if nix::unistd::geteuid().is_root() {
-            // As systemd and Kubernetes give a file to the group of a service.
+            // The owner that systemd and Kubernetes give a file for the group of a service.
             std::os::unix::fs::chown(&file, Some(65532), None).unwrap();
             assert!(load(file.clone(), None).is_ok());
         }

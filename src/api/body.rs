@@ -1,4 +1,4 @@
-//! The body of a request, held back until somebody is known to have a right to send it.
+//! The body of a request, which is read only when the sender is allowed to send it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,24 +12,26 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::errors::{Code, Problem};
 
-/// Longest body, bytes.
+/// Maximum size of a body, bytes.
 pub(super) const MAX: usize = 1 << 20;
-/// What an order comes to at most, with room: the longest names and references, and as many as there may be.
+/// Maximum size of a typical order, bytes, with a margin: the longest names and references, and as many as
+/// allowed.
 const SMALL: usize = 64 << 10;
-/// Bodies beyond [`SMALL`] that are in memory at once. Who knows the public part of an access key can have a body kept until
-/// its signature is looked at, and there are as many bodies as connections and streams.
+/// Maximum number of bodies larger than [`SMALL`] in memory. Anyone who has the public part of an access key
+/// can have a body kept until its signature is checked. The number of connections and streams alone would not
+/// bound the memory enough.
 const LARGE_AT_ONCE: usize = 32;
-/// What is read and thrown away of a longer one before it is refused: a client that is still sending when the connection
-/// closes may never see the answer.
+/// Maximum number of bytes read and discarded from a longer body before it is refused. A client that is still
+/// sending when the connection closes might never see the answer.
 const DRAIN: usize = 4 << 20;
-/// How long a body that nobody read may take to come to its end.
+/// Maximum time to read and discard an unused body.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// A body that has not been read. Clones are the same one.
+/// A body that has not been read. Clones share the same body.
 #[derive(Clone, Debug)]
 pub(super) struct Pending(Arc<Mutex<Option<Body>>>);
 
-/// Room for the bodies that are kept. Clones are handles to the same.
+/// Room for large bodies in memory. Clones share the same room.
 #[derive(Clone, Debug)]
 pub(super) struct Room(Arc<Semaphore>);
 
@@ -39,23 +41,23 @@ impl Default for Room {
     }
 }
 
-/// A body that has.
+/// A body that has been read, or only hashed.
 #[derive(Debug)]
 pub(super) struct Received {
-    /// The bytes; empty where they were not to be kept.
+    /// The bytes; empty if only the hash was requested.
     pub(super) bytes: Bytes,
-    /// SHA-256 of them.
+    /// SHA-256 of the bytes.
     pub(super) sha256: [u8; 32],
-    /// The place of a large one, until it is dropped.
+    /// The permit of a large body, until it is dropped.
     pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
-/// Whether the bytes of a body are kept.
+/// The parts of a body that are kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Keep<'a> {
-    /// All of them, where there is room; who finds none waits for it.
+    /// All bytes. A large body waits until there is room.
     Bytes(&'a Room),
-    /// Only what they hash to.
+    /// Only the hash.
     Hash,
 }
 
@@ -64,17 +66,17 @@ impl Pending {
         Pending(Arc::new(Mutex::new(Some(body))))
     }
 
-    /// The body itself, for who reads it in parts. A second call gets none.
+    /// Takes the body to read it in parts. `None` on a second call.
     pub(super) fn take(&self) -> Option<Body> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Gives back what was not read.
+    /// Returns the unread rest of the body.
     pub(super) fn put_back(&self, body: Body) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
     }
 
-    /// How long it is, bytes, where the head says so.
+    /// Returns the length in bytes, if the head states it.
     pub(super) fn length(&self) -> Option<u64> {
         self.0
             .lock()
@@ -83,21 +85,21 @@ impl Pending {
             .and_then(|body| body.size_hint().exact())
     }
 
-    /// Reads the body to its end, [`MAX`] bytes at most, within `time` in all. A second call gets an empty body.
+    /// Reads the whole body, at most [`MAX`] bytes, within `time`. A second call returns an empty body.
     pub(super) async fn receive(&self, time: Duration, keep: Keep<'_>) -> Result<Received, Problem> {
         let body = self.take().unwrap_or_default();
         match tokio::time::timeout(time, read(body, keep)).await {
             Ok(received) => received,
-            Err(_) => Err(Problem::invalid(format!("the body was not there within {} s", time.as_secs()))),
+            Err(_) => Err(Problem::invalid(format!("the body did not arrive within {} s", time.as_secs()))),
         }
     }
 
-    /// Reads what nobody wanted, so that the answer reaches a client that is still sending.
+    /// Reads and discards an unused body, so that a client that is still sending receives the answer.
     pub(super) async fn discard(&self) {
         if let Some(body) = self.take()
             && !body.is_end_stream()
         {
-            // Whatever comes of it, the answer stands.
+            // The answer is the same whatever the result.
             let _ = tokio::time::timeout(DRAIN_TIME, read(body, Keep::Hash)).await;
         }
     }
@@ -113,7 +115,7 @@ async fn read(mut body: Body, keep: Keep<'_>) -> Result<Received, Problem> {
     let mut length = 0usize;
     let mut place = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Problem::invalid("the body broke off"))?;
+        let frame = frame.map_err(|_| Problem::invalid("the body is incomplete"))?;
         let Ok(data) = frame.into_data() else { continue };
         length = length.saturating_add(data.len());
         if length > DRAIN {
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_ones_wait_for_each_other_and_small_ones_for_nobody() {
+    async fn large_bodies_wait_for_room_and_small_ones_do_not() {
         let (room, short) = (Room::default(), Duration::from_millis(20));
         let mut kept = Vec::new();
         for _ in 0..LARGE_AT_ONCE {
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_does_not_come() {
+    async fn a_body_that_does_not_arrive() {
         let never = Pending::new(Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>()));
         let problem =
             never.receive(Duration::from_millis(20), Keep::Bytes(&Room::default())).await.unwrap_err();

@@ -1,4 +1,5 @@
-//! The tenant behind a request. A route that needs one takes a [`Caller`]; without it, it has no tenant to ask the service for.
+//! The tenant of a request. A route for tenants takes a [`Caller`], which is the only way to get a tenant for
+//! the service.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,25 +19,25 @@ use super::body::{Keep, Pending, Received};
 use super::errors::{Code, Problem};
 use super::listen::Peer;
 use super::listen::origin::Origin;
-use super::listen::standing::Standing;
+use super::listen::standing::ConnectionState;
 use super::query::Query;
 use crate::caches::error::Error;
 use crate::caches::store::IdempotencyKey;
 use larder_model::digest::hex;
 use larder_model::image_cache::{CacheId, TenantName};
 
-/// What a failed authentication beyond the allowance waits for its answer. Nobody is turned away for it: behind one address
-/// there may be many tenants.
-const GUESSING: Duration = Duration::from_secs(1);
-/// Longest `Idempotency-Key`, bytes.
-const LONGEST_KEY: usize = 255;
+/// Delay of the answer to a failed authentication beyond the limit. Such requests are not refused, because
+/// many tenants can share an address.
+const FAILURE_DELAY: Duration = Duration::from_secs(1);
+/// Maximum length of an `Idempotency-Key`, bytes.
+const MAX_KEY_LENGTH: usize = 255;
 
-/// An authenticated request within its rate, body read.
+/// An authenticated request within its rate limit, with its body read.
 #[derive(Debug)]
 pub(super) struct Caller {
-    /// On whose behalf.
+    /// The tenant that was authenticated.
     pub(super) tenant: TenantName,
-    /// The query.
+    /// The query, decoded once.
     pub(super) query: Query,
     method: String,
     path: String,
@@ -53,13 +54,14 @@ impl FromRequest<Arc<App>> for Caller {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
         let (parts, _) = request.into_parts();
         let query = Query::parse(parts.uri.query())?;
-        let Known { tenant, body, received, stamp } = know(app, &parts, &query, Bodied::Small).await?;
+        let Authenticated { tenant, body, received, stamp } =
+            authenticate_within_rate(app, &parts, &query, BodyKind::Small).await?;
         let received = match received {
             Some(received) => received,
             None => body.receive(app.body_time, Keep::Bytes(&app.room)).await?,
         };
         let mut headers = parts.headers;
-        // They have said what they were for; nobody behind here is to see them, or to log them.
+        // Remove the credentials, so that handlers cannot see or log them.
         headers.remove(auth::TOKEN);
         headers.remove(header::AUTHORIZATION);
         Ok(Caller {
@@ -76,47 +78,53 @@ impl FromRequest<Arc<App>> for Caller {
     }
 }
 
-/// What the body of a request is, as far as a signature is concerned.
+/// The way in which a signature covers the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bodied {
-    /// Small: it is read before the signature is checked.
+pub(super) enum BodyKind {
+    /// A small body, read before the signature is checked.
     Small,
-    /// Any size: its hash is stated in the head, and checked by who reads it.
+    /// A body of any size. Its hash is stated in the head and checked by the reader of the body.
     Stated,
 }
 
-/// Who sends a request.
+/// The sender of a request.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct Authenticated {
     pub(super) tenant: TenantName,
     pub(super) body: Pending,
-    /// The body where it had to be read to know the tenant.
+    /// The body, if it was read for authentication.
     received: Option<Received>,
-    /// What the request is known by, if it is signed.
+    /// The identity of the signature, if the request is signed.
     pub(super) stamp: Option<Stamp>,
 }
 
-/// Finds out who sends a request, and whether it is within the rate.
-pub(super) async fn know(app: &App, parts: &Parts, query: &Query, bodied: Bodied) -> Result<Known, Problem> {
-    let missing = |what| Problem::internal(format!("a request came without its {what}"));
+/// Authenticates the sender of a request and applies its rate limit.
+pub(super) async fn authenticate_within_rate(
+    app: &App,
+    parts: &Parts,
+    query: &Query,
+    bodied: BodyKind,
+) -> Result<Authenticated, Problem> {
+    let missing = |what| Problem::internal(format!("the request lacks its {what} extension"));
     let peer = parts.extensions.get::<Peer>().ok_or_else(|| missing("peer"))?.clone();
     let body = parts.extensions.get::<Pending>().ok_or_else(|| missing("body"))?.clone();
     let tenants = app.parts.tenants.current();
     let known = authenticate(app, &tenants, &peer, parts, query, &body, bodied).await;
     let known = match known {
-        Ok((tenant, received, stamp)) => Known { tenant, body, received, stamp },
+        Ok((tenant, received, stamp)) => Authenticated { tenant, body, received, stamp },
         Err(problem) => return Err(failed(app, &peer, problem).await),
     };
     let tenant = &known.tenant;
     authenticated(&parts.extensions);
     tracing::Span::current().record("tenant", tenant.as_str());
     app.rates.take(tenant, Instant::now()).map_err(|wait| {
-        Problem::new(Code::TooMany, "more requests than this tenant may send: slow down").retry_after(wait)
+        Problem::new(Code::TooMany, "this tenant exceeds its request rate: slow down").retry_after(wait)
     })?;
     Ok(known)
 }
 
-/// The tenant, the body where it had to be read to know it, and what a signed request is known by.
+/// Returns the tenant, the body if it was read for authentication, and the identity of the signature of a
+/// signed request.
 async fn authenticate(
     app: &App,
     tenants: &Tenants,
@@ -124,28 +132,28 @@ async fn authenticate(
     parts: &Parts,
     query: &Query,
     body: &Pending,
-    bodied: Bodied,
+    bodied: BodyKind,
 ) -> Result<(TenantName, Option<Received>, Option<Stamp>), Problem> {
     let authority = parts.uri.authority().map(|authority| authority.as_str());
     match Claim::of(&parts.headers, authority)? {
         Claim::None => match peer {
             Peer::Unix { admitted: true, .. } => Ok((tenants.admin().clone(), None, None)),
             Peer::Unix { .. } => {
-                Err(Problem::new(Code::Forbidden, "this user may not use the socket without a credential"))
+                Err(Problem::new(Code::Forbidden, "this user needs a credential to use the socket"))
             }
             Peer::Tcp { .. } => Err(Problem::new(
                 Code::Unauthenticated,
-                "no credential: want X-Auth-Token, or Authorization with a signature",
+                "authentication required: send X-Auth-Token, or Authorization with a signature",
             )),
         },
         Claim::Token(token) => match tenants.of_token(token.expose().as_bytes()) {
             Some(tenant) => Ok((tenant.clone(), None, None)),
             None => Err(Problem::new(Code::Unauthenticated, "the token is not valid")),
         },
-        Claim::Signed(signed) if bodied == Bodied::Stated => {
+        Claim::Signed(signed) if bodied == BodyKind::Stated => {
             let stamp = signed.check_date(app.now())?;
             let stated = auth::stated(&parts.headers)?.ok_or_else(|| {
-                let want = "X-Sdk-Content-Sha256: want the hash of the body, which is not read before it is known whose it is";
+                let want = "X-Sdk-Content-Sha256: missing; state the hash of the body, which is read only after authentication";
                 Problem::new(Code::Unauthenticated, want)
             })?;
             let (secret, tenant) = tenants.of_key(&signed.access).unzip();
@@ -162,8 +170,8 @@ async fn authenticate(
     }
 }
 
-/// A key that nobody has goes the whole way, so that neither answer nor time tells it from a wrong signature; but its body
-/// is not kept.
+/// Verifies a signature over the body. An unknown key takes the same path, so that neither the answer nor the
+/// time distinguishes it from a wrong signature. Its body is not kept.
 async fn verify(
     app: &App,
     tenants: &Tenants,
@@ -181,47 +189,48 @@ async fn verify(
     Ok((tenant.clone(), received))
 }
 
-/// Gives the connection of an authenticated request the limits of one that had a valid credential.
+/// Gives the connection of an authenticated request the limits for valid credentials.
 pub(super) fn authenticated(extensions: &Extensions) {
-    if let Some(standing) = extensions.get::<Arc<Standing>>() {
+    if let Some(standing) = extensions.get::<Arc<ConnectionState>>() {
         standing.authenticate();
     }
 }
 
-/// Counts a failed authentication, and slows down whoever has many.
+/// Counts a failed authentication, and delays the answer if there are too many.
 pub(super) async fn failed(app: &App, peer: &Peer, problem: Problem) -> Problem {
     if problem.code() == Code::Unauthenticated {
         app.parts.metrics.authentication_failure();
         if app.failures.take(&Origin::of(peer), Instant::now()).is_err() {
-            tokio::time::sleep(GUESSING).await;
+            tokio::time::sleep(FAILURE_DELAY).await;
         }
     }
     problem
 }
 
-/// Whether a request may begin something: false if it is signed and its signature may have been used. Remembers the
-/// signature.
+/// Returns `true` if a request can start something, and records its signature. `false` if the signature might
+/// have been used before.
 pub(super) fn may_begin(app: &App, tenant: &TenantName, stamp: Option<Stamp>) -> Result<bool, Problem> {
     let Some(stamp) = stamp else { return Ok(true) };
     app.used.first(tenant, stamp, app.now()).map_err(|wait| {
-        let message = "this tenant signed as many requests within 15 minutes as are remembered: slow down";
+        let message = "this tenant reached the maximum number of signed requests in 15 minutes: slow down";
         Problem::new(Code::TooMany, message).retry_after(wait)
     })
 }
 
 impl Caller {
-    /// Whether the request may begin something ([`may_begin`]).
+    /// Returns `true` if the request can start something ([`may_begin`]).
     pub(super) fn may_begin(&self, app: &App) -> Result<bool, Problem> {
         may_begin(app, &self.tenant, self.stamp)
     }
 
-    /// Refuses a request that begins something if its signature may have been used.
+    /// Refuses a request that starts something if its signature might have been used before.
     pub(super) fn refuse_replay(&self, app: &App) -> Result<(), Problem> {
         if self.may_begin(app)? { Ok(()) } else { Err(Error::Replayed.into()) }
     }
 
-    /// The cache that the path names. What is no ID is as unknown as an ID that nobody has. The path is taken as it came: an
-    /// escape is part of no ID, so that the path that is routed and the one that is signed cannot mean two caches.
+    /// Returns the cache that the path names. A malformed ID is reported like an unknown one. The path is
+    /// used without decoding: no ID contains an escape, so the routed path and the signed path cannot name
+    /// two caches.
     pub(super) fn cache(&self) -> Result<CacheId, Problem> {
         let mut segments = self.route.split('/').zip(self.path.split('/'));
         let named = segments.find(|(template, _)| *template == "{id}");
@@ -230,7 +239,7 @@ impl Caller {
         Ok(id)
     }
 
-    /// The body, where it is said to be JSON. Parameters of the type are passed over.
+    /// Returns the body if its type is JSON. Parameters of the type are ignored.
     pub(super) fn json(&self) -> Result<&[u8], Problem> {
         let mut types = self.headers.get_all(header::CONTENT_TYPE).iter();
         let given = types.next().and_then(|value| value.to_str().ok());
@@ -242,7 +251,8 @@ impl Caller {
         Err(Problem::new(Code::MediaType, "Content-Type: want application/json"))
     }
 
-    /// An answer with an `ETag` of its content, or 304 if the client has the same (RFC 9110, 13.1.2).
+    /// Returns an answer with an `ETag` of its content, or 304 if the client has the same content (RFC 9110,
+    /// 13.1.2).
     pub(super) fn tagged(&self, answer: &impl Serialize) -> Result<Response, Problem> {
         let body = serde_json::to_vec(answer);
         let body = body.map_err(|e| Problem::internal(format!("an answer cannot be written: {e}")))?;
@@ -253,7 +263,7 @@ impl Caller {
             .flat_map(|value| value.split(','))
             .map(str::trim)
             .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag);
-        // Shared caches must not store it, and a client revalidates what it stored.
+        // Shared caches must not store the answer, and a client must revalidate its copy.
         let head = [(header::ETAG, tag.as_str()), (header::CACHE_CONTROL, "private, no-cache")];
         Ok(match known {
             true => (StatusCode::NOT_MODIFIED, head).into_response(),
@@ -261,7 +271,7 @@ impl Caller {
         })
     }
 
-    /// The `Idempotency-Key`, with the hash of what it came with.
+    /// Returns the `Idempotency-Key`, with the hash of its request.
     pub(super) fn idempotency_key(&self) -> Result<Option<IdempotencyKey>, Problem> {
         let Some(key) = key(&self.headers)? else { return Ok(None) };
         let mut request = Sha256::new();
@@ -272,7 +282,8 @@ impl Caller {
         Ok(Some(IdempotencyKey { key, request: request.finalize().into() }))
     }
 
-    /// The number of the last event that the client has (`Last-Event-ID`); 0 where it says none.
+    /// Returns the number of the last event that the client has (`Last-Event-ID`). 0 if the header is
+    /// missing.
     pub(super) fn last_event(&self) -> Result<u64, Problem> {
         let Some(value) = self.headers.get("last-event-id") else { return Ok(0) };
         let number = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
@@ -281,15 +292,15 @@ impl Caller {
     }
 }
 
-/// The `Idempotency-Key`.
+/// Returns the `Idempotency-Key`, checked for its form.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else { return Ok(None) };
     let key = value.to_str().unwrap_or_default();
-    let visible = !key.is_empty() && key.len() <= LONGEST_KEY && key.bytes().all(|b| b.is_ascii_graphic());
+    let visible = !key.is_empty() && key.len() <= MAX_KEY_LENGTH && key.bytes().all(|b| b.is_ascii_graphic());
     if !visible || values.next().is_some() {
         return Err(Problem::invalid(format!(
-            "Idempotency-Key: want it once, 1 to {LONGEST_KEY} visible ASCII characters"
+            "Idempotency-Key: want it once, 1 to {MAX_KEY_LENGTH} visible ASCII characters"
         )));
     }
     Ok(Some(key.to_owned()))

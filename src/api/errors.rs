@@ -1,6 +1,6 @@
-//! The one map from errors to status, code and log level, and the envelope that carries them.
+//! Maps errors to status, code and log level, and defines the error body.
 //!
-//! The vendor has two forms of an error, and its SDKs read one or the other: a body holds both.
+//! The vendor has two error formats, and each of its SDKs reads one of them, so a body contains both.
 
 use std::time::Duration;
 
@@ -15,20 +15,21 @@ use crate::caches::error::Error;
 use crate::caches::store::StoreError;
 use larder_model::class::Class;
 
-/// Longest message of an answer, characters.
-const LONGEST: usize = 4096;
+/// Maximum length of an error message, characters.
+const MAX_MESSAGE: usize = 4096;
 
-/// What is told where the fault is ours: the reason is for the log.
-const OURS: &str = "the daemon failed; its log has the reason under this X-Request-Id";
+/// The message of an internal error. The reason is only logged.
+const INTERNAL_MESSAGE: &str = "the daemon failed; its log has the reason under this X-Request-Id";
 
-/// A stable code. Those that end in 001 are the vendor's for the status, those from 101 on are ours.
+/// A stable error code. Codes that end in 001 are the vendor's for the status; codes from 101 on are
+/// Larder's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// A field, a header or the query is malformed or out of its limits.
+    /// A field, a header or the query is malformed or outside its limits.
     Invalid,
     /// `building_config.cluster` is not one of the configured clusters.
     UnknownCluster,
-    /// A dry run: the images cannot be had.
+    /// A dry run could not resolve the images.
     Unresolvable,
     /// The `Idempotency-Key` was used for another request.
     KeyReused,
@@ -36,7 +37,7 @@ pub enum Code {
     Unauthenticated,
     /// The credential is valid and does not allow this.
     Forbidden,
-    /// The tenant has as many image caches, or as much space for them, as it may.
+    /// The tenant has reached its maximum number of image caches or its space limit.
     Quota,
     /// The tenant has no such image cache.
     NotFound,
@@ -48,24 +49,24 @@ pub enum Code {
     NameTaken,
     /// The image cache is in a state in which this cannot be done.
     State,
-    /// The body is longer than it may be.
+    /// The body exceeds its maximum size.
     TooLarge,
     /// The body of a POST is not `application/json`.
     MediaType,
-    /// Requests or streams of the tenant beyond its share.
+    /// The tenant exceeds its limit of requests or streams.
     TooMany,
     /// The queue of builds is full.
     QueueFull,
-    /// A fault of the daemon.
+    /// An internal error of the daemon.
     Internal,
-    /// The daemon starts, stops, or cannot reach what it needs.
+    /// The daemon is starting or stopping, or cannot reach a dependency.
     Unavailable,
-    /// The image cache does not fit this host.
+    /// There is not enough space on this host.
     NoSpace,
 }
 
 impl Code {
-    /// All of them.
+    /// All codes, in order of status.
     pub const ALL: [Code; 19] = [
         Code::Invalid,
         Code::UnknownCluster,
@@ -88,7 +89,7 @@ impl Code {
         Code::NoSpace,
     ];
 
-    /// Status, text of the code, and how loud the log is.
+    /// Returns the status, the code's text and the log level.
     fn row(self) -> (StatusCode, &'static str, Level) {
         match self {
             Code::Invalid => (StatusCode::BAD_REQUEST, "CCE.01400001", Level::INFO),
@@ -113,12 +114,12 @@ impl Code {
         }
     }
 
-    /// The status of the answer.
+    /// Returns the HTTP status of the answer.
     pub fn status(self) -> StatusCode {
         self.row().0
     }
 
-    /// The text: `CCE.01` and the status and a number.
+    /// Returns the text of the code: `CCE.01`, the status, and a number.
     pub fn text(self) -> &'static str {
         self.row().1
     }
@@ -128,25 +129,25 @@ impl Code {
     }
 }
 
-/// The body of an error: the vendor's envelope and its older form.
+/// The body of an error, in the vendor's current and older formats.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Envelope {
-    /// The stable code.
+    /// The stable error code.
     #[serde(rename = "errorCode")]
     #[schema(example = "CCE.01400001")]
     pub code: &'static str,
-    /// What is wrong, for people.
+    /// A description of the error for people.
     #[serde(rename = "errorMessage")]
     pub message: String,
-    /// The same as `errorCode`.
+    /// The error code again, as in `errorCode`.
     #[serde(rename = "error_code")]
     pub older_code: &'static str,
-    /// The same as `errorMessage`.
+    /// The description again, as in `errorMessage`.
     #[serde(rename = "error_msg")]
     pub older_message: String,
 }
 
-/// A request is answered with an error.
+/// An error to return to the client.
 #[derive(Clone, Debug)]
 pub struct Problem {
     code: Code,
@@ -155,7 +156,7 @@ pub struct Problem {
     retry_after: Option<Duration>,
 }
 
-/// What the log says of an error, as an extension of its answer.
+/// The log entry of an error, attached to its response as an extension.
 #[derive(Clone, Debug)]
 pub(super) struct Logged {
     pub(super) level: Level,
@@ -164,38 +165,39 @@ pub(super) struct Logged {
 }
 
 impl Problem {
-    /// An error that the client may read in full.
+    /// Creates an error whose message the client can read in full.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Problem { code, message: message.into(), reason: None, retry_after: None }
     }
 
-    /// A malformed request: what of it, and what is wanted.
+    /// Creates an error for a malformed request. The message names the malformed part and the expected form.
     pub fn invalid(message: impl Into<String>) -> Self {
         Problem::new(Code::Invalid, message)
     }
 
-    /// A fault of ours; `reason` goes to the log alone.
+    /// Creates an internal error; `reason` is only logged.
     pub fn internal(reason: impl Into<String>) -> Self {
-        Problem { reason: Some(reason.into()), ..Problem::new(Code::Internal, OURS) }
+        Problem { reason: Some(reason.into()), ..Problem::new(Code::Internal, INTERNAL_MESSAGE) }
     }
 
-    /// No such image cache: one answer for an ID of another tenant, an unknown one and a malformed one.
+    /// Creates the error for a missing image cache. It is the same for an ID of another tenant, an unknown ID
+    /// and a malformed ID.
     pub fn no_such_cache() -> Self {
         Problem::new(Code::NotFound, "there is no such image cache")
     }
 
-    /// When the client may ask again; whole seconds, rounded up.
+    /// Sets the time after which the client can retry; rounded up to seconds.
     #[must_use]
     pub fn retry_after(self, wait: Duration) -> Self {
         Problem { retry_after: Some(wait), ..self }
     }
 
-    /// The stable code.
+    /// Returns the stable error code.
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// What the client reads.
+    /// Returns the message for the client.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -228,8 +230,8 @@ impl From<Error> for Problem {
             Error::Store(StoreError::KeyReused) => Problem::new(Code::KeyReused, message),
             Error::Store(StoreError::NoNamespace(_)) => Problem::new(Code::Forbidden, message),
             Error::Store(StoreError::Unreachable(_)) => {
-                let told = Problem::new(Code::Unavailable, "the records cannot be reached for now");
-                Problem { reason: Some(message), ..told }.retry_after(Duration::from_secs(5))
+                let problem = Problem::new(Code::Unavailable, "the records are temporarily unreachable");
+                Problem { reason: Some(message), ..problem }.retry_after(Duration::from_secs(5))
             }
             Error::Store(StoreError::Changed(_)) => Problem::new(Code::State, message),
             Error::Store(StoreError::Failed { full: true, .. }) => Problem {
@@ -243,7 +245,7 @@ impl From<Error> for Problem {
     }
 }
 
-/// A dry run asks registries: what they refuse is a fault of what was asked for, not of the daemon.
+/// Converts a failed dry run. A refusal by a registry is an error of the request, not of the daemon.
 fn planned(class: Class, message: String) -> Problem {
     match class {
         Class::Invalid | Class::NotFound | Class::Denied | Class::Corrupt | Class::Conflict => {
@@ -258,7 +260,7 @@ fn planned(class: Class, message: String) -> Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let message: String = self.message.chars().take(LONGEST).collect();
+        let message: String = self.message.chars().take(MAX_MESSAGE).collect();
         let code = self.code.text();
         let body = Envelope { code, message: message.clone(), older_code: code, older_message: message };
         let mut response = (self.code.status(), Json(body)).into_response();
@@ -287,7 +289,7 @@ mod tests {
     use larder_model::image_cache::{CacheId, Status};
 
     #[test]
-    fn codes_are_one_each_and_tell_their_status() {
+    fn codes_are_unique_and_contain_their_status() {
         let texts: HashSet<&str> = Code::ALL.iter().map(|code| code.text()).collect();
         assert_eq!(texts.len(), Code::ALL.len());
         for code in Code::ALL {
@@ -302,11 +304,11 @@ mod tests {
     fn the_reference_lists_every_code() {
         let page = include_str!("../../docs/reference/http-api.md");
         let rows = page.lines().filter(|line| line.contains("| CCE."));
-        let told: Vec<&str> = rows.collect();
-        assert_eq!(told.len(), Code::ALL.len());
+        let listed: Vec<&str> = rows.collect();
+        assert_eq!(listed.len(), Code::ALL.len());
         for code in Code::ALL {
             let row = format!("| {} | {} |", code.status().as_u16(), code.text());
-            assert!(told.iter().any(|line| line.starts_with(&row)), "{row}");
+            assert!(listed.iter().any(|line| line.starts_with(&row)), "{row}");
         }
     }
 
@@ -325,14 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_is_not_told() {
+    fn internal_reasons_are_not_in_the_message() {
         let broken = StoreError::Corrupt {
             path: "/var/lib/larder/larder.db".into(),
             what: "page 3".into(),
             remedy: "restore".into(),
         };
         let problem = Problem::from(Error::Store(broken));
-        assert_eq!((problem.code, problem.message.as_str()), (Code::Internal, OURS));
+        assert_eq!((problem.code, problem.message.as_str()), (Code::Internal, INTERNAL_MESSAGE));
         assert!(problem.reason.unwrap().contains("page 3"));
         let full = StoreError::Failed { doing: "writing", reason: "/var/x".into(), full: true };
         let problem = Problem::from(Error::Store(full));

@@ -1,4 +1,4 @@
-//! Probes and metrics.
+//! Probes and the metrics endpoint.
 
 use std::sync::Arc;
 
@@ -19,16 +19,16 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 
 const OK: Health = Health { status: "ok" };
 
-/// The process answers.
+/// Reports that the process answers.
 #[utoipa::path(get, path = "/healthz", operation_id = "Alive", tag = "operation",
-    responses((status = 200, description = "It answers", body = Health)))]
+    responses((status = 200, description = "The process answers", body = Health)))]
 pub(super) async fn alive() -> Json<Health> {
     Json(OK)
 }
 
-/// The daemon takes orders.
+/// Reports whether the daemon accepts orders.
 #[utoipa::path(get, path = "/readyz", operation_id = "Ready", tag = "operation",
-    responses((status = 200, description = "It takes orders", body = Health)))]
+    responses((status = 200, description = "The daemon accepts orders", body = Health)))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Problem> {
     if app.parts.service.ready() && !app.stop.is_cancelled() {
         return Ok(Json(OK));
@@ -36,7 +36,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, P
     Err(Problem::new(Code::Unavailable, "the daemon is not ready"))
 }
 
-/// Counts and sizes of all tenants together; so not for tenants, who would learn of each other.
+/// Returns counts and sizes over all tenants. Not available to tenants, because it reveals data of other
+/// tenants.
 #[utoipa::path(get, path = "/metrics", operation_id = "Metrics", tag = "operation",
     responses((status = 200, description = "OpenMetrics text", body = String,
         content_type = "application/openmetrics-text")))]
@@ -45,9 +46,9 @@ pub(super) async fn metrics(
     request: Request,
 ) -> Result<impl IntoResponse, Problem> {
     let peer = request.extensions().get::<Peer>().cloned();
-    let peer = peer.ok_or_else(|| Problem::internal("a request came without its peer"))?;
+    let peer = peer.ok_or_else(|| Problem::internal("the request lacks its peer extension"))?;
     let tenants = app.parts.tenants.current();
-    let wrong = || Problem::new(Code::Unauthenticated, "metrics: want a token of api.metrics_token_sha256");
+    let wrong = || Problem::new(Code::Unauthenticated, "metrics: send a token of api.metrics_token_sha256");
     let allowed = match Claim::of(request.headers(), None) {
         Ok(Claim::None) if peer.is_admitted() => Ok(()),
         Ok(Claim::Token(token)) if tenants.is_for_metrics(token.expose().as_bytes()) => Ok(()),

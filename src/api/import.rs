@@ -1,8 +1,10 @@
-//! `POST /larder/v1/import`: an archive as the body of a request, the order for its cache in the query.
+//! `POST /larder/v1/import`: the archive is the body of the request, and the order for its cache is the
+//! query.
 //!
-//! Nothing of it is read before its sender is known and the cache is admitted. A signature covers the hash of the body, so a
-//! signed import has to state it (`X-Sdk-Content-Sha256`): the signature is checked against what is stated, what is stated against
-//! the body when that is there. From there on every byte goes to a file at once: the sender is as fast as the disk.
+//! The body is not read before its sender is authenticated and the cache is admitted. A signature covers the
+//! hash of the body, so a signed import must state it (`X-Sdk-Content-Sha256`). The signature is checked
+//! against the stated hash, and the stated hash against the body when it is complete. The body is written
+//! directly to a file, so the disk limits the speed of the upload.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::App;
 use super::auth::{self, Stamp};
 use super::body::Pending;
-use super::caller::{self, Bodied};
+use super::caller::{self, BodyKind};
 use super::errors::{Code, Problem};
 use super::query::Query;
 use super::wire::One;
@@ -27,23 +29,23 @@ use crate::caches::service::{Received, Receiving};
 use crate::caches::store::IdempotencyKey;
 use larder_model::image_cache::TenantName;
 
-/// When to ask again while other imports of the tenant are sent.
+/// Time after which a tenant can retry while its other imports run.
 const PAUSE: Duration = Duration::from_secs(10);
-/// How long what is still sent after a refusal is thrown away, so that the sender sees why.
+/// Maximum time to read and discard the rest of a refused body, so that the sender receives the reason.
 const LINGER: Duration = Duration::from_secs(10);
-/// Types of a body that is taken for a tar.
+/// Content types that are accepted as a tar.
 const TYPES: [&str; 2] = ["application/octet-stream", "application/x-tar"];
 
-/// An authenticated request within its rate, of which the body was not read.
+/// An authenticated request within its rate limit, with an unread body.
 #[derive(Debug)]
 pub(super) struct Sender {
     tenant: TenantName,
     query: Query,
-    /// Path and query as they came.
+    /// Path and query as received.
     target: String,
     headers: HeaderMap,
     body: Pending,
-    /// SHA-256 that the body is said to have.
+    /// The stated SHA-256 of the body.
     stated: Option<[u8; 32]>,
     stamp: Option<Stamp>,
 }
@@ -54,7 +56,7 @@ impl FromRequest<Arc<App>> for Sender {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
         let (mut parts, _) = request.into_parts();
         let query = Query::parse(parts.uri.query())?;
-        let known = match caller::know(app, &parts, &query, Bodied::Stated).await {
+        let known = match caller::authenticate_within_rate(app, &parts, &query, BodyKind::Stated).await {
             Ok(known) => known,
             Err(problem) => {
                 if let Some(body) = parts.extensions.get::<Pending>() {
@@ -67,28 +69,29 @@ impl FromRequest<Arc<App>> for Sender {
         parts.headers.remove(auth::TOKEN);
         parts.headers.remove(header::AUTHORIZATION);
         let target = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
-        let caller::Known { tenant, body, stamp, .. } = known;
+        let caller::Authenticated { tenant, body, stamp, .. } = known;
         Ok(Sender { tenant, query, target, headers: parts.headers, body, stated, stamp })
     }
 }
 
-/// Makes an image cache of an archive: an oci-archive or a docker-archive, uncompressed as a whole. No registry is asked. The
-/// answer is there when all of the archive is; the cache is Creating until every digest of it is proven.
+/// Creates an image cache from an archive: an oci-archive or a docker-archive, not compressed as a whole. No
+/// registry is used. The answer is sent when the archive is complete; the cache is Creating until all its
+/// digests are verified.
 #[utoipa::path(post, path = "/larder/v1/import", operation_id = "ImportImageCache", tag = "larder",
     params(
         ("name" = String, Query, min_length = 1, max_length = 128, pattern = "^[a-z]([a-z0-9-]{0,126}[a-z0-9])?$",
             description = "Unique in the tenant"),
         ("image" = Vec<String>, Query, min_items = 1, max_items = 20,
-            description = "An image of the archive, repeated for each; also what to call the only one, if it has no name"),
+            description = "An image of the archive; repeat for each image. Also names the only image of an archive without names"),
         ("image_cache_size" = Option<u32>, Query, minimum = 20, maximum = 400,
-            description = "Size of the volume, GiB (20); at least three times what the images come to"),
+            description = "Size of the volume, GiB (20); at least three times the total size of the images"),
         ("retention_days" = Option<u32>, Query, minimum = 0, maximum = 10000,
-            description = "Days until it expires; 0, the default, is never"),
+            description = "Days until it expires; 0, the default, means never"),
         ("cluster" = String, Query, min_length = 1, max_length = 512, description = "UID of the cluster"),
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
-            description = "A repeated request with the same key and archive gets the first answer"),
+            description = "Repeating a request with the same key and archive returns the first answer"),
         ("X-Sdk-Content-Sha256" = Option<String>, Header, pattern = "^[0-9a-f]{64}$",
-            description = "SHA-256 of the body, compared with it; a signed request must state it")
+            description = "Expected SHA-256 of the body; required for signed requests")
     ),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 201, description = "Ordered", body = One)))]
@@ -109,7 +112,7 @@ impl Sender {
         let spec = Order::of_query(&self.query)?.into_spec()?;
         let key = caller::key(&self.headers)?;
         let _share = app.imports.take(&self.tenant).ok_or_else(|| {
-            Problem::new(Code::TooMany, "this tenant sends as many archives at once as it may")
+            Problem::new(Code::TooMany, "this tenant has reached its maximum number of concurrent imports")
                 .retry_after(PAUSE)
         })?;
         if !caller::may_begin(app, &self.tenant, self.stamp)? {
@@ -119,7 +122,7 @@ impl Sender {
         let receiving = service.receive(&self.tenant, spec, self.body.length(), key.is_some()).await?;
         let received = self.receive(app, receiving).await?;
         if self.stated.is_some_and(|stated| stated != received.sha256) {
-            return Err(Problem::invalid("X-Sdk-Content-Sha256: the body has another hash"));
+            return Err(Problem::invalid("X-Sdk-Content-Sha256: the body has a different hash"));
         }
         let key = key.map(|key| IdempotencyKey { key, request: self.hash(&received) });
         let record = service.import(received, key).await?;
@@ -137,12 +140,12 @@ impl Sender {
             return Ok(());
         }
         let want =
-            "Content-Type: want application/octet-stream or application/x-tar, and no Content-Encoding";
+            "Content-Type: send application/octet-stream or application/x-tar, without Content-Encoding";
         Err(Problem::new(Code::MediaType, want))
     }
 
-    /// Reads the body to its end: who sends nothing for `api.body_timeout_seconds` is cut, and so is who takes longer than a
-    /// build may.
+    /// Reads the whole body. Fails if the sender is silent for `api.body_timeout_seconds` or exceeds the
+    /// maximum duration of a build.
     async fn receive(&self, app: &App, mut receiving: Receiving) -> Result<Received, Problem> {
         let end = Instant::now() + app.parts.service.longest_build();
         let mut body = self.body.take().unwrap_or_default();
@@ -156,13 +159,17 @@ impl Sender {
                 }
             };
             let frame = match frame {
-                Ok(Ok(Some(frame))) => frame.map_err(|_| Problem::invalid("the body broke off"))?,
+                Ok(Ok(Some(frame))) => frame.map_err(|_| Problem::invalid("the body is incomplete"))?,
                 Ok(Ok(None)) => break,
                 Ok(Err(_)) => {
                     let seconds = app.body_time.as_secs();
-                    return Err(Problem::invalid(format!("nothing of the body came for {seconds} s")));
+                    return Err(Problem::invalid(format!("no data of the body arrived for {seconds} s")));
                 }
-                Err(_) => return Err(Problem::invalid("the body was not there in the time of a build")),
+                Err(_) => {
+                    return Err(Problem::invalid(
+                        "the body did not arrive within the maximum duration of a build",
+                    ));
+                }
             };
             let Ok(bytes) = frame.into_data() else { continue };
             any |= !bytes.is_empty();
@@ -172,12 +179,12 @@ impl Sender {
             }
         }
         if !any {
-            return Err(Problem::invalid("body: it is empty, want an archive"));
+            return Err(Problem::invalid("body: empty, send an archive"));
         }
         Ok(receiving.end().await?)
     }
 
-    /// Everything that makes a request another one.
+    /// Returns the hash over everything that distinguishes requests with the same key.
     fn hash(&self, received: &Received) -> [u8; 32] {
         let mut request = Sha256::new();
         for part in ["POST".as_bytes(), self.target.as_bytes(), &received.sha256] {
@@ -188,14 +195,14 @@ impl Sender {
     }
 }
 
-/// Throws away what is still sent while the refusal is on its way: who cannot write any more may not read either. Who waits to be
-/// told to go on has sent nothing, and is not told.
+/// Reads and discards the rest of the body while the refusal is sent, because a client that cannot write
+/// might not read the answer. A client that waits for 100 Continue has sent nothing, and nothing is read.
 fn linger(body: &Pending, headers: &HeaderMap) {
     let Some(mut body) = body.take().filter(|_| !headers.contains_key(header::EXPECT)) else { return };
     tokio::spawn(async move {
         let to_its_end =
             async { while !body.is_end_stream() && matches!(body.frame().await, Some(Ok(_))) {} };
-        // The answer stands whatever comes of it.
+        // The answer is the same whatever the result.
         let _ = timeout(LINGER, to_its_end).await;
     });
 }

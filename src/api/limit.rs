@@ -1,14 +1,15 @@
-//! How much a tenant, or a stranger, may ask of the daemon.
+//! Rate limits and concurrency limits, per tenant or address.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Most buckets of one limiter. Those beyond share one, so that strangers cannot fill the memory.
-const MOST_BUCKETS: usize = 4096;
+/// Maximum number of buckets of one limiter. Further keys share one bucket, so that unauthenticated clients
+/// cannot fill the memory.
+const MAX_BUCKETS: usize = 4096;
 
-/// Token buckets, one for each key: `rate` a second, `burst` saved up.
+/// Token buckets, one per key: `rate` tokens per second, up to `burst`.
 #[derive(Debug)]
 pub(super) struct Limiter<K> {
     rate: f64,
@@ -37,29 +38,29 @@ impl Bucket {
 }
 
 impl<K: Clone + Eq + Hash> Limiter<K> {
-    /// `rate` a second, at least one; full buckets to begin with.
+    /// Creates a limiter of `rate` per second, at least one. Buckets start full.
     pub(super) fn new(rate: u32, burst: u32, now: Instant) -> Self {
         let (rate, burst) = (f64::from(rate.max(1)), f64::from(burst.max(1)));
         let others = Bucket { tokens: burst, at: now };
         Limiter { rate, burst, buckets: Mutex::new(Buckets { of: HashMap::new(), others }) }
     }
 
-    /// Takes one.
+    /// Takes one token.
     ///
     /// # Errors
-    /// How long it takes until there is one.
+    /// Returns the time until the next token.
     pub(super) fn take(&self, key: &K, now: Instant) -> Result<(), Duration> {
         let (rate, burst) = (self.rate, self.burst);
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let buckets = &mut *buckets;
-        if buckets.of.len() >= MOST_BUCKETS && !buckets.of.contains_key(key) {
-            // A full bucket says nothing that a new one does not.
+        if buckets.of.len() >= MAX_BUCKETS && !buckets.of.contains_key(key) {
+            // A full bucket is equivalent to a new one.
             buckets.of.retain(|_, bucket| {
                 bucket.fill(rate, burst, now);
                 bucket.tokens < burst
             });
         }
-        let bucket = if buckets.of.len() < MOST_BUCKETS || buckets.of.contains_key(key) {
+        let bucket = if buckets.of.len() < MAX_BUCKETS || buckets.of.contains_key(key) {
             buckets.of.entry(key.clone()).or_insert(Bucket { tokens: burst, at: now })
         } else {
             &mut buckets.others
@@ -73,14 +74,14 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
     }
 }
 
-/// Things that a tenant may hold only so many of at once.
+/// A concurrency limit per key.
 #[derive(Debug)]
 pub(super) struct Shares<K: Clone + Eq + Hash> {
     most: usize,
     held: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-/// One of them; given back on drop.
+/// One use of a limited resource. Dropping it releases the use.
 #[derive(Debug)]
 pub(super) struct Share<K: Clone + Eq + Hash> {
     key: K,
@@ -92,12 +93,12 @@ fn counts<K>(held: &Mutex<HashMap<K, usize>>) -> MutexGuard<'_, HashMap<K, usize
 }
 
 impl<K: Clone + Eq + Hash> Shares<K> {
-    /// At most `most` for each key.
+    /// Allows at most `most` concurrent uses per key.
     pub(super) fn new(most: usize) -> Self {
         Shares { most, held: Arc::default() }
     }
 
-    /// One more; none where the key has all of its.
+    /// Adds one use. `None` if the key has reached its maximum.
     pub(super) fn take(&self, key: &K) -> Option<Share<K>> {
         let mut held = counts(&self.held);
         let count = held.entry(key.clone()).or_insert(0);
@@ -134,7 +135,7 @@ mod tests {
             assert_eq!(limiter.take(&"a", start), Ok(()));
         }
         assert_eq!(limiter.take(&"a", start), Err(Duration::from_millis(500)));
-        assert_eq!(limiter.take(&"b", start), Ok(()), "another has a bucket of its own");
+        assert_eq!(limiter.take(&"b", start), Ok(()), "each key has its own bucket");
         assert!(limiter.take(&"a", after(499)).is_err());
         assert_eq!(limiter.take(&"a", after(500)), Ok(()));
         for _ in 0..3 {
@@ -144,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn strangers_do_not_fill_the_memory() {
+    fn memory_is_bounded_for_many_keys() {
         let start = Instant::now();
         let limiter = Limiter::new(1, 2, start);
-        for key in 0..3 * MOST_BUCKETS {
+        for key in 0..3 * MAX_BUCKETS {
             let _ = limiter.take(&key, start);
         }
-        assert_eq!(limiter.buckets.lock().unwrap().of.len(), MOST_BUCKETS);
+        assert_eq!(limiter.buckets.lock().unwrap().of.len(), MAX_BUCKETS);
         assert!(limiter.take(&usize::MAX, start).is_err(), "the shared bucket is empty");
         let later = start + Duration::from_secs(60);
         assert_eq!(limiter.take(&usize::MAX, later), Ok(()));
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_given_back() {
+    fn shares_are_released() {
         let shares = Shares::new(2);
         let first = shares.take(&"a");
         let second = shares.take(&"a");

@@ -1,8 +1,8 @@
-//! Where the API listens, and what one connection may take.
+//! The listeners of the API and the limits of connections.
 //!
-//! The Unix socket has connections of its own, so that a flood over TCP cannot lock the operator out: an eighth of
-//! `api.max_connections`. TCP has the rest. `places` says which connection is closed when there are too many, and
-//! `connection` has the clocks.
+//! The Unix socket has its own connection limit, an eighth of `api.max_connections`, so that a flood over TCP
+//! cannot lock the operator out. TCP has the rest. `places` selects the connection to close when there are
+//! too many, and `connection` enforces the timeouts.
 
 mod connection;
 mod lines;
@@ -31,100 +31,100 @@ use connection::{Connection, Limits};
 use larder_model::class::Class;
 use larder_sys::private::ReadError;
 use origin::Origin;
-use places::{Bounds, Places};
-use standing::Standing;
+use places::{Bounds, ConnectionSet};
+use standing::ConnectionState;
 use tls::Tls;
 
-/// How long requests under way may take to come to their end when the daemon stops.
+/// Maximum time for active requests to finish when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Pause after an accept that failed, most likely for want of descriptors.
+/// Pause after a failed accept. The usual cause is a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a new connection may take until it counts as one without a valid credential.
+/// Age at which a new connection counts as one without a valid credential.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Who is at the other end of a connection; every request carries it.
+/// The peer of a connection, attached to every request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// A process of this host, over the Unix socket.
     Unix {
-        /// Its user.
+        /// User ID of the process.
         uid: u32,
-        /// Whether it is the tenant `admin` without a credential.
+        /// `true` if it is the tenant `admin` without a credential.
         admitted: bool,
     },
-    /// Somebody over TCP.
+    /// A client over TCP.
     Tcp {
-        /// From where.
+        /// Address of the client.
         address: SocketAddr,
     },
 }
 
 impl Peer {
-    /// Whether it may act as the tenant `admin`.
+    /// Returns `true` if the peer can act as the tenant `admin`.
     pub fn is_admitted(&self) -> bool {
         matches!(self, Peer::Unix { admitted: true, .. })
     }
 }
 
-/// The API cannot listen.
+/// The reason why the API cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// TCP with nobody who could use it.
-    #[error("api.tcp is set, and no tenant has a token or an access key: add one, or remove api.tcp")]
+    /// TCP is configured, but no tenant could use it.
+    #[error("api.tcp is set, but no tenant has a token or an access key: add one, or remove api.tcp")]
     NoCredential,
-    /// TCP without TLS beyond this host.
+    /// TCP without TLS is only allowed on loopback.
     #[error(
-        "api.tcp {0} is no address of loopback, and there is no certificate: set api.tls_certificate and api.tls_key"
+        "api.tcp {0} is not a loopback address, and no certificate is configured: set api.tls_certificate and api.tls_key"
     )]
     Plain(SocketAddr),
-    /// A daemon answers at the socket.
-    #[error("binding {}: a daemon answers there already", .0.display())]
+    /// Another daemon answers at the socket.
+    #[error("binding {}: another daemon is already listening", .0.display())]
     Occupied(PathBuf),
-    /// Something that is no socket is in its place.
-    #[error("binding {}: something that is no socket is there, and is left alone", .0.display())]
+    /// A file that is not a socket exists at the path.
+    #[error("binding {}: a file that is not a socket exists there: remove it, or set another path", .0.display())]
     NotASocket(PathBuf),
-    /// No such group.
+    /// The configured group does not exist.
     #[error("api.socket_group {0:?}: there is no such group")]
     Group(String),
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("binding {}: {doing}: {source}", path.display())]
     Unix {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The address cannot be bound.
+    /// The TCP address cannot be bound.
     #[error("binding api.tcp {address}: {source}")]
     Tcp {
-        /// The address.
+        /// The configured address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The key cannot be read, or others can read it.
+    /// The key cannot be read, or other users can read it.
     #[error("reading {}: {source}", path.display())]
     Key {
-        /// The file.
+        /// Path of the key file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: ReadError,
     },
-    /// Certificate or key cannot be used.
+    /// The certificate or the key cannot be used.
     #[error("reading {}: {reason}", path.display())]
     Tls {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         reason: String,
     },
 }
 
 impl ListenError {
-    /// The class that decides exit code and retry.
+    /// Returns the class, which determines the exit code and whether to retry.
     pub fn class(&self) -> Class {
         match self {
             ListenError::Occupied(_) | ListenError::Tcp { .. } => Class::Busy,
@@ -137,7 +137,7 @@ impl ListenError {
     }
 }
 
-/// Bound, and not answering yet: until [`Api::serve`](super::Api::serve), who connects waits.
+/// Bound listeners. Until [`Api::serve`](super::Api::serve), connecting clients wait.
 #[derive(Debug)]
 pub struct Listeners {
     unix: UnixListener,
@@ -146,10 +146,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds what is configured. Needs a runtime of tokio.
+    /// Binds the configured listeners. Requires a tokio runtime.
     ///
     /// # Errors
-    /// [`ListenError`], also for TCP that nobody could use or that would show credentials to the network.
+    /// Returns [`ListenError`], also for TCP that no tenant could use or that would expose credentials to the
+    /// network.
     pub fn bind(settings: &Api, any_credential: bool) -> Result<Self, ListenError> {
         let tcp = match settings.tcp {
             None => None,
@@ -166,28 +167,28 @@ impl Listeners {
         Ok(Listeners { unix, group: !settings.socket_group.is_empty(), tcp })
     }
 
-    /// The address of TCP; with port 0 in the configuration, the port that was given.
+    /// Returns the TCP address. If the configured port is 0, it has the assigned port.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
     }
 
-    /// A handle to the certificate, which can be read again while connections are served.
+    /// Returns a handle to the certificate, which can be reloaded while connections are served.
     pub fn tls(&self) -> Option<Tls> {
         self.tcp.as_ref().and_then(|(_, tls)| tls.clone())
     }
 
-    /// Accepts until `stop`, then waits for requests under way.
+    /// Accepts connections until `stop`, then waits for active requests.
     pub(super) async fn serve(self, router: Router, settings: Api, stop: CancellationToken) {
         let limits = Limits::of(&settings);
         let tracker = TaskTracker::new();
         let cut = CancellationToken::new();
-        let door = |bounds| Door {
-            places: Places::new(bounds),
+        let acceptor = |bounds| Acceptor {
+            places: ConnectionSet::new(bounds),
             tracker: tracker.clone(),
             connection: Connection { router: router.clone(), limits, stop: stop.clone(), cut: cut.clone() },
         };
         let (over_unix, over_tcp) = bounds(&settings);
-        let (over_unix, over_tcp) = (door(over_unix), door(over_tcp));
+        let (over_unix, over_tcp) = (acceptor(over_unix), acceptor(over_tcp));
         let over_unix = unix::accept(self.unix, self.group, over_unix);
         let over_tcp = async move {
             if let Some((listener, tls)) = self.tcp {
@@ -197,44 +198,44 @@ impl Listeners {
         tokio::join!(over_unix, over_tcp);
         tracker.close();
         if tokio::time::timeout(DRAIN, tracker.wait()).await.is_err() {
-            tracing::warn!(connections = tracker.len(), "requests were cut: they did not end in time");
+            tracing::warn!(connections = tracker.len(), "aborting requests that did not end in time");
             cut.cancel();
             tracker.wait().await;
         }
     }
 }
 
-/// The limits of the Unix socket and of TCP.
+/// Returns the limits of the Unix socket and of TCP.
 fn bounds(settings: &Api) -> (Bounds, Bounds) {
     let own = (settings.max_connections / 8).max(1);
     let rest = settings.max_connections.saturating_sub(own).max(1);
-    let over_unix = Bounds { all: own, strangers: (own / 4).max(1), fresh: FRESH, per_origin: own };
+    let over_unix = Bounds { all: own, unauthenticated: (own / 4).max(1), fresh: FRESH, per_origin: own };
     let over_tcp = Bounds {
         all: rest,
-        strangers: settings.max_unauthenticated_connections.min(rest),
+        unauthenticated: settings.max_unauthenticated_connections.min(rest),
         fresh: FRESH,
         per_origin: settings.max_connections_per_address,
     };
     (over_unix, over_tcp)
 }
 
-/// A connection that was accepted and has a place.
+/// An accepted connection that counts against the limits.
 struct Accepted<S> {
     stream: S,
     peer: Peer,
-    standing: Arc<Standing>,
+    standing: Arc<ConnectionState>,
 }
 
-/// A listener.
-struct Door {
-    places: Arc<Places>,
+/// A listener with its connections.
+struct Acceptor {
+    places: Arc<ConnectionSet>,
     tracker: TaskTracker,
     connection: Connection,
 }
 
-impl Door {
-    /// Accepts with `accept` and hands each connection that gets a place to `serve`, until the daemon stops. `accept` returns
-    /// no peer if the kernel does not say who it is: such a connection is closed.
+impl Acceptor {
+    /// Accepts connections with `accept` until the daemon stops, and passes admitted ones to `serve`.
+    /// `accept` returns no peer if the kernel does not report it; such a connection is closed.
     async fn open<S, F>(
         self,
         mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(S, Option<Peer>)>>,
@@ -257,7 +258,7 @@ impl Door {
             match accepted {
                 Ok((_, None)) => {}
                 Ok((stream, Some(peer))) => {
-                    let standing = Standing::new(peer.is_admitted());
+                    let standing = ConnectionState::new(peer.is_admitted());
                     let Some(place) = self.places.admit(Origin::of(&peer), &standing) else { continue };
                     let serving = serve(Accepted { stream, peer, standing }, self.connection.clone());
                     self.tracker.spawn(async move {
@@ -266,7 +267,7 @@ impl Door {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
+                    tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -1,4 +1,4 @@
-//! What stands around every request: its ID, its line in the log, and the body that nobody read.
+//! Per-request middleware: request ID, log line, metrics, and disposal of an unread body.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use super::errors::{Logged, Problem};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What a request for no route of ours is counted as.
+/// The metrics label of a request without a matching route.
 const UNMATCHED: &str = "unmatched";
-/// Routes that are asked for all the time and say nothing.
+/// Frequent routes that are only logged at debug level.
 const QUIET: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
-/// Gives a request its ID, follows it to its answer, and logs it once.
+/// Assigns an ID to a request, passes it on, and logs it once.
 pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    // Made here: an ID that a client chose could be somebody else's.
+    // Generated here, because an ID chosen by a client might already be used.
     let id = Uuid::new_v4().simple().to_string();
     let route = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned());
     let route = route.unwrap_or_else(|| UNMATCHED.to_owned());
@@ -49,7 +49,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     response
 }
 
-/// A method as a label: clients may make up their own.
+/// Returns a method as a metrics label. Clients can send arbitrary methods.
 fn counted(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,4 +1,4 @@
-//! The description of the API: `/openapi.json`.
+//! The OpenAPI description of the API: `/openapi.json`.
 
 use std::sync::LazyLock;
 
@@ -20,7 +20,7 @@ use super::{health, import, routes, sse};
 #[openapi(
     info(
         title = "Larder",
-        description = "Image caches: the API of a managed Kubernetes service, and what goes beyond it under /larder/v1/."
+        description = "Image caches: the API of a managed Kubernetes service, and extensions under /larder/v1/."
     ),
     paths(
         routes::create,
@@ -48,23 +48,23 @@ use super::{health, import, routes, sse};
 )]
 struct Document;
 
-/// Answers that any route for tenants may give, and why.
+/// Error responses that any route for tenants can return.
 const ERRORS: [(&str, &str); 12] = [
-    ("400", "A field, a header or the query is malformed or out of its limits"),
+    ("400", "A field, a header or the query is malformed or outside its limits"),
     ("401", "No credential, or one that is not valid"),
-    ("403", "The quota is used up, or the credential does not allow this"),
+    ("403", "The quota is exhausted, or the credential does not allow this"),
     ("404", "The tenant has no such image cache"),
     ("405", "The path has no such method"),
     ("409", "The name is taken, or the state of the image cache does not allow this"),
-    ("413", "The body is longer than 1 MiB, an archive than its cache"),
-    ("415", "The body is not application/json, an archive no tar"),
-    ("429", "Too many requests or waiting builds: see Retry-After"),
+    ("413", "The body is larger than 1 MiB, or the archive is larger than its cache"),
+    ("415", "The body is not application/json, or the archive is not an uncompressed tar"),
+    ("429", "Too many requests or queued builds: see Retry-After"),
     ("500", "The daemon failed; its log has the reason under X-Request-Id"),
-    ("503", "The daemon starts, stops, or cannot reach what it needs"),
-    ("507", "The image cache does not fit this host"),
+    ("503", "The daemon is starting or stopping, or cannot reach a dependency"),
+    ("507", "There is not enough space on this host"),
 ];
 
-/// Those that need no credential.
+/// Paths that need no credential.
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/openapi.json"];
 
 struct Errors;
@@ -106,7 +106,7 @@ fn describe(operation: &mut Operation, open: bool) {
 static DOCUMENT: LazyLock<Bytes> =
     LazyLock::new(|| serde_json::to_vec(&Document::openapi()).unwrap_or_default().into());
 
-/// This description.
+/// Returns this description.
 #[utoipa::path(get, path = "/openapi.json", operation_id = "Describe", tag = "operation",
     responses((status = 200, description = "OpenAPI 3.1", body = Object)))]
 pub(super) async fn document() -> impl IntoResponse {

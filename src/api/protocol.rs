@@ -1,4 +1,4 @@
-//! Rules of HTTP that the library leaves to the server.
+//! HTTP rules that the library leaves to the server.
 
 use axum::extract::Request;
 use axum::http::uri::Authority;
@@ -16,7 +16,7 @@ pub(super) async fn one_host(request: Request, next: Next) -> Response {
             |host: &[u8]| host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok());
         let one = hosts.next().is_some_and(|host| valid(host.as_bytes())) && hosts.next().is_none();
         if !one {
-            return Problem::invalid("Host: want it exactly once, with a valid value").into_response();
+            return Problem::invalid("Host: send it exactly once, with a valid value").into_response();
         }
     }
     next.run(request).await

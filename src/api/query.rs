@@ -1,27 +1,27 @@
-//! The query of a request, taken apart once, for the signature and for the routes alike.
+//! The query of a request, decoded once for both the signature and the routes.
 
 use super::errors::Problem;
 
-/// Longest query, bytes.
-const LONGEST: usize = 32 << 10;
-/// Most parameters of one query.
-const MOST: usize = 64;
+/// Maximum length of a query, bytes.
+const MAX_LENGTH: usize = 32 << 10;
+/// Maximum number of parameters in one query.
+const MAX_PARAMETERS: usize = 64;
 
-/// Decoded parameters in the order in which they came. `+` is a plus sign: the vendor's SDKs write a space as `%20`.
+/// Decoded parameters in their original order. `+` is a plus sign: the vendor's SDKs encode a space as `%20`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Takes a raw query apart.
+    /// Decodes a raw query.
     pub(super) fn parse(raw: Option<&str>) -> Result<Self, Problem> {
         let raw = raw.unwrap_or_default();
-        if raw.len() > LONGEST {
-            return Err(Problem::invalid(format!("the query is longer than {LONGEST} bytes")));
+        if raw.len() > MAX_LENGTH {
+            return Err(Problem::invalid(format!("the query is longer than {MAX_LENGTH} bytes")));
         }
         let mut pairs = Vec::new();
         for part in raw.split('&').filter(|part| !part.is_empty()) {
-            if pairs.len() == MOST {
-                return Err(Problem::invalid(format!("the query has more than {MOST} parameters")));
+            if pairs.len() == MAX_PARAMETERS {
+                return Err(Problem::invalid(format!("the query has more than {MAX_PARAMETERS} parameters")));
             }
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             let pair = decode(name).zip(decode(value));
@@ -30,28 +30,28 @@ impl Query {
         Ok(Query(pairs))
     }
 
-    /// All parameters.
+    /// Returns all parameters in order.
     pub(super) fn pairs(&self) -> &[(String, String)] {
         &self.0
     }
 
-    /// Every value of one parameter.
+    /// Returns all values of one parameter.
     pub(super) fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.0.iter().filter(move |(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
-    /// The value of a parameter that may be given once.
+    /// Returns the value of a parameter that can be given at most once.
     pub(super) fn one<'a>(&'a self, name: &str) -> Result<Option<&'a str>, Problem> {
         let mut values = self.all(name);
         let first = values.next();
         if values.next().is_some() {
-            return Err(Problem::invalid(format!("query: {name} is given twice, want it once")));
+            return Err(Problem::invalid(format!("query: {name} is given twice, send it once")));
         }
         Ok(first)
     }
 }
 
-/// Percent-decoding (RFC 3986, 2.1), strict: a `%` without two hexadecimal digits is a fault.
+/// Decodes percent-encoding (RFC 3986, 2.1) strictly: a `%` without two hexadecimal digits is an error.
 pub(super) fn decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -84,8 +84,8 @@ mod tests {
 
     #[test]
     fn malformed_queries() {
-        let many = "a&".repeat(MOST + 1);
-        let long = "a".repeat(LONGEST + 1);
+        let many = "a&".repeat(MAX_PARAMETERS + 1);
+        let long = "a".repeat(MAX_LENGTH + 1);
         for bad in ["a=%", "a=%4", "a=%zz", "%+1=a", "a=%ff", &many, &long] {
             assert!(Query::parse(Some(bad)).is_err(), "{bad}");
         }

@@ -1,4 +1,4 @@
-//! The routes, and what each asks of the service.
+//! The routes and their handlers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +22,10 @@ use larder_model::reference::ImageReference;
 type Answer<T> = Result<Json<T>, Problem>;
 type Accepted<T> = Result<(StatusCode, Json<T>), Problem>;
 
-/// When to ask again for a plan while others of the tenant are made.
+/// Time after which a tenant can retry a plan while its other plans run.
 const PLAN_PAUSE: Duration = Duration::from_secs(2);
 
-/// All of them, with what stands around each.
+/// Creates the router with all routes and their middleware.
 pub(super) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v5/imagecaches", get(list).post(create))
@@ -50,17 +50,17 @@ pub(super) fn router(app: Arc<App>) -> Router {
 }
 
 async fn no_route() -> Problem {
-    Problem::new(Code::NoRoute, "there is no such path in this API: see /openapi.json")
+    Problem::new(Code::NoRoute, "the API has no such path: see /openapi.json")
 }
 
 async fn no_method() -> Problem {
-    Problem::new(Code::Method, "this path has no such method: see Allow")
+    Problem::new(Code::Method, "this path does not support the method: see Allow")
 }
 
 /// Orders an image cache. The answer does not wait for the build.
 #[utoipa::path(post, path = "/v5/imagecaches", operation_id = "CreateImageCache", tag = "vendor",
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
-        description = "A repeated request with the same key gets the first answer")),
+        description = "Repeating a request with the same key returns the first answer")),
     request_body = Order, responses((status = 201, description = "Ordered", body = One)))]
 pub(super) async fn create(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
     let key = caller.idempotency_key()?;
@@ -75,10 +75,10 @@ pub(super) async fn create(State(app): State<Arc<App>>, caller: Caller) -> Accep
 
 /// Lists the image caches of the tenant.
 #[utoipa::path(get, path = "/v5/imagecaches", operation_id = "ListImageCaches", tag = "vendor",
-    params(("name" = Option<String>, Query, description = "Only the one of exactly this name"),
+    params(("name" = Option<String>, Query, description = "Only the image cache with exactly this name"),
         ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
     responses((status = 200, description = "Oldest first", body = Many),
-        (status = 304, description = "Nothing has changed since the answer with this ETag")))]
+        (status = 304, description = "Unchanged since the answer with this ETag")))]
 pub(super) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Response, Problem> {
     let name = caller.query.one("name")?;
     let records = app.parts.service.records_of(&caller.tenant).await?;
@@ -87,23 +87,23 @@ pub(super) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<
     caller.tagged(&Many { image_caches: named.map(ImageCache::from).collect() })
 }
 
-/// Shows an image cache.
+/// Returns an image cache.
 #[utoipa::path(get, path = "/v5/imagecaches/{id}", operation_id = "ShowImageCache", tag = "vendor",
-    params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "As it is now", body = One)))]
+    params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "The current state", body = One)))]
 pub(super) async fn show(State(app): State<Arc<App>>, caller: Caller) -> Answer<One> {
     let record = app.parts.service.get(&caller.tenant, caller.cache()?).await?;
     Ok(Json(record.into()))
 }
 
-/// Deletes an image cache. One that is in use is Deleting until it is released.
+/// Deletes an image cache. While it is in use, its status is Deleting.
 #[utoipa::path(delete, path = "/v5/imagecaches/{id}", operation_id = "DeleteImageCache", tag = "vendor",
-    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "On its way out", body = One)))]
+    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Deletion started", body = One)))]
 pub(super) async fn remove(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
     let record = app.parts.service.delete(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
 
-/// Tells everything that is known of an image cache.
+/// Returns all details of an image cache.
 #[utoipa::path(get, path = "/larder/v1/caches/{id}", operation_id = "ShowDetails", tag = "larder",
     params(("id" = uuid::Uuid, Path)),
     responses((status = 200, description = "The vendor's object and the details", body = Detailed)))]
@@ -112,25 +112,25 @@ pub(super) async fn details(State(app): State<Arc<App>>, caller: Caller) -> Answ
     Ok(Json(Detailed { image_cache: record.into(), details }))
 }
 
-/// Gives up the build of an image cache, or its refresh.
+/// Cancels the build or the refresh of an image cache.
 #[utoipa::path(post, path = "/larder/v1/caches/{id}/cancel", operation_id = "CancelBuild", tag = "larder",
-    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Given up", body = One)))]
+    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Cancelled", body = One)))]
 pub(super) async fn cancel(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
     caller.refuse_replay(&app)?;
     let record = app.parts.service.cancel(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
 
-/// Resolves the tags of an image cache again and builds what they stand for now. What is there is served until then.
+/// Resolves the tags of an image cache again and builds the result. The current content is served until then.
 #[utoipa::path(post, path = "/larder/v1/caches/{id}/refresh", operation_id = "RefreshImageCache", tag = "larder",
-    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Begun", body = One)))]
+    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Refresh started", body = One)))]
 pub(super) async fn refresh(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
     caller.refuse_replay(&app)?;
     let record = app.parts.service.refresh(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
 
-/// Lists the sealed volumes of an image cache: the one that is served, and older ones that somebody still uses.
+/// Lists the sealed volumes of an image cache: the served one, and older ones that are still in use.
 #[utoipa::path(get, path = "/larder/v1/caches/{id}/snapshots", operation_id = "ListSnapshots", tag = "larder",
     params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "Oldest first", body = Snapshots)))]
 pub(super) async fn snapshots(State(app): State<Arc<App>>, caller: Caller) -> Answer<Snapshots> {
@@ -138,11 +138,11 @@ pub(super) async fn snapshots(State(app): State<Arc<App>>, caller: Caller) -> An
     Ok(Json(Snapshots { snapshots }))
 }
 
-/// Finds the best Available cache for a workload: most of its images, then most bytes, then the newest.
+/// Finds the best available cache for a workload: most of its images, then most bytes, then the newest.
 #[utoipa::path(get, path = "/larder/v1/match", operation_id = "MatchImages", tag = "larder",
     params(("image" = Vec<String>, Query, min_items = 1, max_items = 20,
-        description = "An image of the workload, by digest where it has one; repeated for each")),
-    responses((status = 200, description = "The best, or null", body = Matched)))]
+        description = "An image of the workload, by digest if known; repeat for each image")),
+    responses((status = 200, description = "The best cache, or null", body = Matched)))]
 pub(super) async fn find(State(app): State<Arc<App>>, caller: Caller) -> Answer<Matched> {
     let given = caller.query.all("image").count();
     if !(1..=MAX_IMAGES).contains(&given) {
@@ -156,13 +156,13 @@ pub(super) async fn find(State(app): State<Arc<App>>, caller: Caller) -> Answer<
     Ok(Json(app.parts.service.find(&caller.tenant, &images).await?.into()))
 }
 
-/// Says what a create would fetch and whether it fits. Nothing is kept.
+/// Reports what a create would fetch and whether it fits. Nothing is stored.
 #[utoipa::path(post, path = "/larder/v1/plan", operation_id = "PlanImageCache", tag = "larder",
     request_body = Order, responses((status = 200, description = "The plan", body = Planned)))]
 pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<Planned> {
     let spec = Order::parse(caller.json()?)?.into_spec()?;
     let _share = app.plans.take(&caller.tenant).ok_or_else(|| {
-        Problem::new(Code::TooMany, "this tenant asks for as many plans at once as it may")
+        Problem::new(Code::TooMany, "this tenant has reached its maximum number of concurrent plans")
             .retry_after(PLAN_PAUSE)
     })?;
     let plan = app.parts.service.plan(&caller.tenant, spec).await?;

@@ -1,8 +1,8 @@
-//! Live progress of one image cache: server-sent events (WHATWG HTML, 9.2).
+//! Live progress of one image cache as server-sent events (WHATWG HTML, 9.2).
 //!
-//! `event: status` is an event of the record, `id` its number: a client that comes back with `Last-Event-ID` misses none.
-//! `event: build` is what the builder says; it has no number and is not repeated. The stream ends when nothing more is to
-//! be expected, when the client falls too far behind, and when the daemon stops.
+//! `event: status` is an event of the record and has its number as `id`, so a client that reconnects with
+//! `Last-Event-ID` misses none. `event: build` is the builder's output; it has no number and is not repeated.
+//! The stream ends when no more events are expected, when the client is too slow, or when the daemon stops.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use futures_util::{StreamExt as _, stream};
 use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
-use crate::caches::hub::Told;
+use crate::caches::hub::Notification;
 
-/// How often a quiet stream says that it lives.
+/// Interval of keep-alive comments on a quiet stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Follows an image cache until it is settled.
 #[utoipa::path(get, path = "/larder/v1/caches/{id}/events", operation_id = "WatchImageCache", tag = "larder",
     params(("id" = uuid::Uuid, Path),
         ("Last-Event-ID" = Option<u64>, Header, description = "Number of the last event that the client has")),
-    responses((status = 200, description = "Events `status` and `build`, data JSON", body = String,
+    responses((status = 200, description = "Events `status` and `build` with JSON data", body = String,
         content_type = "text/event-stream")))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
@@ -35,28 +35,28 @@ pub(super) async fn events(
     let id = caller.cache()?;
     let after = caller.last_event()?;
     let share = app.streams.take(&caller.tenant).ok_or_else(|| {
-        Problem::new(Code::TooMany, "this tenant follows as many image caches as it may")
+        Problem::new(Code::TooMany, "this tenant has reached its maximum number of event streams")
             .retry_after(KEEP_ALIVE)
     })?;
     let watch = app.parts.service.watch(&caller.tenant, id, after).await?;
-    let told = stream::unfold((watch, share), |(mut watch, share)| async {
-        let told = watch.next().await?;
-        Some((told, (watch, share)))
+    let notifications = stream::unfold((watch, share), |(mut watch, share)| async {
+        let notification = watch.next().await?;
+        Some((notification, (watch, share)))
     });
     let stop = app.stop.clone().cancelled_owned();
-    let events = told.map(|told| Ok::<_, Infallible>(event(&told))).take_until(stop);
+    let events = notifications.map(|notification| Ok::<_, Infallible>(event(&notification))).take_until(stop);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("still here");
-    // Proxies must not gather what is meant to be live.
+    // Proxies must not buffer a live stream.
     Ok(([(header::CACHE_CONTROL, "no-store")], Sse::new(events).keep_alive(keep_alive)))
 }
 
-fn event(told: &Told) -> Event {
-    let (event, json) = match told {
-        Told::Happened(happened) => {
+fn event(notification: &Notification) -> Event {
+    let (event, json) = match notification {
+        Notification::Happened(happened) => {
             let event = Event::default().event("status").id(happened.sequence.to_string());
             (event, serde_json::to_string(happened))
         }
-        Told::Build(line) => (Event::default().event("build"), serde_json::to_string(line)),
+        Notification::Build(line) => (Event::default().event("build"), serde_json::to_string(line)),
     };
     match json {
         Ok(json) => event.data(json),

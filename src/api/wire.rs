@@ -1,4 +1,4 @@
-//! The bodies of requests and answers: the vendor's types here, what goes beyond them in [`beyond`].
+//! Bodies of requests and answers: the vendor's types here, Larder's extensions in [`beyond`].
 
 pub mod beyond;
 mod json;
@@ -11,35 +11,35 @@ use utoipa::ToSchema;
 use crate::caches::record::Record;
 use larder_model::image_cache::Status;
 
-/// An image cache as the vendor shows it.
+/// An image cache in the vendor's format.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ImageCache {
-    /// Its name.
+    /// Name of the image cache.
     #[schema(example = "web-1")]
     pub name: String,
-    /// Its identity.
+    /// ID of the image cache.
     #[schema(value_type = uuid::Uuid)]
     pub id: String,
-    /// When it was ordered.
+    /// Time of the order.
     #[schema(example = "2024-11-25 06:32:34.923248 +0000 UTC")]
     pub created_at: String,
     /// The images, as given.
     pub images: Vec<String>,
     /// Size of the volume, GiB.
     pub image_cache_size: u32,
-    /// Days until it expires; 0 is never.
+    /// Days until it expires; 0 means never.
     pub retention_days: u32,
-    /// How it is built, as given.
+    /// The build settings, as given.
     pub building_config: BuildingConfig,
     /// `Creating`, `Available`, `Failed`, `Unavailable` or `Deleting`.
     #[schema(value_type = String, example = "Available")]
     pub status: Status,
-    /// The reason of a failure or of an abnormal state.
+    /// The reason for a failure or an abnormal state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
-/// Where and with which credentials it is built.
+/// The cluster and the credentials for the build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BuildingConfig {
     /// UID of the cluster.
@@ -51,14 +51,14 @@ pub struct BuildingConfig {
     pub image_pull_secrets: Vec<String>,
 }
 
-/// The answer with one image cache.
+/// An answer with one image cache.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct One {
-    /// The image cache.
+    /// The image cache itself.
     pub image_cache: ImageCache,
 }
 
-/// The answer with several.
+/// An answer with several image caches.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Many {
     /// The image caches, oldest first.
@@ -97,7 +97,7 @@ impl From<Record> for One {
     }
 }
 
-/// A time as the vendor writes it: Go's `time.Time.String()` in UTC, with microseconds.
+/// Formats a time in the vendor's format: Go's `time.Time.String()` in UTC, with microseconds.
 fn time(time: DateTime<Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%S%.6f +0000 UTC").to_string()
 }

@@ -1,5 +1,5 @@
-//! Who has which volume in use for longer than a process lives: one record per mount point, kept until it is let go, also
-//! across a reboot. A volume with a record is not removed.
+//! Records of volumes that are in use for longer than a process lives, one per mount point. A record lasts
+//! until the volume is detached, also across a reboot. A volume with a record is not deleted.
 //!
 //! ```text
 //! attached/<16 hexadecimal digits of sha256 over the mount point>.json
@@ -7,7 +7,7 @@
 //!  "cache":"sha256:…","runtimes":["podman","containerd"]}
 //! ```
 //!
-//! The records lie beside the volumes, not in them: a sealed volume is never written to.
+//! The records are stored next to the volumes, not in them, because a sealed volume is never written to.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -21,47 +21,47 @@ use larder_model::digest::Digest;
 use larder_model::runtime::{Containerd, Runtime};
 use larder_sys::{Dir, atomic, dir};
 
-/// The version that is written.
+/// Version of the record format.
 const VERSION: u32 = 1;
-/// Most bytes of a record: two paths (PATH_MAX, escaped) and a time.
+/// Maximum size of a record, bytes: two paths (PATH_MAX, escaped) and a time.
 const MAX: u64 = 64 << 10;
 
-/// A volume in use.
+/// The record of one attached volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attachment {
     version: u32,
-    /// The volume: its directory, absolute and without symbolic links.
+    /// Directory of the volume: absolute, without symbolic links.
     pub volume: PathBuf,
-    /// Where it is mounted.
+    /// Mount point of the volume.
     pub at: PathBuf,
-    /// Since when.
+    /// Time of the attachment.
     pub since: DateTime<Utc>,
-    /// Digest of its `cache.json`: another one is not what was attached. None where nobody looked.
+    /// Digest of the attached `cache.json`, to detect a different one. `None` if it was not read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cache: Option<Digest>,
-    /// The view that is made of it: an image store, or the layers of one for builds if `direct`.
+    /// The view made from the volume: an image store or, if `direct`, the layers of one for builds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub store: Option<PathBuf>,
-    /// Whether the volume is an image store as it is.
+    /// `true` if the volume itself is an image store.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub direct: bool,
-    /// Runtimes whose configuration tells of it.
+    /// Runtimes whose configuration refers to it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub runtimes: Vec<Runtime>,
-    /// It is being let go of: nothing new is to use it.
+    /// `true` while it is being detached: nothing new must use it.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub leaving: bool,
-    /// The containerd that is told of it, where one is.
+    /// The containerd that was informed of it, if any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub containerd: Option<Containerd>,
-    /// Whether that one knows its images without a pull.
+    /// `true` if that containerd has its images without a pull.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub preloaded: bool,
 }
 
 impl Attachment {
-    /// That `volume` is attached at `at`, and nothing else.
+    /// Creates a record of `volume` at the mount point `at`, without optional parts.
     pub fn new(volume: &Path, at: &Path, since: DateTime<Utc>) -> Self {
         Attachment {
             version: VERSION,
@@ -78,50 +78,48 @@ impl Attachment {
         }
     }
 
-    /// The directories that are additional image stores. The order counts: containers of an image use the layers of the first
-    /// store that has it.
+    /// Returns the directories that are additional image stores. The order matters: containers of an image
+    /// use the layers of the first store that has it.
     pub fn image_stores(&self) -> impl Iterator<Item = &Path> {
-        // Records of older Larders have no view where the volume is a store.
+        // Records of older versions have no view if the volume is itself an image store.
         let at = (self.direct || self.store.is_none()).then_some(&*self.at);
         at.into_iter().chain(self.store.as_deref())
     }
 }
 
-/// A record cannot be read or written.
+/// The reason why a record cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachmentError {
-    /// The file system refused.
+    /// A file system operation failed.
     #[error("{doing} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// To what.
+        /// The path of the operation.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// It says nothing that can be understood, so that any volume may be meant: none is removed until somebody has looked.
-    #[error(
-        "the attachment record {path} cannot be understood ({reason}): remove it if nothing is attached there"
-    )]
+    /// The record is unreadable and might refer to any volume, so no volume is deleted until it is resolved.
+    #[error("the attachment record {path} is unreadable ({reason}): remove it if nothing is attached there")]
     Unknown {
-        /// The record.
+        /// Path of the record.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// Something else is there.
-    #[error("{} is taken by the volume {}: detach it first, or attach elsewhere", at.display(), volume.display())]
+    /// Another volume is attached at the mount point.
+    #[error("the volume {} is already attached at {}: detach it first, or attach elsewhere", volume.display(), at.display())]
     Taken {
-        /// Where.
+        /// The mount point.
         at: PathBuf,
-        /// What is attached there.
+        /// The volume attached there.
         volume: PathBuf,
     },
 }
 
 impl AttachmentError {
-    /// The class that decides exit code and retry.
+    /// Returns the class, which determines the exit code and whether to retry.
     pub fn class(&self) -> Class {
         match self {
             AttachmentError::Io { source, .. } => match source.kind() {
@@ -135,20 +133,24 @@ impl AttachmentError {
     }
 }
 
-/// The records of a host.
+/// The attachment records of a host.
 #[derive(Clone, Debug)]
 pub struct Attachments {
     dir: PathBuf,
 }
 
 impl Attachments {
-    /// Those in `dir` ([`Layout::attached`](super::layout::Layout::attached)).
+    /// Opens the records in `dir` ([`Layout::attached`](super::layout::Layout::attached)).
     pub fn new(dir: PathBuf) -> Self {
         Attachments { dir }
     }
 
-    /// Notes an attachment, durably, before it is made. Another one of the same volume at the same place takes its place and
-    /// keeps its time.
+    /// Durably writes the record of an attachment before it is made. If the same volume is already recorded
+    /// at the same mount point, its record is replaced and keeps its time.
+    ///
+    /// # Errors
+    /// Returns [`AttachmentError::Taken`] if another volume is recorded there, or an error if the record
+    /// cannot be written.
     pub fn note(&self, new: &Attachment) -> Result<(), AttachmentError> {
         let name = name(&new.at);
         let mut record = new.clone();
@@ -168,7 +170,10 @@ impl Attachments {
         written.map_err(|e| self.failed("writing a record to", e))
     }
 
-    /// Notes that nothing is attached at `at` any more.
+    /// Deletes the record of the mount point `at`.
+    ///
+    /// # Errors
+    /// Fails if the record exists and cannot be deleted.
     pub fn forget(&self, at: &Path) -> Result<(), AttachmentError> {
         let dir = match Dir::open(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -180,7 +185,10 @@ impl Attachments {
         }
     }
 
-    /// All of them. One that cannot be understood is an error: it may mean any volume.
+    /// Lists all records. An unreadable one is an error, because it might refer to any volume.
+    ///
+    /// # Errors
+    /// Fails if a record cannot be read.
     pub fn list(&self) -> Result<Vec<Attachment>, AttachmentError> {
         let dir = match Dir::open(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -188,7 +196,7 @@ impl Attachments {
         };
         let mut records = Vec::new();
         for name in dir.names().map_err(|e| self.failed("listing", e))? {
-            // What a writer that died was about to say was never true.
+            // Skip temporary files of an interrupted writer.
             if let Ok(name) = String::from_utf8(name)
                 && name.ends_with(".json")
             {
@@ -206,7 +214,7 @@ impl Attachments {
         let unknown = |reason: String| AttachmentError::Unknown { path: self.dir.join(name), reason };
         let record: Attachment = serde_json::from_slice(&bytes).map_err(|e| unknown(e.to_string()))?;
         if record.version != VERSION {
-            return Err(unknown(format!("it has version {}, this is {VERSION}", record.version)));
+            return Err(unknown(format!("its version is {}, supported is {VERSION}", record.version)));
         }
         Ok(Some(record))
     }
@@ -227,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn noted_until_forgotten() {
+    fn records_last_until_they_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let records = Attachments::new(dir.path().join("attached"));
         let (volume, other, at) = (Path::new("/v/1.1"), Path::new("/v/2.1"), Path::new("/icv"));
@@ -250,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_no_permission() {
+    fn an_unreadable_record_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let records = Attachments::new(dir.path().to_owned());
         fs::write(dir.path().join("0.json.tmp"), "{").unwrap();

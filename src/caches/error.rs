@@ -1,4 +1,4 @@
-//! Why the daemon does not do what a tenant asked.
+//! The errors with which the daemon refuses a tenant's request.
 
 use std::time::Duration;
 
@@ -8,92 +8,92 @@ use larder_model::event::Failure;
 use larder_model::image_cache::spec::SpecError;
 use larder_model::image_cache::{CacheId, Status};
 
-/// A request cannot be met.
+/// The reason why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A field of the order is out of its limits.
+    /// A field of the order is outside its limits.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// The configuration has no cluster of this UID.
     #[error("building_config.cluster: there is no cluster {0:?} here")]
     UnknownCluster(String),
-    /// The tenant has no such cache; whether somebody else has is not told.
+    /// The tenant has no such cache. The answer does not reveal whether another tenant has it.
     #[error("there is no image cache {0}")]
     NotFound(CacheId),
-    /// Too many builds wait. How many is not told: they are other tenants' too.
-    #[error("too many builds wait: try again in {} seconds", retry_after.as_secs())]
+    /// Too many builds are queued. The number is not reported, because it includes other tenants' builds.
+    #[error("too many queued builds: try again in {} seconds", retry_after.as_secs())]
     QueueFull {
-        /// When to ask again.
+        /// Time after which the client can retry.
         retry_after: Duration,
     },
-    /// Nothing is being built.
-    #[error("image cache {id} is {status} and nothing is being built for it: there is nothing to cancel")]
+    /// No build is in progress.
+    #[error("image cache {id} is {status} and has no build to cancel")]
     NotCancellable {
-        /// The cache.
+        /// The requested cache.
         id: CacheId,
-        /// What it is.
+        /// The current status of the cache.
         status: Status,
     },
-    /// Only what is there can be made anew.
-    #[error("image cache {id} is {status}{}: only an Available one can be refreshed", if *busy { " and being refreshed" } else { "" })]
+    /// Only an available cache can be refreshed.
+    #[error("image cache {id} is {status}{}: only an Available cache can be refreshed", if *busy { " and being refreshed" } else { "" })]
     NotRefreshable {
-        /// The cache.
+        /// The requested cache.
         id: CacheId,
-        /// What it is.
+        /// The current status of the cache.
         status: Status,
-        /// Whether a refresh is under way.
+        /// `true` if a refresh is already in progress.
         busy: bool,
     },
-    /// A refresh holds the old and the new volume for a while.
+    /// A refresh temporarily needs space for both the old and the new volume.
     #[error(
-        "a refresh needs {need_gib} GiB beside the present volume, and {free_gib} GiB of {capacity_gib} GiB are free on this host"
+        "a refresh needs {need_gib} GiB in addition to the current volume, and {free_gib} GiB of {capacity_gib} GiB are free on this host"
     )]
     NoRoomToRefresh {
-        /// The size of the cache.
+        /// The size of the cache, GiB.
         need_gib: u64,
-        /// What is not reserved.
+        /// The unreserved capacity of the host, GiB.
         free_gib: u64,
-        /// What there is in all.
+        /// The total capacity of the host, GiB.
         capacity_gib: u64,
     },
-    /// There is nothing to resolve again.
+    /// An imported cache has no registry to resolve its images again.
     #[error(
-        "image cache {0} was made of an archive: to replace it import another, under another name, and delete this one"
+        "image cache {0} was imported and cannot be refreshed: import a new archive under another name, and delete this cache"
     )]
     Imported(CacheId),
-    /// An archive is larger than the cache that it is for.
+    /// The archive is larger than the cache that it is imported into.
     #[error(
-        "the archive is larger than image_cache_size, {gib} GiB: want three times what its images come to"
+        "the archive is larger than image_cache_size, {gib} GiB: set it to at least three times the total size of the images"
     )]
     ArchiveTooLarge {
-        /// Size of the cache.
+        /// Size of the cache, GiB.
         gib: u32,
     },
-    /// A stream of gzip or zstd, which would have to be inflated to a file first.
-    #[error("the archive is compressed as a whole: send the tar in it; its layers may be compressed")]
+    /// The archive is compressed as a whole (gzip or zstd). It would need to be decompressed to a file first.
+    #[error("the archive is compressed as a whole: send the uncompressed tar; its layers can be compressed")]
     ArchiveCompressed,
-    /// Builders are pods elsewhere, which have nothing of what lies here.
-    #[error("a cluster takes no archives: push the images to a registry and order them from there")]
+    /// Builders are pods elsewhere and cannot read archives on this host.
+    #[error("a cluster does not accept archives: push the images to a registry and order them from there")]
     NoImports,
     /// The disk of this host is full.
-    #[error("there is no room for the archive on this host now")]
+    #[error("there is no room for the archive on this host")]
     NoRoomForArchive,
     /// The images cannot be resolved.
     #[error("{}", .0.first().map_or("the images cannot be resolved", |first| first.message.as_str()))]
     Plan(Vec<Failure>),
-    /// A signed request was sent again.
-    #[error("this signed request was used before, or signed before the daemon started: sign it again")]
+    /// A signed request was sent a second time.
+    #[error("this signed request was used before, or was signed before the daemon started: sign it again")]
     Replayed,
-    /// The daemon is on its way out.
+    /// The daemon is shutting down.
     #[error("the daemon is stopping: try again in a moment")]
     Stopping,
-    /// The records say no.
+    /// The record store refused or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl Error {
-    /// The class that decides status and retry.
+    /// Returns the class, which determines the HTTP status and whether to retry.
     pub fn class(&self) -> Class {
         match self {
             Error::Spec(_) | Error::UnknownCluster(_) => Class::Invalid,

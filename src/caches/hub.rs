@@ -1,4 +1,4 @@
-//! Who watches which cache.
+//! Distributes events of image caches to watchers.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,21 +9,22 @@ use super::record::{Happened, Record};
 use larder_model::event::Line;
 use larder_model::image_cache::CacheId;
 
-/// Messages that wait for a slow watcher; one that falls further behind is cut off and may come back.
+/// Maximum number of messages that wait for a slow watcher. One that falls further behind is disconnected and
+/// can reconnect.
 const BACKLOG: usize = 1024;
 
-/// What a watcher is told.
+/// A message for a watcher.
 #[derive(Clone, Debug)]
-pub enum Told {
-    /// Something happened to the cache.
+pub enum Notification {
+    /// An event of the cache.
     Happened(Happened),
-    /// The builder said something.
+    /// A line that the builder printed.
     Build(Box<Line>),
 }
 
 #[derive(Clone, Debug)]
 enum Message {
-    Told(Told),
+    Notification(Notification),
     End,
 }
 
@@ -34,31 +35,32 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    /// Starts to listen. What happened until the record is read is then told from the record.
-    pub(super) fn subscribe(&self, id: CacheId) -> Listening {
+    /// Registers a watcher. Events that occur before the record is read are taken from the record.
+    pub(super) fn subscribe(&self, id: CacheId) -> Subscription {
         let mut senders = self.senders();
-        // A watcher of a cache that is settled, another tenant's or not there leaves a channel that nothing is ever sent to.
+        // Remove unused channels: watching a settled, foreign or missing cache leaves one to which nothing is
+        // ever sent.
         senders.retain(|_, sender| sender.receiver_count() > 0);
         let sender = senders.entry(id).or_insert_with(|| broadcast::channel(BACKLOG).0);
-        Listening(sender.subscribe())
+        Subscription(sender.subscribe())
     }
 
-    /// Tells what the builder said.
+    /// Sends a line of the builder.
     pub(super) fn build(&self, id: CacheId, line: Line) {
-        self.send(id, || Message::Told(Told::Build(Box::new(line))));
+        self.send(id, || Message::Notification(Notification::Build(Box::new(line))));
     }
 
-    /// Tells the events of a record after `sequence`, and the end where the record has come to one.
+    /// Sends the events of a record after `sequence`, and the end if the record is settled.
     pub(super) fn changed(&self, record: &Record, sequence: u64) {
         for happened in record.events.iter().filter(|happened| happened.sequence > sequence) {
-            self.send(record.id, || Message::Told(Told::Happened(happened.clone())));
+            self.send(record.id, || Message::Notification(Notification::Happened(happened.clone())));
         }
         if record.is_settled() {
             self.end(record.id);
         }
     }
 
-    /// Nothing more will be told of this cache.
+    /// Ends the stream of all watchers of this cache.
     pub(super) fn end(&self, id: CacheId) {
         self.send(id, || Message::End);
         self.senders().remove(&id);
@@ -69,7 +71,7 @@ impl Hub {
         if let Some(sender) = senders.get(&id)
             && sender.send(message()).is_err()
         {
-            // The last watcher left.
+            // The last watcher is gone.
             senders.remove(&id);
         }
     }
@@ -80,10 +82,10 @@ impl Hub {
 }
 
 /// A watcher that has not read the record yet.
-pub(super) struct Listening(broadcast::Receiver<Message>);
+pub(super) struct Subscription(broadcast::Receiver<Message>);
 
-impl Listening {
-    /// Joins what the record tells after `after` with what comes.
+impl Subscription {
+    /// Combines the record's events after `after` with those that follow.
     pub(super) fn from(self, record: &Record, after: u64) -> Watch {
         let backlog = record.events.iter().filter(|happened| happened.sequence > after).cloned().collect();
         let receiver = (!record.is_settled()).then_some(self.0);
@@ -91,7 +93,7 @@ impl Listening {
     }
 }
 
-/// What happens to one cache, from some event on until it is settled.
+/// A stream of the events of one cache, from a given event until the cache is settled.
 #[derive(Debug)]
 pub struct Watch {
     backlog: VecDeque<Happened>,
@@ -100,23 +102,24 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next thing told. None is the end: the cache is settled or gone, or this watcher was too slow and may begin again
-    /// after the last event that it has.
-    pub async fn next(&mut self) -> Option<Told> {
+    /// Returns the next message. `None` means that the cache is settled or gone, or that this watcher was too
+    /// slow. A slow watcher can reconnect after its last event.
+    pub async fn next(&mut self) -> Option<Notification> {
         if let Some(happened) = self.backlog.pop_front() {
             self.last = happened.sequence;
-            return Some(Told::Happened(happened));
+            return Some(Notification::Happened(happened));
         }
         loop {
             let message = self.receiver.as_mut()?.recv().await;
             match message {
-                // Told by the record already.
-                Ok(Message::Told(Told::Happened(happened))) if happened.sequence <= self.last => {}
-                Ok(Message::Told(told)) => {
-                    if let Told::Happened(happened) = &told {
+                // Already delivered from the record.
+                Ok(Message::Notification(Notification::Happened(happened)))
+                    if happened.sequence <= self.last => {}
+                Ok(Message::Notification(notification)) => {
+                    if let Notification::Happened(happened) = &notification {
                         self.last = happened.sequence;
                     }
-                    return Some(told);
+                    return Some(notification);
                 }
                 Ok(Message::End) | Err(_) => {
                     self.receiver = None;
@@ -148,21 +151,21 @@ mod tests {
 
     async fn sequences(mut watch: Watch) -> Vec<u64> {
         let mut seen = Vec::new();
-        while let Some(Told::Happened(happened)) = watch.next().await {
+        while let Some(Notification::Happened(happened)) = watch.next().await {
             seen.push(happened.sequence);
         }
         seen
     }
 
     #[tokio::test]
-    async fn nothing_is_told_twice_or_missed() {
+    async fn every_event_is_delivered_once() {
         let hub = Hub::default();
         let mut record = record();
-        let listening = hub.subscribe(record.id);
-        // Between listening and reading: told by both.
+        let subscription = hub.subscribe(record.id);
+        // Between subscribing and reading: delivered by both.
         record.note(DateTime::UNIX_EPOCH, "begun");
         hub.changed(&record, 1);
-        let watch = listening.from(&record, 0);
+        let watch = subscription.from(&record, 0);
         let late = hub.subscribe(record.id).from(&record, 2);
         record.turn(Status::Available, DateTime::UNIX_EPOCH, "sealed");
         record.work = None;
@@ -177,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn watchers_that_left_leave_nothing() {
+    async fn dropped_watchers_leave_no_channel() {
         let hub = Hub::default();
         let stays = hub.subscribe(CacheId::random());
         for _ in 0..100 {
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_too_slow_is_cut_off() {
+    async fn a_slow_watcher_is_disconnected() {
         let hub = Hub::default();
         let mut record = record();
         let watch = hub.subscribe(record.id).from(&record, 1);

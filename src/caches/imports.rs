@@ -1,7 +1,7 @@
-//! Archives that tenants send, beside the volumes that are made of them. Blocking.
+//! Uploaded archives, which are stored next to the volumes made from them. Blocking.
 //!
-//! An archive has no name until all of it is there and flushed: who hangs up, and a daemon that dies, leave nothing. With its
-//! name it waits for the builder, and goes when there is no work left to do with it.
+//! An archive has no name until it is complete and flushed, so a disconnected client or a crashed daemon
+//! leaves no file. A named archive waits for the builder and is deleted when no work needs it.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -10,24 +10,27 @@ use std::path::PathBuf;
 use larder_model::image_cache::CacheId;
 use larder_sys::{Dir, space, unnamed};
 
-/// The directory of archives.
+/// The directory of uploaded archives.
 #[derive(Clone, Debug)]
 pub struct Imports {
     dir: PathBuf,
 }
 
 impl Imports {
-    /// Those in `dir`.
+    /// Opens the archives in `dir`.
     pub fn new(dir: PathBuf) -> Self {
         Imports { dir }
     }
 
-    /// Where the archive of a cache is.
+    /// Returns the path of a cache's archive.
     pub fn path(&self, id: &CacheId) -> PathBuf {
         self.dir.join(id.to_string())
     }
 
-    /// Begins an empty one for the cache `id`.
+    /// Creates an empty archive for the cache `id`.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be created.
     pub fn begin(&self, id: CacheId) -> io::Result<Spool> {
         let dir = Dir::open(&self.dir)?;
         if let Some(file) = unnamed::create(&dir, 0o600)? {
@@ -37,7 +40,10 @@ impl Imports {
         Ok(Spool { dir, id, file, named: true })
     }
 
-    /// Caches of which an archive is there. What is not named like one is left alone.
+    /// Lists the caches that have an archive. Files with other names are ignored.
+    ///
+    /// # Errors
+    /// Fails if the directory cannot be read.
     pub fn list(&self) -> io::Result<Vec<CacheId>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
@@ -46,7 +52,10 @@ impl Imports {
         Ok(found)
     }
 
-    /// Removes the archive of a cache, if it is there.
+    /// Deletes the archive of a cache, if it exists.
+    ///
+    /// # Errors
+    /// Fails if the file exists and cannot be deleted.
     pub fn remove(&self, id: &CacheId) -> io::Result<()> {
         match fs::remove_file(self.path(id)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -55,28 +64,37 @@ impl Imports {
     }
 }
 
-/// An archive on its way in. Dropped before it is [kept](Spool::keep) it leaves nothing.
+/// An archive that is being received. Dropping it before [`keep`](Spool::keep) leaves no file.
 #[derive(Debug)]
 pub struct Spool {
     dir: Dir,
     id: CacheId,
     file: File,
-    /// Whether there is a file of that name, which goes with this.
+    /// `true` if the file has its name already and must be deleted on drop.
     named: bool,
 }
 
 impl Spool {
-    /// Bytes that the file system has left.
+    /// Returns the free bytes of the file system.
+    ///
+    /// # Errors
+    /// Fails if the file system cannot be queried.
     pub fn free(&self) -> io::Result<u64> {
         space::free(&self.dir)
     }
 
-    /// Adds `bytes`.
+    /// Appends `bytes` to the archive.
+    ///
+    /// # Errors
+    /// Fails if the write fails, for example because the disk is full.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)
     }
 
-    /// Flushes it and gives it its name, for good.
+    /// Flushes the archive and gives it its permanent name.
+    ///
+    /// # Errors
+    /// Fails if the archive cannot be flushed or named.
     pub fn keep(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         if !self.named {
@@ -94,7 +112,7 @@ impl Drop for Spool {
         if self.named
             && let Err(error) = self.dir.unlink(self.id.to_string().as_bytes())
         {
-            tracing::warn!(cache = %self.id, %error, "removing an archive that was not sent whole");
+            tracing::warn!(cache = %self.id, %error, "cannot remove an incomplete archive");
         }
     }
 }
@@ -104,19 +122,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_whole_has_a_name() {
+    fn only_complete_archives_have_a_name() {
         let dir = tempfile::tempdir().unwrap();
         let imports = Imports::new(dir.path().to_owned());
         fs::write(dir.path().join("other"), "x").unwrap();
         let (one, two, three) = (CacheId::random(), CacheId::random(), CacheId::random());
         let mut whole = imports.begin(one).unwrap();
-        let mut given_up = imports.begin(two).unwrap();
+        let mut incomplete = imports.begin(two).unwrap();
         whole.write(b"a").unwrap();
-        given_up.write(b"b").unwrap();
+        incomplete.write(b"b").unwrap();
         assert_eq!(imports.list().unwrap(), []);
         whole.keep().unwrap();
-        drop(given_up);
-        // As on a file system where every file has a name.
+        drop(incomplete);
+        // As on a file system without unnamed files.
         let file = Dir::open(dir.path()).unwrap();
         let named = file.create_file(three.to_string().as_bytes(), 0o600).unwrap();
         drop(Spool { dir: file, id: three, file: named, named: true });

@@ -1,116 +1,116 @@
-//! Names in the state directory of a host.
+//! File names in the state directory of a host.
 //!
 //! ```text
-//! lock                                        held for the life of the daemon
+//! lock                                        locked while the daemon runs
 //! larder.db                                   records (SQLite, with its -wal, and -reserve)
-//! tenants/<tenant>/volumes/<id>.<generation>  volumes; what a builder of the tenant may read
+//! tenants/<tenant>/volumes/<id>.<generation>  volumes that builders of the tenant can read
 //! tenants/<tenant>/layers/                    which volume has which layer (build::share)
-//! attached/                                   which volumes are attached where (caches::attachments)
-//! mounted/                                    what `larder mount` mounted where (rootfs::record)
-//! verified/                                   which volumes were verified (volume::proofs)
-//! node.lock                                   held by the agent of a cluster's node (`larder node`)
-//! snapshotter/                                what containerd keeps here (node::snapshotter)
-//! erofs/                                      layers for containerd's own EROFS snapshotter (node::content_cache)
-//! trash/                                      volumes on their way out
-//! imports/<id>                                archives that were sent, until what is made of them is sealed
-//! work/<id>/                                  secrets of a running builder; gone when it ends
+//! attached/                                   attached volumes and their mount points (caches::attachments)
+//! mounted/                                    mounts made by `larder mount` (rootfs::record)
+//! verified/                                   verified volumes (volume::proofs)
+//! node.lock                                   locked by the agent of a cluster's node (`larder node`)
+//! snapshotter/                                data of the snapshotter for containerd (node::snapshotter)
+//! erofs/                                      layers for containerd's EROFS snapshotter (node::content_cache)
+//! trash/                                      volumes being deleted
+//! imports/<id>                                uploaded archives, until their volumes are sealed
+//! work/<id>/                                  secrets of a running builder; deleted when it ends
 //! ```
 
 use std::path::{Path, PathBuf};
 
 use larder_model::image_cache::{CacheId, TenantName};
 
-/// Held for the life of the daemon.
+/// Lock file, locked while the daemon runs.
 pub const LOCK: &str = "lock";
-/// Held by the agent of a cluster's node.
+/// Lock file of the agent of a cluster's node.
 pub const AGENT_LOCK: &str = "node.lock";
-/// The records.
+/// Database file of the records.
 pub const DATABASE: &str = "larder.db";
 
-/// A state directory.
+/// The paths in a state directory.
 #[derive(Clone, Debug)]
 pub struct Layout {
     root: PathBuf,
 }
 
 impl Layout {
-    /// The state directory at `root`.
+    /// Creates the layout of the state directory at `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Layout { root: root.into() }
     }
 
-    /// The directory itself.
+    /// Returns the state directory itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The records.
+    /// Returns the database file of the records.
     pub fn database(&self) -> PathBuf {
         self.root.join(DATABASE)
     }
 
-    /// Directories of all tenants.
+    /// Returns the directory that contains all tenants' directories.
     pub fn tenants(&self) -> PathBuf {
         self.root.join("tenants")
     }
 
-    /// What builders of one tenant share.
+    /// Returns the directory that builders of one tenant share.
     pub fn tenant(&self, tenant: &TenantName) -> PathBuf {
         self.tenants().join(tenant.as_str())
     }
 
-    /// Volumes of one tenant.
+    /// Returns the directory of one tenant's volumes.
     pub fn volumes(&self, tenant: &TenantName) -> PathBuf {
         self.tenant(tenant).join("volumes")
     }
 
-    /// One volume.
+    /// Returns the directory of one volume.
     pub fn volume(&self, tenant: &TenantName, id: &CacheId, generation: u32) -> PathBuf {
         self.volumes(tenant).join(format!("{id}.{generation}"))
     }
 
-    /// Records of what is attached.
+    /// Returns the directory of attachment records.
     pub fn attached(&self) -> PathBuf {
         self.root.join("attached")
     }
 
-    /// Layers for containerd's own EROFS snapshotter.
+    /// Returns the directory of layers for containerd's own EROFS snapshotter.
     pub fn content_cache(&self) -> PathBuf {
         self.root.join("erofs")
     }
 
-    /// Records of what `larder mount` mounted.
+    /// Returns the directory of records for `larder mount`.
     pub fn mounted(&self) -> PathBuf {
         self.root.join("mounted")
     }
 
-    /// Records of what was proven of volumes.
+    /// Returns the directory of verification records.
     pub fn verified(&self) -> PathBuf {
         self.root.join("verified")
     }
 
-    /// What containerd keeps in a snapshotter beside the daemon, or without one.
+    /// Returns the directory of the containerd snapshotter.
     pub fn snapshotter(&self) -> PathBuf {
         self.root.join("snapshotter")
     }
 
-    /// Volumes on their way out.
+    /// Returns the directory of volumes that are being deleted.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
     }
 
-    /// Archives that caches are made of.
+    /// Returns the directory of uploaded archives.
     pub fn imports(&self) -> PathBuf {
         self.root.join("imports")
     }
 
-    /// What a running builder needs and nobody keeps.
+    /// Returns the directory of temporary files for running builders.
     pub fn work(&self) -> PathBuf {
         self.root.join("work")
     }
 }
 
-/// The cache and the number that a volume's directory is named by.
+/// Parses the directory name of a volume into its cache and generation.
 pub fn parse_volume(name: &str) -> Option<(CacheId, u32)> {
     let (id, generation) = name.split_once('.')?;
     let number: u32 = generation.parse().ok()?;
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn volumes_are_named_both_ways() {
+    fn volume_names_are_formatted_and_parsed() {
         let id = CacheId::random();
         let path = Layout::new("/s").volume(&"team".parse().unwrap(), &id, 7);
         let name = path.file_name().unwrap().to_str().unwrap();

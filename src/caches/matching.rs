@@ -1,4 +1,5 @@
-//! Which of a tenant's image caches serves a workload best ([`model::matching`](larder_model::matching)).
+//! Selects the image cache of a tenant that serves a workload best
+//! ([`model::matching`](larder_model::matching)).
 
 use std::cmp::Reverse;
 
@@ -10,20 +11,20 @@ use larder_model::image_cache::Status;
 use larder_model::matching::{self, Item, Score};
 use larder_model::reference::ImageReference;
 
-/// The best cache for a workload.
+/// The best cache for a workload, with its score.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// The cache.
+    /// The record of the cache.
     pub record: Record,
-    /// How well it fits.
+    /// The score of the cache.
     pub score: Score,
-    /// Digest of what its `cache.json` says.
+    /// Digest of the content that `cache.json` describes.
     pub digest: Digest,
-    /// When it was sealed.
+    /// Time at which the cache was sealed.
     pub sealed_at: DateTime<Utc>,
 }
 
-/// The best of `records`; `None` if no Available cache holds any of the images.
+/// Returns the best of `records`. `None` if no available cache contains any of the images.
 pub fn best<'a>(records: impl IntoIterator<Item = &'a Record>, images: &[ImageReference]) -> Option<Found> {
     let found = records.into_iter().filter_map(|record| {
         let content = record.content.as_ref().filter(|_| record.status == Status::Available)?;

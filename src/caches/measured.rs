@@ -1,4 +1,4 @@
-//! What a builder says, as metrics.
+//! Metrics from the output of a builder.
 
 use std::collections::HashMap;
 
@@ -9,18 +9,18 @@ use crate::telemetry::metrics::{LayerOrigin, Metrics, Stage};
 use larder_model::digest::Digest;
 use larder_model::event::{Event, Line};
 
-/// Where one builder is, by its own clock.
+/// The state of one builder, by its own clock.
 #[derive(Debug, Default)]
-pub(super) struct Measured {
+pub(super) struct BuildMetrics {
     started: Option<DateTime<Utc>>,
     planned: Option<DateTime<Utc>>,
     committed: Option<DateTime<Utc>>,
-    /// Layers under way: where each comes from, and the size of its blob.
+    /// Layers in progress, with their source and the size of their blob.
     layers: HashMap<Digest, (LayerOrigin, u64)>,
 }
 
-impl Measured {
-    /// Counts what the builder said.
+impl BuildMetrics {
+    /// Counts a line of the builder's output.
     pub(super) fn take(&mut self, metrics: &Metrics, line: &Line) {
         let stage = |stage: Stage, from: Option<DateTime<Utc>>| {
             if let Some(took) = from.and_then(|from| (line.time - from).to_std().ok()) {
@@ -38,7 +38,7 @@ impl Measured {
                 self.layers.insert(blob.clone(), (origin, *compressed_size));
             }
             Event::LayerCommitted { blob, size, .. } => {
-                // One that was committed under another chain ID before moves no second byte.
+                // A layer that was already committed under another chain ID transfers no more bytes.
                 let (origin, bytes) = self.layers.remove(blob).unwrap_or((LayerOrigin::Present, 0));
                 metrics.layer(origin, if origin == LayerOrigin::Fetched { bytes } else { 0 }, *size);
                 self.committed = Some(line.time);
@@ -56,7 +56,7 @@ impl Measured {
                 metrics.registry_requests(host, *code, *requests);
             }
             Event::Retried { host, .. } => {
-                // A layer with a URL of its own is told by that.
+                // For a layer with its own URL, the event has the URL instead of a host.
                 let host = host.split_once("://").map_or(host.as_str(), |(_, rest)| rest);
                 metrics.registry_retry(host.split('/').next().unwrap_or_default());
             }

@@ -1,4 +1,4 @@
-//! How far a build is: a fold over what the builder says.
+//! Build progress, accumulated from the builder's output.
 
 use std::collections::HashMap;
 
@@ -13,25 +13,25 @@ use larder_model::image_cache::CacheId;
 use larder_model::job::MAX_IMAGES;
 use larder_model::seal;
 
-/// Most bytes of references that are kept of one build: each layer names the images that have it, and an order of many
-/// long references to images of many layers is soon made.
+/// Maximum size of the references kept for one build, bytes. Each layer names its images, so an order of long
+/// references and many layers would otherwise use much memory.
 const MAX_TEXT: usize = 1 << 20;
 
-/// A build as far as it is known.
+/// The progress of a build so far.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// Images that are resolved, in the order in which they were.
+    /// Resolved images, in the order of their events.
     pub images: Vec<ImageProgress>,
-    /// Layers that were begun, in that order.
+    /// Started layers, in the order of their events.
     pub layers: Vec<LayerProgress>,
-    /// Bytes to fetch, once the plan stands.
+    /// Bytes to fetch. `None` until planning is complete.
     pub fetch_bytes: Option<u64>,
     at: HashMap<Digest, usize>,
-    /// Bytes of text kept so far.
+    /// Remaining budget for text.
     text: Budget,
 }
 
-/// What is left of [`MAX_TEXT`].
+/// The unused part of [`MAX_TEXT`].
 #[derive(Clone, Debug)]
 struct Budget(usize);
 
@@ -42,7 +42,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// The names of images, where there is room for them.
+    /// Copies the names of images if the budget allows it.
     fn keep<'a>(&mut self, names: impl Iterator<Item = &'a String> + Clone) -> Vec<String> {
         let size: usize = names.clone().map(|name| size_of::<String>() + name.len()).sum();
         match self.0.checked_sub(size) {
@@ -55,63 +55,64 @@ impl Budget {
     }
 }
 
-/// One image.
+/// The progress of one image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageProgress {
-    /// The reference as given.
+    /// The image reference as given.
     pub reference: String,
-    /// The manifest it stands for.
+    /// Digest of the manifest that it resolved to.
     pub manifest: Digest,
-    /// Its layers.
+    /// Number of its layers.
     pub layers: usize,
-    /// Their compressed size, bytes.
+    /// Compressed size of its layers, bytes.
     pub compressed_size: u64,
 }
 
-/// One layer.
+/// The progress of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerProgress {
     /// Digest of the blob.
     pub blob: Digest,
-    /// Images that have it, as given.
+    /// Images that contain it, as given.
     pub images: Vec<String>,
-    /// Size of the blob, bytes.
+    /// Compressed size of the blob, bytes.
     pub compressed_size: u64,
     /// Size of the tar, bytes; 0 until it is known.
     pub size: u64,
-    /// Bytes of the blob received.
+    /// Bytes of the blob received so far.
     pub received: u64,
-    /// Bytes of content written.
+    /// Bytes of content written so far.
     pub written: u64,
-    /// How far it is.
+    /// The stage of the layer.
     pub state: LayerState,
-    /// Where it comes from.
+    /// The source of the layer.
     pub origin: Origin,
-    /// The cache whose volume it is read from, where it is.
+    /// The cache whose volume the layer is copied from. `None` for other sources.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub from: Option<CacheId>,
-    /// When it was begun.
+    /// Time at which it was started.
     pub started_at: DateTime<Utc>,
-    /// Until it was done, or until now; milliseconds.
+    /// Time until it was done, or until the last event; milliseconds.
     pub elapsed_ms: u64,
 }
 
-/// How far a layer is.
+/// The stage of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerState {
-    /// It is being fetched and extracted.
+    /// The layer is being fetched and extracted.
     Running,
-    /// It is on the volume.
+    /// The layer is on the volume.
     Committed,
 }
 
 impl Progress {
-    /// Takes up what the builder said. It is not trusted: what it says is bounded.
+    /// Applies a line of the builder's output. The builder is not trusted, so the amount of kept data is
+    /// bounded.
     pub fn take(&mut self, line: &Line) {
         match &line.event {
             Event::Resolved { reference, manifest, layers, compressed_size, .. } => {
-                // A builder that was started again resolves again.
+                // A restarted builder resolves its images again.
                 let known = self.images.iter().position(|known| known.reference == *reference);
                 let kept = match known {
                     Some(_) => Some(reference.clone()),
@@ -167,7 +168,7 @@ impl Progress {
         }
     }
 
-    /// What is kept of it when the volume is sealed: the layers that `sealed` names, each blob once.
+    /// Returns the history to store with a sealed volume: the layers that `sealed` names, each blob once.
     pub fn history(&self, sealed: &seal::Content) -> Vec<LayerHistory> {
         let mut text = Budget::default();
         let mut at: HashMap<&Digest, usize> = HashMap::new();
@@ -197,8 +198,8 @@ impl Progress {
         layers
     }
 
-    /// What is kept of it where the seal cannot be read: the layers that were said to be committed.
-    pub fn told(&self) -> Vec<LayerHistory> {
+    /// Returns the history to store if the seal cannot be read: the layers that were reported as committed.
+    pub fn committed_layers(&self) -> Vec<LayerHistory> {
         let committed = self.layers.iter().filter(|layer| layer.state == LayerState::Committed);
         let layers = committed.map(|layer| LayerHistory {
             blob: layer.blob.clone(),
@@ -247,7 +248,7 @@ mod tests {
     use larder_model::chain::ChainId;
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn kept_data_is_bounded() {
         let mut progress = Progress::default();
         let images: Vec<String> = (0..20).map(|n| format!("{n}{}", "x".repeat(1000))).collect();
         for layer in 0..u32::try_from(MAX_LAYERS).unwrap() + 10 {

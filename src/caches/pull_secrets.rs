@@ -1,7 +1,8 @@
-//! Pull secrets of a tenant on this host: which it may name, where they lie, and what is said of the others.
+//! Pull secrets of a tenant on this host: permissions, lookup, and messages about unusable ones.
 //!
-//! A tenant must not learn which secrets exist. So a secret that is malformed, not the tenant's, unknown or unreadable is
-//! one that gives no credential, and the message of an image that fails for want of one names it in the same words.
+//! A tenant must not learn which secrets exist. So a malformed, forbidden, unknown or unreadable secret gives
+//! no credential. If an image fails for lack of a credential, its message names all such secrets in the same
+//! words.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,10 +16,10 @@ use larder_model::escape::escape_to;
 use larder_model::event::{Failure, Outcome};
 use larder_model::pull_secret::{PullSecretName, no_credential_in};
 
-/// Longest text of a tenant that a message repeats, characters.
-const LONGEST_TEXT: usize = 300;
+/// Maximum length of a tenant's text in a message, characters.
+const MAX_TEXT_CHARS: usize = 300;
 
-/// Splits what a tenant named into secrets that it may use and texts that are of no use, both in the order given.
+/// Splits the pull secrets of a tenant into usable names and unusable texts, both in the order given.
 /// `patterns` are `*`, `namespace:*` and `namespace:name` ([`crate::config::tenant::Tenant::pull_secrets`]).
 pub fn split(patterns: &[String], named: &[String]) -> (Vec<PullSecretName>, Vec<String>) {
     let mut usable = Vec::new();
@@ -40,17 +41,17 @@ fn allows(pattern: &str, name: &PullSecretName) -> bool {
     }
 }
 
-/// The form of a secret's bytes: the name under which a directory of secrets has it.
+/// The format of a secret's bytes, which determines its file name in a directory of secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// `{"auths": {…}}`
+    /// A Docker config with its `{"auths": {…}}` object.
     DockerConfigJson,
-    /// The map itself.
+    /// The map of registries without the `auths` object.
     DockerCfg,
 }
 
 impl Form {
-    /// Name of the file.
+    /// Returns the file name of this format.
     pub fn file_name(self) -> &'static str {
         match self {
             Form::DockerConfigJson => ".dockerconfigjson",
@@ -59,21 +60,21 @@ impl Form {
     }
 }
 
-/// The bytes of a pull secret, well-formed. Never shown.
+/// The well-formed bytes of a pull secret, which are never logged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Content {
-    /// Their form.
+    /// Format of the bytes.
     pub form: Form,
     bytes: Vec<u8>,
 }
 
 impl Content {
-    /// Bytes of this form; nothing where they are malformed.
+    /// Parses bytes of this format. `None` if they are malformed.
     pub fn parse(form: Form, bytes: Vec<u8>) -> Option<Self> {
         well_formed(form, bytes)
     }
 
-    /// The bytes, for the one place that hands them to a builder.
+    /// Returns the bytes, for the one place that passes them to a builder.
     pub fn expose(&self) -> &[u8] {
         &self.bytes
     }
@@ -85,7 +86,7 @@ impl fmt::Debug for Content {
     }
 }
 
-/// Where the secrets of a host lie.
+/// The locations of a host's secrets.
 #[derive(Clone, Debug)]
 pub struct HostSecrets {
     credentials: Option<PathBuf>,
@@ -93,13 +94,13 @@ pub struct HostSecrets {
 }
 
 impl HostSecrets {
-    /// The directory that systemd names in `$CREDENTIALS_DIRECTORY` (systemd.exec(5), Credentials), then the one that the
-    /// configuration names.
+    /// Creates the lookup: first the directory that systemd names in `$CREDENTIALS_DIRECTORY`
+    /// (systemd.exec(5), Credentials), then the directory of the configuration.
     pub fn new(credentials: Option<PathBuf>, section: &Secrets) -> Self {
         HostSecrets { credentials, dir: section.dir.clone() }
     }
 
-    /// The secret from the first place that has it; nothing where that is malformed, and where there is none. Reads files.
+    /// Reads a secret from the first location that has it. `None` if there is none or it is malformed.
     pub fn find(&self, name: &PullSecretName) -> Option<Content> {
         if let Some(credentials) = &self.credentials {
             let file = format!("pull-secret.{}.{}", name.namespace(), name.name());
@@ -116,7 +117,8 @@ impl HostSecrets {
     }
 }
 
-/// A credential has no file name that says its form. A `.dockercfg` is a map by registry, and none is called `auths`.
+/// Detects the format of a credential, whose file name does not show it. A `.dockercfg` is a map of
+/// registries, and no registry is named `auths`.
 fn form_of(bytes: &[u8]) -> Form {
     let map: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_slice(bytes);
     if map.is_ok_and(|map| !map.contains_key("auths")) { Form::DockerCfg } else { Form::DockerConfigJson }
@@ -130,25 +132,26 @@ fn well_formed(form: Form, bytes: Vec<u8>) -> Option<Content> {
     parsed.is_ok().then_some(Content { form, bytes })
 }
 
-/// What is said of secrets that gave no credential.
+/// The secrets of an order that gave no credential.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unusable(BTreeSet<String>);
 
 impl Unusable {
-    /// Adds one, as it was given. Texts are sorted, because their order would tell how far each of them got.
+    /// Adds a secret as it was given. The texts are sorted, because their order would reveal why each one
+    /// failed.
     pub fn add(&mut self, given: &str) {
-        self.0.insert(escape_to(given, LONGEST_TEXT));
+        self.0.insert(escape_to(given, MAX_TEXT_CHARS));
     }
 
-    /// Names the secrets in the failures that a credential might have prevented, as a builder does for secrets that it
-    /// does not find: an image is denied, or not to be found, for registries hide private repositories.
+    /// Adds the secrets to the failures that a credential might have prevented, as a builder does for missing
+    /// secrets. These are the classes denied and not found, because registries hide private repositories.
     pub fn name_in(&self, failures: &mut [Failure]) {
         for failure in failures {
             self.name_in_message(failure.class, &mut failure.message);
         }
     }
 
-    /// The same for an outcome.
+    /// Adds the secrets to the failures of an outcome, like [`name_in`](Unusable::name_in).
     pub fn name_in_outcome(&self, outcome: &mut Outcome) {
         if let Some(class) = outcome.class {
             self.name_in_message(class, &mut outcome.message);
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_allowed_is_usable() {
+    fn only_allowed_secrets_are_usable() {
         let named = texts(&["b:two", "a:one", "a:two", "nonsense", "a:one.more", "*", "a:*", ""]);
         for (patterns, usable) in [
             (&[][..], &[][..]),
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_words_for_all() {
+    fn all_unusable_secrets_get_the_same_message() {
         let failure = |class, message: &str| Failure {
             class,
             images: Vec::new(),
@@ -211,8 +214,8 @@ mod tests {
             [failure(Class::Denied, "401"), failure(Class::NotFound, "404"), failure(Class::Corrupt, "sum")];
         unusable.name_in(&mut failures);
         let words = " (no credential was found in the pull secret a\\u{1b}[2J, team:z)";
-        let said: Vec<String> = failures.iter().map(|failure| failure.message.clone()).collect();
-        assert_eq!(said, [format!("401{words}"), format!("404{words}"), "sum".to_owned()]);
+        let messages: Vec<String> = failures.iter().map(|failure| failure.message.clone()).collect();
+        assert_eq!(messages, [format!("401{words}"), format!("404{words}"), "sum".to_owned()]);
         Unusable::default().name_in(&mut failures[2..]);
         assert_eq!(failures[2].message, "sum");
         let long: Unusable = ["x".repeat(9000)].into_iter().collect();

@@ -1,29 +1,30 @@
-//! Whose build is next: tenants take turns, and within a tenant the first comes first.
+//! The build queue: tenants take turns, and the builds of one tenant run in order of arrival.
 
 use std::collections::{HashMap, VecDeque};
 
 use larder_model::image_cache::{CacheId, TenantName};
 
-/// A queue that no tenant can fill for the others' turns. It holds identities only; what is to be done is in the records.
+/// A queue in which no tenant can delay the others by queueing many builds. It contains only identities; the
+/// work is in the records.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// Tenants with something waiting, whose turn it is first.
+    /// Tenants with queued builds, in turn order.
     turns: VecDeque<TenantName>,
     waiting: HashMap<TenantName, VecDeque<CacheId>>,
 }
 
 impl Queue {
-    /// How many wait.
+    /// Returns the number of queued builds.
     pub fn len(&self) -> usize {
         self.waiting.values().map(VecDeque::len).sum()
     }
 
-    /// Whether nothing waits.
+    /// Returns `true` if no build is queued.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// Puts a cache at the end of its tenant's line; one that waits already keeps its place.
+    /// Appends a cache to its tenant's line. A cache that is already queued keeps its position.
     pub fn push(&mut self, tenant: &TenantName, id: CacheId) {
         let line = self.waiting.entry(tenant.clone()).or_default();
         if line.is_empty() {
@@ -34,7 +35,8 @@ impl Queue {
         }
     }
 
-    /// Takes the next one of a tenant that `may` have its turn. The others keep their places.
+    /// Removes and returns the next cache of the first tenant that `may` accepts. The other tenants keep
+    /// their positions.
     pub fn pop(&mut self, may: impl Fn(&TenantName) -> bool) -> Option<(TenantName, CacheId)> {
         let at = self.turns.iter().position(may)?;
         let tenant = self.turns.remove(at)?;
@@ -48,7 +50,7 @@ impl Queue {
         Some((tenant, id))
     }
 
-    /// Takes a cache out wherever it stands.
+    /// Removes a cache from any position.
     pub fn remove(&mut self, tenant: &TenantName, id: CacheId) {
         let Some(line) = self.waiting.get_mut(tenant) else { return };
         line.retain(|other| *other != id);
@@ -82,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_leaves_loses_the_turn() {
+    fn a_tenant_without_builds_loses_its_turn() {
         let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
         let (one, two) = (CacheId::random(), CacheId::random());
         let mut queue = Queue::default();
@@ -95,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_may_not_have_a_turn_keeps_the_place() {
+    fn a_tenant_that_is_passed_over_keeps_its_position() {
         let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
         let ids: Vec<CacheId> = (0..3).map(|_| CacheId::random()).collect();
         let mut queue = Queue::default();

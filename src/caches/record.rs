@@ -1,4 +1,4 @@
-//! What is stored of an image cache.
+//! The stored record of an image cache.
 
 use std::collections::VecDeque;
 
@@ -11,66 +11,67 @@ use larder_model::event::SealedImage;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
 use larder_model::seal::Totals;
 
-/// Most events that a record keeps; the oldest go first.
+/// Maximum number of events that a record keeps. The oldest are dropped first.
 pub const MAX_EVENTS: usize = 64;
-/// Most layers whose history a record keeps.
+/// Maximum number of layers whose history a record keeps.
 pub const MAX_LAYERS: usize = 4096;
 
-/// One image cache.
+/// The stored record of one image cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Its identity, for good.
+    /// The identity of the cache, which never changes.
     pub id: CacheId,
-    /// Whose it is.
+    /// The tenant that owns it.
     pub tenant: TenantName,
-    /// What was ordered.
+    /// The specification that was ordered.
     pub spec: Spec,
-    /// When.
+    /// The time of the order.
     pub created_at: DateTime<Utc>,
-    /// What the tenant is told.
+    /// The status that the API reports.
     pub status: Status,
-    /// Since when.
+    /// Time of the last status change.
     pub status_since: DateTime<Utc>,
-    /// The reason of a failure or of an abnormal state.
+    /// The reason for a failure or an abnormal state.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub message: Option<String>,
-    /// The class of the failure that the message tells, for programs.
+    /// The class of the failure that `message` describes, for programs.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub class: Option<Class>,
-    /// The sealed volume that is served, if there is one.
+    /// The sealed volume that is served. `None` until the first build succeeds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub content: Option<Content>,
-    /// The build that was asked for and has not ended.
+    /// The build that was requested and has not ended.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub work: Option<Work>,
-    /// The archive that it is made of instead of registries.
+    /// The archive that the cache is made from, instead of registries.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub import: Option<Import>,
-    /// Number of the last volume that was begun; the next one gets the next number.
+    /// Number of the volume that was started last. The next volume gets the next number.
     pub generation: u32,
-    /// The last events, oldest first.
+    /// The most recent events, oldest first.
     #[serde(default)]
     pub events: VecDeque<Happened>,
     /// Number of the last event.
     #[serde(default)]
     pub sequence: u64,
-    /// Who ordered it.
+    /// The interface through which the cache was ordered.
     #[serde(skip_serializing_if = "OrderedBy::is_api", default)]
     pub ordered_by: OrderedBy,
-    /// How far the build is that is under way, for daemons that do not run it: the images that are resolved. Written now and
-    /// then where several daemons share the records, and never on a host.
+    /// The resolved images and how far the build in progress is with them, for daemons that do not run it. It
+    /// is written periodically where several daemons share the records, and never on a host.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub progress: Vec<ImageDetails>,
 }
 
-/// Who ordered an image cache: decides which pull secrets it may name.
+/// The interface through which a cache was ordered. It determines which pull secrets the cache can name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OrderedBy {
-    /// A tenant over HTTP: those that the configuration allows the tenant.
+    /// A tenant over HTTP: the secrets that the configuration allows the tenant.
     #[default]
     Api,
-    /// Somebody who may write to the store of a cluster: those of the namespace, and those that say so themselves.
+    /// A user with write access to the store of a cluster: the secrets of the namespace, and secrets that
+    /// allow this namespace.
     Cluster,
 }
 
@@ -80,117 +81,117 @@ impl OrderedBy {
     }
 }
 
-/// One image, as far as it is known.
+/// One image of a cache, as far as the build has resolved it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageDetails {
-    /// The reference as given.
+    /// The image reference as given.
     pub reference: String,
-    /// The manifest it stands for.
+    /// Digest of the manifest that it resolved to.
     pub manifest: Digest,
-    /// Number of its layers.
+    /// Total number of its layers.
     pub layers: usize,
-    /// Of these, on the volume.
+    /// Number of its layers on the volume.
     pub layers_done: usize,
-    /// Compressed size of these layers, bytes.
+    /// Compressed size of all its layers, bytes.
     pub compressed_size: u64,
-    /// Bytes of them that came from a registry so far.
+    /// Bytes of its layers received from a registry so far.
     pub received: u64,
 }
 
-/// A build to carry out.
+/// A build that is to be carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Work {
-    /// Number of the volume that is filled.
+    /// Number of the volume to fill.
     pub generation: u32,
-    /// How often a builder was started for it.
+    /// Number of builders that were started for it.
     pub attempts: u32,
-    /// What the build waits for outside of its builder, while it waits.
+    /// The external condition that the build waits for. `None` if it is not waiting.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub waiting: Option<String>,
 }
 
 impl Work {
-    /// The work on a volume, before the first attempt.
+    /// Creates the work on a volume, before the first attempt.
     pub fn new(generation: u32) -> Self {
         Work { generation, attempts: 0, waiting: None }
     }
 }
 
-/// An archive that was sent. It is kept as long as there is work to do with it.
+/// An uploaded archive. It is kept until no work needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
-    /// Its size, bytes.
+    /// Size of the archive, bytes.
     pub bytes: u64,
 }
 
 impl Import {
-    /// GiB that it takes on the host, rounded up.
+    /// Space that the archive takes on the host, GiB, rounded up.
     pub fn gib(self) -> u64 {
         self.bytes.div_ceil(1 << 30)
     }
 }
 
-/// What a sealed volume holds.
+/// Contents of a sealed volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Content {
-    /// Number of its volume.
+    /// Generation number of the volume.
     pub generation: u32,
-    /// When it was sealed.
+    /// Time at which it was sealed.
     pub sealed_at: DateTime<Utc>,
-    /// Digest of what `cache.json` says.
+    /// Digest of the content that `cache.json` describes.
     pub digest: Digest,
-    /// Images and what they resolved to.
+    /// The images and the digests that they resolved to.
     pub images: Vec<SealedImage>,
     /// Sums over all layers.
     pub totals: Totals,
-    /// The layers, by what became of them; at most [`MAX_LAYERS`].
+    /// The layers and their history; at most [`MAX_LAYERS`].
     pub layers: Vec<LayerHistory>,
-    /// The snapshot that the volume is, in a cluster.
+    /// The VolumeSnapshot of the volume, in a cluster.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub snapshot: Option<ClusterSnapshot>,
 }
 
-/// A volume that lies in the storage of a cluster.
+/// A volume in the storage of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSnapshot {
-    /// Namespace of the VolumeSnapshot that owns it.
+    /// Namespace of the VolumeSnapshot that owns the storage.
     pub namespace: String,
-    /// Name of that; copies in other namespaces have the same.
+    /// Name of that VolumeSnapshot. Copies in other namespaces have the same name.
     pub name: String,
-    /// What the storage calls it.
+    /// The snapshot handle in the storage system.
     pub handle: String,
-    /// The CSI driver that has it.
+    /// Name of its CSI driver.
     pub driver: String,
-    /// Smallest volume that it can be restored to, bytes.
+    /// Size of the smallest volume that it can be restored to, bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub restore_size: Option<u64>,
 }
 
-/// What became of one layer.
+/// The history of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerHistory {
     /// Digest of the blob.
     pub blob: Digest,
-    /// Images that have it, as given.
+    /// Images that contain it, as given.
     pub images: Vec<String>,
-    /// Size of the blob, bytes.
+    /// Compressed size of the blob, bytes.
     pub compressed_size: u64,
-    /// Size of the tar, bytes.
+    /// Uncompressed size of the tar, bytes.
     pub size: u64,
-    /// From the start of its fetch to its commit, milliseconds.
+    /// Time from the start of its fetch to its commit, milliseconds.
     pub elapsed_ms: u64,
-    /// Where it came from.
+    /// The source of the layer.
     pub origin: Origin,
-    /// The cache whose volume it was read from, where it was.
+    /// The cache whose volume the layer was copied from. `None` for other sources.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub from: Option<CacheId>,
 }
 
-/// Where a layer came from.
+/// The source of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// Its registry, or the archive that was sent.
+    /// The registry or the uploaded archive.
     Fetched,
     /// An earlier attempt at this volume.
     Present,
@@ -198,21 +199,21 @@ pub enum Origin {
     Reused,
 }
 
-/// Something that happened to a cache.
+/// An event in the life of a cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Happened {
-    /// Number within the cache, from 1.
+    /// Number within the cache, starting at 1.
     pub sequence: u64,
-    /// When.
+    /// Time of the event.
     pub time: DateTime<Utc>,
-    /// The status from then on.
+    /// The status after the event.
     pub status: Status,
-    /// What happened, for people.
+    /// A description of the event for people.
     pub message: String,
 }
 
 impl Record {
-    /// A cache that has just been ordered.
+    /// Creates the record of a newly ordered cache.
     pub fn new(id: CacheId, tenant: TenantName, spec: Spec, now: DateTime<Utc>) -> Self {
         let mut record = Record {
             id,
@@ -236,7 +237,7 @@ impl Record {
         record
     }
 
-    /// Notes an event under the present status.
+    /// Appends an event with the current status.
     pub fn note(&mut self, now: DateTime<Utc>, message: impl Into<String>) {
         self.sequence += 1;
         let happened =
@@ -247,7 +248,7 @@ impl Record {
         }
     }
 
-    /// Notes an event unless it repeats the last one, as after each change of the daemon that leads.
+    /// Appends an event unless it repeats the last one, for example after a change of the leading daemon.
     pub fn note_once(&mut self, now: DateTime<Utc>, message: String) {
         let repeats = |last: &Happened| last.message == message && last.status == self.status;
         if !self.events.back().is_some_and(repeats) {
@@ -255,22 +256,23 @@ impl Record {
         }
     }
 
-    /// Why the cache is in an abnormal state, or what its first build waits for.
+    /// Returns the reason for an abnormal state, or what the first build waits for.
     pub fn reason(&self) -> Option<&str> {
         let waiting =
             self.work.as_ref().filter(|_| self.content.is_none()).and_then(|work| work.waiting.as_deref());
         self.message.as_deref().or(waiting)
     }
 
-    /// Goes over to another status, which is an event.
+    /// Changes the status and appends an event.
     pub fn turn(&mut self, status: Status, now: DateTime<Utc>, why: impl Into<String>) {
         self.status = status;
         self.status_since = now;
         self.note(now, why);
     }
 
-    /// GiB that the cache may occupy on this host and that nobody else can have: its size for the volume that is served
-    /// and for the one that is filled, and the archive that it is filled from. A failed cache has none of them.
+    /// Returns the GiB that are reserved for the cache on this host. This is its size for the served volume
+    /// and again for the volume being filled, plus the archive that it is filled from. A failed cache
+    /// reserves nothing.
     pub fn reserved_gib(&self) -> u64 {
         let volumes = match self.status {
             Status::Failed => 0,
@@ -280,33 +282,33 @@ impl Record {
         volumes * u64::from(self.spec.size_gib) + archive
     }
 
-    /// Whether the archive that was sent is still to be read.
+    /// Returns `true` if the uploaded archive is still needed.
     pub fn needs_archive(&self) -> bool {
         self.import.is_some() && self.work.is_some() && self.status != Status::Deleting
     }
 
-    /// Whether a second volume is being filled beside the one that is served.
+    /// Returns `true` if a second volume is being filled next to the served one.
     pub fn is_refreshing(&self) -> bool {
         self.content.is_some() && self.work.is_some()
     }
 
-    /// Whether nothing more will happen to it until somebody asks, or time passes.
+    /// Returns `true` if nothing more happens to the cache without a request or the passage of time.
     pub fn is_settled(&self) -> bool {
         self.work.is_none() && !matches!(self.status, Status::Creating | Status::Deleting)
     }
 
-    /// Whether a volume is the one that is served or the one that is filled.
+    /// Returns `true` if a volume is the served one or the one being filled.
     pub fn needs_volume(&self, generation: u32) -> bool {
         let serves = self.content.as_ref().is_some_and(|content| content.generation == generation);
         !matches!(self.status, Status::Deleting | Status::Failed) && (serves || self.fills(generation))
     }
 
-    /// Whether a volume is the one that is filled.
+    /// Returns `true` if a volume is the one being filled.
     pub fn fills(&self, generation: u32) -> bool {
         self.work.as_ref().is_some_and(|work| work.generation == generation)
     }
 
-    /// When its retention ends; none is never.
+    /// Returns the end of the retention. `None` if the cache never expires.
     pub fn expires_at(&self) -> Option<DateTime<Utc>> {
         let days = self.spec.retention_days;
         (days > 0).then(|| self.created_at + chrono::TimeDelta::days(i64::from(days)))
@@ -318,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_events_stay() {
+    fn the_most_recent_events_are_kept() {
         let spec = Spec {
             name: "web".parse().unwrap(),
             images: vec!["nginx".parse().unwrap()],

@@ -1,4 +1,4 @@
-//! How a builder is started: as a child process of this host, or as a pod of a cluster.
+//! Starts builders: as child processes on this host, or as pods of a cluster.
 
 pub mod child;
 
@@ -15,47 +15,49 @@ use larder_model::image_cache::{CacheId, TenantName};
 use larder_model::job::Job;
 use larder_model::plan_report::PlanReport;
 
-/// One build to run.
+/// The order for one build.
 #[derive(Clone, Debug)]
 pub struct BuildOrder {
-    /// Whose it is.
+    /// The tenant that owns the cache.
     pub tenant: TenantName,
-    /// For which cache.
+    /// The cache to build.
     pub id: CacheId,
-    /// Number of the volume that is filled.
+    /// Generation number of the volume to fill.
     pub generation: u32,
-    /// Who ordered it.
+    /// The interface through which the cache was ordered.
     pub ordered_by: OrderedBy,
-    /// The job; its pull secrets are those that the tenant may use.
+    /// The job. Its pull secrets are those that the tenant can use.
     pub job: Job,
-    /// Pull secrets that were named and cannot be used (malformed, or not the tenant's), as given. A failure for want of a
-    /// credential names them together with those that turn out to be unknown, in the same words.
+    /// Pull secrets that were named and cannot be used (malformed or forbidden), as given. A failure for lack
+    /// of a credential names them, together with unknown ones, in the same words.
     pub unusable_secrets: Vec<String>,
     /// Directory of the volume.
     pub volume: PathBuf,
-    /// What builders of the tenant share (`larder build --share`).
+    /// Directory that builders of the tenant share (`larder build --share`).
     pub share: PathBuf,
 }
 
-/// How a build ended.
+/// The end of a build.
 #[derive(Debug)]
 pub enum Ended {
-    /// The builder gave a result, good or bad.
+    /// The builder returned a result: success or failure.
     Result(Outcome),
-    /// The runner tried as often as was of use, and this is how the last try went: there is no point in another.
+    /// The runner has retried as often as is useful. This is the result of the last try; another attempt is
+    /// pointless.
     Exhausted(Outcome),
-    /// The builder ended without a result: killed, crashed, out of memory. Says how, with its last words.
+    /// The builder ended without a result: killed, crashed, out of memory. The text describes how, with the
+    /// end of its output.
     Died(String),
-    /// It was asked to stop and did; the volume can be resumed.
+    /// The builder stopped on request; the volume can be resumed.
     Stopped,
-    /// It could not be started.
+    /// The builder could not be started.
     NotStarted(String),
 }
 
-/// Starts builders.
+/// Starts builders and plans.
 pub trait Runner: fmt::Debug + Send + Sync {
-    /// Runs a build to its end and passes on what it says, in order. When `stop` is cancelled the builder is asked to
-    /// leave a volume that can be resumed, and killed if it does not in time.
+    /// Runs a build to its end and passes on its output in order. Cancelling `stop` makes the builder leave a
+    /// volume that can be resumed. A builder that does not stop in time is killed.
     fn build<'a>(
         &'a self,
         order: BuildOrder,
@@ -63,7 +65,8 @@ pub trait Runner: fmt::Debug + Send + Sync {
         stop: CancellationToken,
     ) -> BoxFuture<'a, Ended>;
 
-    /// Says what a build would fetch; moves no layer byte. `ordered_by` decides which pull secrets may be used.
+    /// Reports what a build would fetch, without downloading layers. `ordered_by` determines which pull
+    /// secrets can be used.
     fn plan<'a>(
         &'a self,
         tenant: TenantName,

@@ -1,4 +1,4 @@
-//! What tenants ask for, answered from the records. Nothing here waits for a build.
+//! The service behind the API: answers requests from the records and never waits for a build.
 
 mod admission;
 mod build;
@@ -56,28 +56,29 @@ use larder_model::reference::ImageReference;
 use larder_sys::clock::Clock;
 use larder_sys::clock::guard::TimeGuard;
 
-/// When to ask again while the queue is full.
+/// Time after which a client can retry when the queue is full.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 
-/// The image caches of this host. Clones are handles to the same.
+/// The image caches of this host. Clones share the same state.
 #[derive(Clone, Debug)]
 pub struct Service(Arc<Inner>);
 
-/// What a service stands on.
+/// The dependencies of a service.
 #[derive(Debug)]
 pub struct Parts {
-    /// The records.
+    /// The store of records.
     pub store: Arc<dyn Store>,
-    /// What starts builders.
+    /// The runner that starts builders.
     pub runner: Arc<dyn Runner>,
-    /// What keeps volumes.
+    /// The storage of volumes.
     pub volumes: Arc<dyn Volumes>,
-    /// The time.
+    /// The source of the current time.
     pub clock: Arc<dyn Clock>,
-    /// What is counted.
+    /// The metrics to update.
     pub metrics: Metrics,
-    /// How often the progress of a build is written into its record, where other daemons read it; none where there are none.
-    pub tell_progress: Option<Duration>,
+    /// Interval at which build progress is written into the record for other daemons. `None` if there are no
+    /// other daemons.
+    pub progress_interval: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -87,43 +88,43 @@ struct Inner {
     volumes: Arc<dyn Volumes>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    tell_progress: Option<Duration>,
+    progress_interval: Option<Duration>,
     guard: Mutex<TimeGuard>,
     settings: RwLock<Settings>,
     queue: Mutex<Queue>,
     wake: Arc<Notify>,
     sweep: Notify,
     live: Mutex<HashMap<CacheId, Live>>,
-    /// GiB that are kept for caches whose archives are being sent, and for which tenant.
+    /// GiB reserved for caches whose archives are being uploaded, with their tenants.
     promised: Mutex<HashMap<CacheId, (TenantName, u64)>>,
     hub: Hub,
-    /// Held while room for a volume, and a place in the queue, are looked for and taken, and while a build is given up:
-    /// whoever orders the next one meanwhile must not lose it.
+    /// Held while room for a volume and a place in the queue are checked and taken, and while a build is
+    /// cancelled. A concurrent order must not lose its place.
     admission: Turns,
     stop: CancellationToken,
     tasks: TaskTracker,
-    /// Whether this is the daemon that builds, expires and sweeps.
+    /// `true` if this daemon builds, expires and sweeps.
     leading: AtomicBool,
-    /// Cancelled when one of the two loops has ended, which only a stop may bring about.
+    /// Cancelled when one of the two loops ends without a stop.
     broken: CancellationToken,
 }
 
-/// A build under way.
+/// A build in progress.
 #[derive(Debug, Default)]
 struct Live {
     cancel: CancellationToken,
     progress: Progress,
-    /// What the build waits for outside of its builder.
+    /// The external condition that the build waits for.
     waiting: Option<String>,
-    /// Whether another build was asked for before this one has ended.
+    /// `true` if another build was requested before this one ended.
     again: bool,
 }
 
-/// What the configuration says; replaced as a whole when it is read again.
+/// Settings from the configuration. A reload replaces them as a whole.
 struct Settings {
     caches: crate::config::caches::Caches,
     clusters: Vec<String>,
-    /// Whether nobody but the administrator can give orders.
+    /// `true` if only the administrator can order caches.
     alone: bool,
     secrets: HashMap<TenantName, Vec<String>>,
 }
@@ -150,14 +151,21 @@ impl Settings {
 }
 
 impl Service {
-    /// Takes up the records, settles what a crash left, and goes to work. Needs a runtime of tokio.
+    /// Reads the records, cleans up after a crash and starts the work. Requires a tokio runtime.
+    ///
+    /// # Errors
+    /// Fails if the records or the state directory cannot be used.
     pub async fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
         let service = Service::new(parts, config).await?;
         service.lead().await?;
         Ok(service)
     }
 
-    /// A view of the records: answers what tenants ask for, and leaves the work to the daemon that [leads](Service::lead).
+    /// Creates a service that answers requests from the records. Another daemon can do the work until this
+    /// one [leads](Service::lead).
+    ///
+    /// # Errors
+    /// Fails if the records cannot be read.
     pub async fn new(parts: Parts, config: &Config) -> Result<Self, StartError> {
         let last = parts.store.noted().await?;
         Ok(Service(Arc::new(Inner {
@@ -167,7 +175,7 @@ impl Service {
             guard: Mutex::new(TimeGuard::new(&*parts.clock, last)),
             clock: parts.clock,
             metrics: parts.metrics,
-            tell_progress: parts.tell_progress,
+            progress_interval: parts.progress_interval,
             settings: RwLock::new(Settings::of(config)),
             queue: Mutex::default(),
             wake: Arc::default(),
@@ -183,8 +191,11 @@ impl Service {
         })))
     }
 
-    /// Settles what an earlier daemon left, and goes to work, until the service stops. Of several daemons with the same
-    /// records one leads at a time; whose turn it is is decided elsewhere.
+    /// Cleans up after an earlier daemon and works until the service stops. Of several daemons with the same
+    /// records, one leads at a time; leader election is elsewhere.
+    ///
+    /// # Errors
+    /// Fails if the records or the state directory cannot be used.
     pub async fn lead(&self) -> Result<(), StartError> {
         let last = self.0.store.noted().await?;
         *self.guard() = TimeGuard::new(&*self.0.clock, last);
@@ -192,28 +203,29 @@ impl Service {
         self.0.leading.store(true, Ordering::Release);
         let builds = self.settings(|settings| settings.caches.max_concurrent_builds);
         self.supervise("the queue of builds", self.clone().schedule(builds));
-        self.supervise("expiry and deletion", self.clone().keep_house());
+        self.supervise("expiry and deletion", self.clone().run_janitor());
         Ok(())
     }
 
-    /// Whether this is the daemon that builds, expires and sweeps.
+    /// Returns `true` if this daemon builds, expires and sweeps.
     pub fn leads(&self) -> bool {
         self.0.leading.load(Ordering::Acquire)
     }
 
-    /// Takes up a configuration that was read again: quotas, clusters, pull secrets, times. The number of builders is as it was
-    /// at the start.
+    /// Applies a reloaded configuration: quotas, clusters, pull secrets, times. The number of builders keeps
+    /// its value from the start.
     pub fn reload(&self, config: &Config) {
         *self.0.settings.write().unwrap_or_else(PoisonError::into_inner) = Settings::of(config);
         self.0.sweep.notify_one();
     }
 
-    /// Whether requests are answered: from the start until [`stop`](Service::stop).
+    /// Returns `true` if requests are answered: from the start until [`stop`](Service::stop).
     pub fn ready(&self) -> bool {
         !self.0.stop.is_cancelled()
     }
 
-    /// Stops: builders leave volumes that the next start goes on with. Resolves when all is still.
+    /// Stops the service. Builders leave volumes that the next start can resume. Returns when all work has
+    /// ended.
     pub async fn stop(&self) {
         self.0.stop.cancel();
         for live in self.live().values() {
@@ -223,7 +235,10 @@ impl Service {
         self.0.tasks.wait().await;
     }
 
-    /// Orders an image cache. The record is as it was first answered where the key was used before.
+    /// Orders an image cache. If the key was used before, returns the record of the first answer.
+    ///
+    /// # Errors
+    /// Fails if the order is invalid or exceeds a limit, or if the records cannot be written.
     pub async fn create(
         &self,
         tenant: &TenantName,
@@ -234,8 +249,12 @@ impl Service {
         self.to_its_end(async move { service.create_now(&tenant, spec, key, None).await }).await
     }
 
-    /// Answers a create that may have been carried out before: as [`create`](Service::create), but with [`Error::Replayed`]
-    /// where that would order an image cache.
+    /// Answers a create that might have been carried out before. It works like [`create`](Service::create),
+    /// but orders no new image cache.
+    ///
+    /// # Errors
+    /// Returns [`Error::Replayed`] instead of ordering an image cache, and otherwise fails like
+    /// [`create`](Service::create).
     pub async fn create_again(
         &self,
         tenant: &TenantName,
@@ -247,7 +266,7 @@ impl Service {
         let answer =
             self.to_its_end(async move { service.create_now(&owner, order, key, replayed).await }).await;
         if matches!(answer, Err(Error::Replayed)) {
-            // A client that sends a refused order twice within a second signs both alike.
+            // A client that repeats a refused order within the same second signs both requests identically.
             self.check_queue()?;
             self.would_admit(tenant, &spec).await?;
         }
@@ -263,7 +282,7 @@ impl Service {
     ) -> Result<Record, Error> {
         self.check(&spec)?;
         let _one_at_a_time = self.one_at_a_time(tenant).await;
-        // The identity is a proposal: the store may know a better one.
+        // The identity is a proposal; the store can replace it.
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
         match self.place(record, key, refusal).await? {
             Created::New(Stored { record, .. }) => {
@@ -276,7 +295,7 @@ impl Service {
         }
     }
 
-    /// Writes a new record, if there is room for it and no `refusal`. The caller holds [`Inner::admission`].
+    /// Writes a new record if there is room and no `refusal`. The caller holds [`Inner::admission`].
     async fn place(
         &self,
         record: Record,
@@ -286,7 +305,7 @@ impl Service {
         let refusal = refusal.or_else(|| self.check_queue().err());
         let mut admission = self.admission(Some(&record.tenant))?;
         if refusal.is_some() {
-            // Nothing new is written, but a repeated create still gets its answer.
+            // No new record is written, but a repeated create still gets its first answer.
             admission.max_per_tenant = 0;
         }
         match (self.0.store.create(record, admission, key).await, refusal) {
@@ -295,7 +314,10 @@ impl Service {
         }
     }
 
-    /// The caches of a tenant, oldest first; with a name, the one of that name.
+    /// Lists the caches of a tenant, oldest first. If a name is given, lists only the cache of that name.
+    ///
+    /// # Errors
+    /// Fails if the records cannot be read.
     pub async fn list(&self, tenant: &TenantName, name: Option<&str>) -> Result<Vec<Record>, Error> {
         let records = self.records_of(tenant).await?;
         let records = records.iter().map(|stored| &stored.record);
@@ -303,17 +325,27 @@ impl Service {
         Ok(records.filter(named).cloned().collect())
     }
 
-    /// All caches of a tenant, oldest first, shared with others that list them.
+    /// Lists all caches of a tenant, oldest first, shared with other readers.
+    ///
+    /// # Errors
+    /// Fails if the records cannot be read.
     pub async fn records_of(&self, tenant: &TenantName) -> Result<Arc<[Stored]>, Error> {
         Ok(self.0.store.list_of(tenant.clone()).await?)
     }
 
-    /// One cache.
+    /// Returns the record of one cache.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFound`] if the tenant has no such cache.
     pub async fn get(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
         Ok(self.stored(tenant, id).await?.record)
     }
 
-    /// Lets a cache go. It is Deleting until its build has stopped and nobody uses its volume any more.
+    /// Deletes a cache. Its status is Deleting until its build has stopped and its volume is no longer in
+    /// use.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFound`] if the tenant has no such cache.
     pub async fn delete(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
         let (service, tenant) = (self.clone(), tenant.clone());
         self.to_its_end(async move { service.delete_now(&tenant, id).await }).await
@@ -327,7 +359,7 @@ impl Service {
                 return false;
             }
             record.message = None;
-            record.turn(Status::Deleting, now, "deletion was asked for");
+            record.turn(Status::Deleting, now, "deletion requested");
             true
         });
         let record = deleted.await?.ok_or(Error::NotFound(id))?;
@@ -337,7 +369,10 @@ impl Service {
         Ok(record)
     }
 
-    /// Gives up the build of a cache, or its refresh.
+    /// Cancels the build or the refresh of a cache.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotCancellable`] if nothing is being built.
     pub async fn cancel(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
         let (service, tenant) = (self.clone(), tenant.clone());
         self.to_its_end(async move { service.cancel_now(&tenant, id).await }).await
@@ -347,16 +382,16 @@ impl Service {
         let _one_at_a_time = self.one_at_a_time(tenant).await;
         self.stored(tenant, id).await?;
         let now = self.now();
-        let mut given_up = false;
+        let mut was_building = false;
         let cancelled = self.change(id, |record| {
-            given_up = record.work.is_some() && record.status != Status::Deleting;
-            if given_up {
+            was_building = record.work.is_some() && record.status != Status::Deleting;
+            if was_building {
                 build::give_up(record, now, Class::Cancelled, "cancelled by request");
             }
-            given_up
+            was_building
         });
         let record = cancelled.await?.ok_or(Error::NotFound(id))?;
-        if !given_up {
+        if !was_building {
             return Err(Error::NotCancellable { id, status: record.status });
         }
         self.queue().remove(tenant, id);
@@ -365,8 +400,11 @@ impl Service {
         Ok(record)
     }
 
-    /// Resolves the tags of a cache again and builds what they stand for now beside the present volume, which is served
-    /// until the new one takes its place.
+    /// Resolves the tags of a cache again and builds a new volume next to the current one. The current volume
+    /// is served until the new one replaces it.
+    ///
+    /// # Errors
+    /// Fails if the cache is not available, was imported, or if there is no room for a second volume.
     pub async fn refresh(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
         let (service, tenant) = (self.clone(), tenant.clone());
         self.to_its_end(async move { service.refresh_now(&tenant, id).await }).await
@@ -402,7 +440,7 @@ impl Service {
             record.work = Some(Work::new(record.generation));
             record.message = None;
             record.class = None;
-            record.note(now, "a refresh was asked for");
+            record.note(now, "refresh requested");
             true
         });
         let record = changed.await?.ok_or(Error::NotFound(id))?;
@@ -413,7 +451,10 @@ impl Service {
         Ok(record)
     }
 
-    /// What is known of a cache beyond what the vendor tells.
+    /// Returns a cache with the details that the vendor's API lacks.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFound`] if the tenant has no such cache.
     pub async fn details(&self, tenant: &TenantName, id: CacheId) -> Result<(Record, Details), Error> {
         let record = self.get(tenant, id).await?;
         let details = match self.live().get(&id) {
@@ -423,22 +464,31 @@ impl Service {
         Ok((record, details))
     }
 
-    /// Follows a cache from the event after number `after` on.
+    /// Follows a cache, starting after the event with number `after`.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFound`] if the tenant has no such cache.
     pub async fn watch(&self, tenant: &TenantName, id: CacheId, after: u64) -> Result<Watch, Error> {
-        let listening = self.0.hub.subscribe(id);
-        // Read after listening, so that nothing falls between.
+        let subscription = self.0.hub.subscribe(id);
+        // Read after subscribing, so that no event is missed.
         let record = self.get(tenant, id).await?;
-        Ok(listening.from(&record, after))
+        Ok(subscription.from(&record, after))
     }
 
-    /// The cache that serves a workload best.
+    /// Finds the cache that serves a workload best.
+    ///
+    /// # Errors
+    /// Fails if the records cannot be read.
     pub async fn find(&self, tenant: &TenantName, images: &[ImageReference]) -> Result<Option<Found>, Error> {
         let records = self.records_of(tenant).await?;
         Ok(matching::best(records.iter().map(|stored| &stored.record), images))
     }
 
-    /// Says what a create would fetch and whether it fits; nothing is kept. What a create would be refused for now is told
-    /// before registries are asked.
+    /// Reports what a create would fetch and whether it fits, and stores nothing. Quotas and limits are
+    /// checked before any registry is contacted.
+    ///
+    /// # Errors
+    /// Fails if a create would be refused or the images cannot be resolved.
     pub async fn plan(&self, tenant: &TenantName, spec: Spec) -> Result<PlanReport, Error> {
         self.check(&spec)?;
         self.would_admit(tenant, &spec).await?;
@@ -447,13 +497,16 @@ impl Service {
         self.0.runner.plan(tenant.clone(), OrderedBy::Api, job, unusable).await.map_err(Error::Plan)
     }
 
-    /// How long a build may take.
+    /// Returns the maximum duration of a build.
     pub fn longest_build(&self) -> Duration {
         let minutes = self.settings(|settings| settings.caches.build_timeout_minutes);
         Duration::from_secs(u64::from(minutes) * 60)
     }
 
-    /// The metrics as they are now.
+    /// Updates the gauges and returns all metrics in text format.
+    ///
+    /// # Errors
+    /// Fails if the records or the capacity cannot be read.
     pub async fn measure(&self) -> Result<String, Error> {
         let metrics = &self.0.metrics;
         let (waiting, building) = (self.queue().len(), self.live().len());
@@ -471,7 +524,11 @@ impl Service {
         Ok(metrics.encode())
     }
 
-    /// GiB that all caches may occupy together; [`UNLIMITED`](super::volumes::UNLIMITED) where nothing here limits them.
+    /// Returns the GiB that all caches can occupy together, or [`UNLIMITED`](super::volumes::UNLIMITED) if
+    /// nothing here limits them.
+    ///
+    /// # Errors
+    /// Fails if the size of the file system cannot be read.
     pub fn capacity_gib(&self) -> Result<u64, Error> {
         let configured = self.settings(|settings| settings.caches.capacity.0);
         if configured > 0 {
@@ -480,13 +537,13 @@ impl Service {
         self.0.volumes.capacity_gib().map_err(|e| Error::Store(state_failed(&e)))
     }
 
-    /// Pull secrets of an order that its tenant may use, and the others.
+    /// Splits the pull secrets of an order into those that its tenant can use and the others.
     fn secrets(&self, tenant: &TenantName, spec: &Spec, by: OrderedBy) -> (Vec<PullSecretName>, Vec<String>) {
         let patterns = match by {
             OrderedBy::Api => {
                 self.settings(|settings| settings.secrets.get(tenant).cloned().unwrap_or_default())
             }
-            // Whoever reads the secret asks it whether this namespace may use it.
+            // The reader of the secret checks whether it allows this namespace.
             OrderedBy::Cluster => vec!["*".to_owned()],
         };
         pull_secrets::split(&patterns, &spec.pull_secrets)
@@ -500,7 +557,7 @@ impl Service {
         pull_secrets: Vec<PullSecretName>,
         deadline: Option<DateTime<Utc>>,
     ) -> Job {
-        // A namespace of a cluster may have the administrator's name, and is a tenant all the same.
+        // A namespace can have the administrator's name, but remains an ordinary tenant.
         let administrator = by == OrderedBy::Api && tenant.as_str() == ADMIN;
         Job {
             version: larder_model::job::VERSION,
@@ -522,13 +579,13 @@ impl Service {
         }
     }
 
-    /// A record of the tenant. Those of others are not there.
+    /// Returns a record of the tenant. Records of other tenants are reported as not found.
     async fn stored(&self, tenant: &TenantName, id: CacheId) -> Result<Stored, Error> {
         self.0.store.get_of(tenant.clone(), id).await?.ok_or(Error::NotFound(id))
     }
 
-    /// Changes a record, however often somebody else is faster. `edit` says whether there is anything to change. Gives the
-    /// record as it is then; none where it is gone.
+    /// Changes a record and retries until no concurrent change intervenes. `edit` returns `true` if it
+    /// changed the record. Returns the record after the change; `None` if it is gone.
     async fn change(
         &self,
         id: CacheId,
@@ -552,7 +609,7 @@ impl Service {
         }
     }
 
-    /// Waits for the tenant's turn to look for room and take it ([`Inner::admission`]).
+    /// Waits for the tenant's turn to check and reserve room ([`Inner::admission`]).
     async fn one_at_a_time(&self, tenant: &TenantName) -> Turn {
         self.0.admission.take(Kind::Write, Some(tenant.clone())).await
     }
@@ -562,7 +619,7 @@ impl Service {
         self.0.wake.notify_one();
     }
 
-    /// Asks the builder of a cache to stop, if there is one.
+    /// Stops the builder of a cache, if there is one.
     fn interrupt(&self, id: CacheId) {
         if let Some(live) = self.live().get(&id) {
             live.cancel.cancel();
@@ -594,7 +651,7 @@ impl Service {
     }
 }
 
-/// A daemon cannot start.
+/// The reason why a daemon cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The records cannot be read.

@@ -1,8 +1,8 @@
-//! Whose turn it is to use something that one at a time can have: the connection to the records, or the right to take room.
+//! Exclusive access in fair order, for the connection to the records or the right to reserve space.
 //!
-//! Work waits by kind and, within a kind, by tenant. Kinds take turns, the tenants of a kind take turns, and the work of one
-//! tenant goes in order of arrival. So a create waits for one list and not for all lists that came before it, and a tenant that
-//! sends many requests delays itself.
+//! Work waits by kind and, within a kind, by tenant. Kinds take turns, the tenants of a kind take turns, and
+//! the work of one tenant runs in order of arrival. So a create waits for one list and not for all earlier
+//! lists, and a tenant that sends many requests delays only itself.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -12,40 +12,40 @@ use tokio::sync::oneshot;
 
 use larder_model::image_cache::TenantName;
 
-/// A kind of work.
+/// A kind of work, each with its own line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::caches) enum Kind {
     /// Reads one record.
     Get,
     /// Reads many records.
     List,
-    /// Writes.
+    /// Writes a record.
     Write,
 }
 
 const KINDS: usize = 3;
 
-/// The turns of one thing. Clones are handles to the same.
+/// The turns for one resource. Clones share the same state.
 #[derive(Clone, Debug, Default)]
 pub(in crate::caches) struct Turns(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     taken: bool,
-    /// Index of the kind whose turn was last.
+    /// Index of the kind that had the last turn.
     last: usize,
     lines: [Line; KINDS],
 }
 
-/// Those who wait for one kind of work. `None` is the daemon itself.
+/// The waiters for one kind of work. `None` is the daemon itself.
 #[derive(Debug, Default)]
 struct Line {
-    /// Tenants with something waiting, the next one first.
+    /// Tenants with waiters, in turn order.
     tenants: VecDeque<Option<TenantName>>,
     waiting: HashMap<Option<TenantName>, VecDeque<oneshot::Sender<Turn>>>,
 }
 
-/// The right to use it, until this is dropped.
+/// The exclusive right to use the resource until this is dropped.
 pub(in crate::caches) struct Turn(Option<Turns>);
 
 impl fmt::Debug for Turn {
@@ -59,7 +59,7 @@ impl Turns {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a turn. A caller that goes away loses its place.
+    /// Waits for a turn. A caller that drops the future loses its position.
     pub(in crate::caches) async fn take(&self, kind: Kind, tenant: Option<TenantName>) -> Turn {
         let next = {
             let mut state = self.state();
@@ -71,18 +71,18 @@ impl Turns {
         };
         match next.await {
             Ok(turn) => turn,
-            // The sender is dropped with the state alone, which `self` keeps.
+            // The sender is dropped only with the state, which `self` keeps alive.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Gives the turn to the next one that still waits.
+    /// Passes the turn to the next waiter that still exists.
     fn pass(self) {
         loop {
             let Some(next) = self.state().pop() else { return };
             match next.send(Turn(Some(self.clone()))) {
                 Ok(()) => return,
-                // It went away.
+                // The waiter was dropped.
                 Err(mut turn) => turn.0 = None,
             }
         }
@@ -90,7 +90,7 @@ impl Turns {
 }
 
 impl State {
-    /// Takes out the next one that waits; with none the turn is free.
+    /// Removes and returns the next waiter. If there is none, marks the resource as free.
     fn pop(&mut self) -> Option<oneshot::Sender<Turn>> {
         for step in 1..=KINDS {
             let kind = (self.last + step) % KINDS;
@@ -141,19 +141,19 @@ mod tests {
     use super::*;
 
     /// Runs work in the order of its turns and returns its labels.
-    async fn order(asked: &[(&'static str, Kind, &str)]) -> Vec<&'static str> {
+    async fn order(requests: &[(&'static str, Kind, &str)]) -> Vec<&'static str> {
         let turns = Turns::default();
         let first = turns.take(Kind::List, None).await;
         let done = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
-        for (label, kind, tenant) in asked {
+        for (label, kind, tenant) in requests {
             let (turns, done, label) = (turns.clone(), Arc::clone(&done), *label);
             let (kind, tenant) = (*kind, tenant.parse().ok());
             tasks.push(tokio::spawn(async move {
                 let _turn = turns.take(kind, tenant).await;
                 done.lock().unwrap().push(label);
             }));
-            // It waits before the next one does.
+            // Lets this task join the line before the next one.
             tokio::task::yield_now().await;
         }
         drop(first);
@@ -167,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn kinds_and_tenants_take_turns() {
-        let asked = [
+        let requests = [
             ("a lists 1", Kind::List, "a"),
             ("a lists 2", Kind::List, "a"),
             ("a lists 3", Kind::List, "a"),
@@ -177,11 +177,11 @@ mod tests {
             ("a gets", Kind::Get, "a"),
         ];
         let wanted = ["a creates", "a gets", "a lists 1", "c creates", "b lists 1", "a lists 2", "a lists 3"];
-        assert_eq!(order(&asked).await, wanted);
+        assert_eq!(order(&requests).await, wanted);
     }
 
     #[tokio::test]
-    async fn those_that_went_away_are_passed_over() {
+    async fn dropped_waiters_are_skipped() {
         let turns = Turns::default();
         let first = turns.take(Kind::Get, None).await;
         let gone: Vec<_> = (0..10_000)

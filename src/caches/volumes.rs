@@ -1,4 +1,4 @@
-//! Volumes: where they are kept and how they go. What keeps them is this host's disk or the snapshots of a cluster.
+//! Storage of volumes and their deletion. Volumes are on this host's disk or are snapshots of a cluster.
 
 pub mod host;
 
@@ -20,154 +20,156 @@ use larder_model::digest::Digest;
 use larder_model::image_cache::{CacheId, TenantName};
 use larder_model::seal;
 
-/// What keeps volumes.
+/// A storage of volumes.
 pub trait Volumes: fmt::Debug + Send + Sync {
-    /// GiB that all volumes may occupy together where the configuration does not say; [`UNLIMITED`] where nothing here
-    /// limits them.
+    /// Returns the GiB that all volumes can occupy together if the configuration sets no limit, or
+    /// [`UNLIMITED`] if nothing here limits them.
     fn capacity_gib(&self) -> Result<u64, StateError>;
 
-    /// Makes ready for a build, and says where its builder finds what it fills.
+    /// Prepares a build and returns the directories for its builder.
     fn places(&self, volume: VolumeId) -> BoxFuture<'_, Result<Places, StateError>>;
 
-    /// Where archives are kept that tenants send; none where builders cannot read them.
+    /// Returns the storage of uploaded archives. `None` if builders cannot read them.
     fn imports(&self) -> Option<&Imports>;
 
-    /// All volumes and what is left of any. What is not named like one is left alone.
+    /// Lists all volumes, including partial ones. Other names are ignored.
     fn list(&self) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>>;
 
-    /// Volumes of one image cache that [`list`](Volumes::list) may lack, because it lists what a watch has seen. None if `list`
-    /// always has them all.
+    /// Lists the volumes of one image cache that [`list`](Volumes::list) can lack because it depends on a
+    /// watch. Empty if `list` is always complete.
     fn list_of(&self, _record: &Record) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    /// Whether a volume is there and sealed. What it holds is not looked at.
+    /// Returns `true` if a volume exists and is sealed. Its contents are not read.
     fn is_sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<bool, StateError>>;
 
-    /// What can be told of a sealed volume.
+    /// Describes a sealed volume.
     fn sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<Sealed, StateError>>;
 
-    /// A volume as a snapshot, if it is one: sealed, and to be read. `tell_path` says whether its path is told.
-    fn look(&self, volume: VolumeId, tell_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>>;
+    /// Returns a volume as a snapshot if it is sealed and readable. `with_path` determines whether its path
+    /// is included.
+    fn look(&self, volume: VolumeId, with_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>>;
 
-    /// Takes a volume out of use, with everything that was made for it or from it. One that somebody holds stays.
+    /// Takes a volume out of use, with everything made for it or from it. A volume in use is kept.
     fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>>;
 
-    /// Why a volume that a newer one has replaced must stay: what uses it. `None` if nothing does. On a host, the uses are what
-    /// [`discard`](Volumes::discard) finds itself.
+    /// Returns what uses a volume that a newer one has replaced. `None` if nothing does. On a host,
+    /// [`discard`](Volumes::discard) detects the uses itself.
     fn in_use(&self, _: VolumeId) -> BoxFuture<'_, Result<Option<String>, StateError>> {
         Box::pin(async { Ok(None) })
     }
 
-    /// Begins to remove what is left of discarded volumes; `discarded` says that some were just now. That takes its time, and
-    /// nobody waits for it: neither who deletes, nor a start, nor a stop, after which the next start goes on.
+    /// Starts to delete discarded volumes in the background; `discarded` is `true` if there are new ones.
+    /// This takes time, so deletions, starts and stops do not wait for it. The next start continues an
+    /// interrupted deletion.
     fn tidy(&self, discarded: bool);
 }
 
-/// As good as no limit, GiB.
+/// A capacity that is equivalent to no limit, GiB.
 pub const UNLIMITED: u64 = u64::MAX >> 30;
 
-/// Where a builder finds what it fills.
+/// The directories for a builder.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Directory of the volume.
+    /// Directory of the volume to fill.
     pub volume: PathBuf,
-    /// What builders of the tenant share (`larder build --share`).
+    /// Directory that builders of the tenant share (`larder build --share`).
     pub share: PathBuf,
 }
 
-/// What can be told of a sealed volume.
+/// The description of a sealed volume.
 #[derive(Clone, Debug)]
 pub struct Sealed {
-    /// What its seal says, where it can be read from here.
+    /// Content of its seal, if it can be read from here.
     pub content: Option<seal::Content>,
-    /// The snapshot that it is, in a cluster.
+    /// The snapshot of the volume, in a cluster.
     pub snapshot: Option<ClusterSnapshot>,
 }
 
-/// A sealed volume.
+/// A sealed volume of an image cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Its number: each refresh makes a new one.
+    /// Generation number; each refresh increments it.
     pub generation: u32,
-    /// Whether it is the one that is served.
+    /// `true` if this volume is the served one.
     pub served: bool,
-    /// Whether somebody has it attached or mounted, or a loop device stands on it.
+    /// `true` if it is attached, mounted, or the backing file of a loop device.
     pub in_use: bool,
-    /// Digest of what its `cache.json` says.
+    /// Digest of the content that `cache.json` describes.
     pub digest: Digest,
-    /// When it was sealed.
+    /// Time at which the volume was sealed.
     pub sealed_at: DateTime<Utc>,
     /// `disk`: an ext4 image, `disk.img`; `directory`: a tree on a file system of the host;
     /// `volume_snapshot`: in the storage of a cluster.
     pub kind: Kind,
-    /// Size of the layers on it, bytes, as their tars have it.
+    /// Total size of its layers as tars, bytes.
     pub size: u64,
-    /// Size of the disk image, or of a volume that it can be restored to, bytes.
+    /// Size of the disk image, or of the smallest volume that the snapshot can be restored to, bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub image_size: Option<u64>,
-    /// What the disk image occupies on the host, bytes.
+    /// Space that the disk image occupies on the host, bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub image_allocated: Option<u64>,
-    /// Where it is on the host. For the tenant `admin` only.
+    /// Path on the host, for the tenant `admin` only.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub path: Option<PathBuf>,
 }
 
-/// What holds a volume.
+/// The kind of storage of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A directory.
+    /// A directory on the host.
     Directory,
-    /// A disk image.
+    /// A disk image file.
     Disk,
     /// A snapshot in the storage of a cluster.
     VolumeSnapshot,
 }
 
-/// The state directory cannot be used.
+/// The reason why the volumes or the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Another daemon has it.
+    /// Another daemon uses the state directory.
     #[error(
         "the state directory {0} is in use by another larder: stop it, or give this one a directory of its own"
     )]
     InUse(PathBuf),
-    /// The kernel refuses.
+    /// A file system operation failed.
     #[error("{doing} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// To what.
+        /// The path of the operation.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// A volume cannot be looked at.
+    /// A volume cannot be read.
     #[error(transparent)]
     Volume(#[from] volume::Error),
-    /// Who has volumes attached cannot be told.
+    /// The attachment records cannot be read.
     #[error(transparent)]
     Attachments(#[from] AttachmentError),
-    /// What builders share cannot be put in order.
+    /// The shared directory of builders cannot be cleaned up.
     #[error(transparent)]
     Share(#[from] share::Error),
-    /// A cluster that keeps volumes does not do what it was asked.
+    /// The cluster that stores the volumes failed.
     #[error("{reason}")]
     Cluster {
-        /// What was being done to what, and what the cluster said.
+        /// The operation, its object, and the cluster's answer.
         reason: String,
-        /// What kind of failure it is.
+        /// The class of the failure.
         class: Class,
     },
-    /// Work on the disk broke off.
-    #[error("work on the disk broke off: {0}")]
+    /// A disk task was aborted.
+    #[error("the disk task was aborted: {0}")]
     Broken(String),
 }
 
 impl StateError {
-    /// The class that decides exit code and retry.
+    /// Returns the class, which determines the exit code and whether to retry.
     pub fn class(&self) -> Class {
         match self {
             StateError::InUse(_) => Class::Conflict,
@@ -184,24 +186,24 @@ impl StateError {
     }
 }
 
-/// Names a volume.
+/// The identity of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VolumeId {
-    /// Whose it is.
+    /// The tenant that owns it.
     pub tenant: TenantName,
-    /// Of which cache.
+    /// The cache that it belongs to.
     pub id: CacheId,
-    /// Its number.
+    /// Generation number of the volume.
     pub generation: u32,
 }
 
-/// What became of a volume that nobody needs any more.
+/// The result of discarding a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discarded {
-    /// It is gone, or was not there.
+    /// The volume is gone or did not exist.
     Gone,
-    /// It is on its way out; ask again.
+    /// The volume is being deleted; check again.
     Going,
-    /// Somebody uses it, in the way told; it stays for now.
+    /// The volume is in use, as described, and is kept for now.
     InUse(String),
 }

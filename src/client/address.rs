@@ -1,4 +1,4 @@
-//! Where a daemon is.
+//! Address of a daemon.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,25 +6,25 @@ use std::str::FromStr;
 
 use reqwest::Url;
 
-/// The daemon's socket where nothing else is said.
+/// The daemon's socket, used unless another address is given.
 pub const DEFAULT: &str = "unix:///run/larder/larder.sock";
 
-/// `unix:///path`, `http://host[:port]` or `https://host[:port]`.
+/// The address of a daemon: `unix:///path`, `http://host[:port]` or `https://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// A Unix socket.
+    /// Path of a Unix socket.
     Unix(PathBuf),
-    /// TCP, with TLS or without.
+    /// TCP, with or without TLS.
     Http(Url),
 }
 
-/// A string is not the address of a daemon.
+/// The error for a string that is not the address of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not the address of a daemon: want unix:///path, http://host:port or https://host:port")]
 pub struct ParseAddressError(String);
 
 impl Address {
-    /// What paths are joined to. Over a Unix socket the host means nothing.
+    /// Returns the base URL for paths. Over a Unix socket its host has no meaning.
     pub(super) fn base(&self) -> Url {
         match self {
             Address::Http(url) => url.clone(),
@@ -46,7 +46,8 @@ impl FromStr for Address {
             return if path.starts_with('/') { Ok(Address::Unix(path.into())) } else { Err(refuse()) };
         }
         let url = Url::parse(s).map_err(|_| refuse())?;
-        // A password in an address ends up in logs and lists of processes; there are variables for credentials.
+        // A password in an address would be visible in logs and process lists. Use the environment variables
+        // for credentials.
         let plain = url.path() == "/"
             && url.query().is_none()
             && url.username().is_empty()
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms() {
+    fn accepted_and_refused_forms() {
         for good in [DEFAULT, "http://127.0.0.1:8080", "https://larder.example.com", "http://[::1]:1"] {
             let address: Address = good.parse().unwrap();
             assert_eq!(address.to_string(), good);

@@ -1,4 +1,4 @@
-//! Who a client is to the daemon.
+//! Credentials of a client.
 
 use chrono::{DateTime, Utc};
 use reqwest::Url;
@@ -8,41 +8,44 @@ use larder_model::credential::Secret;
 use larder_model::digest::hex;
 use larder_model::signature::{ALGORITHM, Signable};
 
-/// The form of `X-Sdk-Date`; UTC.
+/// Format of `X-Sdk-Date`, in UTC.
 const DATE_FORM: &str = "%Y%m%dT%H%M%SZ";
 
 /// A credential of a tenant. Over the Unix socket none is needed.
 #[derive(Clone, Debug)]
 pub enum Credentials {
-    /// None: whoever owns the process.
+    /// No credential: the socket identifies the user of the process.
     None,
     /// A token, sent as `X-Auth-Token`.
     Token(Secret),
-    /// A pair of keys, with which requests are signed.
+    /// A pair of keys for signing requests.
     Keys {
-        /// The public part.
+        /// ID of the access key.
         access: String,
-        /// The secret part.
+        /// The secret key.
         secret: Secret,
     },
 }
 
-/// Credentials are there in part, or twice.
+/// The reason why credentials cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialsError {
     /// One key without the other.
     #[error("LARDER_ACCESS_KEY and LARDER_SECRET_KEY belong together: one of them is not set")]
     Half,
-    /// Two ways to say who one is.
+    /// Two kinds of credentials.
     #[error("LARDER_TOKEN and LARDER_ACCESS_KEY are both set: unset one of them")]
     Twice,
-    /// What cannot be sent in a header.
-    #[error("{0} holds characters that no token or key has")]
+    /// A credential that cannot be sent in a header.
+    #[error("{0} contains characters that are not allowed in a token or key")]
     Characters(&'static str),
 }
 
 impl Credentials {
-    /// Reads `LARDER_TOKEN`, or `LARDER_ACCESS_KEY` and `LARDER_SECRET_KEY`; empty ones are absent.
+    /// Reads `LARDER_TOKEN`, or `LARDER_ACCESS_KEY` and `LARDER_SECRET_KEY`. Empty variables count as unset.
+    ///
+    /// # Errors
+    /// Fails if variables conflict, are incomplete, or contain invalid characters.
     pub fn of(variable: impl Fn(&str) -> Option<String>) -> Result<Self, CredentialsError> {
         let get = |name: &'static str| match variable(name).filter(|value| !value.is_empty()) {
             Some(value) if value.bytes().all(|b| b.is_ascii_graphic()) => Ok(Some(value)),
@@ -60,7 +63,7 @@ impl Credentials {
         }
     }
 
-    /// The headers that prove it for one request whose body has the SHA-256 `body`.
+    /// Returns the authentication headers for a request whose body has the SHA-256 `body`.
     pub(super) fn headers(
         &self,
         request: &Request<'_>,
@@ -101,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables() {
+    fn reads_the_environment() {
         let of = |set: &[(&str, &str)]| {
             Credentials::of(|name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
         };

@@ -1,4 +1,4 @@
-//! Why the daemon does not answer, or not as hoped.
+//! Errors of requests to the daemon.
 
 use std::path::PathBuf;
 
@@ -7,69 +7,69 @@ use serde_json::Value;
 use larder_model::class::Class;
 use larder_model::escape::escape_to;
 
-/// Longest message of a daemon that is repeated, characters.
-const LONGEST: usize = 8192;
+/// Maximum length of a daemon's message, characters.
+const MAX_MESSAGE: usize = 8192;
 
-/// A request failed.
+/// The reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The client cannot be set up.
     #[error("setting up the client: {reason}")]
     Setup {
-        /// Why.
+        /// The cause of the failure.
         reason: String,
     },
-    /// Nobody answers.
+    /// No daemon answers at the address.
     #[error(
-        "no daemon answers at {address}: {reason}; is `larder serve` running there? --host or LARDER_HOST says where"
+        "no daemon answers at {address}: {reason}; check that `larder serve` is running there, or set --host or LARDER_HOST"
     )]
     Unreachable {
-        /// Where it was sought.
+        /// Address of the request.
         address: String,
-        /// Why not.
+        /// The cause of the failure.
         reason: String,
     },
-    /// The socket is not for this user.
+    /// The user has no access to the socket.
     #[error(
-        "using {}: permission denied; root and the group that api.socket_group names may, others need TCP and a credential",
+        "using {}: permission denied; only root and the group api.socket_group have access, use TCP and a credential instead",
         socket.display()
     )]
     NotAdmitted {
-        /// The socket.
+        /// Path of the socket.
         socket: PathBuf,
     },
-    /// Something answers that is no daemon of this version.
-    #[error("{address} does not answer like a larder: {reason}")]
+    /// The answer is not from a daemon of a compatible version.
+    #[error("the answer of {address} is not from a Larder daemon: {reason}")]
     Malformed {
-        /// Who answered.
+        /// Address of the request.
         address: String,
-        /// What is wrong with it.
+        /// The defect of the answer.
         reason: String,
     },
-    /// What was to be sent cannot be read.
+    /// The body to send cannot be read.
     #[error("{message}")]
     Body {
-        /// The class of the fault.
+        /// The class of the error.
         class: Class,
-        /// What is wrong.
+        /// A description of the error.
         message: String,
     },
-    /// The daemon refuses.
+    /// The daemon refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
 
-/// An answer that is no success.
+/// An answer with an unsuccessful status.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({status}{}{})", part(" ", code), part(", request ", request_id))]
 pub struct Refusal {
-    /// The HTTP status.
+    /// The HTTP status of the answer.
     pub status: u16,
-    /// The daemon's code of the error.
+    /// The daemon's error code.
     pub code: Option<String>,
-    /// What it says.
+    /// The message of the daemon.
     pub message: String,
-    /// The ID under which its log has more.
+    /// The request ID, under which the daemon's log has more details.
     pub request_id: Option<String>,
 }
 
@@ -85,9 +85,9 @@ impl Refusal {
         retry_after: Option<String>,
     ) -> Self {
         let json: Value = serde_json::from_slice(body).unwrap_or_default();
-        let text = |key: &str| Some(escape_to(json.get(key)?.as_str()?, LONGEST));
-        let mut message =
-            text("errorMessage").unwrap_or_else(|| "the daemon refuses and does not say why".to_owned());
+        let text = |key: &str| Some(escape_to(json.get(key)?.as_str()?, MAX_MESSAGE));
+        let mut message = text("errorMessage")
+            .unwrap_or_else(|| "the daemon refused the request without a reason".to_owned());
         if let Some(seconds) = retry_after {
             message.push_str(&format!("; try again in {} s", escape_to(&seconds, 20)));
         }
@@ -97,7 +97,7 @@ impl Refusal {
 }
 
 impl Error {
-    /// The class that decides the exit code.
+    /// Returns the class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Setup { .. } => Class::Invalid,
@@ -118,7 +118,7 @@ impl Error {
         }
     }
 
-    /// Whether the daemon says that there is no such thing.
+    /// Returns `true` if the daemon reports that the object does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::Refused(refusal) if refusal.status == 404)
     }
@@ -129,13 +129,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_daemon_says_is_repeated_safely() {
+    fn messages_of_a_daemon_are_escaped() {
         let body = br#"{"errorCode":"CCE.01429101","errorMessage":"full\u001b[2J"}"#;
         let refusal = Refusal::of(429, body, Some("abc".into()), Some("30".into()));
         let error = Error::from(refusal);
         assert_eq!(error.to_string(), "full\\u{1b}[2J; try again in 30 s (429 CCE.01429101, request abc)");
         assert_eq!(error.class(), Class::Busy);
         let error = Error::from(Refusal::of(502, b"<html>", None, None));
-        assert_eq!(error.to_string(), "the daemon refuses and does not say why (502)");
+        assert_eq!(error.to_string(), "the daemon refused the request without a reason (502)");
     }
 }

@@ -1,10 +1,10 @@
-//! What the daemon tells of an image cache while it happens: server-sent events (WHATWG HTML, 9.2).
+//! Live events of an image cache: server-sent events (WHATWG HTML, 9.2).
 
 use reqwest::Response;
 
 use larder_model::event::Line;
 
-/// Most bytes of one event.
+/// Maximum size of one event, bytes.
 const MAX_EVENT: usize = 4 << 20;
 
 /// A stream of events.
@@ -14,17 +14,17 @@ pub struct Events {
     parser: Parser,
 }
 
-/// One event.
+/// One event of the stream.
 #[derive(Clone, Debug)]
-pub enum Told {
-    /// Something happened to the cache: number and message.
+pub enum StreamEvent {
+    /// An event of the cache's record.
     Status {
-        /// The number of the event; a client that comes back begins after it.
+        /// Number of the event. A client that reconnects starts after it.
         sequence: u64,
-        /// The event as the daemon wrote it, JSON.
+        /// The event as the daemon sent it, JSON.
         json: String,
     },
-    /// The builder said something.
+    /// A line that the builder printed.
     Build(Box<Line>),
 }
 
@@ -33,11 +33,11 @@ impl Events {
         Events { response, parser: Parser::default() }
     }
 
-    /// The next event; none at the end of the stream, whoever ended it.
-    pub async fn next(&mut self) -> Option<Told> {
+    /// Returns the next event. `None` at the end of the stream, including a broken connection.
+    pub async fn next(&mut self) -> Option<StreamEvent> {
         loop {
-            if let Some(told) = self.parser.next() {
-                return Some(told);
+            if let Some(event) = self.parser.next() {
+                return Some(event);
             }
             let chunk = self.response.chunk().await.ok()??;
             self.parser.feed(&chunk)?;
@@ -45,31 +45,31 @@ impl Events {
     }
 }
 
-/// Takes bytes, gives events. What it does not know it passes over.
+/// Parser of the byte stream. Unknown events are ignored.
 #[derive(Debug, Default)]
 struct Parser {
     bytes: Vec<u8>,
 }
 
 impl Parser {
-    /// None where an event is longer than any of ours.
+    /// Adds bytes. `None` if an event exceeds the maximum size.
     fn feed(&mut self, chunk: &[u8]) -> Option<()> {
         self.bytes.extend_from_slice(chunk);
         (self.bytes.len() <= MAX_EVENT).then_some(())
     }
 
-    fn next(&mut self) -> Option<Told> {
+    fn next(&mut self) -> Option<StreamEvent> {
         loop {
             let end = self.bytes.windows(2).position(|pair| pair == b"\n\n")?;
             let block: Vec<u8> = self.bytes.drain(..end + 2).collect();
-            if let Some(told) = event(&String::from_utf8_lossy(&block)) {
-                return Some(told);
+            if let Some(event) = event(&String::from_utf8_lossy(&block)) {
+                return Some(event);
             }
         }
     }
 }
 
-fn event(block: &str) -> Option<Told> {
+fn event(block: &str) -> Option<StreamEvent> {
     let field = |name: &str| {
         block
             .lines()
@@ -78,8 +78,8 @@ fn event(block: &str) -> Option<Told> {
     };
     let data = field("data")?;
     match field("event")? {
-        "status" => Some(Told::Status { sequence: field("id")?.parse().ok()?, json: data.to_owned() }),
-        "build" => Some(Told::Build(Box::new(serde_json::from_str(data).ok()?))),
+        "status" => Some(StreamEvent::Status { sequence: field("id")?.parse().ok()?, json: data.to_owned() }),
+        "build" => Some(StreamEvent::Build(Box::new(serde_json::from_str(data).ok()?))),
         _ => None,
     }
 }
@@ -94,14 +94,16 @@ mod tests {
             event: build\ndata: {\"v\":1,\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"synced\",\"layers\":2}\n\n";
         for size in [1, 3, 1000] {
             let mut parser = Parser::default();
-            let mut told = Vec::new();
+            let mut events = Vec::new();
             for chunk in stream.as_bytes().chunks(size) {
                 parser.feed(chunk).unwrap();
-                told.extend(std::iter::from_fn(|| parser.next()));
+                events.extend(std::iter::from_fn(|| parser.next()));
             }
-            assert!(matches!(&told[0], Told::Status { sequence: 7, json } if json.contains("Creating")));
-            assert!(matches!(&told[1], Told::Build(_)));
-            assert_eq!(told.len(), 2);
+            assert!(
+                matches!(&events[0], StreamEvent::Status { sequence: 7, json } if json.contains("Creating"))
+            );
+            assert!(matches!(&events[1], StreamEvent::Build(_)));
+            assert_eq!(events.len(), 2);
         }
         assert!(Parser::default().feed(&vec![b'x'; MAX_EVENT + 1]).is_none());
     }

@@ -1,4 +1,4 @@
-//! A request with a body of any size, written by a thread of its own while it is sent.
+//! Requests with a body of any size, written by a separate thread while it is sent.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -15,23 +15,23 @@ use super::error::Error;
 use super::{Client, Request};
 use larder_model::class::Class;
 
-/// Bytes of one chunk, and chunks that wait to be sent.
+/// Size of one chunk, bytes, and maximum number of chunks that wait to be sent.
 const CHUNK: usize = 256 << 10;
 const AHEAD: usize = 8;
 
-/// Writes the body; what it fails with is told as it is.
+/// The function that writes the body. Its error is returned unchanged.
 pub type Writer = Box<dyn FnOnce(&mut (dyn Write + Send)) -> Result<(), Error> + Send>;
 
-/// The body of a request.
+/// The body of an upload request.
 pub struct Upload {
-    /// Its length, bytes, where that is known. A body that is written in part is then noticed by its length, else by the way
-    /// in which it ends.
+    /// Length of the body, bytes, if known. The daemon detects an incomplete body by its length, or without
+    /// one by the way in which it ends.
     pub length: Option<u64>,
-    /// Its SHA-256. Who signs requests needs it beforehand ([`Client::signs`]).
+    /// SHA-256 of the body, which a signed request needs before it is sent ([`Client::signs`]).
     pub sha256: Option<[u8; 32]>,
-    /// What writes it.
+    /// The function that writes the body.
     pub write: Writer,
-    /// Bytes sent so far, for who watches.
+    /// Number of bytes sent so far, for progress display.
     pub sent: Arc<AtomicU64>,
 }
 
@@ -42,15 +42,15 @@ impl std::fmt::Debug for Upload {
 }
 
 impl Client {
-    /// Whether requests are signed, body and all.
+    /// Returns `true` if requests are signed, including their bodies.
     pub fn signs(&self) -> bool {
         matches!(self.credentials, super::Credentials::Keys { .. })
     }
 
-    /// Sends a request with a large body and gives the JSON of its answer.
+    /// Sends a request with a large body and returns the JSON of its answer.
     ///
     /// # Errors
-    /// [`Error`]; where writing the body failed, that.
+    /// Returns the error of the writer if it failed, otherwise [`Error`].
     pub async fn upload(&self, request: Request<'_>, upload: Upload) -> Result<Value, Error> {
         let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(AHEAD);
         let Upload { length, sha256, write, sent } = upload;
@@ -61,8 +61,8 @@ impl Client {
                 Ok(()) => return None,
                 Err(error) => error,
             };
-            // Without it a body that ends early would look whole. Nobody hears it where the daemon has answered already: then
-            // that is what counts.
+            // Without this error, a body that ends early would look complete. If the receiver is gone, the
+            // daemon has already answered, and its answer is returned.
             let cut = out.sender.blocking_send(Err(io::Error::other("the body could not be written")));
             cut.is_ok().then_some(error)
         });
@@ -86,7 +86,7 @@ impl Client {
     }
 }
 
-/// Hands on what is written, in chunks.
+/// A writer that sends its data in chunks.
 struct Chunks {
     sender: mpsc::Sender<io::Result<Bytes>>,
     buffer: Vec<u8>,

@@ -148,7 +148,7 @@ impl Daemon {
             volumes: Arc::new(volumes),
             clock: Arc::clone(&clock),
             metrics,
-            tell_progress: Some(tuning.progress),
+            progress_interval: Some(tuning.progress),
         };
         let service = Service::new(parts, config).await?;
         let reporter = || Reporter::new(client.clone(), "larder.dev/daemon", &identity);

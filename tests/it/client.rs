@@ -97,7 +97,7 @@ fn an_operator_over_the_socket() {
         assert!(fails(64, &["create", "big", &reference, "--size", "500"]).contains("image_cache_size"));
         assert!(fails(64, &["show", "nothing"]).contains("nothing"));
         assert!(fails(64, &["match", "nobody.example/has:1"]).contains("no Available image cache"));
-        assert!(fails(73, &["cancel", "web"]).contains("nothing to cancel"));
+        assert!(fails(73, &["cancel", "web"]).contains("no build to cancel"));
         let missing = registry.reference("team/app:missing");
         assert!(fails(64, &["create", "bad", &missing, "--wait"]).contains(&missing));
         assert!(fails(64, &["wait", "bad"]).contains("missing"));

@@ -193,13 +193,13 @@ fn a_damaged_database_is_told_and_nothing_is_made_anew() {
         ] {
             fs::write(&database, bytes).unwrap();
             let said = exits(65, &mut serve(daemon.config().parent().unwrap()));
-            assert!(said.contains("larder.db") && said.contains("put back a backup"), "{what}: {said}");
+            assert!(said.contains("larder.db") && said.contains("restore a backup"), "{what}: {said}");
             assert_eq!(fs::read(&database).unwrap(), bytes, "{what} was changed");
             assert!(volume.join("cache.json").exists());
         }
         fs::remove_file(&database).unwrap();
         let said = exits(65, &mut serve(daemon.config().parent().unwrap()));
-        assert!(said.contains("volumes of tenants are there") && !database.exists(), "{said}");
+        assert!(said.contains("volumes of tenants exist") && !database.exists(), "{said}");
         // With the backup back in its place all is as it was.
         fs::write(&database, &whole).unwrap();
         daemon.restart();

@@ -356,11 +356,11 @@ fn a_builder_that_takes_too_much_memory_is_killed() {
 fn what_is_no_builder_is_killed() {
     isolated(&[], || {
         for (script, said) in [
-            ("echo '{\"v\":1'; exec sleep 1000", "what is no event: {\"v\":1"),
-            ("exec sleep 1000 & echo; wait", "what is no event"),
+            ("echo '{\"v\":1'; exec sleep 1000", "a line that is not an event: {\"v\":1"),
+            ("exec sleep 1000 & echo; wait", "a line that is not an event"),
             ("exec tr '\\0' a < /dev/zero", "a line of more than 1048576 bytes"),
-            ("exit 0", "ended with exit code 0; it gave no result"),
-            ("cat >&2; exit 3", "ended with exit code 3; its last words: {\"version\":1"),
+            ("exit 0", "ended with exit code 0; it returned no result"),
+            ("cat >&2; exit 3", "ended with exit code 3; its last output: {\"version\":1"),
         ] {
             let how = Host::with_program(script).died();
             assert!(how.contains(said), "{script}: {how}");
@@ -434,14 +434,15 @@ fn plans_are_reports_or_failures() {
         assert_eq!(failures[0].images, [job.images[0].given()]);
         assert!(failures[0].message.ends_with("in the pull secret x)"), "{failures:?}");
 
-        for (script, said) in [("echo '{}'; echo why >&2", "its last words: why"), ("kill -9 $$", "signal 9")]
+        for (script, said) in
+            [("echo '{}'; echo why >&2", "its last output: why"), ("kill -9 $$", "signal 9")]
         {
             let failures = plan(&Host::with_program(script), job.clone()).unwrap_err();
             assert_eq!(failures[0].class, Class::Internal);
             assert!(failures[0].message.contains(said), "{failures:?}");
         }
         let failures = plan(&Host::with_program("exec cat /dev/zero"), job).unwrap_err();
-        assert!(failures[0].message.contains("killed for what it wrote"), "{failures:?}");
+        assert!(failures[0].message.contains("its output was invalid"), "{failures:?}");
     });
 }
 

@@ -189,7 +189,7 @@ fn full(file_system: &FileSystem) {
             assert_eq!(store.list(None).await.unwrap(), written);
             // Deleting is what makes room, and has some to itself.
             let mut leaving = written.remove(0);
-            leaving.record.turn(Status::Deleting, suite::at(0), "deletion was asked for");
+            leaving.record.turn(Status::Deleting, suite::at(0), "deletion requested");
             let leaving = store.replace(leaving).await.unwrap();
             store.remove(leaving.record.id, leaving.version).await.unwrap();
             spent += usize::from(!reserve.exists());

@@ -1,13 +1,14 @@
-//! Signatures that were used.
+//! Detection of replayed signatures.
 //!
-//! An attacker who reads a signed request can send it again while its date is valid. A repeated request must not order an
-//! image cache after the first one was deleted. So the daemon remembers the signatures of requests that begin something until
-//! their dates expire. The memory of each tenant is bounded. At the bound the next signed request of the tenant is refused,
-//! because a forgotten signature could be used again.
+//! An attacker who reads a signed request can send it again while its date is valid. A replayed request must
+//! not order an image cache after the first one was deleted. So the daemon remembers the signatures of
+//! requests that start something, until their dates expire. The number per tenant is bounded. At the bound
+//! the next signed request of the tenant is refused, because a forgotten signature could be replayed.
 //!
-//! The memory does not outlive the daemon. A request that was signed before the daemon started may have been used, and counts
-//! as such; one whose date lies after the start because the clock of its client is fast does not. Several daemons of one
-//! cluster do not know each other's signatures.
+//! The signatures are lost when the daemon ends. A request that was signed before the daemon started might
+//! have been used, so it counts as used. Exception: a client with a fast clock can sign a date after the
+//! start, and such a request can be replayed once. Several daemons of one cluster do not share their
+//! signatures.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -18,37 +19,38 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 use super::signature::SKEW;
 use larder_model::image_cache::TenantName;
 
-/// Maximum signatures that are remembered for one tenant: with dates of now, 18 requests a second. Each takes some 60 bytes.
-const MOST: usize = 16_384;
+/// Maximum number of signatures per tenant. With current dates this allows 18 requests per second. Each takes
+/// about 60 bytes.
+const MAX_SIGNATURES: usize = 16_384;
 
-/// What a signed request is known by.
+/// The identity of a signed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::api) struct Stamp {
-    /// Its date, to the second.
+    /// Date of the request, in seconds.
     pub(in crate::api) date: DateTime<Utc>,
-    /// Its signature.
+    /// Signature of the request.
     pub(in crate::api) signature: [u8; 32],
 }
 
-/// Signatures that were used, each until its date is too old.
+/// The used signatures, each until its date expires.
 #[derive(Debug)]
-pub(in crate::api) struct Used {
+pub(in crate::api) struct UsedSignatures {
     started: DateTime<Utc>,
     most: usize,
     of: Mutex<HashMap<TenantName, BTreeSet<Stamp>>>,
 }
 
-impl Used {
-    /// None were used since `started`.
+impl UsedSignatures {
+    /// Creates an empty set at the time `started`.
     pub(in crate::api) fn new(started: DateTime<Utc>) -> Self {
         // Dates have no fractions of a second.
-        Used { started: started.trunc_subsecs(0), most: MOST, of: Mutex::default() }
+        UsedSignatures { started: started.trunc_subsecs(0), most: MAX_SIGNATURES, of: Mutex::default() }
     }
 
-    /// Remembers a signature and returns whether it is used for the first time.
+    /// Records a signature and returns `true` if it was not used before.
     ///
     /// # Errors
-    /// The time until one is forgotten, if no more can be remembered for this tenant.
+    /// Returns the time until an entry expires, if the tenant has reached its maximum.
     pub(in crate::api) fn first(
         &self,
         tenant: &TenantName,
@@ -60,7 +62,7 @@ impl Used {
         }
         let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         let used = of.entry(tenant.clone()).or_default();
-        // The oldest dates come first.
+        // The oldest dates are first.
         while used.first().is_some_and(|oldest| oldest.date + SKEW < now) {
             used.pop_first();
         }
@@ -92,29 +94,29 @@ mod tests {
 
     #[test]
     fn a_signature_is_used_once_while_its_date_is_near() {
-        let used = Used::new(at(0) + TimeDelta::milliseconds(400));
+        let used = UsedSignatures::new(at(0) + TimeDelta::milliseconds(400));
         let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
         assert_eq!(used.first(&a, stamp(0, 1), at(0)), Ok(true), "signed in the second of the start");
         assert_eq!(used.first(&a, stamp(0, 1), at(0)), Ok(false));
         assert_eq!(used.first(&a, stamp(0, 2), at(0)), Ok(true));
         assert_eq!(used.first(&b, stamp(0, 1), at(0)), Ok(true), "of another tenant");
         assert_eq!(used.first(&a, stamp(-1, 3), at(0)), Ok(false), "signed before the start");
-        // A fast clock: the date is in the future, and lives twice as long.
+        // A fast clock: the date is in the future, so it expires later.
         assert_eq!(used.first(&a, stamp(900, 1), at(0)), Ok(true));
         assert_eq!(used.first(&a, stamp(0, 1), at(900)), Ok(false));
         assert_eq!(used.first(&a, stamp(900, 1), at(1800)), Ok(false));
-        assert_eq!(used.of.lock().unwrap()[&a].len(), 1, "those that are too old are forgotten");
+        assert_eq!(used.of.lock().unwrap()[&a].len(), 1, "expired entries are dropped");
     }
 
     #[test]
-    fn at_the_bound_nothing_is_forgotten() {
-        let used = Used { most: 3, ..Used::new(at(0)) };
+    fn no_signature_is_forgotten_at_the_bound() {
+        let used = UsedSignatures { most: 3, ..UsedSignatures::new(at(0)) };
         let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
         for n in 0..3 {
             assert_eq!(used.first(&a, stamp(i64::from(n) * 10, n), at(20)), Ok(true));
         }
         assert_eq!(used.first(&a, stamp(20, 9), at(20)), Err(Duration::from_secs(881)));
-        assert_eq!(used.first(&b, stamp(20, 9), at(20)), Ok(true), "others are not concerned");
+        assert_eq!(used.first(&b, stamp(20, 9), at(20)), Ok(true), "other tenants are not affected");
         for n in 0..3 {
             assert_eq!(used.first(&a, stamp(i64::from(n) * 10, n), at(20)), Ok(false));
         }

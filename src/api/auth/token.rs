@@ -1,15 +1,15 @@
-//! Tokens: `X-Auth-Token`, of which only the SHA-256 is kept.
+//! Tokens in `X-Auth-Token`, stored only as SHA-256.
 
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-/// Longest token, bytes. The vendor's are a few thousand.
-pub(super) const LONGEST: usize = 16 << 10;
+/// Maximum length of a token, bytes. The vendor's tokens have a few thousand bytes.
+pub(super) const MAX_LENGTH: usize = 16 << 10;
 
 /// SHA-256 of a token.
 pub(super) type Hash = [u8; 32];
 
-/// Hash of 64 hexadecimal digits in lower case.
+/// Parses a hash from 64 lower-case hexadecimal digits.
 pub(super) fn hash_of_hex(text: &str) -> Option<Hash> {
     let digits = text.as_bytes();
     if digits.len() != 64 || digits.iter().any(u8::is_ascii_uppercase) {
@@ -23,7 +23,8 @@ pub(super) fn hash_of_hex(text: &str) -> Option<Hash> {
     Some(hash)
 }
 
-/// Where in `hashes` the hash of `token` stands. Looks at all of them, at each in full, whatever it finds.
+/// Returns the index of the hash of `token` in `hashes`. Runs in constant time: it compares every hash in
+/// full.
 pub(super) fn find<'a>(token: &[u8], hashes: impl IntoIterator<Item = &'a Hash>) -> Option<usize> {
     let given: Hash = Sha256::digest(token).into();
     let (mut found, mut at) = (Choice::from(0), 0u64);
@@ -51,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_as_they_are_configured() {
+    fn hashes_are_parsed_from_lower_case_hex() {
         let text = larder_model::digest::hex(&Sha256::digest("a"));
         assert_eq!(hash_of_hex(&text), Some(Sha256::digest("a").into()));
         for bad in ["", "ab", &"g".repeat(64), &"A".repeat(64), &"é".repeat(32)] {

@@ -1,14 +1,15 @@
-//! One connection: HTTP/1.1 or HTTP/2, and the clocks that run on it.
+//! Serving of one HTTP/1.1 or HTTP/2 connection, with its timeouts.
 //!
-//! | a client that | is disconnected |
+//! | client | is disconnected |
 //! |---|---|
-//! | sends no request, or half a head | after `header_timeout_seconds` |
-//! | sends half a body | after `body_timeout_seconds` |
+//! | sends no request, or an incomplete head | after `header_timeout_seconds` |
+//! | sends an incomplete body | after `body_timeout_seconds` |
 //! | had a valid credential and sends nothing more | after [`IDLE`] |
-//! | had no valid credential and sends nothing more | after [`STRANGER_IDLE`], and between two requests after [`STRANGER_LIFE`] |
+//! | had no valid credential and sends nothing more | after [`UNAUTHENTICATED_IDLE`] |
+//! | had no valid credential and is between requests | at the age of [`UNAUTHENTICATED_LIFE`] |
 //! | does not read its answers | after [`STALL`] |
 //!
-//! A listener that has too many connections closes some earlier ([`super::places`]).
+//! A listener with too many connections closes some of them earlier ([`super::places`]).
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -32,33 +33,33 @@ use tower::ServiceExt as _;
 
 use super::Peer;
 use super::lines::StrictLines;
-use super::standing::{Open, Standing};
+use super::standing::{ActiveRequest, ConnectionState};
 use crate::config::api::Api;
 
-/// How long a connection that had a request with a valid credential may wait for the next one.
+/// Maximum idle time of a connection that had a request with a valid credential.
 const IDLE: Duration = Duration::from_secs(60);
-/// How long any other connection that had a request may wait for the next one.
-const STRANGER_IDLE: Duration = Duration::from_secs(5);
+/// Maximum idle time of any other connection that had a request.
+const UNAUTHENTICATED_IDLE: Duration = Duration::from_secs(5);
 /// Age at which a connection without a valid credential gets no further request.
-const STRANGER_LIFE: Duration = Duration::from_secs(60);
-/// How long a client may leave an answer unread.
+const UNAUTHENTICATED_LIFE: Duration = Duration::from_secs(60);
+/// Maximum time for which a client can leave an answer unread.
 const STALL: Duration = Duration::from_secs(30);
-/// Time between the request to end a connection and the cut.
+/// Time between the graceful shutdown of a connection and its forced end.
 const LEAVE: Duration = Duration::from_secs(2);
-/// Most bytes of a head.
+/// Maximum size of a head, bytes.
 const HEAD: usize = 64 << 10;
-/// Most headers.
+/// Maximum number of headers.
 const HEADERS: usize = 100;
-/// Requests of one HTTP/2 connection at once. Each may hold a body.
+/// Maximum number of concurrent requests on one HTTP/2 connection. Each can have a body in memory.
 const STREAMS: u32 = 8;
 
-/// What one connection may take.
+/// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) header: Duration,
     idle: Duration,
-    stranger_idle: Duration,
-    stranger_life: Duration,
+    unauthenticated_idle: Duration,
+    unauthenticated_life: Duration,
     stall: Duration,
 }
 
@@ -67,14 +68,14 @@ impl Limits {
         Limits {
             header: Duration::from_secs(settings.header_timeout_seconds),
             idle: IDLE,
-            stranger_idle: STRANGER_IDLE,
-            stranger_life: STRANGER_LIFE,
+            unauthenticated_idle: UNAUTHENTICATED_IDLE,
+            unauthenticated_life: UNAUTHENTICATED_LIFE,
             stall: STALL,
         }
     }
 
-    /// When a connection is idle for too long. `None` while a request is under way.
-    fn idle_at(&self, standing: &Standing) -> Option<Instant> {
+    /// Returns the time at which a connection has been idle for too long. `None` while a request is active.
+    fn idle_at(&self, standing: &ConnectionState) -> Option<Instant> {
         let view = standing.view();
         if view.open > 0 {
             return None;
@@ -82,25 +83,27 @@ impl Limits {
         match (view.had_any, view.authenticated) {
             (false, _) => Some(view.since + self.header),
             (true, true) => Some(view.since + self.idle),
-            (true, false) => Some((view.since + self.stranger_idle).min(view.opened + self.stranger_life)),
+            (true, false) => {
+                Some((view.since + self.unauthenticated_idle).min(view.opened + self.unauthenticated_life))
+            }
         }
     }
 }
 
-/// What every connection needs.
+/// The shared context of all connections.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
     pub(super) router: Router,
     pub(super) limits: Limits,
-    /// The daemon stops: finish what is under way.
+    /// Cancelled when the daemon stops: active requests are finished.
     pub(super) stop: CancellationToken,
-    /// It has waited long enough.
+    /// Cancelled when the time to finish is over.
     pub(super) cut: CancellationToken,
 }
 
 impl Connection {
     /// Serves one connection to its end.
-    pub(super) async fn serve<I>(self, io: I, peer: Peer, standing: Arc<Standing>)
+    pub(super) async fn serve<I>(self, io: I, peer: Peer, standing: Arc<ConnectionState>)
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -118,7 +121,7 @@ impl Connection {
                 let answer = router.clone().oneshot(request);
                 async move {
                     let Ok(response) = answer.await;
-                    Ok::<_, Infallible>(response.map(|body| Held { body, _open: open }))
+                    Ok::<_, Infallible>(response.map(|body| TrackedBody { body, _open: open }))
                 }
             })
         };
@@ -138,14 +141,14 @@ impl Connection {
             .keep_alive_timeout(STALL);
         let serving = builder.serve_connection(io, service);
         tokio::pin!(serving);
-        // When the connection is cut, once it was asked to end.
+        // The time of the forced end, once a graceful shutdown was started.
         let mut cut_at: Option<Instant> = None;
         loop {
             let wake = cut_at.or_else(|| self.limits.idle_at(&standing)).unwrap_or_else(far_off);
             tokio::select! {
                 ended = serving.as_mut() => {
                     if let Err(error) = ended {
-                        tracing::debug!(%error, "a connection broke");
+                        tracing::debug!(%error, "connection failed");
                     }
                     return;
                 }
@@ -153,7 +156,7 @@ impl Connection {
                 () = standing.closed() => return,
                 () = self.stop.cancelled(), if cut_at.is_none() => {
                     serving.as_mut().graceful_shutdown();
-                    // Requests under way have the time until `self.cut`.
+                    // Active requests can finish until `self.cut`.
                     cut_at = Some(far_off());
                 }
                 () = standing.changed() => {}
@@ -171,18 +174,18 @@ impl Connection {
     }
 }
 
-/// A time that no connection lives to see.
+/// Returns a time that exceeds the lifetime of any connection.
 fn far_off() -> Instant {
     Instant::now() + Duration::from_secs(365 * 86_400)
 }
 
-/// The body of an answer, which keeps its request open.
-struct Held {
+/// The body of an answer, which keeps its request counted as active.
+struct TrackedBody {
     body: Body,
-    _open: Open,
+    _open: ActiveRequest,
 }
 
-impl hyper::body::Body for Held {
+impl hyper::body::Body for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -1,12 +1,13 @@
-//! Refuses lines of an HTTP/1 head that end with a bare LF.
+//! Refuses lines in an HTTP/1 head that end with a bare LF.
 //!
-//! RFC 9112, 2.2 allows a recipient to take a bare LF for the end of a line, and hyper does. A proxy that does not, or that does
-//! where we would not, sees other requests than we do. So NUL takes the place of an LF without a CR before it, which no head may
-//! contain, and the stream ends there: hyper answers 400 and closes.
+//! RFC 9112, 2.2 allows a recipient to accept a bare LF as a line end, and hyper does. A proxy with a
+//! different rule sees different requests, which allows request smuggling. So this replaces an LF without a
+//! preceding CR by NUL, which no head can contain, and ends the stream there. hyper then answers 400 and
+//! closes the connection.
 //!
-//! This follows the framing of the messages (RFC 9112, 6) only as far as it needs to find the next head. What it does not
-//! understand it lets pass, because hyper then refuses the message as a whole. It also covers trailers; of the lines of chunks
-//! hyper takes care itself. HTTP/2 has no lines and passes.
+//! The parser follows the message framing (RFC 9112, 6) only as far as needed to find the next head. It
+//! passes framing that it does not understand, because hyper then refuses the whole message. It also covers
+//! trailers. hyper itself checks the line ends of chunks. HTTP/2 has no lines and passes unchanged.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,14 +15,15 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How an HTTP/2 connection begins (RFC 9113, 3.4).
+/// Start of an HTTP/2 connection (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What follows a line that is refused: hyper looks at a head only when it has an end.
+/// Bytes appended after a refused line, because hyper parses a head only when it is complete.
 const END: &[u8] = b"\r\n\r\n";
-/// Bytes of a line that are kept: enough for the two headers that say where a message ends.
-const KEPT: usize = 128;
+/// Maximum length of the kept part of a line, bytes. It is enough for the two headers that determine the end
+/// of a message.
+const MAX_KEPT: usize = 128;
 
-/// A connection whose heads have strict line ends.
+/// A connection whose heads must have strict line ends.
 #[derive(Debug)]
 pub(super) struct StrictLines<I> {
     io: I,
@@ -40,10 +42,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for StrictLines<I> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let At::Refused(sent) = self.scan.at {
+        if let Position::Refused(sent) = self.scan.at {
             let more = &END[sent..][..buffer.remaining().min(END.len() - sent)];
             buffer.put_slice(more);
-            self.scan.at = At::Refused(sent + more.len());
+            self.scan.at = Position::Refused(sent + more.len());
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
@@ -84,36 +86,36 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for StrictLines<I> {
     }
 }
 
-/// Where in a message the next byte is.
+/// The position of the next byte in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
-    /// In the first bytes of a connection, of which so many are those of [`PREFACE`].
+enum Position {
+    /// In the first bytes of a connection, of which this number match [`PREFACE`].
     Preface(usize),
-    /// In a head.
+    /// In a message head.
     Head,
-    /// In a body or a chunk, with so many bytes to come.
+    /// In a body or a chunk, with `left` bytes remaining.
     Body { left: u64, chunk: bool },
     /// In the line with the size of a chunk.
     ChunkSize,
     /// In the line end after a chunk.
     ChunkEnd,
-    /// In the trailers.
+    /// In the trailers of a message.
     Trailers,
-    /// In what is not looked at.
+    /// In data that is not parsed.
     Through,
-    /// Behind a bare LF. So many bytes of [`END`] were passed on.
+    /// After a bare LF. This number of bytes of [`END`] were passed on.
     Refused(usize),
 }
 
 #[derive(Debug)]
 struct Scan {
-    at: At,
+    at: Position,
     line: Vec<u8>,
     after_cr: bool,
     head: Head,
 }
 
-/// What a head says so far.
+/// The framing of a message, from its head so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
     begun: bool,
@@ -123,38 +125,39 @@ struct Head {
 
 impl Default for Scan {
     fn default() -> Self {
-        Scan { at: At::Preface(0), line: Vec::new(), after_cr: false, head: Head::default() }
+        Scan { at: Position::Preface(0), line: Vec::new(), after_cr: false, head: Head::default() }
     }
 }
 
 impl Scan {
-    /// Looks at the next bytes and returns how many of them pass. The last one is NUL if it was a bare LF.
+    /// Scans the next bytes and returns the number of bytes to pass on. A bare LF ends them and is replaced
+    /// by NUL.
     fn pass(&mut self, bytes: &mut [u8]) -> usize {
         let length = bytes.len();
         let mut rest = bytes;
         while let Some(first) = rest.first_mut() {
             match self.at {
-                At::Through => return length,
-                At::Refused(_) => return length - rest.len(),
-                At::Body { left, chunk } => {
+                Position::Through => return length,
+                Position::Refused(_) => return length - rest.len(),
+                Position::Body { left, chunk } => {
                     let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                     let left = left - here as u64;
                     rest = &mut rest[here..];
                     self.at = match (left, chunk) {
-                        (0, false) => At::Head,
-                        (0, true) => At::ChunkEnd,
-                        _ => At::Body { left, chunk },
+                        (0, false) => Position::Head,
+                        (0, true) => Position::ChunkEnd,
+                        _ => Position::Body { left, chunk },
                     };
                     continue;
                 }
-                At::Preface(matched) if *first == PREFACE[matched] => {
-                    self.at = At::Preface(matched + 1);
+                Position::Preface(matched) if *first == PREFACE[matched] => {
+                    self.at = Position::Preface(matched + 1);
                     if matched + 1 == PREFACE.len() {
-                        self.at = At::Through;
+                        self.at = Position::Through;
                     }
                 }
-                At::Preface(matched) => {
-                    self.at = At::Head;
+                Position::Preface(matched) => {
+                    self.at = Position::Head;
                     for byte in &PREFACE[..matched] {
                         self.byte(&mut byte.clone());
                     }
@@ -167,70 +170,70 @@ impl Scan {
         length
     }
 
-    /// Looks at one byte of a line.
+    /// Scans one byte of a line.
     fn byte(&mut self, byte: &mut u8) {
         let after_cr = std::mem::replace(&mut self.after_cr, *byte == b'\r');
         if *byte != b'\n' {
-            if self.line.len() < KEPT {
+            if self.line.len() < MAX_KEPT {
                 self.line.push(*byte);
             }
             return;
         }
         if !after_cr {
             *byte = 0;
-            self.at = At::Refused(0);
+            self.at = Position::Refused(0);
             return;
         }
         let line = std::mem::take(&mut self.line);
-        let long = line.len() == KEPT;
+        let long = line.len() == MAX_KEPT;
         let line = line.strip_suffix(b"\r").unwrap_or(&line);
         self.at = match self.at {
-            At::Head if line.is_empty() => self.end_of_head(),
-            At::Head => self.head_line(line, long),
-            At::ChunkSize => chunk(line),
-            At::ChunkEnd if line.is_empty() => At::ChunkSize,
-            At::Trailers if line.is_empty() => At::Head,
-            At::Trailers => At::Trailers,
-            _ => At::Through,
+            Position::Head if line.is_empty() => self.end_of_head(),
+            Position::Head => self.head_line(line, long),
+            Position::ChunkSize => chunk(line),
+            Position::ChunkEnd if line.is_empty() => Position::ChunkSize,
+            Position::Trailers if line.is_empty() => Position::Head,
+            Position::Trailers => Position::Trailers,
+            _ => Position::Through,
         };
     }
 
-    fn end_of_head(&mut self) -> At {
+    fn end_of_head(&mut self) -> Position {
         match std::mem::take(&mut self.head) {
             // Empty lines before a request (RFC 9112, 2.2).
-            Head { begun: false, .. } => At::Head,
-            // It comes before a length (RFC 9112, 6.3).
-            Head { chunked: true, .. } => At::ChunkSize,
-            Head { length: 0, .. } => At::Head,
-            Head { length, .. } => At::Body { left: length, chunk: false },
+            Head { begun: false, .. } => Position::Head,
+            // Chunked encoding overrides a length (RFC 9112, 6.3).
+            Head { chunked: true, .. } => Position::ChunkSize,
+            Head { length: 0, .. } => Position::Head,
+            Head { length, .. } => Position::Body { left: length, chunk: false },
         }
     }
 
-    fn head_line(&mut self, line: &[u8], long: bool) -> At {
+    fn head_line(&mut self, line: &[u8], long: bool) -> Position {
         if !std::mem::replace(&mut self.head.begun, true) {
-            return At::Head;
+            return Position::Head;
         }
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return At::Head };
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Position::Head };
         let (name, value) = (&line[..colon], &line[colon + 1..]);
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.head.chunked = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
             let length = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
-            let Some(length) = length.filter(|_| !long) else { return At::Through };
+            let Some(length) = length.filter(|_| !long) else { return Position::Through };
             self.head.length = length;
         }
-        At::Head
+        Position::Head
     }
 }
 
-/// Where the line with the size of a chunk leads to.
-fn chunk(line: &[u8]) -> At {
+/// Parses the line with the size of a chunk and returns the next position.
+fn chunk(line: &[u8]) -> Position {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let size = std::str::from_utf8(&line[..digits]).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
     match size {
-        Some(0) => At::Trailers,
-        Some(left) => At::Body { left, chunk: true },
-        None => At::Through,
+        Some(0) => Position::Trailers,
+        Some(left) => Position::Body { left, chunk: true },
+        None => Position::Through,
     }
 }
 
@@ -238,7 +241,7 @@ fn chunk(line: &[u8]) -> At {
 mod tests {
     use super::*;
 
-    /// What passes of bytes that arrive in pieces of this size.
+    /// Returns the bytes that pass if they arrive in pieces of this size.
     fn in_pieces(bytes: &[u8], size: usize) -> Vec<u8> {
         let mut scan = Scan::default();
         let mut passed = Vec::new();
@@ -250,7 +253,7 @@ mod tests {
         passed
     }
 
-    /// What passes, whatever the pieces.
+    /// Returns the bytes that pass, after checking that the result is the same for all piece sizes.
     fn passed(bytes: &[u8]) -> Vec<u8> {
         let whole = in_pieces(bytes, bytes.len());
         for size in 1..bytes.len() {
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_passes() {
+    fn valid_messages_pass_unchanged() {
         for right in [
             &b"GET / HTTP/1.1\r\nHost: h\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n"[..],
             b"\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",

@@ -1,24 +1,24 @@
-//! What connections and failed authentications are counted by.
+//! The key for counting connections and failed authentications.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Peer;
 
-/// The source of a connection: a user of this host, an IPv4 address, or an IPv6 network of /64, which is what one customer of
-/// a network has.
+/// The source of a connection: a user of this host, an IPv4 address, or an IPv6 /64 network. A /64 is the
+/// usual allocation of one customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::api) enum Origin {
     /// A user of this host, over the Unix socket.
     User(u32),
-    /// One IPv4 address.
+    /// A single IPv4 address.
     V4([u8; 4]),
     /// The first 64 bits of an IPv6 address.
     V6([u8; 8]),
 }
 
 impl Origin {
-    /// The origin of a peer. An IPv4 address that is written as IPv6 counts as the IPv4 address.
+    /// Returns the origin of a peer. An IPv4-mapped IPv6 address counts as the IPv4 address.
     pub(in crate::api) fn of(peer: &Peer) -> Self {
         let address = match peer {
             Peer::Unix { uid, .. } => return Origin::User(*uid),
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_are_told_apart_and_addresses_of_one_are_not() {
+    fn addresses_of_one_network_have_the_same_origin() {
         let of = |address: &str| Origin::of(&Peer::Tcp { address: address.parse().unwrap() });
         assert_eq!(of("[2001:db8::1]:1"), of("[2001:db8::ffff]:2"));
         assert_ne!(of("[2001:db8::1]:1"), of("[2001:db8:0:1::1]:1"));

@@ -1,15 +1,16 @@
-//! Which connections a listener keeps when there are too many.
+//! Connection limits of a listener, and the selection of connections to close.
 //!
-//! | limit | who leaves for a new connection |
+//! | limit | connection that is closed for a new one |
 //! |---|---|
 //! | connections of one origin | one of that origin |
 //! | connections without a valid credential, not counting new ones ([`Bounds::fresh`]) | one of those |
 //! | all connections | any |
 //!
-//! Connections without a valid credential leave first, then those with one that are idle. Of these, the origin that has most
-//! loses the one that was idle longest, so that one address that opens many connections pushes out its own. A connection with
-//! a credential and a request under way never leaves: if only such remain, a new connection of the same origin is closed, and
-//! the listener accepts nobody until a place is free.
+//! Connections without a valid credential are closed first, then idle ones with a credential. Among these,
+//! the origin with the most connections loses the one that was idle longest. So an address that opens many
+//! connections closes its own. A connection with a credential and an active request is never closed. If only
+//! such connections remain, a new connection of the same origin is closed, and the listener accepts none
+//! until a place is free.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -20,30 +21,30 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::origin::Origin;
-use super::standing::{Standing, View};
+use super::standing::{ConnectionState, View};
 
-/// How often a full listener looks for a connection that became idle.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// How often the log says that a limit was reached.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// Interval at which a full listener looks for an idle connection.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Minimum interval between log messages about a reached limit.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How many connections a listener keeps.
+/// The connection limits of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// All of them.
+    /// Maximum number of all connections.
     pub(super) all: usize,
-    /// Those over which no request had a valid credential, and that are older than `fresh`.
-    pub(super) strangers: usize,
-    /// How long a new connection may take to send a credential before it counts as one without: many clients that connect at
-    /// the same time are not to close each other's connections.
+    /// Maximum number of connections older than `fresh` on which no request had a valid credential.
+    pub(super) unauthenticated: usize,
+    /// Time for a new connection to send a credential before it counts as one without. Without it, many
+    /// clients that connect at the same time would close each other's connections.
     pub(super) fresh: Duration,
-    /// Those of one origin.
+    /// Maximum number of connections of one origin.
     pub(super) per_origin: usize,
 }
 
 /// The connections of a listener.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionSet {
     bounds: Bounds,
     taken: Mutex<Taken>,
     left: Notify,
@@ -52,21 +53,21 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 struct Taken {
     next: u64,
-    of: HashMap<u64, (Origin, Arc<Standing>)>,
-    said: Option<Instant>,
+    of: HashMap<u64, (Origin, Arc<ConnectionState>)>,
+    logged_at: Option<Instant>,
 }
 
-/// The place of one connection, until it is dropped.
+/// The place of one connection, released on drop.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     number: u64,
-    places: Arc<Places>,
+    places: Arc<ConnectionSet>,
 }
 
-impl Places {
-    /// No connections yet.
+impl ConnectionSet {
+    /// Creates an empty set of connections.
     pub(super) fn new(bounds: Bounds) -> Arc<Self> {
-        Arc::new(Places { bounds, taken: Mutex::default(), left: Notify::new() })
+        Arc::new(ConnectionSet { bounds, taken: Mutex::default(), left: Notify::new() })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -78,82 +79,86 @@ impl Places {
         loop {
             {
                 let taken = self.taken();
-                if taken.of.len() < self.bounds.all || taken.victim(Among::All).is_some() {
+                if taken.of.len() < self.bounds.all || taken.to_close(Candidates::All).is_some() {
                     return;
                 }
             }
-            // A connection that became idle does not say so.
-            let _ = timeout(LOOK_AGAIN, self.left.notified()).await;
+            // A connection that becomes idle sends no notification.
+            let _ = timeout(RECHECK_INTERVAL, self.left.notified()).await;
         }
     }
 
-    /// Gives a new connection a place and closes another one if there are too many. `None` if none may be closed: then the
-    /// new one has to go.
-    pub(super) fn admit(self: &Arc<Self>, origin: Origin, standing: &Arc<Standing>) -> Option<Place> {
+    /// Admits a new connection, and closes another one if there are too many. `None` if no connection can be
+    /// closed, so the new one must be closed.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        origin: Origin,
+        standing: &Arc<ConnectionState>,
+    ) -> Option<ConnectionSlot> {
         let mut taken = self.taken();
-        let Bounds { all, strangers, fresh, per_origin } = self.bounds;
-        // The one that frees a place of its origin also frees one of all, so nothing is closed for a connection that is
-        // then refused.
+        let Bounds { all, unauthenticated, fresh, per_origin } = self.bounds;
+        // Freeing a place of the origin also frees a place overall, so no connection is closed for one that
+        // is then refused.
         if taken.of.values().filter(|(other, _)| *other == origin).count() >= per_origin {
-            let victim = taken.victim(Among::Origin(origin));
-            taken.say(origin, victim.is_some(), "connections of one address");
+            let victim = taken.to_close(Candidates::Origin(origin));
+            taken.log_limit(origin, victim.is_some(), "connections of one address");
             taken.close(victim?);
         }
-        while taken.strangers(fresh) > strangers {
-            taken.say(origin, true, "connections without a valid credential");
-            let Some(victim) = taken.victim(Among::Strangers(fresh)) else { break };
+        while taken.unauthenticated(fresh) > unauthenticated {
+            taken.log_limit(origin, true, "connections without a valid credential");
+            let Some(victim) = taken.to_close(Candidates::Unauthenticated(fresh)) else { break };
             taken.close(victim);
         }
         if taken.of.len() >= all {
-            let victim = taken.victim(Among::All);
-            taken.say(origin, victim.is_some(), "connections");
+            let victim = taken.to_close(Candidates::All);
+            taken.log_limit(origin, victim.is_some(), "connections");
             taken.close(victim?);
         }
         let number = taken.next;
         taken.next += 1;
         taken.of.insert(number, (origin, Arc::clone(standing)));
         drop(taken);
-        Some(Place { number, places: Arc::clone(self) })
+        Some(ConnectionSlot { number, places: Arc::clone(self) })
     }
 }
 
-/// Connections one of which leaves.
+/// The connections from which one is closed.
 #[derive(Clone, Copy, Debug)]
-enum Among {
+enum Candidates {
     All,
     Origin(Origin),
-    /// Those without a valid credential that are older than this.
-    Strangers(Duration),
+    /// Connections without a valid credential that are older than this.
+    Unauthenticated(Duration),
 }
 
-impl Among {
+impl Candidates {
     fn has(self, origin: Origin, view: &View) -> bool {
         match self {
-            Among::All => true,
-            Among::Origin(one) => one == origin,
-            Among::Strangers(fresh) => !view.authenticated && view.opened.elapsed() >= fresh,
+            Candidates::All => true,
+            Candidates::Origin(one) => one == origin,
+            Candidates::Unauthenticated(fresh) => !view.authenticated && view.opened.elapsed() >= fresh,
         }
     }
 }
 
 impl Taken {
-    /// Connections without a valid credential that are older than `fresh`.
-    fn strangers(&self, fresh: Duration) -> usize {
-        let all = Among::Strangers(fresh);
+    /// Counts the connections without a valid credential that are older than `fresh`.
+    fn unauthenticated(&self, fresh: Duration) -> usize {
+        let all = Candidates::Unauthenticated(fresh);
         self.of.values().filter(|(origin, standing)| all.has(*origin, &standing.view())).count()
     }
 
-    /// The connection that leaves first. `None` if all have a credential and a request under way.
-    fn victim(&self, among: Among) -> Option<u64> {
+    /// Returns the connection to close first. `None` if all have a credential and an active request.
+    fn to_close(&self, among: Candidates) -> Option<u64> {
         let views = self.of.iter().map(|(number, (origin, standing))| (*number, *origin, standing.view()));
-        let may_leave = views
+        let candidates = views
             .filter(|(_, origin, view)| among.has(*origin, view) && !(view.authenticated && view.open > 0));
-        let may_leave: Vec<_> = may_leave.collect();
+        let candidates: Vec<_> = candidates.collect();
         let mut has: HashMap<(Origin, bool), usize> = HashMap::new();
-        for (_, origin, view) in &may_leave {
+        for (_, origin, view) in &candidates {
             *has.entry((*origin, view.authenticated)).or_default() += 1;
         }
-        let first = may_leave.iter().max_by_key(|(_, origin, view)| {
+        let first = candidates.iter().max_by_key(|(_, origin, view)| {
             (!view.authenticated, has[&(*origin, view.authenticated)], Reverse(view.since))
         });
         first.map(|(number, ..)| *number)
@@ -165,18 +170,22 @@ impl Taken {
         }
     }
 
-    fn say(&mut self, origin: Origin, closed: bool, what: &str) {
+    fn log_limit(&mut self, origin: Origin, closed: bool, what: &str) {
         let now = Instant::now();
-        if self.said.is_some_and(|said| now - said < SAY_AGAIN) {
+        if self.logged_at.is_some_and(|logged_at| now - logged_at < LOG_INTERVAL) {
             return;
         }
-        self.said = Some(now);
-        let done = if closed { "an idle one was closed for a new one" } else { "the new one was refused" };
+        self.logged_at = Some(now);
+        let done = if closed {
+            "an idle connection was closed for a new one"
+        } else {
+            "the new connection was refused"
+        };
         tracing::warn!(%origin, "the limit of {what} is reached: {done}");
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.places.taken().of.remove(&self.number);
         self.places.left.notify_one();
@@ -187,28 +196,28 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    /// A listener and the connections that were opened, each with its place.
-    struct Listener(Arc<Places>);
+    /// A listener, to open connections with their places.
+    struct Listener(Arc<ConnectionSet>);
 
     impl Listener {
-        fn new(all: usize, strangers: usize, per_origin: usize) -> Self {
-            Listener(Places::new(Bounds { all, strangers, fresh: Duration::ZERO, per_origin }))
+        fn new(all: usize, unauthenticated: usize, per_origin: usize) -> Self {
+            Listener(ConnectionSet::new(Bounds { all, unauthenticated, fresh: Duration::ZERO, per_origin }))
         }
 
-        /// A connection of the address with this last number.
-        fn open(&self, address: u8, authenticated: bool) -> (Arc<Standing>, Option<Place>) {
-            let standing = Standing::new(authenticated);
+        /// Opens a connection of the address with this last number.
+        fn open(&self, address: u8, authenticated: bool) -> (Arc<ConnectionState>, Option<ConnectionSlot>) {
+            let standing = ConnectionState::new(authenticated);
             let place = self.0.admit(Origin::V4([192, 0, 2, address]), &standing);
             (standing, place)
         }
     }
 
-    fn is_closed(connection: &(Arc<Standing>, Option<Place>)) -> bool {
+    fn is_closed(connection: &(Arc<ConnectionState>, Option<ConnectionSlot>)) -> bool {
         futures_util::FutureExt::now_or_never(connection.0.closed()).is_some()
     }
 
     #[tokio::test]
-    async fn strangers_push_out_strangers_of_the_same_address() {
+    async fn unauthenticated_connections_replace_those_of_the_same_address() {
         let listener = Listener::new(100, 4, 50);
         let tenant = listener.open(1, true);
         let other = listener.open(2, false);
@@ -217,16 +226,20 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
             flood.push(listener.open(1, false));
         }
-        assert!(!is_closed(&tenant) && !is_closed(&other), "the address that has most loses its own");
+        assert!(
+            !is_closed(&tenant) && !is_closed(&other),
+            "the address with the most connections loses its own"
+        );
         let open: Vec<usize> = (0..20).filter(|at| !is_closed(&flood[*at])).collect();
-        assert_eq!(open, [16, 17, 18, 19], "the longest idle one leaves first, and the last one is new");
+        assert_eq!(open, [16, 17, 18, 19], "the longest idle one is closed first");
         assert_eq!(listener.0.taken().of.len(), 6);
     }
 
     #[tokio::test]
     async fn new_connections_have_time_to_send_a_credential() {
-        let bounds = Bounds { all: 100, strangers: 4, fresh: Duration::from_millis(200), per_origin: 100 };
-        let listener = Listener(Places::new(bounds));
+        let bounds =
+            Bounds { all: 100, unauthenticated: 4, fresh: Duration::from_millis(200), per_origin: 100 };
+        let listener = Listener(ConnectionSet::new(bounds));
         let herd: Vec<_> = (0..20).map(|_| listener.open(1, false)).collect();
         assert!(!herd.iter().any(is_closed));
         for (standing, _) in &herd[..10] {
@@ -235,7 +248,7 @@ mod tests {
         tokio::time::sleep(bounds.fresh).await;
         let next = listener.open(2, false);
         let open = herd.iter().filter(|connection| !is_closed(connection)).count();
-        assert_eq!(open, 10 + 4, "of those that sent none, a share stays");
+        assert_eq!(open, 10 + 4, "a limited number without a credential stays");
         assert!(!herd[..10].iter().any(is_closed) && !is_closed(&next));
     }
 
@@ -268,7 +281,7 @@ mod tests {
         let newcomer = listener.open(3, false);
         assert!(newcomer.1.is_some() && is_closed(&busy[0]) && !is_closed(&busy[1]));
         let next = listener.open(4, false);
-        assert!(next.1.is_some() && is_closed(&newcomer), "a stranger leaves before anybody else");
+        assert!(next.1.is_some() && is_closed(&newcomer), "an unauthenticated connection is closed first");
         drop((other, next));
         assert_eq!(listener.0.taken().of.len(), 1);
     }

@@ -1,4 +1,4 @@
-//! The state of one connection, shared by the task that serves it, the requests over it and the listener that may close it.
+//! The state of one connection, shared by its task, its requests, and the listener that can close it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The state of one connection.
 #[derive(Debug)]
-pub(in crate::api) struct Standing {
+pub(in crate::api) struct ConnectionState {
     opened: Instant,
     state: Mutex<State>,
     changed: Notify,
@@ -26,23 +26,23 @@ struct State {
 /// A copy of the state of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
-    /// When the connection was accepted.
+    /// Time at which the connection was accepted.
     pub(super) opened: Instant,
-    /// Requests under way.
+    /// Number of active requests.
     pub(super) open: usize,
-    /// When a request last began or ended; before the first one, when the connection was accepted.
+    /// Time at which a request last started or ended. Before the first request, the time of the accept.
     pub(super) since: Instant,
-    /// Whether there was a request.
+    /// `true` if there was a request.
     pub(super) had_any: bool,
-    /// Whether a request was authenticated.
+    /// `true` if a request was authenticated.
     pub(super) authenticated: bool,
 }
 
-impl Standing {
-    /// A new connection. `authenticated` is true if its peer needs no credential.
+impl ConnectionState {
+    /// Creates the state of a new connection. `authenticated` is `true` if its peer needs no credential.
     pub(super) fn new(authenticated: bool) -> Arc<Self> {
         let now = Instant::now();
-        Arc::new(Standing {
+        Arc::new(ConnectionState {
             opened: now,
             state: Mutex::new(State { open: 0, since: now, had_any: false, authenticated }),
             changed: Notify::new(),
@@ -54,7 +54,7 @@ impl Standing {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that a request over this connection had a valid credential. The connection keeps that standing until it
+    /// Records that a request on this connection had a valid credential. This remains until the connection
     /// closes.
     pub(in crate::api) fn authenticate(&self) {
         self.state().authenticated = true;
@@ -62,41 +62,41 @@ impl Standing {
     }
 
     /// Records a request, which ends when the returned value is dropped.
-    pub(super) fn request(self: &Arc<Self>) -> Open {
+    pub(super) fn request(self: &Arc<Self>) -> ActiveRequest {
         let mut state = self.state();
         (state.open, state.since, state.had_any) = (state.open + 1, Instant::now(), true);
         drop(state);
         self.changed.notify_one();
-        Open(Arc::clone(self))
+        ActiveRequest(Arc::clone(self))
     }
 
-    /// The state as it is now.
+    /// Returns a copy of the current state.
     pub(super) fn view(&self) -> View {
         let State { open, since, had_any, authenticated } = *self.state();
         View { opened: self.opened, open, since, had_any, authenticated }
     }
 
-    /// Waits until the state may have changed.
+    /// Waits until the state might have changed.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Asks the task that serves the connection to close it at once.
+    /// Makes the task of the connection close it immediately.
     pub(super) fn close(&self) {
         self.close.cancel();
     }
 
-    /// Waits until [`Standing::close`] is called.
+    /// Waits until [`ConnectionState::close`] is called.
     pub(super) async fn closed(&self) {
         self.close.cancelled().await;
     }
 }
 
-/// A request under way, until its answer is sent or given up.
+/// An active request, until its answer is sent or dropped.
 #[derive(Debug)]
-pub(super) struct Open(Arc<Standing>);
+pub(super) struct ActiveRequest(Arc<ConnectionState>);
 
-impl Drop for Open {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut state = self.0.state();
         (state.open, state.since) = (state.open - 1, Instant::now());

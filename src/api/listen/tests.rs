@@ -1,4 +1,4 @@
-//! Doors on a real socket and a real port.
+//! Listeners on a real socket and a real port.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 
@@ -27,7 +27,7 @@ fn settings(dir: &TempDir, max_connections: usize) -> Api {
     Api { socket, tcp, max_connections, header_timeout_seconds: 300, ..Api::default() }
 }
 
-/// Answers with who the peer is.
+/// Starts a server that answers with the peer of the request.
 async fn host(max_connections: usize) -> Host {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir, max_connections);
@@ -55,42 +55,42 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
 }
 
 #[tokio::test]
-async fn each_door_knows_its_peer() {
+async fn each_listener_reports_its_peer() {
     let host = host(8).await;
-    let told = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
-    assert!(told.starts_with("HTTP/1.1 200") && told.contains("admitted: true"), "{told}");
-    let told = answer(TcpStream::connect(host.address).await.unwrap()).await;
-    assert!(told.contains("Tcp { address: 127.0.0.1:"), "{told}");
+    let response = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.contains("admitted: true"), "{response}");
+    let response = answer(TcpStream::connect(host.address).await.unwrap()).await;
+    assert!(response.contains("Tcp { address: 127.0.0.1:"), "{response}");
     let metadata = std::fs::metadata(&host.settings.socket).unwrap();
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o660);
     let names: Vec<_> =
         std::fs::read_dir(host.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names, ["larder.sock"], "nothing is left beside it");
+    assert_eq!(names, ["larder.sock"], "no temporary file is left");
     host.stop.cancel();
     soon(host.serving).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_flood_over_tcp_leaves_both_doors_open() {
+async fn a_flood_over_tcp_leaves_both_listeners_open() {
     let host = host(16).await;
-    // Clients that are silent keep their connections for 300 s.
+    // Silent clients keep their connections for 300 s.
     let mut silent = Vec::new();
     for _ in 0..40 {
         silent.push(TcpStream::connect(host.address).await.unwrap());
     }
     for _ in 0..3 {
-        let told = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
-        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
-        let told = answer(TcpStream::connect(host.address).await.unwrap()).await;
-        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+        let response = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        let response = answer(TcpStream::connect(host.address).await.unwrap()).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     }
     let mut closed = 0;
     for stream in &mut silent {
         let read = tokio::time::timeout(Duration::from_millis(1), stream.read_u8()).await;
         closed += usize::from(read.is_ok());
     }
-    assert!(closed >= 40 - 14, "{closed}: the longest idle ones are closed");
+    assert!(closed >= 40 - 14, "{closed}: the longest idle connections are closed");
     host.stop.cancel();
     soon(host.serving).await.unwrap();
 }
@@ -102,8 +102,8 @@ async fn only_a_dead_socket_is_replaced() {
     let alive = Listeners::bind(&settings, true).unwrap();
     assert!(matches!(Listeners::bind(&settings, true), Err(ListenError::Occupied(_))));
     drop(alive);
-    assert!(settings.socket.exists(), "a daemon that was killed leaves it");
-    // What a daemon that was killed while it bound leaves.
+    assert!(settings.socket.exists(), "a killed daemon leaves its socket");
+    // Leftovers of a daemon that was killed while it bound the socket.
     std::fs::create_dir(dir.path().join(".bind")).unwrap();
     std::fs::write(dir.path().join(".bind/s"), "").unwrap();
     drop(Listeners::bind(&settings, true).unwrap());
@@ -114,7 +114,7 @@ async fn only_a_dead_socket_is_replaced() {
     let absent = |path: &str| Api { socket: dir.path().join(path), ..settings.clone() };
     assert!(Listeners::bind(&absent("absent/larder.sock"), true).is_ok(), "as /run/larder is after a boot");
     let mode = std::fs::metadata(dir.path().join("absent")).unwrap().mode();
-    assert_eq!(mode & 0o022, 0, "nobody else may put a socket there: {mode:o}");
+    assert_eq!(mode & 0o022, 0, "other users must not create a socket there: {mode:o}");
     assert!(matches!(
         Listeners::bind(&absent("larder.sock/larder.sock"), true),
         Err(ListenError::Unix { .. })
@@ -133,7 +133,7 @@ async fn the_group_of_the_socket() {
 }
 
 #[tokio::test]
-async fn tcp_that_must_not_be() {
+async fn unsafe_tcp_settings_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir, 8);
     assert!(matches!(Listeners::bind(&settings, false), Err(ListenError::NoCredential)));

@@ -15,27 +15,27 @@ use super::ListenError;
 use crate::config::api::Api;
 use larder_sys::private;
 
-/// Maximum bytes of the file of a key. One of RSA with 16,384 bits has 13 KiB.
+/// Maximum size of a key file, bytes. An RSA key of 16,384 bits takes 13 KiB.
 const MAX_KEY: u64 = 64 << 10;
 
-/// Certificate and key. Clones are handles to the same.
+/// The certificate and the key. Clones share the same configuration.
 #[derive(Clone, Debug)]
 pub struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
 
 impl Tls {
-    /// Reads certificate and key, where they are configured.
+    /// Reads the certificate and the key. `None` if they are not configured.
     ///
     /// # Errors
-    /// [`ListenError::Tls`].
+    /// Returns [`ListenError::Tls`] or [`ListenError::Key`] if a file cannot be read or used.
     pub fn load(settings: &Api) -> Result<Option<Self>, ListenError> {
         let config = read(settings)?;
         Ok(config.map(|config| Tls(Arc::new(RwLock::new(config)))))
     }
 
-    /// Reads them again, for connections from now on. What was there stays where that fails.
+    /// Reloads both files for new connections. On failure the previous ones stay in use.
     ///
     /// # Errors
-    /// [`ListenError::Tls`].
+    /// Returns [`ListenError::Tls`] or [`ListenError::Key`] if a file cannot be read or used.
     pub fn reload(&self, settings: &Api) -> Result<(), ListenError> {
         if let Some(config) = read(settings)? {
             *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;

@@ -11,12 +11,12 @@ use crate::caches::volumes::Snapshot;
 use larder_model::digest::Digest;
 use larder_model::plan_report::PlanReport;
 
-/// Everything that is known of an image cache.
+/// An image cache with all its details.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Detailed {
-    /// The vendor's object.
+    /// The image cache as the vendor's object.
     pub image_cache: ImageCache,
-    /// Digests, and per image and layer: sizes, state, bytes, time, where it came from.
+    /// Digests, and for each image and layer: sizes, state, bytes, time and source.
     #[schema(value_type = Object)]
     pub details: Details,
 }
@@ -24,7 +24,7 @@ pub struct Detailed {
 /// The best cache for a workload.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Matched {
-    /// Null where no Available cache holds any of the images.
+    /// Null if no available cache contains any of the images.
     #[serde(rename = "match")]
     pub found: Option<Match>,
 }
@@ -32,23 +32,23 @@ pub struct Matched {
 /// An image cache and how well it fits.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Match {
-    /// The image cache.
+    /// The matching image cache.
     pub image_cache: ImageCache,
-    /// Distinct images of the workload that it holds.
+    /// Number of distinct images of the workload that it contains.
     pub images: usize,
-    /// Compressed bytes of these, a layer that several share counted once.
+    /// Compressed size of these images, bytes. A shared layer is counted once.
     pub bytes: u64,
-    /// The other images of the workload.
+    /// The images of the workload that it lacks.
     pub missing: Vec<String>,
-    /// Digest of what its `cache.json` says.
+    /// Digest of the content that its `cache.json` describes.
     #[schema(value_type = String)]
     pub digest: Digest,
-    /// When it was sealed.
+    /// Time at which it was sealed.
     #[schema(value_type = String)]
     pub sealed_at: DateTime<Utc>,
 }
 
-/// What a create would fetch, and whether it fits.
+/// The result of a dry run.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Planned {
     /// The report of `larder plan`.
@@ -59,7 +59,7 @@ pub struct Planned {
 /// The snapshots of an image cache.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Snapshots {
-    /// Oldest first.
+    /// The snapshots, oldest first.
     #[schema(value_type = Vec<Object>)]
     pub snapshots: Vec<Snapshot>,
 }
@@ -67,7 +67,7 @@ pub struct Snapshots {
 /// The answer of a probe.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Health {
-    /// `ok`.
+    /// Always the text `ok`.
     pub status: &'static str,
 }
 

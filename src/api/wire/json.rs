@@ -1,20 +1,20 @@
-//! JSON in which no key of an object stands twice.
+//! A JSON parser that refuses duplicate keys.
 //!
-//! RFC 8259, 4 leaves open what a repeated key means. Two readers that take different ones see different orders, so such a
-//! body is refused.
+//! RFC 8259, 4 leaves the meaning of a repeated key open. Two readers that choose different values see
+//! different orders, so such a body is refused.
 
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Longest part of a key that a message repeats, characters.
+/// Maximum length of a key in a message, characters.
 const SHOWN: usize = 64;
 
-/// Reads a document.
+/// Parses a document.
 ///
 /// # Errors
-/// One of the category `Data` names the key that stands twice; others are about the syntax.
+/// An error of the category `Data` names a duplicate key. Others are syntax errors.
 pub(super) fn parse(bytes: &[u8]) -> serde_json::Result<Value> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Unique.deserialize(&mut deserializer)?;
@@ -80,7 +80,7 @@ impl<'de> Visitor<'de> for Unique {
         while let Some(key) = pairs.next_key::<String>()? {
             if object.contains_key(&key) {
                 let short: String = key.chars().take(SHOWN).collect();
-                return Err(de::Error::custom(format_args!("key {short:?} stands twice, want it once")));
+                return Err(de::Error::custom(format_args!("duplicate key {short:?}")));
             }
             object.insert(key, pairs.next_value_seed(Unique)?);
         }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_serde_reads_it() {
+    fn parses_like_serde_json() {
         for text in [
             "null",
             "true",
@@ -116,10 +116,10 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_stands_twice() {
+    fn duplicate_keys_are_refused() {
         for text in [r#"{"a":1,"a":1}"#, r#"{"a":1,"b":{"x":[{"k":1,"\u006b":2}]}}"#, r#"[{"":1,"":2}]"#] {
             let error = parse(text.as_bytes()).unwrap_err();
-            assert!(error.is_data() && error.to_string().contains("stands twice"), "{text}: {error}");
+            assert!(error.is_data() && error.to_string().contains("duplicate key"), "{text}: {error}");
         }
     }
 }

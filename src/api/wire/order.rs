@@ -1,7 +1,8 @@
-//! The body of a create, read field by field, so that a fault names the field, what was given and what is wanted.
+//! The body of a create. It is read field by field, so that an error names the field, its value and the
+//! expected value.
 //!
-//! Unknown fields are passed over; a key that stands twice is refused; null is as good as absent where a field is optional;
-//! `20.0` is no integer.
+//! Unknown fields are ignored. A duplicate key is refused. `null` equals absent for optional fields. `20.0`
+//! is not an integer.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -17,13 +18,13 @@ use larder_model::image_cache::spec::{
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
 
-/// Longest part of a given value that a message repeats, characters.
+/// Maximum length of a value in a message, characters.
 const SHOWN: usize = 64;
 
 /// An order for an image cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Order {
-    /// Unique in the tenant.
+    /// Name of the image cache, unique in the tenant.
     #[schema(
         min_length = 1,
         max_length = 128,
@@ -31,21 +32,21 @@ pub struct Order {
         example = "web-1"
     )]
     pub name: String,
-    /// References of images.
+    /// References of the images.
     #[schema(min_items = 1, max_items = 20, example = json!(["nginx:1.27"]))]
     pub images: Vec<String>,
-    /// Size of the volume, GiB; at least three times what its images come to.
+    /// Size of the volume, GiB; at least three times the total size of its images.
     #[schema(required = false, nullable, minimum = 20, maximum = 400, default = 20)]
     pub image_cache_size: u32,
-    /// Days until it expires; 0 is never.
+    /// Days until it expires; 0 means never.
     #[schema(required = false, nullable, minimum = 0, maximum = 10000, default = 0)]
     pub retention_days: u32,
-    /// How it is built.
+    /// The build settings of the image cache.
     pub building_config: BuildingConfig,
 }
 
 impl Order {
-    /// Reads a body.
+    /// Parses the body of a create.
     pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, Problem> {
         let json = json::parse(body).map_err(|e| {
             if e.is_data() {
@@ -79,7 +80,7 @@ impl Order {
     pub(in crate::api) fn of_query(query: &Query) -> Result<Self, Problem> {
         let wanted = |field: &str| {
             let given = query.one(field)?;
-            given.ok_or_else(|| Problem::invalid(format!("query: {field} is absent, want it once")))
+            given.ok_or_else(|| Problem::invalid(format!("query: {field} is missing, send it once")))
         };
         let number = |field: &str, default: u32, (least, most): (u32, u32)| {
             let Some(given) = query.one(field)? else { return Ok(default) };
@@ -104,7 +105,7 @@ impl Order {
         })
     }
 
-    /// The order with every field within its limits.
+    /// Returns the specification, after checking that every field is within its limits.
     pub(in crate::api) fn into_spec(self) -> Result<Spec, Problem> {
         let name = self.name.parse();
         let name = name.map_err(|e| Problem::invalid(format!("name: {} given, {e}", quoted(&self.name))))?;
@@ -132,12 +133,12 @@ impl Order {
 
 fn wrong(field: &str, given: Option<&Value>, wanted: &str) -> Problem {
     match given {
-        None => Problem::invalid(format!("{field}: it is absent, want {wanted}")),
+        None => Problem::invalid(format!("{field}: missing, want {wanted}")),
         Some(given) => Problem::invalid(format!("{field}: {} given, want {wanted}", shown(given))),
     }
 }
 
-/// A given value, cut and without characters that could do anything to a reader's screen.
+/// Formats a value for a message: shortened, and without control characters that could affect a terminal.
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
@@ -175,7 +176,7 @@ fn integer(
     fits.ok_or_else(|| wrong(field, given, &format!("an integer from {least} to {most}")))
 }
 
-/// An array of strings; none where it is absent.
+/// Reads an array of strings. `None` if it is absent.
 fn list(field: &str, given: Option<&Value>, most: usize) -> Result<Option<Vec<String>>, Problem> {
     let Some(value) = given.filter(|value| !value.is_null()) else { return Ok(None) };
     let items = value.as_array().ok_or_else(|| wrong(field, given, "an array of strings"))?;
@@ -205,7 +206,7 @@ mod tests {
         order.map_err(|problem| problem.message().to_owned())
     }
 
-    /// The message that a body with one other field gets.
+    /// Returns the message for a body in which one field is changed.
     fn fault(field: &str, value: Value) -> String {
         let mut body = good();
         match field.strip_prefix("building_config.") {
@@ -280,7 +281,7 @@ mod tests {
             fault("building_config.image_pull_secrets", secrets);
         }
         let absent = spec(&json!({"images": ["a"], "building_config": {"cluster": "c"}})).unwrap_err();
-        assert_eq!(absent, "name: it is absent, want a string");
+        assert_eq!(absent, "name: missing, want a string");
     }
 
     #[test]
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object() {
+    fn a_body_that_is_not_an_object_is_refused() {
         for bad in ["", "{", "[]", "5", "null", "\"x\"", "{\"name\":}", "\u{feff}{}", "{} {}"] {
             let message = Order::parse(bad.as_bytes()).unwrap_err().message().to_owned();
             assert!(message.starts_with("body: "), "{bad}: {message}");
@@ -326,14 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_stands_once() {
+    fn duplicate_keys_are_refused() {
         for body in [
             r#"{"name":"a","name":"b","images":["x"],"building_config":{"cluster":"c"}}"#,
             r#"{"name":"a","images":["x"],"building_config":{"cluster":"c","cluster":"c"}}"#,
             r#"{"name":"a","images":["x"],"building_config":{"cluster":"c"},"more":{"a\u001b":1,"a\u001b":1}}"#,
         ] {
             let message = Order::parse(body.as_bytes()).unwrap_err().message().to_owned();
-            assert!(message.starts_with("body: key ") && message.contains("stands twice"), "{message}");
+            assert!(message.starts_with("body: duplicate key "), "{message}");
             assert!(!message.contains('\u{1b}'), "{message}");
         }
     }

@@ -1,4 +1,4 @@
-//! Builders as children of the daemon.
+//! Builders as child processes of the daemon.
 //!
 //! ```text
 //!             stdin: the job            ┌──────────────┐  stdout: events (NDJSON), at most 1 MiB a line
@@ -7,8 +7,9 @@
 //!                                         own control group, own process group, clean environment
 //! ```
 //!
-//! A child waits for its job, so it is in its control group before it does anything. It is asked to stop by SIGTERM and
-//! killed with its whole group when it does not, when it is overdue, and when it writes what a builder does not write.
+//! A child waits for its job on standard input, so it is in its control group before it does any work.
+//! SIGTERM requests a stop. It is killed with its whole process group if it does not stop, exceeds its
+//! deadline, or writes invalid output.
 
 mod command;
 mod lines;
@@ -53,44 +54,45 @@ use larder_model::plan_report::{PlanFailed, PlanReport};
 use larder_model::pull_secret::PullSecretName;
 use larder_sys::cgroup::{Cgroup, Cgroups, Limits};
 use process::{End, Kill, Process, Rules, Verdict};
-use words::Words;
+use words::StderrTail;
 use work::Work;
 
-/// How long a builder may take to stop.
+/// Time that a builder has to stop.
 pub const GRACE: Duration = Duration::from_secs(20);
-/// How long a plan may take, waiting for its turn included.
+/// Maximum duration of a plan, including the wait for its turn.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Most plans at once: a tenant can ask for many, and each is a process.
+/// Maximum number of concurrent plans. A tenant can request many, and each is a process.
 pub const PLANS: usize = 4;
-/// Most bytes of a plan.
+/// Maximum size of a plan's output, bytes.
 const MAX_PLAN: u64 = 16 << 20;
-/// Most processes and threads of a builder; it has some for each processor and for each layer in flight.
+/// Maximum number of processes and threads of a builder. It has several per processor and per layer in
+/// progress.
 const MAX_PIDS: u32 = 2048;
 
-/// What does not come from the configuration.
+/// Settings that do not come from the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The `larder` that is started.
+    /// The `larder` executable to start.
     pub program: PathBuf,
-    /// Variables that it gets.
+    /// Environment variables of the child.
     pub environment: Vec<(OsString, OsString)>,
     /// Directory of systemd's credentials, if there is one.
     pub credentials: Option<PathBuf>,
-    /// Directory for what a running builder needs ([`crate::caches::layout::Layout::work`]).
+    /// Directory for temporary files of running builders ([`crate::caches::layout::Layout::work`]).
     pub work: PathBuf,
-    /// Log filter.
+    /// Log filter of the child.
     pub log_level: String,
-    /// Form of log lines.
+    /// Format of the log lines.
     pub log_format: Format,
-    /// How long a builder may take to stop; then it is killed.
+    /// Time that a builder has to stop before it is killed.
     pub grace: Duration,
-    /// Where control groups can be made.
+    /// Manager of the control groups for builders.
     pub cgroups: Arc<Cgroups>,
 }
 
 impl Settings {
-    /// Starts the very program that runs, with the environment of this process. `/proc/self/exe` stays right when an
-    /// update replaces the file.
+    /// Settings to start the running executable with the environment of this process. `/proc/self/exe`
+    /// remains correct when an update replaces the file.
     pub fn of_this_process(work: PathBuf, log_level: String, log_format: Format) -> Self {
         Settings {
             program: PathBuf::from("/proc/self/exe"),
@@ -105,22 +107,22 @@ impl Settings {
     }
 }
 
-/// The runner cannot be set up.
+/// The reason why the runner cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildRunnerError {
-    /// Builders could not sign.
+    /// The signing key is unusable, so builders could not sign.
     #[error("build.sign_key: {0}")]
     SigningKey(#[from] keys::Error),
-    /// The configuration cannot be written for builders.
+    /// The configuration for builders cannot be written.
     #[error("writing the configuration for builders: {0}")]
     Config(#[from] toml::ser::Error),
-    /// Disks are asked for and cannot be made.
-    #[error("caches.volume_kind = \"disk\": {0}: mend that, or set \"auto\" or \"directory\"")]
+    /// Disks are configured and cannot be created on this host.
+    #[error("caches.volume_kind = \"disk\": {0}: fix that, or set \"auto\" or \"directory\"")]
     NoDisks(String),
 }
 
 impl ChildRunnerError {
-    /// The class that decides exit code and retry.
+    /// Returns the class, which determines the exit code and whether to retry.
     pub fn class(&self) -> Class {
         match self {
             ChildRunnerError::SigningKey(e) => e.class(),
@@ -130,33 +132,33 @@ impl ChildRunnerError {
     }
 }
 
-/// Starts builders on this host.
+/// Starts builders as child processes on this host.
 #[derive(Debug)]
 pub struct ChildRunner {
     settings: Settings,
-    in_effect: RwLock<Arc<InEffect>>,
+    active: RwLock<Arc<ActiveConfig>>,
     plans: Semaphore,
 }
 
-/// What comes from the configuration, and is replaced when that is read again. A builder that was started keeps its own.
+/// Settings from the configuration, replaced on reload. A running builder keeps its own.
 #[derive(Debug)]
-struct InEffect {
+struct ActiveConfig {
     caches: Caches,
-    /// What holds a new volume; one that was begun stays what it is.
+    /// Kind of new volumes. A volume that was started keeps its kind.
     kind: VolumeKind,
     secrets: HostSecrets,
-    /// What builders read of the configuration: the state in effect, not the file, which may be half edited, and without
-    /// the tenants.
+    /// The part of the configuration that builders read, without tenants. It is written from the active
+    /// settings, because the file can be half edited.
     config: String,
 }
 
-impl InEffect {
+impl ActiveConfig {
     fn of(settings: &Settings, config: &Config) -> Result<Self, ChildRunnerError> {
-        // Each builder reads it for itself; a daemon does not start to make what nobody can sign.
+        // Each builder reads the key itself. A daemon must not start if that would fail.
         config.build.sign_key().map(keys::signing).transpose()?;
         let of_builders =
             Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
-        Ok(InEffect {
+        Ok(ActiveConfig {
             secrets: HostSecrets::new(settings.credentials.clone(), &config.secrets),
             kind: kind(config.caches.volume_kind)?,
             caches: config.caches.clone(),
@@ -171,14 +173,14 @@ fn kind(holder: Holder) -> Result<VolumeKind, ChildRunnerError> {
         (_, None) => Ok(VolumeKind::Disk),
         (Holder::Disk, Some(why)) => Err(ChildRunnerError::NoDisks(why)),
         (Holder::Auto, Some(why)) => {
-            tracing::info!("caches are directories, for disks cannot be made here: {why}");
+            tracing::info!("caches are stored as directories, because disks cannot be created here: {why}");
             Ok(VolumeKind::Directory)
         }
     }
 }
 
-/// What was made ready for a child.
-struct Ready {
+/// The prepared environment of a child.
+struct PreparedChild {
     work: Work,
     cgroup: Option<Cgroup>,
     job: Vec<u8>,
@@ -186,42 +188,48 @@ struct Ready {
 }
 
 impl ChildRunner {
-    /// A runner for the configuration in effect.
+    /// Creates a runner with the active configuration.
+    ///
+    /// # Errors
+    /// Fails if the signing key is unusable or the configured volume kind is unavailable.
     pub fn new(settings: Settings, config: &Config) -> Result<Self, ChildRunnerError> {
         let found = &settings.cgroups;
         if found.limits() {
-            tracing::info!(cgroups = %found, "builders get control groups");
+            tracing::info!(cgroups = %found, "builders run in control groups");
         } else {
-            tracing::warn!(cgroups = %found, "builders run without limits on memory and processor");
+            tracing::warn!(cgroups = %found, "builders run without limits on memory and CPU");
         }
         Ok(ChildRunner {
-            in_effect: RwLock::new(Arc::new(InEffect::of(&settings, config)?)),
+            active: RwLock::new(Arc::new(ActiveConfig::of(&settings, config)?)),
             plans: Semaphore::new(PLANS),
             settings,
         })
     }
 
-    /// Takes up a configuration that was read again, for builders that are started from now on.
+    /// Applies a reloaded configuration to builders that are started from now on.
+    ///
+    /// # Errors
+    /// Fails like [`new`](ChildRunner::new), and keeps the previous settings.
     pub fn reload(&self, config: &Config) -> Result<(), ChildRunnerError> {
-        let new = Arc::new(InEffect::of(&self.settings, config)?);
-        *self.in_effect.write().unwrap_or_else(PoisonError::into_inner) = new;
+        let new = Arc::new(ActiveConfig::of(&self.settings, config)?);
+        *self.active.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
     }
 
-    fn in_effect(&self) -> Arc<InEffect> {
-        Arc::clone(&self.in_effect.read().unwrap_or_else(PoisonError::into_inner))
+    fn active(&self) -> Arc<ActiveConfig> {
+        Arc::clone(&self.active.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes directory, secrets and control group; off the threads of the runtime.
-    /// Secrets are those of `found`, where it is given, else those of this host.
-    async fn ready(
+    /// Creates the work directory, the secrets and the control group, outside the runtime's threads. The
+    /// secrets come from `found` if it is given, otherwise from this host.
+    async fn prepare(
         &self,
         name: String,
         mut job: Job,
         unusable: &[String],
-        with: Arc<InEffect>,
+        with: Arc<ActiveConfig>,
         found: Option<HashMap<PullSecretName, Content>>,
-    ) -> Result<Ready, String> {
+    ) -> Result<PreparedChild, String> {
         let mut unusable: Unusable = unusable.iter().collect();
         let (parent, cgroups) = (self.settings.work.clone(), Arc::clone(&self.settings.cgroups));
         let limits = Limits {
@@ -229,20 +237,21 @@ impl ChildRunner {
             cpu_weight: with.caches.build_cpu_weight,
             pids: MAX_PIDS,
         };
-        let ready = move || {
-            let told = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
-            let work = Work::new(&parent, &name, &with.config).map_err(told("making its work directory"))?;
+        let prepare = move || {
+            let context = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
+            let work =
+                Work::new(&parent, &name, &with.config).map_err(context("creating its work directory"))?;
             let find = |name: &PullSecretName| match &found {
                 Some(found) => found.get(name).cloned(),
                 None => with.secrets.find(name),
             };
             let usable = work.lay_secrets(&job.pull_secrets, find, &mut unusable);
-            job.pull_secrets = usable.map_err(told("laying out its pull secrets"))?;
+            job.pull_secrets = usable.map_err(context("writing its pull secrets"))?;
             let job = serde_json::to_vec(&job).map_err(|e| format!("writing its job: {e}"))?;
-            let cgroup = cgroups.create(&name, &limits).map_err(told("making its control group"))?;
-            Ok(Ready { work, cgroup, job, unusable })
+            let cgroup = cgroups.create(&name, &limits).map_err(context("creating its control group"))?;
+            Ok(PreparedChild { work, cgroup, job, unusable })
         };
-        tokio::task::spawn_blocking(ready).await.map_err(|e| e.to_string())?
+        tokio::task::spawn_blocking(prepare).await.map_err(|e| e.to_string())?
     }
 
     async fn run_build(
@@ -255,27 +264,27 @@ impl ChildRunner {
             return Ended::Stopped;
         }
         let of = order.id.to_string();
-        let with = self.in_effect();
+        let with = self.active();
         let (memory, caches) = (with.caches.build_memory.0, with.caches.clone());
         let kind = disk::begun(&order.volume).unwrap_or(with.kind);
         let overdue = self.overdue(&order.job, &with.caches);
-        let ready = match self.ready(of.clone(), order.job.clone(), &order.unusable_secrets, with, None).await
-        {
-            Ok(ready) => ready,
-            Err(why) => return Ended::NotStarted(why),
-        };
-        let command = command::build(&self.settings, &ready.work, &caches, kind, &order);
-        let (process, stdout) = match Process::start(command, ready.cgroup).await {
+        let prepared =
+            match self.prepare(of.clone(), order.job.clone(), &order.unusable_secrets, with, None).await {
+                Ok(prepared) => prepared,
+                Err(why) => return Ended::NotStarted(why),
+            };
+        let command = command::build(&self.settings, &prepared.work, &caches, kind, &order);
+        let (process, stdout) = match Process::start(command, prepared.cgroup).await {
             Ok(started) => started,
             Err(why) => return Ended::NotStarted(why),
         };
-        let (verdict, words) = (Verdict::default(), Words::default());
+        let (verdict, words) = (Verdict::default(), StderrTail::default());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
-        let reading = talk::listen(stdout, &ready.unusable, &lines, &verdict);
-        let (end, heard) = process.supervise(&ready.job, rules, &verdict, &words, &of, reading).await;
+        let reading = talk::listen(stdout, &prepared.unusable, &lines, &verdict);
+        let (end, output) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
         let ended = match end {
-            Ok(end) => verdict::of(&end, heard, memory, &words.last()),
-            Err(e) => Ended::Died(format!("waiting for it: {e}")),
+            Ok(end) => verdict::of(&end, output, memory, &words.last()),
+            Err(e) => Ended::Died(format!("waiting for the builder: {e}")),
         };
         if let Ended::Died(how) = &ended {
             tracing::warn!(cache = of, tenant = %order.tenant, "builder died: {how}");
@@ -283,7 +292,8 @@ impl ChildRunner {
         ended
     }
 
-    /// When a builder is killed: well after its job's deadline, which it keeps itself.
+    /// Returns the time at which a builder is killed. It is later than the deadline of its job, which the
+    /// builder enforces itself.
     fn overdue(&self, job: &Job, caches: &Caches) -> Instant {
         let longest = Duration::from_secs(u64::from(caches.build_timeout_minutes) * 60);
         let left =
@@ -291,7 +301,10 @@ impl ChildRunner {
         Instant::now() + left.min(longest) + self.settings.grace
     }
 
-    /// Plans with secrets that were found elsewhere; those that the job names beside them give no credential.
+    /// Plans with secrets that were found elsewhere. Other secrets that the job names give no credential.
+    ///
+    /// # Errors
+    /// Returns the failures if the images cannot be resolved or the plan process fails.
     pub async fn plan_with(
         &self,
         job: Job,
@@ -312,38 +325,38 @@ impl ChildRunner {
         let Ok(Ok(_turn)) = timeout(PLAN_TIMEOUT, self.plans.acquire()).await else {
             return Err(late());
         };
-        let not_started =
-            |why: String| failed(Class::Internal, &format!("the plan could not be started: {why}"));
+        let not_started = |why: String| failed(Class::Internal, &format!("cannot start the plan: {why}"));
         let of = format!("plan-{}", CacheId::random());
-        let with = self.in_effect();
+        let with = self.active();
         let (memory, nice) = (with.caches.build_memory.0, with.caches.build_nice);
-        let ready = self.ready(of.clone(), job, &unusable_secrets, with, found).await.map_err(not_started)?;
-        let command = command::plan(&self.settings, &ready.work, nice);
-        let (process, stdout) = Process::start(command, ready.cgroup).await.map_err(not_started)?;
-        let (verdict, words, stop) = (Verdict::default(), Words::default(), CancellationToken::new());
+        let prepared =
+            self.prepare(of.clone(), job, &unusable_secrets, with, found).await.map_err(not_started)?;
+        let command = command::plan(&self.settings, &prepared.work, nice);
+        let (process, stdout) = Process::start(command, prepared.cgroup).await.map_err(not_started)?;
+        let (verdict, words, stop) = (Verdict::default(), StderrTail::default(), CancellationToken::new());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
         let reading = document(stdout, &verdict);
-        let (end, heard) = process.supervise(&ready.job, rules, &verdict, &words, &of, reading).await;
+        let (end, output) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
         let end = end.map_err(|e| failed(Class::Internal, &format!("waiting for the plan: {e}")))?;
         if end.killed == Some(Kill::Overdue) {
             return Err(late());
         }
-        match answer(&end, &heard.unwrap_or_default()) {
+        match answer(&end, &output.unwrap_or_default()) {
             Some(Ok(report)) => Ok(report),
             Some(Err(mut failures)) => {
-                ready.unusable.name_in(&mut failures);
+                prepared.unusable.name_in(&mut failures);
                 Err(failures)
             }
             None => {
                 let how = end.describe(memory, &words.last());
                 tracing::warn!("plan died: {how}");
-                Err(failed(Class::Internal, &format!("planning gave no answer: {how}")))
+                Err(failed(Class::Internal, &format!("the plan returned no result: {how}")))
             }
         }
     }
 }
 
-/// All that a plan prints.
+/// Reads the complete output of a plan.
 async fn document(stdout: ChildStdout, verdict: &Verdict) -> Vec<u8> {
     let mut bytes = Vec::new();
     let read = stdout.take(MAX_PLAN + 1).read_to_end(&mut bytes).await;
@@ -353,7 +366,7 @@ async fn document(stdout: ChildStdout, verdict: &Verdict) -> Vec<u8> {
     bytes
 }
 
-/// What a plan says, if it is one that ended by itself.
+/// Parses the output of a plan. `None` if the plan was killed or the output is not valid.
 fn answer(end: &End, bytes: &[u8]) -> Option<Result<PlanReport, Vec<Failure>>> {
     if end.killed.is_some() || end.status.code().is_none() {
         return None;

@@ -1,4 +1,4 @@
-//! Whether there is room: for a cache of the tenant, on the disk, in the queue.
+//! Checks for room: in the tenant's quota, on the disk, and in the queue.
 
 use super::{RETRY_AFTER, Service};
 use crate::caches::error::Error;
@@ -7,7 +7,11 @@ use crate::caches::store::{Admission, StoreError, TenantSpace};
 use larder_model::image_cache::{Spec, TenantName};
 
 impl Service {
-    /// What a new record of a tenant must leave room for; with `None` there is no limit of a tenant's space.
+    /// Returns the limits that a new record of a tenant must fit. With `None` there is no limit on a tenant's
+    /// space.
+    ///
+    /// # Errors
+    /// Fails if the capacity of the host cannot be read.
     pub fn admission(&self, tenant: Option<&TenantName>) -> Result<Admission, StoreError> {
         let max_per_tenant = self.settings(|settings| settings.caches.max_per_tenant);
         let capacity_gib = self.capacity_gib().map_err(|error| match error {
@@ -21,14 +25,14 @@ impl Service {
         })
     }
 
-    /// The space that a tenant may use.
+    /// Returns the space that a tenant can use.
     fn tenant_space(&self, tenant: &TenantName) -> TenantSpace {
         let max_gib = self.settings(|settings| settings.caches.max_gib_per_tenant);
         let promised_gib = self.promised().values().filter(|(of, _)| of == tenant).map(|(_, gib)| gib).sum();
         TenantSpace { max_gib: (max_gib > 0).then_some(max_gib), promised_gib }
     }
 
-    /// Checks whether a tenant may use `need_gib` more beside the records that there are.
+    /// Checks whether a tenant can use `need_gib` GiB in addition to the existing records.
     pub(super) fn check_tenant_space<'a>(
         &self,
         tenant: &TenantName,
@@ -39,7 +43,7 @@ impl Service {
         self.tenant_space(tenant).check(need_gib, own.map(Record::reserved_gib).sum())
     }
 
-    /// Whether an order can be carried out here at all.
+    /// Checks whether this daemon can carry out an order at all.
     pub(super) fn check(&self, spec: &Spec) -> Result<(), Error> {
         if !self.ready() {
             return Err(Error::Stopping);
@@ -50,14 +54,14 @@ impl Service {
         if known { Ok(()) } else { Err(Error::UnknownCluster(spec.cluster.clone())) }
     }
 
-    /// Whether one more build may wait. Who asks holds [`Inner::admission`](super::Inner::admission), so that no two take
-    /// the same place.
+    /// Checks whether one more build can be queued. The caller holds
+    /// [`Inner::admission`](super::Inner::admission), so that two requests cannot take the same place.
     pub(super) fn check_queue(&self) -> Result<(), Error> {
         let most = self.settings(|settings| settings.caches.queue_length);
         if self.queue().len() < most { Ok(()) } else { Err(Error::QueueFull { retry_after: RETRY_AFTER }) }
     }
 
-    /// A refresh holds two volumes until the new one is in its place.
+    /// Checks for room for a refresh, which needs two volumes until the new one replaces the old one.
     pub(super) async fn room_to_refresh(&self, record: &Record) -> Result<(), Error> {
         let need_gib = u64::from(record.spec.size_gib);
         let records = self.records().await?;
@@ -69,7 +73,8 @@ impl Service {
         Err(Error::NoRoomToRefresh { need_gib, free_gib, capacity_gib })
     }
 
-    /// What the store would say to a create, in its order ([`Store::create`](crate::caches::store::Store::create)).
+    /// Predicts the store's answer to a create, in the same order of checks
+    /// ([`Store::create`](crate::caches::store::Store::create)).
     pub(super) async fn would_admit(&self, tenant: &TenantName, spec: &Spec) -> Result<(), Error> {
         let records = self.records().await?;
         let own = records.values().filter(|record| record.tenant == *tenant);
@@ -89,7 +94,7 @@ impl Service {
         Ok(())
     }
 
-    /// GiB that no record has reserved and that are promised to none, and those that there are in all.
+    /// Returns the GiB that are neither reserved nor promised, and the total capacity.
     pub(super) fn free_gib<'a>(
         &self,
         records: impl Iterator<Item = &'a Record>,

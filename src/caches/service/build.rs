@@ -1,4 +1,4 @@
-//! From the queue to a sealed volume, or to the reason why there is none.
+//! One build: from the queue to a sealed volume or a failure.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::details::images;
 use super::slots::{Slot, Slots};
 use super::{Live, Service, state_failed};
-use crate::caches::measured::Measured;
+use crate::caches::measured::BuildMetrics;
 use crate::caches::record::{Content, Record};
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::StoreError;
@@ -23,17 +23,17 @@ use larder_model::event::{Event, Line, Outcome, Status as BuildStatus};
 use larder_model::image_cache::{CacheId, Status, TenantName};
 use larder_model::job::Source;
 
-/// Lines of a builder that wait to be taken up.
-const LINES: usize = 256;
-/// The longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// Longest message of a record, bytes.
+/// Capacity of the channel for a builder's output lines.
+const LINE_CAPACITY: usize = 256;
+/// Maximum pause between two attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// Maximum length of a record's message, bytes.
 const MAX_MESSAGE: usize = 4096;
-/// Longest text of a builder in the log, characters.
+/// Maximum length of a builder's text in the log, characters.
 const MAX_LOGGED: usize = 1024;
 
 impl Service {
-    /// Gives every free builder the next in the queue, until the daemon stops.
+    /// Assigns the next build in the queue to each free builder, until the daemon stops.
     pub(super) async fn schedule(self, builders: usize) {
         let slots = Slots::new(builders);
         loop {
@@ -43,7 +43,7 @@ impl Service {
             };
             let Some(free) = free else { return };
             let (tenant, id) = loop {
-                // Waiting begins before looking, so that nothing slips in between.
+                // Register for the wake-up before reading the queue, so that a push in between is not missed.
                 let woken = self.0.wake.notified();
                 let alone = self.settings(|settings| settings.alone);
                 let next = self.queue().pop(|tenant| slots.allows(tenant, alone));
@@ -60,29 +60,30 @@ impl Service {
         }
     }
 
-    /// One attempt at one cache.
+    /// Runs one build attempt for one cache.
     async fn build(self, tenant: TenantName, id: CacheId, slot: Slot) {
         let cancel = self.0.stop.child_token();
         {
             let mut live = self.live();
             if let Some(before) = live.get_mut(&id) {
-                // The one before was asked to stop and has not yet; two would fight over the cache.
+                // The previous attempt is still stopping; two attempts would conflict.
                 before.again = true;
                 return;
             }
-            // Known before the record says so: who deletes or cancels from now on reaches this attempt.
+            // Registered before the record changes, so that a delete or cancel from now on reaches this
+            // attempt.
             live.insert(id, Live { cancel: cancel.clone(), ..Live::default() });
         }
-        // A panic costs this attempt and no more: whoever is Live cannot be deleted.
+        // Contain a panic to this attempt: a cache that stays in `live` could never be deleted.
         let pause = match AssertUnwindSafe(self.attempt(&tenant, id, cancel)).catch_unwind().await {
             Ok(Ok(pause)) => pause,
             Ok(Err(error)) => {
-                tracing::error!(cache = %id, tenant = %tenant, %error, "a build was put off: its record cannot be written");
-                Some(LONGEST_PAUSE)
+                tracing::error!(cache = %id, tenant = %tenant, %error, "build postponed: its record cannot be written");
+                Some(MAX_PAUSE)
             }
             Err(_) => {
-                tracing::error!(cache = %id, tenant = %tenant, "a build was put off: the daemon's part in it panicked");
-                Some(LONGEST_PAUSE)
+                tracing::error!(cache = %id, tenant = %tenant, "build postponed: the attempt panicked");
+                Some(MAX_PAUSE)
             }
         };
         let again = self.live().remove(&id).is_some_and(|live| live.again);
@@ -98,7 +99,7 @@ impl Service {
         }
     }
 
-    /// Runs a builder and writes down how it ended. Gives the pause before the next attempt, if there is to be one.
+    /// Runs a builder and records its result. Returns the pause before the next attempt, if there is one.
     async fn attempt(
         &self,
         tenant: &TenantName,
@@ -147,15 +148,15 @@ impl Service {
         Ok(pause)
     }
 
-    /// Runs the builder, taking up what it says.
+    /// Runs the builder and handles its output.
     async fn run(&self, order: BuildOrder, cancel: tokio_util::sync::CancellationToken) -> Ended {
         let (tenant, id) = (order.tenant.clone(), order.id);
-        let (sender, mut lines) = mpsc::channel(LINES);
+        let (sender, mut lines) = mpsc::channel(LINE_CAPACITY);
         let running = self.0.runner.build(order, sender, cancel);
         tokio::pin!(running);
         let mut open = true;
-        let mut measured = Measured::default();
-        let mut tell = self.0.tell_progress.map(tokio::time::interval);
+        let mut measured = BuildMetrics::default();
+        let mut progress_ticks = self.0.progress_interval.map(tokio::time::interval);
         loop {
             tokio::select! {
                 biased;
@@ -169,19 +170,19 @@ impl Service {
                     }
                     return ended;
                 }
-                // Beside it: a build does not wait for those who look.
-                () = tick(&mut tell) => drop(self.0.tasks.spawn(self.clone().tell_progress(id))),
+                // Spawned, because a build does not wait for the store.
+                () = tick(&mut progress_ticks) => drop(self.0.tasks.spawn(self.clone().write_progress(id))),
             }
         }
     }
 
-    /// Writes into the record how far its build is, and what it waits for. Errors are logged only, because the next call writes the
-    /// same.
-    async fn tell_progress(self, id: CacheId) {
+    /// Writes the progress of a build, and the condition it waits for, into its record. Errors are only
+    /// logged, because the next call writes the same.
+    async fn write_progress(self, id: CacheId) {
         let live = self.live().get(&id).map(|live| (images(&live.progress), live.waiting.clone()));
         let (progress, waiting) = live.unwrap_or_default();
         let now = self.now();
-        let told = self.change(id, |record| {
+        let saved = self.change(id, |record| {
             let Some(work) = &mut record.work else { return false };
             let waits = work.waiting != waiting;
             let news = waits || record.progress != progress;
@@ -194,12 +195,12 @@ impl Service {
             }
             news
         });
-        if let Err(error) = told.await {
-            tracing::debug!(cache = %id, %error, "progress was not told");
+        if let Err(error) = saved.await {
+            tracing::debug!(cache = %id, %error, "cannot write build progress");
         }
     }
 
-    fn take_up(&self, tenant: &TenantName, id: CacheId, measured: &mut Measured, line: Line) {
+    fn take_up(&self, tenant: &TenantName, id: CacheId, measured: &mut BuildMetrics, line: Line) {
         log(tenant, id, &line.event);
         measured.take(&self.0.metrics, &line);
         if let Some(live) = self.live().get_mut(&id) {
@@ -215,7 +216,7 @@ impl Service {
         self.0.hub.build(id, line);
     }
 
-    /// Writes down how an attempt ended.
+    /// Records how an attempt ended.
     async fn ended(
         &self,
         record: &Record,
@@ -232,23 +233,23 @@ impl Service {
                     self.sealed(volume, outcome).await?;
                     return Ok((None, BuildResult::Sealed));
                 }
-                None => (Class::Internal, "the builder told no digest of what it sealed".to_owned()),
+                None => (Class::Internal, "the builder reported no digest of the sealed volume".to_owned()),
             },
             Ended::Result(outcome) | Ended::Exhausted(outcome) => {
                 images.extend(outcome.failures.iter().flat_map(|failure| failure.images.clone()));
                 (outcome.class.unwrap_or(Class::Internal), explain(&outcome))
             }
-            // Whoever asked has written down why.
+            // The initiator of the stop has recorded the reason.
             Ended::Stopped => {
-                // Unless it was asked on a rumour.
+                // The stop request can be spurious: the record might still want a build.
                 let again = !self.0.stop.is_cancelled() && self.wants_builder(id).await?;
                 return Ok((again.then_some(Duration::ZERO), BuildResult::Stopped));
             }
             Ended::Died(how) => (Class::Internal, how),
-            Ended::NotStarted(why) => (Class::Internal, format!("the builder could not be started: {why}")),
+            Ended::NotStarted(why) => (Class::Internal, format!("cannot start the builder: {why}")),
         };
-        let told = escape_to(&message, MAX_MESSAGE);
-        tracing::warn!(cache = %id, tenant = %record.tenant, ?images, ?class, attempts, "attempt failed: {told}");
+        let logged = escape_to(&message, MAX_MESSAGE);
+        tracing::warn!(cache = %id, tenant = %record.tenant, ?images, ?class, attempts, "attempt failed: {logged}");
         let (retries, seconds) = self
             .settings(|settings| (settings.caches.build_retries, settings.caches.build_retry_pause_seconds));
         let heals = matches!(class, Class::Transient | Class::Internal | Class::Busy);
@@ -257,7 +258,7 @@ impl Service {
             return Ok((None, BuildResult::Failed));
         }
         let first = Duration::from_secs(seconds);
-        let pause = first.saturating_mul(1 << (attempts.clamp(1, 16) - 1)).min(LONGEST_PAUSE);
+        let pause = first.saturating_mul(1 << (attempts.clamp(1, 16) - 1)).min(MAX_PAUSE);
         let now = self.now();
         let text = format!(
             "attempt {attempts} failed, the next is in {} s: {}",
@@ -266,7 +267,8 @@ impl Service {
         );
         let mut again = false;
         self.change(id, |record| {
-            // Cancelled or deleted while it failed: that is what is told, and nothing is tried again.
+            // If it was cancelled or deleted while it failed, that is reported instead, and there is no
+            // retry.
             again = record.status != Status::Deleting && record.fills(generation);
             if again {
                 record.note(now, text.clone());
@@ -285,12 +287,13 @@ impl Service {
         let progress = self.live().get(&id).map(|live| live.progress.clone()).unwrap_or_default();
         let (layers, snapshot) = match self.0.volumes.sealed(volume).await {
             Ok(Sealed { content, snapshot }) => {
-                let layers = content.map_or_else(|| progress.told(), |sealed| progress.history(&sealed));
+                let layers =
+                    content.map_or_else(|| progress.committed_layers(), |sealed| progress.history(&sealed));
                 (layers, snapshot)
             }
             Err(error) if error.class() == Class::Transient => return Err(state_failed(&error)),
             Err(error) => {
-                tracing::warn!(cache = %id, %error, "the layers of a sealed volume cannot be told");
+                tracing::warn!(cache = %id, %error, "cannot read the layers of a sealed volume");
                 (Vec::new(), None)
             }
         };
@@ -305,9 +308,10 @@ impl Service {
             layers,
             snapshot,
         };
-        let mut told = None;
+        let mut event = None;
         self.change(id, |record| {
-            // Deleted, cancelled or begun anew meanwhile: the volume is nobody's, and is swept.
+            // Deleted, cancelled or restarted in the meantime: no record needs the volume, and the sweep
+            // deletes it.
             if !record.fills(generation) || record.status == Status::Deleting {
                 return false;
             }
@@ -319,11 +323,11 @@ impl Service {
             record.class = None;
             let what = if refreshed { "refreshed" } else { "sealed" };
             record.turn(Status::Available, now, format!("{what}: {}", content.digest));
-            told = Some(what);
+            event = Some(what);
             true
         })
         .await?;
-        if let Some(what) = told {
+        if let Some(what) = event {
             let bytes = content.totals.compressed_size;
             tracing::info!(cache = %id, digest = %content.digest, bytes, "{what}");
         }
@@ -350,7 +354,7 @@ impl Service {
     }
 }
 
-/// Ends the work on a record without a result: a new cache has failed, a refreshed one stays what it was.
+/// Ends the work on a record without a result. A new cache fails; a refreshed cache keeps its content.
 pub(super) fn give_up(record: &mut Record, now: DateTime<Utc>, class: Class, message: &str) {
     record.work = None;
     record.progress.clear();
@@ -365,7 +369,7 @@ pub(super) fn give_up(record: &mut Record, now: DateTime<Utc>, class: Class, mes
     record.turn(Status::Failed, now, cut(message, 512));
 }
 
-/// The next tick; never, where there is no interval.
+/// Waits for the next tick. Never returns if there is no interval.
 async fn tick(interval: &mut Option<tokio::time::Interval>) {
     match interval {
         Some(interval) => {
@@ -375,7 +379,7 @@ async fn tick(interval: &mut Option<tokio::time::Interval>) {
     }
 }
 
-/// What an operator wants to know of a build beside how it ends. Its texts come from a builder, which is not trusted.
+/// Logs the builder events that an operator needs. Their texts come from a builder, which is not trusted.
 fn log(tenant: &TenantName, id: CacheId, event: &Event) {
     match event {
         Event::Resolved { reference, manifest, .. } => {
@@ -391,7 +395,7 @@ fn log(tenant: &TenantName, id: CacheId, event: &Event) {
     }
 }
 
-/// Which images, and why.
+/// Combines the failures of an outcome into one message that names the images.
 fn explain(outcome: &Outcome) -> String {
     let mut parts = Vec::new();
     for failure in &outcome.failures {
@@ -413,7 +417,7 @@ fn explain(outcome: &Outcome) -> String {
     cut(&text, MAX_MESSAGE).to_owned()
 }
 
-/// At most `limit` bytes of a text, whole characters.
+/// Returns at most `limit` bytes of a text, in whole characters.
 fn cut(text: &str, limit: usize) -> &str {
     match text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= limit).last() {
         Some(end) => &text[..end],

@@ -1,4 +1,4 @@
-//! What is told of a cache beyond the vendor's object.
+//! Details of a cache that the vendor's API lacks.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -10,63 +10,63 @@ use larder_model::digest::Digest;
 use larder_model::image_cache::CacheId;
 use larder_model::seal::Totals;
 
-/// The details of a cache: of its build while there is one, else of its content.
+/// The details of a cache: of its build while it is in progress, otherwise of its content.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Details {
-    /// Digest of what `cache.json` on the served volume says.
+    /// Digest of the content that `cache.json` on the served volume describes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub digest: Option<Digest>,
-    /// When that volume was sealed.
+    /// Time at which the served volume was sealed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sealed_at: Option<DateTime<Utc>>,
-    /// When the retention ends.
+    /// Time at which the retention ends.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires_at: Option<DateTime<Utc>>,
-    /// The class of the failure that the message tells.
+    /// The class of the failure that the message describes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub class: Option<Class>,
-    /// Size of the archive that it was made of, bytes, where it was made of one.
+    /// Size of the archive that the cache was imported from, bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub archive: Option<u64>,
-    /// Whether a new volume is being filled beside the one that is served.
+    /// `true` if a new volume is being filled next to the served one.
     pub refreshing: bool,
-    /// Builders started for the present work.
+    /// Number of builders started for the current build.
     pub attempts: u32,
-    /// Bytes that the build fetches, once its plan stands.
+    /// Bytes that the build fetches. `None` until planning is complete.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fetch_bytes: Option<u64>,
-    /// The images, as far as they are resolved.
+    /// The images that are resolved so far.
     pub images: Vec<ImageDetails>,
-    /// The layers, as far as they were begun.
+    /// The layers that were started so far.
     pub layers: Vec<LayerDetails>,
     /// Sums over the served volume.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub totals: Option<Totals>,
-    /// The last events, oldest first.
+    /// The most recent events, oldest first.
     pub events: Vec<Happened>,
 }
 
-/// One layer.
+/// The state of one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerDetails {
     /// Digest of the blob.
     pub blob: Digest,
-    /// Images that have it, as given.
+    /// Images that contain it, as given.
     pub images: Vec<String>,
-    /// Size of the blob, bytes.
+    /// Compressed size of the blob, bytes.
     pub compressed_size: u64,
     /// Size of the tar, bytes; 0 until it is known.
     pub size: u64,
-    /// Bytes of the blob received.
+    /// Bytes of the blob received so far.
     pub received: u64,
-    /// How far it is.
+    /// The progress of the layer.
     pub state: LayerState,
-    /// Where it came from.
+    /// The source of the layer.
     pub origin: Origin,
-    /// The cache whose volume it was read from, where it was.
+    /// The cache whose volume the layer was copied from. `None` for other sources.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub from: Option<CacheId>,
-    /// From the start of its fetch until it was done, or until now; milliseconds.
+    /// Time from the start of its fetch until its end, or until now; milliseconds.
     pub elapsed_ms: u64,
 }
 
@@ -104,7 +104,7 @@ impl Details {
     }
 }
 
-/// The images of a build, as far as they are resolved.
+/// Returns the images of a build that are resolved so far.
 pub(super) fn images(progress: &Progress) -> Vec<ImageDetails> {
     let layers = running(progress);
     let images = progress.images.iter().map(|known| {

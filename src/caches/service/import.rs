@@ -1,8 +1,8 @@
-//! A cache from an archive that its tenant sends: admitted before a byte is read, a record when all of it is there, and from
-//! then on a build like any other.
+//! Imports an archive that its tenant uploads. It is admitted before its first byte is read and gets a record
+//! when it is complete. From then on it is a build like any other.
 //!
-//! While it is sent, the room that it and its volume will take is promised in memory, so that nobody else is given it. A daemon
-//! that dies meanwhile leaves neither record nor file.
+//! During the upload, the room for the archive and its volume is promised in memory, so that it is not given
+//! away. If the daemon dies, neither a record nor a file is left.
 
 use std::io;
 use std::mem;
@@ -16,18 +16,19 @@ use crate::caches::record::{Import, Record};
 use crate::caches::store::{Created, IdempotencyKey, StoreError};
 use larder_model::image_cache::{CacheId, Spec, TenantName};
 
-/// Bytes that are written at once.
+/// Size of one write to the archive, bytes.
 const CHUNK: usize = 1 << 20;
-/// How gzip, zstd and xz streams begin. A tar begins with the name of its first member.
+/// Magic numbers of gzip, zstd and xz. A tar starts with the name of its first member.
 const COMPRESSED: [&[u8]; 3] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z', 0]];
 
-/// An archive on its way in. Dropped, it leaves nothing.
+/// An archive that is being uploaded. Dropping it leaves no file.
 #[derive(Debug)]
 pub struct Receiving {
     tenant: TenantName,
     spec: Spec,
-    /// Most bytes: an archive that is larger than its cache cannot be a third of it.
-    pub(super) most: u64,
+    /// Maximum size, bytes. A cache must be three times as large as its images, so a larger archive cannot
+    /// fit.
+    pub(super) max_bytes: u64,
     spool: Option<Spool>,
     buffer: Vec<u8>,
     bytes: u64,
@@ -35,19 +36,19 @@ pub struct Receiving {
     promise: Promise,
 }
 
-/// An archive that is there as a whole.
+/// A completely received archive.
 #[derive(Debug)]
 pub struct Received {
     tenant: TenantName,
     spec: Spec,
     spool: Spool,
     bytes: u64,
-    /// SHA-256 of it.
+    /// SHA-256 of the archive.
     pub sha256: [u8; 32],
     promise: Promise,
 }
 
-/// Room on this host for a cache that has no record yet; given back on drop.
+/// Reserved room on this host for a cache that has no record yet. Dropping it releases the room.
 #[derive(Debug)]
 struct Promise {
     service: Service,
@@ -68,8 +69,12 @@ impl Drop for Promise {
 }
 
 impl Service {
-    /// Makes ready for an archive of `length` bytes, where the sender says how long it is. What a create would be refused for is
-    /// told before any of it is read, but where the sender `may_repeat` an import that was answered before.
+    /// Prepares for an archive of `length` bytes, if the sender declares it. Reasons to refuse a create are
+    /// reported before the archive is read, unless the sender `may_repeat` an import that was answered
+    /// before.
+    ///
+    /// # Errors
+    /// Fails if a create would be refused or the host has no room for the archive.
     pub async fn receive(
         &self,
         tenant: &TenantName,
@@ -79,11 +84,11 @@ impl Service {
     ) -> Result<Receiving, Error> {
         let imports = self.0.volumes.imports().ok_or(Error::NoImports)?.clone();
         self.check(&spec)?;
-        let most = spec.size().0;
-        if length.is_some_and(|length| length > most) {
+        let max_bytes = spec.size().0;
+        if length.is_some_and(|length| length > max_bytes) {
             return Err(Error::ArchiveTooLarge { gib: spec.size_gib });
         }
-        let archive = Import { bytes: length.unwrap_or(most) };
+        let archive = Import { bytes: length.unwrap_or(max_bytes) };
         let promise = {
             let _one_at_a_time = self.one_at_a_time(tenant).await;
             if !may_repeat {
@@ -111,11 +116,14 @@ impl Service {
         }
         let (tenant, spool) = (tenant.clone(), Some(spool));
         let (buffer, hash) = (Vec::with_capacity(CHUNK), Sha256::new());
-        Ok(Receiving { tenant, spec, most, spool, buffer, bytes: 0, hash, promise })
+        Ok(Receiving { tenant, spec, max_bytes, spool, buffer, bytes: 0, hash, promise })
     }
 
-    /// Orders the cache that an archive was sent for. As with a create, the record is the first answer where the key was used
-    /// before; then the archive is not kept.
+    /// Orders the cache of an uploaded archive. As with a create, if the key was used before, returns the
+    /// record of the first answer and deletes the archive.
+    ///
+    /// # Errors
+    /// Fails if the order is refused, or if the archive or the record cannot be written.
     pub async fn import(&self, received: Received, key: Option<IdempotencyKey>) -> Result<Record, Error> {
         let service = self.clone();
         self.to_its_end(async move { service.import_now(received, key).await }).await
@@ -125,11 +133,12 @@ impl Service {
         let Received { tenant, spec, spool, bytes, promise, .. } = received;
         let id = promise.id;
         self.check(&spec)?;
-        // First the archive, then the record that needs it. Until the promise ends nobody sweeps it.
+        // The archive is kept before its record is written. The promise protects it from the sweep until
+        // then.
         blocking(move || spool.keep()).await?;
         let created = {
             let _one_at_a_time = self.one_at_a_time(&tenant).await;
-            // The record itself asks for the room now.
+            // From now on the record itself reserves the room.
             self.promised().insert(id, (tenant.clone(), 0));
             let now = self.now();
             let mut record = Record::new(id, tenant.clone(), spec, now);
@@ -157,12 +166,12 @@ impl Service {
 }
 
 impl Service {
-    /// Caches of which an archive is kept.
+    /// Lists the caches that have an archive.
     pub(super) async fn archives(&self) -> Result<Vec<CacheId>, StoreError> {
         self.on_imports(Imports::list).await.map(Option::unwrap_or_default)
     }
 
-    /// Removes archives that nobody needs.
+    /// Deletes archives that are not needed.
     pub(super) async fn remove_archives(&self, ids: Vec<CacheId>) -> Result<(), StoreError> {
         if ids.is_empty() {
             return Ok(());
@@ -178,7 +187,7 @@ impl Service {
         let done = tokio::task::spawn_blocking(move || work(&imports)).await;
         let done = done.unwrap_or_else(|e| Err(io::Error::other(e)));
         done.map(Some).map_err(|e| StoreError::Failed {
-            doing: "looking after the archives of",
+            doing: "accessing the archives of",
             reason: e.to_string(),
             full: false,
         })
@@ -186,10 +195,13 @@ impl Service {
 }
 
 impl Receiving {
-    /// Takes what comes next.
+    /// Appends the next bytes of the archive.
+    ///
+    /// # Errors
+    /// Fails if the archive is too large, is compressed, or cannot be written.
     pub async fn take(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         let length = self.bytes.saturating_add(bytes.len() as u64);
-        if length > self.most {
+        if length > self.max_bytes {
             return Err(Error::ArchiveTooLarge { gib: self.spec.size_gib });
         }
         self.hash.update(bytes);
@@ -211,7 +223,7 @@ impl Receiving {
 
     async fn flush(&mut self) -> Result<(), Error> {
         let (buffer, spool) = (mem::take(&mut self.buffer), self.spool.take());
-        let Some(mut spool) = spool else { return Err(failed(&io::Error::other("it was given up"))) };
+        let Some(mut spool) = spool else { return Err(failed(&io::Error::other("the upload was aborted"))) };
         let written = blocking(move || {
             spool.write(&buffer)?;
             Ok((spool, buffer))
@@ -222,11 +234,14 @@ impl Receiving {
         Ok(())
     }
 
-    /// Says that nothing more comes.
+    /// Ends the upload.
+    ///
+    /// # Errors
+    /// Fails if the rest of the archive cannot be written.
     pub async fn end(mut self) -> Result<Received, Error> {
         self.flush().await?;
         let Receiving { tenant, spec, spool, bytes, hash, promise, .. } = self;
-        let Some(spool) = spool else { return Err(failed(&io::Error::other("it was given up"))) };
+        let Some(spool) = spool else { return Err(failed(&io::Error::other("the upload was aborted"))) };
         Ok(Received { tenant, spec, spool, bytes, sha256: hash.finalize().into(), promise })
     }
 }
@@ -244,5 +259,5 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn failed(error: &io::Error) -> Error {
-    StoreError::Failed { doing: "keeping an archive beside", reason: error.to_string(), full: false }.into()
+    StoreError::Failed { doing: "storing an archive next to", reason: error.to_string(), full: false }.into()
 }

@@ -1,4 +1,4 @@
-//! Time and order: retention, failed records, deletions, volumes that nobody needs.
+//! Periodic cleanup: retention, failed records, deletions, unneeded volumes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{MutexGuard, PoisonError};
@@ -14,53 +14,53 @@ use crate::caches::volumes::{Discarded, VolumeId};
 use larder_model::image_cache::{CacheId, Status, TenantName};
 use larder_sys::clock::guard::{Expiry, TimeGuard};
 
-/// How often the house is looked over when nothing asks for it.
-const EVERY: Duration = Duration::from_secs(15);
-/// When it is looked over again if something is on its way out.
-const SOON: Duration = Duration::from_secs(1);
-/// How often old idempotency keys are looked for. In a cluster that lists them.
-const KEYS_EVERY: TimeDelta = TimeDelta::minutes(10);
-/// Hours for which an idempotency key is known.
+/// Interval of the cleanup when nothing requests it.
+const INTERVAL: Duration = Duration::from_secs(15);
+/// Delay before the next cleanup while a volume is being removed.
+const RECHECK_DELAY: Duration = Duration::from_secs(1);
+/// Interval at which old idempotency keys are deleted. In a cluster this lists them.
+const KEYS_INTERVAL: TimeDelta = TimeDelta::minutes(10);
+/// Lifetime of an idempotency key, hours.
 const KEY_HOURS: i64 = 24;
 
-/// Why a volume is not gone.
+/// The reason why a volume is not removed yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum InTheWay {
+enum Blocker {
     Used,
     Going,
 }
 
 impl Service {
-    /// Looks over the house again and again, until the daemon stops.
-    pub(super) async fn keep_house(self) {
+    /// Runs the cleanup periodically until the daemon stops.
+    pub(super) async fn run_janitor(self) {
         let mut keys = self.now();
         loop {
-            if let Err(error) = self.look_over().await {
-                tracing::error!(%error, "expiry and deletions are put off");
+            if let Err(error) = self.clean_up().await {
+                tracing::error!(%error, "cleanup failed; retrying later");
             }
             if self.now() >= keys {
-                keys = self.now() + KEYS_EVERY;
+                keys = self.now() + KEYS_INTERVAL;
                 let before = self.now() - TimeDelta::hours(KEY_HOURS);
                 if let Err(error) = self.0.store.forget_keys(before).await {
-                    tracing::warn!(%error, "old idempotency keys stay for now");
+                    tracing::warn!(%error, "cannot delete old idempotency keys; retrying later");
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(EVERY) => {}
+                () = tokio::time::sleep(INTERVAL) => {}
                 () = self.0.sweep.notified() => {}
                 () = self.0.stop.cancelled() => return,
             }
         }
     }
 
-    /// One look over the house.
-    pub(super) async fn look_over(&self) -> Result<(), StoreError> {
+    /// Runs the cleanup once.
+    pub(super) async fn clean_up(&self) -> Result<(), StoreError> {
         let now = self.now();
         let expire = self.may_expire();
         let noted = self.guard().note();
         let noted = self.0.store.note(noted).await;
         let aged = if expire { self.age_all(now).await } else { Ok(()) };
-        // Whatever else fails: on a disk that is full this is what makes room.
+        // The sweep runs even if the rest fails: on a full disk it is what frees space.
         let swept = self.sweep().await;
         noted.and(aged).and(swept)
     }
@@ -76,14 +76,14 @@ impl Service {
         self.0.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the clock can be believed.
+    /// Returns `true` if the clock is trusted.
     fn may_expire(&self) -> bool {
         let held = self.guard().check(&*self.0.clock) != Expiry::Allowed;
         self.0.metrics.expiry_held(held);
         !held
     }
 
-    /// What time does to one record.
+    /// Applies the passage of time to one record.
     async fn age(&self, record: &Record, now: DateTime<Utc>) -> Result<(), StoreError> {
         let (failed, grace) = self.settings(|settings| {
             let caches = &settings.caches;
@@ -98,7 +98,7 @@ impl Service {
             Status::Available if expired => {
                 let message = format!("expired after {} days", record.spec.retention_days);
                 self.change(record.id, |record| {
-                    // What is being refreshed would only be made to be thrown away.
+                    // The refresh is dropped, because its result would be discarded.
                     if record.status != Status::Available {
                         return false;
                     }
@@ -112,17 +112,17 @@ impl Service {
                 tracing::info!(cache = %record.id, tenant = %record.tenant, "expired");
             }
             Status::Unavailable if expired && age >= grace => {
-                self.let_go(record, now, "it has expired").await?
+                self.start_deletion(record, now, "the retention has ended").await?
             }
             Status::Failed if age >= failed => {
-                self.let_go(record, now, "its failure was kept long enough").await?;
+                self.start_deletion(record, now, "the retention of failed caches has ended").await?;
             }
             _ => {}
         }
         Ok(())
     }
 
-    async fn let_go(&self, record: &Record, now: DateTime<Utc>, why: &str) -> Result<(), StoreError> {
+    async fn start_deletion(&self, record: &Record, now: DateTime<Utc>, why: &str) -> Result<(), StoreError> {
         let status = record.status;
         self.change(record.id, |record| {
             if record.status != status {
@@ -135,17 +135,19 @@ impl Service {
         Ok(())
     }
 
-    /// Discards every volume and archive that no record needs, and removes the records of deleted caches that have none left.
+    /// Discards every volume and archive that no record needs, and deletes the records of deleted caches
+    /// without volumes.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
-        // Volumes before records: a volume that is made after its record was read is not in the list.
+        // List volumes before reading records, so that the list has no volume created after its record was
+        // read.
         let mut volumes = self.0.volumes.list().await.map_err(|e| state_failed(&e))?;
         let archives = self.archives().await?;
-        // What is being sent before records, too: it is promised for until its record is there.
+        // Read the promises before the records: an upload has its promise until its record exists.
         let promised: HashSet<CacheId> = self.promised().keys().copied().collect();
-        // Builders before records too: one that has ended has written down how.
+        // Read the builders before the records: a builder that has ended has updated its record.
         let building: HashSet<CacheId> = self.live().keys().copied().collect();
         let records = self.records().await?;
-        // A record goes last, so nothing of it may be missing from the list.
+        // A record is deleted after its volumes, so the list must contain all of them.
         for record in records.values().filter(|record| record.status == Status::Deleting) {
             let own = self.0.volumes.list_of(record).await.map_err(|e| state_failed(&e))?;
             let new: Vec<VolumeId> = own.into_iter().filter(|volume| !volumes.contains(volume)).collect();
@@ -160,7 +162,7 @@ impl Service {
         let unneeded = self.keep_previous(unneeded.collect(), &records).await?;
         let unneeded = self.confirm(unneeded).await?;
         let discarded = !unneeded.is_empty();
-        let in_the_way = self.discard(unneeded, &records).await?;
+        let blockers = self.discard(unneeded, &records).await?;
         self.0.volumes.tidy(discarded);
         let done =
             |id: &CacheId| !promised.contains(id) && records.get(id).is_none_or(|r| !r.needs_archive());
@@ -170,8 +172,8 @@ impl Service {
             if record.status != Status::Deleting || building.contains(&id) {
                 continue;
             }
-            match in_the_way.get(&id) {
-                Some(InTheWay::Used) => self.say_in_use(record).await?,
+            match blockers.get(&id) {
+                Some(Blocker::Used) => self.record_in_use(record).await?,
                 Some(_) => {}
                 None => self.forget(id).await?,
             }
@@ -179,7 +181,8 @@ impl Service {
         Ok(())
     }
 
-    /// Of `unneeded` the volumes that no record needs, as the store says now: a survey can be behind it.
+    /// Returns those of `unneeded` that no record needs. Reads the store again, because a survey can be out
+    /// of date.
     async fn confirm(&self, unneeded: Vec<VolumeId>) -> Result<Vec<VolumeId>, StoreError> {
         let mut tenants: HashMap<TenantName, HashMap<CacheId, Record>> = HashMap::new();
         for volume in &unneeded {
@@ -196,52 +199,52 @@ impl Service {
         Ok(unneeded.into_iter().filter(|volume| !is_needed(volume)).collect())
     }
 
-    /// Gives the caches of which a volume is not gone, and why not.
+    /// Discards volumes and returns the caches that still have one, with the reason.
     async fn discard(
         &self,
         volumes: Vec<VolumeId>,
         records: &Records,
-    ) -> Result<HashMap<CacheId, InTheWay>, StoreError> {
+    ) -> Result<HashMap<CacheId, Blocker>, StoreError> {
         let orphans: Vec<CacheId> =
             volumes.iter().map(|volume| volume.id).filter(|id| records.get(id).is_none()).collect();
-        let mut in_the_way = HashMap::new();
+        let mut blockers = HashMap::new();
         for volume in volumes {
             let result = self.0.volumes.discard(volume.clone()).await;
             let VolumeId { tenant, id, generation } = volume;
             match result {
                 Ok(Discarded::Gone) if orphans.contains(&id) => {
-                    tracing::warn!(%tenant, cache = %id, generation, "a volume without a record was discarded");
+                    tracing::warn!(%tenant, cache = %id, generation, "discarded a volume without a record");
                 }
                 Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
-                // Of two volumes of one cache the one that is in use says more.
+                // If a cache has two such volumes, report the one in use.
                 Ok(Discarded::InUse(used)) => {
-                    tracing::debug!(%tenant, cache = %id, generation, "the volume stays: {used}");
-                    in_the_way.insert(id, InTheWay::Used);
+                    tracing::debug!(%tenant, cache = %id, generation, "keeping the volume: {used}");
+                    blockers.insert(id, Blocker::Used);
                 }
                 Ok(Discarded::Going) => {
-                    in_the_way.entry(id).or_insert(InTheWay::Going);
+                    blockers.entry(id).or_insert(Blocker::Going);
                 }
                 Err(error) => {
-                    tracing::error!(%tenant, cache = %id, generation, %error, "a volume cannot be discarded");
-                    in_the_way.insert(id, InTheWay::Used);
+                    tracing::error!(%tenant, cache = %id, generation, %error, "cannot discard a volume");
+                    blockers.insert(id, Blocker::Used);
                 }
             }
         }
-        if in_the_way.values().any(|why| *why == InTheWay::Going) {
+        if blockers.values().any(|why| *why == Blocker::Going) {
             let service = self.clone();
             self.0.tasks.spawn(async move {
                 tokio::select! {
-                    () = tokio::time::sleep(SOON) => service.0.sweep.notify_one(),
+                    () = tokio::time::sleep(RECHECK_DELAY) => service.0.sweep.notify_one(),
                     () = service.0.stop.cancelled() => {}
                 }
             });
         }
-        Ok(in_the_way)
+        Ok(blockers)
     }
 
-    /// Tells a tenant, once, why a deletion takes its time.
-    async fn say_in_use(&self, record: &Record) -> Result<(), StoreError> {
-        const MESSAGE: &str = "it is in use: it is deleted when the last user lets go";
+    /// Records once, for the tenant, why a deletion is delayed.
+    async fn record_in_use(&self, record: &Record) -> Result<(), StoreError> {
+        const MESSAGE: &str = "the volume is in use: it is deleted when its last user releases it";
         if record.message.as_deref() == Some(MESSAGE) {
             return Ok(());
         }
@@ -258,7 +261,7 @@ impl Service {
         Ok(())
     }
 
-    /// Removes the record of a deleted cache.
+    /// Deletes the record of a deleted cache.
     async fn forget(&self, id: CacheId) -> Result<(), StoreError> {
         let Some(stored) = self.0.store.get(id).await? else { return Ok(()) };
         match self.0.store.remove(id, stored.version).await {
@@ -267,7 +270,7 @@ impl Service {
                 self.0.hub.end(id);
                 Ok(())
             }
-            // Somebody was faster; the next look decides anew.
+            // A concurrent change won; the next cleanup checks again.
             Err(StoreError::Changed(_) | StoreError::Gone(_)) => Ok(()),
             Err(e) => Err(e),
         }

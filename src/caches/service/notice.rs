@@ -1,4 +1,4 @@
-//! What other daemons did to the records, where several share them.
+//! Handling of record changes by other daemons, where several share the records.
 
 use super::Service;
 use crate::caches::record::Record;
@@ -6,10 +6,13 @@ use crate::caches::store::StoreError;
 use larder_model::image_cache::{CacheId, Status};
 
 impl Service {
-    /// Takes up a record as it was seen last; `told` is the number of the last event that was told of it before. It may be
-    /// older than what the store has: nothing is decided by it that the store is not asked about again.
-    pub async fn notice(&self, record: &Record, told: u64) -> Result<(), StoreError> {
-        self.0.hub.changed(record, told);
+    /// Handles a new version of a record. `last_sent` is the number of the last event already sent to
+    /// watchers. The version can be out of date, so each decision reads the store again.
+    ///
+    /// # Errors
+    /// Fails if the records cannot be read.
+    pub async fn notice(&self, record: &Record, last_sent: u64) -> Result<(), StoreError> {
+        self.0.hub.changed(record, last_sent);
         let (tenant, id) = (&record.tenant, record.id);
         let wanted = wants_builder(record);
         let waits = wanted && record.work.as_ref().is_some_and(|work| work.attempts == 0);
@@ -30,7 +33,7 @@ impl Service {
         Ok(())
     }
 
-    /// Takes up that a record is gone.
+    /// Handles the deletion of a record.
     pub fn notice_gone(&self, record: &Record) {
         self.queue().remove(&record.tenant, record.id);
         self.interrupt(record.id);

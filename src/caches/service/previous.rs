@@ -1,4 +1,4 @@
-//! Volumes that a refresh has replaced. They stay while something uses them.
+//! Volumes that a refresh has replaced. They are kept while they are in use.
 
 use std::collections::HashMap;
 
@@ -9,12 +9,12 @@ use crate::caches::store::StoreError;
 use crate::caches::volumes::VolumeId;
 use larder_model::image_cache::{CacheId, Status};
 
-/// Maximum number of replaced volumes of one cache that stay because they are in use. Beyond it the oldest go: the storage that a
-/// cache occupies must have a bound.
+/// Maximum number of replaced volumes of one cache that are kept because they are in use. Beyond it the
+/// oldest are deleted, which bounds the storage of a cache.
 pub const MAX_PREVIOUS: usize = 2;
 
 impl Service {
-    /// Removes from `unneeded` the volumes that a newer one has replaced and that are in use.
+    /// Removes from `unneeded` the replaced volumes that are in use.
     pub(super) async fn keep_previous(
         &self,
         unneeded: Vec<VolumeId>,
@@ -34,7 +34,7 @@ impl Service {
                 Some(reason) => {
                     *kept += 1;
                     let VolumeId { tenant, id, generation } = volume;
-                    tracing::debug!(%tenant, cache = %id, generation, "a replaced volume stays: {reason}");
+                    tracing::debug!(%tenant, cache = %id, generation, "keeping a replaced volume: {reason}");
                 }
                 None => unneeded.push(volume),
             }
@@ -43,8 +43,8 @@ impl Service {
     }
 }
 
-/// Whether a newer volume of the same cache is served in its place. A volume of a build that failed is not replaced, and a cache that
-/// is being deleted takes all of its volumes along.
+/// Returns `true` if a newer volume of the same cache is served in its place. The volume of a failed build is
+/// not replaced, and deleting a cache deletes all its volumes.
 fn is_replaced(volume: &VolumeId, record: Option<&Record>) -> bool {
     let served = record.filter(|record| record.tenant == volume.tenant && record.status == Status::Available);
     let served = served.and_then(|record| record.content.as_ref());

@@ -1,4 +1,4 @@
-//! All records at one moment.
+//! A snapshot of all records.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use larder_model::image_cache::CacheId;
 pub(super) struct Records(HashMap<CacheId, Arc<Stored>>);
 
 impl Records {
-    /// The record of an image cache.
+    /// Returns the record of an image cache.
     pub(super) fn get(&self, id: &CacheId) -> Option<&Record> {
         self.0.get(id).map(|stored| &stored.record)
     }
 
-    /// The records, in no order.
+    /// Returns all records in arbitrary order.
     pub(super) fn values(&self) -> impl Iterator<Item = &Record> + Clone {
         self.0.values().map(|stored| &stored.record)
     }
 }
 
 impl Service {
-    /// All records, as the store has seen them last.
+    /// Returns all records as the store last saw them.
     pub(super) async fn records(&self) -> Result<Records, StoreError> {
         let all = self.0.store.survey().await?;
         Ok(Records(all.into_iter().map(|stored| (stored.record.id, stored)).collect()))

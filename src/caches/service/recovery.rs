@@ -1,11 +1,11 @@
-//! What a start finds: builds to go on with, deletions to finish, volumes and records that have lost each other.
+//! Recovery at start: resumes builds, finishes deletions, and handles volumes and records without each other.
 
 use super::{Service, StartError};
 use crate::caches::volumes::VolumeId;
 use larder_model::image_cache::Status;
 
 impl Service {
-    /// Settles what an earlier daemon left, before anything new is begun.
+    /// Cleans up after an earlier daemon before new work starts.
     pub(super) async fn recover(&self) -> Result<(), StartError> {
         let all = self.records().await?;
         let mut records: Vec<_> = all.values().collect();
@@ -21,9 +21,10 @@ impl Service {
             if let (Some(volume), Status::Available) = (served, record.status) {
                 let there = self.0.volumes.is_sealed(volume).await?;
                 if !there {
-                    tracing::error!(cache = %record.id, tenant = %record.tenant, "its volume is not there any more");
+                    tracing::error!(cache = %record.id, tenant = %record.tenant, "the volume of this cache is missing");
                     self.change(record.id, |record| {
-                        let message = "its volume is not there any more: delete it and order it again";
+                        let message =
+                            "the volume of this image cache is missing: delete the cache and order it again";
                         record.message = Some(message.to_owned());
                         record.work = None;
                         record.turn(Status::Unavailable, now, message);
@@ -37,7 +38,7 @@ impl Service {
                 Status::Deleting => deleting += 1,
                 _ if record.work.is_some() => {
                     resumed += 1;
-                    // A stop is no failed attempt.
+                    // A stop does not count as a failed attempt.
                     self.change(record.id, |record| {
                         let attempts = record.work.as_mut().map(|work| std::mem::take(&mut work.attempts));
                         attempts.is_some_and(|attempts| attempts > 0)
@@ -49,7 +50,7 @@ impl Service {
             }
         }
         if resumed + deleting > 0 {
-            tracing::info!(builds = resumed, deletions = deleting, "going on with what was begun");
+            tracing::info!(builds = resumed, deletions = deleting, "resuming unfinished work");
         }
         self.sweep().await?;
         Ok(())

@@ -1,4 +1,5 @@
-//! What tags point to now, for decisions that come before a build. A confined process asks the registries, as for a plan.
+//! Resolves tags before a build, for decisions that depend on them. A confined process contacts the
+//! registries, as for a plan.
 
 use super::Service;
 use crate::caches::error::Error;
@@ -7,19 +8,21 @@ use larder_model::image_cache::{CacheId, Spec, TenantName};
 use larder_model::plan_report::PlanReport;
 
 impl Service {
-    /// Resolves the images of a cache with the credentials that its next build would use. Moves no layer byte.
+    /// Resolves the images of a cache with the credentials that its next build would use. Downloads no
+    /// layers.
     ///
     /// # Errors
-    /// [`Error::Plan`] with the failures of the images, [`Error::NotFound`], or a failure of the records.
+    /// Returns [`Error::Plan`] with the failures of the images, [`Error::NotFound`], or a failure of the
+    /// records.
     pub async fn resolve(&self, tenant: &TenantName, id: CacheId) -> Result<PlanReport, Error> {
         let record = self.get(tenant, id).await?;
         self.resolve_spec(tenant, record.ordered_by, &record.spec).await
     }
 
-    /// The same for an order that was not placed. Quota and capacity are not checked.
+    /// Resolves the images of an order without placing it. Quota and capacity are not checked.
     ///
     /// # Errors
-    /// [`Error::Plan`] with the failures of the images, or an error about the order.
+    /// Returns [`Error::Plan`] with the failures of the images, or an error about the order.
     pub async fn resolve_spec(
         &self,
         tenant: &TenantName,
@@ -32,10 +35,10 @@ impl Service {
         self.0.runner.plan(tenant.clone(), ordered_by, job, unusable).await.map_err(Error::Plan)
     }
 
-    /// Whether a new cache of the tenant fits into quota and capacity now.
+    /// Checks whether a new cache of the tenant fits into quota and capacity now.
     ///
     /// # Errors
-    /// The error that a create would return.
+    /// Returns the error that a create would return.
     pub async fn has_room(&self, tenant: &TenantName, spec: &Spec) -> Result<(), Error> {
         self.would_admit(tenant, spec).await
     }

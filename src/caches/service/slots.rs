@@ -1,4 +1,4 @@
-//! Places for builders: how many there are, and how many of them one tenant can have.
+//! Builder slots: their number, and how many of them one tenant can use.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use larder_model::image_cache::TenantName;
 
-/// The places. One tenant never has the last one if others can come: a registry that dribbles holds a builder for hours.
+/// The builder slots. One tenant never gets the last slot if there are other tenants, because a slow registry
+/// can occupy a builder for hours.
 #[derive(Debug)]
 pub(super) struct Slots {
     all: usize,
@@ -20,25 +21,25 @@ impl Slots {
         Slots { all, free: Arc::new(Semaphore::new(all)), taken: Arc::default() }
     }
 
-    /// Waits for a free place.
+    /// Waits for a free slot.
     pub(super) async fn free(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).acquire_owned().await.ok()
     }
 
-    /// Whether a tenant can have one more. `alone` says that there is no other tenant.
+    /// Returns `true` if a tenant can have one more slot. `alone` means that there is no other tenant.
     pub(super) fn allows(&self, tenant: &TenantName, alone: bool) -> bool {
         let share = if alone { self.all } else { (self.all - 1).max(1) };
         lock(&self.taken).get(tenant).copied().unwrap_or_default() < share
     }
 
-    /// Gives a free place to a tenant. `woken` is told when the tenant gives it back.
+    /// Assigns a free slot to a tenant. `woken` is notified when the slot is released.
     pub(super) fn give(&self, free: OwnedSemaphorePermit, tenant: &TenantName, woken: Arc<Notify>) -> Slot {
         *lock(&self.taken).entry(tenant.clone()).or_default() += 1;
         Slot { _free: free, tenant: tenant.clone(), taken: Arc::clone(&self.taken), woken }
     }
 }
 
-/// A place that a tenant has, until it is dropped.
+/// A slot that is assigned to a tenant. Dropping it releases the slot.
 #[derive(Debug)]
 pub(super) struct Slot {
     _free: OwnedSemaphorePermit,
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_place_is_left_for_others() {
+    async fn one_slot_is_left_for_other_tenants() {
         let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
         for (all, alone, share) in [(1, false, 1), (2, false, 1), (4, false, 3), (4, true, 4)] {
             let (slots, woken) = (Slots::new(all), Arc::new(Notify::new()));

@@ -1,5 +1,5 @@
-//! The sealed volumes of a cache: the one that is served, and older ones that somebody still uses. Each is a snapshot:
-//! nothing on it changes any more, and it can be exported or attached as it is.
+//! The sealed volumes of a cache: the served one, and older ones that are still in use. Each is a snapshot:
+//! it no longer changes, and can be exported or attached as it is.
 
 use super::{Service, state_failed};
 use crate::caches::error::Error;
@@ -8,16 +8,20 @@ use crate::config::tenant::ADMIN;
 use larder_model::image_cache::{CacheId, TenantName};
 
 impl Service {
-    /// The snapshots of a cache, oldest first.
+    /// Lists the snapshots of a cache, oldest first.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFound`] if the tenant has no such cache, or an error if the volumes cannot be
+    /// read.
     pub async fn snapshots(&self, tenant: &TenantName, id: CacheId) -> Result<Vec<Snapshot>, Error> {
         let record = self.get(tenant, id).await?;
         let served = record.content.map(|content| (content.generation, content.sealed_at));
-        let tell_path = tenant.as_str() == ADMIN;
+        let with_path = tenant.as_str() == ADMIN;
         let volumes = &self.0.volumes;
         let all = volumes.list().await.map_err(|e| state_failed(&e))?;
         let mut found = Vec::new();
         for volume in all.into_iter().filter(|volume| volume.tenant == *tenant && volume.id == id) {
-            found.extend(volumes.look(volume, tell_path).await.map_err(|e| state_failed(&e))?);
+            found.extend(volumes.look(volume, with_path).await.map_err(|e| state_failed(&e))?);
         }
         found.sort_by_key(|snapshot: &Snapshot| snapshot.generation);
         for snapshot in &mut found {

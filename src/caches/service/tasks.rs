@@ -1,4 +1,4 @@
-//! What runs on its own: the loops of the daemon, and requests whose asker may go away.
+//! Background tasks: the loops of the daemon, and requests that outlive their client.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,25 +11,26 @@ use crate::caches::error::Error;
 use crate::caches::store::StoreError;
 
 impl Service {
-    /// Runs what has to run until the stop. If it ends before, by a panic above all, the daemon is [`broken`](Service::broken).
+    /// Runs a task until the stop. If it ends earlier, for example by a panic, the daemon is
+    /// [`broken`](Service::broken).
     pub(super) fn supervise(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let inner = Arc::clone(&self.0);
         self.0.tasks.spawn(async move {
             let ended = AssertUnwindSafe(task).catch_unwind().await;
             if ended.is_err() || !inner.stop.is_cancelled() {
-                tracing::error!("{what} came to an end: the daemon cannot go on");
+                tracing::error!("{what} ended unexpectedly: the daemon must restart");
                 inner.broken.cancel();
             }
         });
     }
 
-    /// Resolves when the daemon cannot do its work any more and had better be started anew; else never.
+    /// Returns when the daemon can no longer work and should be restarted. Otherwise never returns.
     pub async fn broken(&self) {
         self.0.broken.cancelled().await;
     }
 
-    /// Carries out what was asked for even if whoever asked goes away: a record that is written and a build that is not in
-    /// the queue would wait for each other until the next start.
+    /// Completes a request even if the client disconnects. Otherwise a record could be written whose build is
+    /// never queued before the next start.
     pub(super) async fn to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,

@@ -1,5 +1,5 @@
-//! The service over the real store and the real disk, with a clock that is set and a runner that does what it is told
-//! (real builders: tests/it).
+//! The service with the real store and the real disk, a manual clock, and a scripted runner (real builders:
+//! tests/it).
 
 mod imports;
 mod races;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::caches::attachments::{Attachment, Attachments};
-use crate::caches::hub::Told;
+use crate::caches::hub::Notification;
 use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::sqlite::SqliteStore;
@@ -28,21 +28,21 @@ use larder_sys::clock::fake::FakeClock;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// What the runner does with the next build; without a word it seals.
+/// The runner's behavior for the next build. By default it seals the volume.
 #[derive(Debug)]
 enum Act {
     Fail(Class),
     Die,
     /// Fills the volume until it is stopped.
     Hang,
-    /// The same, and then takes its time.
+    /// Fills the volume until it is stopped, and then ends with a delay.
     Linger,
-    /// Fills the volume until it is stopped, and fails at that very moment.
-    FailWhenAsked,
+    /// Fills the volume until it is stopped, and fails at that moment.
+    FailOnStop,
     Panic,
 }
 
-/// Makes volumes as far as the service looks at them.
+/// Creates the parts of volumes that the service reads.
 #[derive(Debug, Default)]
 struct FakeRunner {
     acts: Mutex<VecDeque<Act>>,
@@ -73,7 +73,7 @@ impl Runner for FakeRunner {
                     stop.cancelled().await;
                     Ended::Stopped
                 }
-                Some(Act::FailWhenAsked) => {
+                Some(Act::FailOnStop) => {
                     stop.cancelled().await;
                     Ended::Result(failed(&order, Class::Transient))
                 }
@@ -123,7 +123,7 @@ fn sealed(order: &BuildOrder) -> Outcome {
     Outcome { images: images.collect(), digest, ..outcome(BuildStatus::Ok) }
 }
 
-/// A seal of nothing that can be read.
+/// A readable seal without images.
 fn seal(order: &BuildOrder) -> Vec<u8> {
     let content = larder_model::seal::Content {
         version: larder_model::seal::VERSION,
@@ -145,7 +145,7 @@ fn failed(order: &BuildOrder, class: Class) -> Outcome {
     Outcome { class: Some(class), failures: vec![failure], ..outcome(BuildStatus::Failed) }
 }
 
-/// A daemon without its doors.
+/// A daemon without listeners.
 struct Host {
     dir: TempDir,
     clock: Arc<FakeClock>,
@@ -165,12 +165,12 @@ impl Host {
         Host { dir, clock, runner, config, service }
     }
 
-    /// Another daemon on the same state.
+    /// Starts another daemon with the same state.
     async fn restart(self) -> Self {
         let Host { dir, clock, runner, config, service } = self;
         service.stop().await;
         drop(service);
-        // The lock of the state directory goes with the last handle; whoever empties the trash has one.
+        // The state directory is unlocked with its last handle, and the task that empties the trash has one.
         for _ in 0..2000 {
             if HostVolumes::take(Layout::new(dir.path())).is_ok() {
                 break;
@@ -189,7 +189,7 @@ impl Host {
         self.runner.orders.lock().unwrap().len()
     }
 
-    /// Waits until the cache is what `wanted` asks for.
+    /// Waits until the record of the cache satisfies `wanted`.
     async fn until(&self, id: CacheId, wanted: impl Fn(&Record) -> bool) -> Record {
         for _ in 0..2000 {
             let record = self.service.get(&team(), id).await.unwrap();
@@ -201,7 +201,7 @@ impl Host {
         panic!("{:?}", self.service.get(&team(), id).await);
     }
 
-    /// Waits until the record is gone.
+    /// Waits until the record is deleted.
     async fn gone(&self, id: CacheId) {
         for _ in 0..2000 {
             match self.service.get(&team(), id).await {
@@ -218,10 +218,11 @@ impl Host {
         self.until(record.id, |record| record.status == Status::Available).await
     }
 
-    /// Looks over the house until these volumes are left: a builder that has told its end is at work for a moment more.
+    /// Runs the cleanup until only these volumes are left. A builder that has reported its end still runs
+    /// briefly.
     async fn left(&self, wanted: &[String]) {
         for _ in 0..2000 {
-            self.service.look_over().await.unwrap();
+            self.service.clean_up().await.unwrap();
             if self.volumes() == wanted {
                 return;
             }
@@ -249,7 +250,7 @@ async fn start(dir: &Path, clock: &Arc<FakeClock>, runner: &Arc<FakeRunner>, con
         volumes: Arc::new(volumes),
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         metrics: Metrics::new(),
-        tell_progress: None,
+        progress_interval: None,
     };
     Service::start(parts, config).await.unwrap()
 }
@@ -287,7 +288,7 @@ async fn from_order_to_content() {
 }
 
 #[tokio::test]
-async fn nothing_of_one_tenant_is_there_for_another() {
+async fn tenants_cannot_see_each_others_caches() {
     let host = Host::new(ROOM).await;
     let record = host.available("web").await;
     let other: TenantName = "other".parse().unwrap();
@@ -315,16 +316,16 @@ async fn a_failure_frees_the_volume_and_keeps_the_name_for_a_day() {
     let taken = host.service.create(&team(), spec("web"), None).await.unwrap_err();
     assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken:?}");
     host.clock.pass(DAY - Duration::from_secs(1));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.service.get(&team(), record.id).await.unwrap();
     host.clock.pass(Duration::from_secs(1));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.service.get(&team(), record.id).await.unwrap_err();
     host.available("web").await;
 }
 
 #[tokio::test]
-async fn what_may_heal_is_tried_again() {
+async fn transient_failures_are_retried() {
     let host = Host::new(&format!("{ROOM}build_retries = 2\nbuild_retry_pause_seconds = 0\n")).await;
     host.next(Act::Fail(Class::Transient));
     host.next(Act::Die);
@@ -341,7 +342,7 @@ async fn what_may_heal_is_tried_again() {
 }
 
 #[tokio::test]
-async fn deletion_waits_for_whoever_uses_it() {
+async fn deletion_waits_while_the_volume_is_in_use() {
     let host = Host::new(ROOM).await;
     let record = host.available("web").await;
     let volume = host.dir.path().join("tenants/team/volumes").join(format!("{}.1", record.id));
@@ -351,13 +352,13 @@ async fn deletion_waits_for_whoever_uses_it() {
     assert!(record.message.unwrap().contains("in use") && record.status == Status::Deleting);
     assert_eq!(host.service.delete(&team(), record.id).await.unwrap().status, Status::Deleting);
     drop(lease);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.gone(record.id).await;
     assert!(host.volumes().is_empty());
 }
 
 #[tokio::test]
-async fn a_build_is_cancelled_or_deleted_under_way() {
+async fn a_running_build_can_be_cancelled_or_deleted() {
     let host = Host::new(ROOM).await;
     host.next(Act::Hang);
     let one = host.service.create(&team(), spec("one"), None).await.unwrap();
@@ -375,16 +376,16 @@ async fn a_build_is_cancelled_or_deleted_under_way() {
     let mut watch = host.service.watch(&team(), three.id, 1).await.unwrap();
     host.service.delete(&team(), three.id).await.unwrap();
     host.gone(three.id).await;
-    let mut told = Vec::new();
-    while let Some(Told::Happened(happened)) = watch.next().await {
-        told.push(happened.message);
+    let mut messages = Vec::new();
+    while let Some(Notification::Happened(happened)) = watch.next().await {
+        messages.push(happened.message);
     }
-    assert_eq!(told, ["attempt 1 began", "deletion was asked for"]);
+    assert_eq!(messages, ["attempt 1 began", "deletion requested"]);
     assert_eq!(host.volumes().len(), 1);
 }
 
 #[tokio::test]
-async fn the_queue_has_an_end() {
+async fn the_queue_is_bounded() {
     let host = Host::new(ROOM).await;
     let ready = host.available("ready").await;
     host.next(Act::Hang);
@@ -392,7 +393,7 @@ async fn the_queue_has_an_end() {
     host.until(one.id, |_| host.started() == 2).await;
     let key = || Some(IdempotencyKey { key: "k".into(), request: [7; 32] });
     let two = host.service.create(&team(), spec("two"), key()).await.unwrap();
-    // All at once: there is one place, and one gets it.
+    // Concurrent creates: there is one place in the queue, and one create gets it.
     let names = ["three", "four", "five", "six", "seven"];
     let tenant = team();
     let creates = names.map(|name| host.service.create(&tenant, spec(name), None));
@@ -402,7 +403,7 @@ async fn the_queue_has_an_end() {
     assert!(refused.iter().all(|error| matches!(error, Error::QueueFull { .. })), "{refused:?}");
     assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 4);
     let again = host.service.create(&team(), spec("two"), key()).await.unwrap();
-    assert_eq!(again.id, two.id, "a repeated create takes no place");
+    assert_eq!(again.id, two.id, "a repeated create takes no place in the queue");
     let full = host.service.refresh(&team(), ready.id).await.unwrap_err();
     assert!(matches!(full, Error::QueueFull { .. }), "{full:?}");
     assert!(!host.service.get(&team(), ready.id).await.unwrap().is_refreshing());
@@ -427,7 +428,7 @@ async fn tenants_take_turns_at_the_builders() {
 }
 
 #[tokio::test]
-async fn a_refresh_takes_the_place_of_what_was_there() {
+async fn a_refresh_replaces_the_content() {
     let host = Host::new(ROOM).await;
     let before = host.available("web").await;
     host.next(Act::Hang);
@@ -449,7 +450,7 @@ async fn a_refresh_takes_the_place_of_what_was_there() {
 }
 
 #[tokio::test]
-async fn a_refresh_waits_for_the_builder_before_it() {
+async fn a_refresh_waits_for_the_previous_builder() {
     let host = Host::new("[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 4\n").await;
     let record = host.available("web").await;
     host.next(Act::Linger);
@@ -459,7 +460,7 @@ async fn a_refresh_waits_for_the_builder_before_it() {
     host.service.refresh(&team(), record.id).await.unwrap();
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        assert_eq!(host.started(), 2, "the one before has not ended");
+        assert_eq!(host.started(), 2, "the previous builder has not ended");
     }
     host.runner.leave.notify_one();
     let after = host.until(record.id, |record| !record.is_refreshing()).await;
@@ -484,7 +485,7 @@ async fn a_tenant_has_a_space_of_its_own() {
     let other: TenantName = "other".parse().unwrap();
     host.service.create(&other, big(), None).await.unwrap();
     host.service.create(&team(), Spec { size_gib: 21, ..spec("big") }, None).await.unwrap();
-    // A refresh holds two volumes for a while.
+    // A refresh temporarily needs two volumes.
     own(host.service.refresh(&team(), record.id).await.unwrap_err(), 41, 20);
     let begun = host.service.receive(&team(), spec("sent"), Some(1), false).await;
     own(begun.unwrap_err(), 41, 20);
@@ -505,33 +506,33 @@ async fn a_refresh_needs_room_for_two() {
 }
 
 #[tokio::test]
-async fn retention_ends_in_two_steps_and_only_by_a_clock_that_is_believed() {
+async fn retention_ends_in_two_steps_and_only_with_a_trusted_clock() {
     let host = Host::new(ROOM).await;
     let record = host.service.create(&team(), Spec { retention_days: 2, ..spec("web") }, None).await.unwrap();
     let id = record.id;
     host.until(id, |record| record.status == Status::Available).await;
     host.clock.set_forward(3 * DAY);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Available, "the clock jumped");
     host.clock.set_back(3 * DAY);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.clock.pass(2 * DAY - Duration::from_secs(1));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Available);
     host.clock.pass(Duration::from_secs(1));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     let expired = host.service.get(&team(), id).await.unwrap();
     assert_eq!(expired.status, Status::Unavailable);
     assert_eq!(expired.message.as_deref(), Some("expired after 2 days"));
-    assert_eq!(host.volumes().len(), 1, "whoever is about to use it still can");
+    assert_eq!(host.volumes().len(), 1, "the volume is still usable during the grace period");
     host.clock.pass(Duration::from_secs(3600));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.gone(id).await;
     assert!(host.volumes().is_empty());
 }
 
 #[tokio::test]
-async fn generations_stay_while_they_are_used() {
+async fn generations_are_kept_while_in_use() {
     let host = Host::new(ROOM).await;
     let id = host.available("web").await.id;
     let state = fs::canonicalize(host.dir.path()).unwrap();
@@ -541,29 +542,30 @@ async fn generations_stay_while_they_are_used() {
     attachments.note(&Attachment::new(&first, at, host.clock.now())).unwrap();
     host.service.refresh(&team(), id).await.unwrap();
     host.until(id, |record| record.content.as_ref().is_some_and(|content| content.generation == 2)).await;
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
 
-    let told = host.service.snapshots(&team(), id).await.unwrap();
-    let told: Vec<_> = told.iter().map(|s| (s.generation, s.served, s.in_use, s.path.is_some())).collect();
-    assert_eq!(told, [(1, false, true, false), (2, true, false, false)]);
-    let stranger = host.service.snapshots(&"other".parse().unwrap(), id).await.unwrap_err();
-    assert!(matches!(stranger, Error::NotFound(_)));
+    let snapshots = host.service.snapshots(&team(), id).await.unwrap();
+    let snapshots: Vec<_> =
+        snapshots.iter().map(|s| (s.generation, s.served, s.in_use, s.path.is_some())).collect();
+    assert_eq!(snapshots, [(1, false, true, false), (2, true, false, false)]);
+    let error = host.service.snapshots(&"other".parse().unwrap(), id).await.unwrap_err();
+    assert!(matches!(error, Error::NotFound(_)));
 
-    // A deletion waits for every generation.
+    // A deletion waits until no generation is in use.
     attachments.note(&Attachment::new(&first, there, host.clock.now())).unwrap();
     attachments.forget(at).unwrap();
     host.service.delete(&team(), id).await.unwrap();
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Deleting);
     host.left(&[format!("{id}.1")]).await;
     attachments.forget(there).unwrap();
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.gone(id).await;
     assert!(host.volumes().is_empty());
 }
 
 #[tokio::test]
-async fn a_restart_goes_on_where_it_was() {
+async fn a_restart_resumes_unfinished_work() {
     let host = Host::new(ROOM).await;
     let kept = host.available("kept").await;
     let lost = host.available("lost").await;
@@ -578,16 +580,16 @@ async fn a_restart_goes_on_where_it_was() {
 
     let host = host.restart().await;
     let resumed = host.until(begun.id, |record| record.status == Status::Available).await;
-    assert_eq!(resumed.content.unwrap().generation, 1, "the same volume goes on");
+    assert_eq!(resumed.content.unwrap().generation, 1, "the same volume is resumed");
     let lost = host.service.get(&team(), lost.id).await.unwrap();
     assert_eq!(lost.status, Status::Unavailable);
-    assert!(lost.message.unwrap().contains("not there any more"));
+    assert!(lost.message.unwrap().contains("is missing"));
     assert_eq!(host.service.get(&team(), kept.id).await.unwrap(), kept);
     let mut left = host.volumes();
     left.retain(|name| name != "lost+found");
     let mut wanted = [format!("{}.1", kept.id), format!("{}.1", begun.id)];
     wanted.sort();
-    // A record keeps its volume, damaged or not, until somebody deletes it.
+    // A record keeps its volume, damaged or not, until it is deleted.
     left.retain(|name| *name != format!("{}.1", lost.id));
     assert_eq!(left, wanted);
     let trash = host.dir.path().join("trash");
@@ -595,7 +597,7 @@ async fn a_restart_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_second_daemon_is_told_so() {
+async fn a_second_daemon_is_refused() {
     let host = Host::new(ROOM).await;
     let second = HostVolumes::take(Layout::new(host.dir.path())).unwrap_err();
     assert!(matches!(second, StateError::InUse(_)), "{second}");

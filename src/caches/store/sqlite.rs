@@ -1,20 +1,20 @@
-//! The store of one host: an SQLite database beside the volumes.
+//! The store of one host: an SQLite database next to the volumes.
 //!
 //! ```text
-//! larder.db          records, answers by idempotency key, the clocks as they were noted last
-//! larder.db-wal      what was committed and not yet moved into it (sqlite.org/wal.html); belongs to every backup
-//! larder.db.new      a database that is being made; only a whole one gets the name
-//! larder.db-reserve  nothing, of 1 MiB: room for deletions when the disk is full
+//! larder.db          records, answers by idempotency key, the clocks saved last
+//! larder.db-wal      committed data not yet in larder.db (sqlite.org/wal.html); part of every backup
+//! larder.db.new      a database being created; renamed when it is complete
+//! larder.db-reserve  1 MiB of padding: room for deletions when the disk is full
 //! ```
 //!
-//! One connection writes and reads, and keeps other processes out. Callers wait for their turn (`caches::turns`) without a thread of
-//! their own, and a list that nothing changed needs none (`snapshots`). An answer is given after
-//! the commit has been flushed (`synchronous=FULL`), so what was answered survives the loss of power as far as the disk
-//! keeps what it was told to flush.
+//! One connection writes and reads, and locks out other processes. Callers wait for their turn
+//! (`caches::turns`) without blocking a thread. A repeated list without changes does not use the connection
+//! (`snapshots`). A write is acknowledged after its commit has been flushed (`synchronous=FULL`), so it
+//! survives a power loss if the disk honors flushes.
 //!
-//! Three guards stand against damage. SQLite's integrity check at start finds what is not a sound database. A checksum in
-//! each row, over all of it, finds a sound database with other content than was written. The columns that SQL decides by
-//! (tenant, name, status, reservation) must agree with the record. A row that fails is an error, never left out.
+//! Three checks detect damage. SQLite's integrity check at start finds an invalid database. A checksum over
+//! each row finds a valid database with changed content. The columns that SQL uses (tenant, name, status,
+//! reservation) must agree with the record. A row that fails a check is an error and is never skipped.
 
 mod checksum;
 mod fault;
@@ -43,22 +43,26 @@ use crate::caches::turns::{Kind, Turns};
 use larder_model::image_cache::{CacheId, Status, TenantName};
 use larder_sys::clock::guard::Noted;
 
-/// Records in an SQLite database. The file is held open until the last handle is gone.
+/// The records in an SQLite database. The file stays open until the last handle is dropped.
 #[derive(Clone)]
 pub struct SqliteStore {
     path: PathBuf,
     reserve: Reserve,
     turns: Turns,
     snapshots: Snapshots,
-    /// Locked by the one whose turn it is.
+    /// Locked by the caller that has the turn.
     connection: Arc<Mutex<Connection>>,
 }
 
 impl SqliteStore {
-    /// Opens the database at `path`, and makes it where there is none. Blocks: it reads every record.
+    /// Opens the database at `path`, or creates it if it is missing. Blocks, because it reads every record.
     ///
-    /// `has_volumes` says whether volumes of tenants lie beside it. Then a database must be there: a new one would know none
-    /// of them, and what no record knows is swept.
+    /// `has_volumes` is `true` if volumes of tenants exist next to it. Then the database must exist too: a
+    /// new one would not contain their records, and volumes without a record are deleted.
+    ///
+    /// # Errors
+    /// Fails if the database is damaged, missing while volumes exist, of another program or version, or in
+    /// use.
     pub fn open(path: &Path, has_volumes: bool) -> Result<Self, StoreError> {
         let connection = open::open(path, has_volumes)?;
         let reserve = Reserve::of(path);
@@ -72,8 +76,8 @@ impl SqliteStore {
         })
     }
 
-    /// Runs `work` on the connection, for a tenant or the daemon itself, on a thread that may block. It runs to its end even if
-    /// nobody waits any more.
+    /// Runs `work` on the connection, for a tenant or the daemon itself, on a blocking thread. It runs to
+    /// completion even if the caller drops the future.
     async fn run<T: Send + 'static>(
         &self,
         kind: Kind,
@@ -97,7 +101,7 @@ impl SqliteStore {
         }
     }
 
-    /// Runs `work` in a transaction that holds the right to write from its start, so that what it reads stays true.
+    /// Runs `work` in a transaction that has the write lock from its start, so that its reads remain valid.
     async fn write<T: Send + 'static>(
         &self,
         tenant: Option<TenantName>,
@@ -106,8 +110,8 @@ impl SqliteStore {
         self.run(Kind::Write, tenant, move |connection| transact(connection, work)).await
     }
 
-    /// The same for what lets go of something: on a full disk it has the room that is kept for it.
-    async fn write_off<T: Send + 'static>(
+    /// Runs `work` in a write transaction that frees space. On a full disk it uses the reserve.
+    async fn write_with_reserve<T: Send + 'static>(
         &self,
         tenant: Option<TenantName>,
         work: impl Fn(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
@@ -191,7 +195,7 @@ impl Store for SqliteStore {
             }
             let snapshots = self.snapshots.clone();
             self.run(Kind::List, Some(tenant.clone()), move |db| {
-                // Others that waited for the same may have read it.
+                // Another waiter might have read the same list.
                 if let Some(records) = snapshots.find(&tenant) {
                     return Ok(records);
                 }
@@ -207,14 +211,16 @@ impl Store for SqliteStore {
         let tenant = stored.record.tenant.clone();
         let snapshots = self.snapshots.clone();
         if stored.record.status == Status::Deleting {
-            return Box::pin(self.write_off(Some(tenant), move |db| replace(db, &snapshots, stored.clone())));
+            return Box::pin(
+                self.write_with_reserve(Some(tenant), move |db| replace(db, &snapshots, stored.clone())),
+            );
         }
         Box::pin(self.write(Some(tenant), move |db| replace(db, &snapshots, stored)))
     }
 
     fn remove(&self, id: CacheId, version: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         let snapshots = self.snapshots.clone();
-        Box::pin(self.write_off(None, move |db| {
+        Box::pin(self.write_with_reserve(None, move |db| {
             snapshots.forget(&at_version(db, id, version)?.tenant);
             rows::delete(db, id)
         }))
@@ -231,7 +237,7 @@ impl Store for SqliteStore {
     fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>> {
         let reserve = self.reserve.clone();
         Box::pin(self.write(None, move |db| {
-            // Now and then, so that what was given away is there again once there is room.
+            // Recreates the reserve after it was used, once there is room.
             reserve.keep();
             rows::note(db, &noted)
         }))
@@ -256,7 +262,7 @@ fn admit(db: &Connection, record: &Record, admission: Admission) -> Result<(), F
     Ok(())
 }
 
-/// The records of a tenant, or all, in the order of [`Store::list`].
+/// Returns the records of a tenant, or of all, in the order of [`Store::list`].
 fn sorted(db: &Connection, tenant: Option<&TenantName>) -> Result<Vec<Stored>, Fault> {
     let mut list = rows::list(db, tenant)?;
     list.sort_by_key(|stored| (stored.record.created_at, stored.record.id));

@@ -1,6 +1,7 @@
-//! What every store must do, whatever it is made of.
+//! The tests that every store must pass.
 //!
-//! Each case gets a way to fresh, empty stores. `all` runs them one after the other, in a runtime with several threads.
+//! Each case gets a function that creates empty stores. `all` runs the cases in sequence, in a multi-threaded
+//! runtime.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -15,14 +16,14 @@ use crate::caches::record::Record;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
 use larder_sys::clock::guard::Noted;
 
-/// Gives a store in which nothing is.
+/// Creates an empty store.
 pub type Fresh<'a> = &'a (dyn Fn() -> Arc<dyn Store> + Sync);
 
-/// Room for everything.
+/// Limits that admit every record.
 pub const ROOM: Admission =
     Admission { max_per_tenant: 10_000, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 1_000_000 };
 
-/// A record of 20 GiB, ordered `second` seconds after the start of time.
+/// Returns a record of 20 GiB that was ordered `second` seconds after 1970.
 pub fn record(tenant: &str, name: &str, second: i64) -> Record {
     let spec = Spec {
         name: name.parse().unwrap(),
@@ -35,12 +36,12 @@ pub fn record(tenant: &str, name: &str, second: i64) -> Record {
     Record::new(CacheId::random(), tenant.parse().unwrap(), spec, at(second))
 }
 
-/// That many seconds after 1970.
+/// Returns the time `second` seconds after 1970.
 pub fn at(second: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::seconds(second)
 }
 
-/// A key, and the hash of a request that is all `request`.
+/// Returns a key with a request hash in which every byte is `request`.
 pub fn key(text: &str, request: u8) -> Option<IdempotencyKey> {
     Some(IdempotencyKey { key: text.into(), request: [request; 32] })
 }
@@ -49,7 +50,7 @@ pub fn key(text: &str, request: u8) -> Option<IdempotencyKey> {
 pub async fn create(store: &dyn Store, record: Record) -> Stored {
     match store.create(record.clone(), ROOM, None).await.unwrap() {
         Created::New(stored) => {
-            // The store has the last word on identity.
+            // The store can replace the identity.
             assert_eq!(stored.record, Record { id: stored.record.id, ..record });
             stored
         }
@@ -57,7 +58,7 @@ pub async fn create(store: &dyn Store, record: Record) -> Stored {
     }
 }
 
-/// Runs every case.
+/// Runs every case of the suite.
 pub async fn all(fresh: Fresh<'_>) {
     lists(&*fresh()).await;
     versions(&*fresh()).await;
@@ -75,7 +76,7 @@ pub async fn all(fresh: Fresh<'_>) {
     one_key_one_record(fresh()).await;
 }
 
-/// Records come back as they were written, the oldest first.
+/// Records are returned as they were written, oldest first.
 pub async fn lists(store: &dyn Store) {
     assert_eq!(store.list(None).await.unwrap(), []);
     assert_eq!(store.get(CacheId::random()).await.unwrap(), None);
@@ -89,7 +90,7 @@ pub async fn lists(store: &dyn Store) {
     assert_eq!(store.list(team("a")).await.unwrap(), [second.clone(), third.clone(), fourth.clone()]);
     assert_eq!(store.list(team("b")).await.unwrap(), std::slice::from_ref(&first));
     assert_eq!(store.list(team("c")).await.unwrap(), []);
-    // Some change does not make a record younger.
+    // A change does not affect the order.
     let first = store.replace(first).await.unwrap();
     assert_eq!(store.list(None).await.unwrap(), [first.clone(), second, third, fourth]);
     assert_eq!(store.get(first.record.id).await.unwrap(), Some(first));
@@ -103,7 +104,7 @@ pub async fn lists(store: &dyn Store) {
     assert_eq!(listed.into_iter().map(|stored| stored.record).collect::<Vec<_>>(), twins);
 }
 
-/// Only who has read the present version changes or removes a record.
+/// Only a caller that has read the current version can change or delete a record.
 pub async fn versions(store: &dyn Store) {
     let old = create(store, record("a", "web", 0)).await;
     let mut changed = old.clone();
@@ -131,7 +132,7 @@ pub async fn versions(store: &dyn Store) {
     assert!(matches!(store.replace(new).await, Err(StoreError::Gone(which)) if which == id));
 }
 
-/// A name is one record's in its tenant, until that is removed.
+/// A name is unique in its tenant until its record is deleted.
 pub async fn names(store: &dyn Store) {
     let first = create(store, record("a", "web", 0)).await;
     create(store, record("b", "web", 0)).await;
@@ -139,7 +140,7 @@ pub async fn names(store: &dyn Store) {
     let again = store.create(record("a", "web", 1), ROOM, None).await;
     assert!(matches!(again, Err(StoreError::NameTaken(name)) if name.as_str() == "web"));
     let mut going = first;
-    going.record.turn(Status::Deleting, at(1), "asked for");
+    going.record.turn(Status::Deleting, at(1), "requested");
     let going = store.replace(going).await.unwrap();
     let again = store.create(record("a", "web", 1), ROOM, None).await;
     assert!(matches!(again, Err(StoreError::NameTaken(_))));
@@ -147,7 +148,7 @@ pub async fn names(store: &dyn Store) {
     create(store, record("a", "web", 1)).await;
 }
 
-/// Of several refusals: the name, the number of records, the space of the tenant, the capacity.
+/// Refusals are reported in this order: name, number of records, space of the tenant, capacity.
 pub async fn order_of_refusals(store: &dyn Store) {
     create(store, record("a", "web", 0)).await;
     let none = Admission { max_per_tenant: 1, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 20 };
@@ -162,7 +163,10 @@ pub async fn order_of_refusals(store: &dyn Store) {
         panic!("{large:?}")
     };
     let message = full.to_string();
-    assert!(message.starts_with("it needs 20 GiB, and this tenant uses 31 GiB of the 50 GiB"), "{message}");
+    assert!(
+        message.starts_with("the image cache needs 20 GiB, and this tenant uses 31 GiB of its 50 GiB"),
+        "{message}"
+    );
     let large = store.create(record("b", "web", 0), none, None).await;
     let Err(StoreError::Full { need_gib: 20, free_gib: 0, capacity_gib: 20 }) = large else {
         panic!("{large:?}")
@@ -170,7 +174,7 @@ pub async fn order_of_refusals(store: &dyn Store) {
     assert_eq!(store.list(None).await.unwrap().len(), 1);
 }
 
-/// What is shared between readers is as fresh as what is read: after each write, by whichever way.
+/// Shared lists are as fresh as other reads, after each kind of write.
 pub async fn shared_lists_are_fresh(store: &dyn Store) {
     let [a, b] = ["a", "b"].map(|name| name.parse::<TenantName>().unwrap());
     let check = async |wanted: usize| {
@@ -195,7 +199,7 @@ pub async fn shared_lists_are_fresh(store: &dyn Store) {
     create(store, record("b", "one", 0)).await;
     let second = create(store, record("a", "two", 1)).await;
     check(2).await;
-    first.record.turn(Status::Deleting, at(2), "deletion was asked for");
+    first.record.turn(Status::Deleting, at(2), "deletion requested");
     let first = store.replace(first).await.unwrap();
     check(2).await;
     let mut changed = second.clone();
@@ -207,7 +211,7 @@ pub async fn shared_lists_are_fresh(store: &dyn Store) {
     check(1).await;
 }
 
-/// What is reserved follows the records.
+/// Reservations follow the records.
 pub async fn reservations(store: &dyn Store) {
     let room = Admission { capacity_gib: 59, ..ROOM };
     let first = create(store, record("a", "one", 0)).await;
@@ -218,50 +222,50 @@ pub async fn reservations(store: &dyn Store) {
     failed.record.turn(Status::Failed, at(1), "no such image");
     store.replace(failed).await.unwrap();
     assert!(matches!(third().await, Ok(Created::New(_))));
-    // The failed record reserves nothing, and those of others do not count.
+    // The failed record reserves nothing, and other tenants' records do not count.
     let tenant_space = TenantSpace { max_gib: Some(20), promised_gib: 0 };
     let own = Admission { tenant_space, ..ROOM };
     assert!(matches!(store.create(record("a", "five", 0), own, None).await, Ok(Created::New(_))));
     let over = store.create(record("a", "six", 0), own, None).await;
     assert!(matches!(over, Err(StoreError::TenantFull { need_gib: 20, used_gib: 20, max_gib: 20 })));
-    // Less room than is reserved already.
+    // Less capacity than is already reserved.
     let little = Admission { capacity_gib: 30, ..ROOM };
     let fourth = store.create(record("d", "four", 0), little, None).await;
     assert!(matches!(fourth, Err(StoreError::Full { need_gib: 20, free_gib: 0, capacity_gib: 30 })));
 }
 
-/// The first answer stands, whatever becomes of its record.
+/// The first answer is returned again, whatever happens to its record.
 pub async fn keys(store: &dyn Store) {
-    let asked = |record: Record, key| store.create(record, ROOM, key);
-    let first = asked(record("a", "web", 100), key("k", 1)).await.unwrap();
+    let create_with = |record: Record, key| store.create(record, ROOM, key);
+    let first = create_with(record("a", "web", 100), key("k", 1)).await.unwrap();
     let Created::New(stored) = first else { panic!("not new") };
     let before = Created::Before(Box::new(stored.record.clone()));
-    assert_eq!(asked(record("a", "web", 101), key("k", 1)).await.unwrap(), before);
-    assert!(matches!(asked(record("a", "web-2", 101), key("k", 2)).await, Err(StoreError::KeyReused)));
+    assert_eq!(create_with(record("a", "web", 101), key("k", 1)).await.unwrap(), before);
+    assert!(matches!(create_with(record("a", "web-2", 101), key("k", 2)).await, Err(StoreError::KeyReused)));
     let mut changed = stored;
     changed.record.turn(Status::Available, at(102), "sealed");
     let changed = store.replace(changed).await.unwrap();
-    assert_eq!(asked(record("a", "web", 103), key("k", 1)).await.unwrap(), before);
+    assert_eq!(create_with(record("a", "web", 103), key("k", 1)).await.unwrap(), before);
     store.remove(changed.record.id, changed.version).await.unwrap();
-    // A quota or a disk that is full by now does not matter.
+    // A quota or a disk that is full in the meantime does not matter.
     let none = Admission { max_per_tenant: 0, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 0 };
     assert_eq!(store.create(record("a", "web", 104), none, key("k", 1)).await.unwrap(), before);
     assert_eq!(store.list(None).await.unwrap(), []);
 
-    // Another tenant's key is another key.
-    assert!(matches!(asked(record("b", "web", 104), key("k", 2)).await.unwrap(), Created::New(_)));
-    // What was refused is asked anew.
-    assert!(matches!(asked(record("b", "web", 104), key("r", 1)).await, Err(StoreError::NameTaken(_))));
-    assert!(matches!(asked(record("b", "web-2", 104), key("r", 2)).await.unwrap(), Created::New(_)));
+    // The same key of another tenant is a different key.
+    assert!(matches!(create_with(record("b", "web", 104), key("k", 2)).await.unwrap(), Created::New(_)));
+    // A refused create stores no key.
+    assert!(matches!(create_with(record("b", "web", 104), key("r", 1)).await, Err(StoreError::NameTaken(_))));
+    assert!(matches!(create_with(record("b", "web-2", 104), key("r", 2)).await.unwrap(), Created::New(_)));
 
     store.forget_keys(at(100)).await.unwrap();
-    assert_eq!(asked(record("a", "web", 105), key("k", 1)).await.unwrap(), before);
+    assert_eq!(create_with(record("a", "web", 105), key("k", 1)).await.unwrap(), before);
     store.forget_keys(at(101)).await.unwrap();
-    assert!(matches!(asked(record("a", "web", 106), key("k", 2)).await.unwrap(), Created::New(_)));
-    assert!(matches!(asked(record("b", "web", 106), key("k", 1)).await, Err(StoreError::KeyReused)));
+    assert!(matches!(create_with(record("a", "web", 106), key("k", 2)).await.unwrap(), Created::New(_)));
+    assert!(matches!(create_with(record("b", "web", 106), key("k", 1)).await, Err(StoreError::KeyReused)));
 }
 
-/// Of too many keys of a tenant the oldest go; no other tenant's do.
+/// The oldest of too many keys of a tenant are deleted, and no other tenant's.
 pub async fn keys_are_bounded(store: &dyn Store) {
     let made = |tenant: &'static str, number: usize, request| async move {
         let name = format!("cache-{tenant}-{number}-{request}");
@@ -282,12 +286,12 @@ pub async fn keys_are_bounded(store: &dyn Store) {
     assert!(matches!(made("a", 0, 2).await.unwrap(), Created::New(_)));
 }
 
-/// Clocks that show `time`.
+/// Returns clocks that show `time`.
 pub fn noted(time: DateTime<Utc>) -> Noted {
     Noted { time, boot: "boot".into(), since_boot_ms: 1, held_until_ms: Some(2) }
 }
 
-/// What was noted last, also where its time is an earlier one.
+/// The clocks saved last are returned, even if their time is earlier.
 pub async fn time(store: &dyn Store) {
     assert_eq!(store.noted().await.unwrap(), None);
     for time in [at(10) + TimeDelta::nanoseconds(123_456_789), at(20), at(5), at(-5)] {
@@ -296,7 +300,7 @@ pub async fn time(store: &dyn Store) {
     }
 }
 
-/// Of many who change one version, one does.
+/// One of many concurrent changes of the same version succeeds.
 pub async fn one_replaces(store: Arc<dyn Store>) {
     const RACERS: usize = 16;
     const ROUNDS: usize = 5;
@@ -324,19 +328,19 @@ pub async fn one_replaces(store: Arc<dyn Store>) {
     assert_eq!(stored.record.events.len(), 1 + ROUNDS);
 }
 
-/// Of 60 at once 50 are let in, and the others are told so.
+/// Exactly 50 of 60 concurrent creates succeed, and the others are refused.
 pub async fn quota_is_exact(store: Arc<dyn Store>) {
     let admission = Admission { max_per_tenant: 50, ..ROOM };
     let refused = race(&store, admission, |i| (record("a", &format!("web-{i}"), 0), None)).await;
     assert_eq!(refused.len(), 10);
     assert!(refused.iter().all(|e| matches!(e, StoreError::Quota { have: 50, max: 50 })), "{refused:?}");
     assert_eq!(store.list(None).await.unwrap().len(), 50);
-    // It is the tenant's.
+    // The quota is per tenant.
     let other = store.create(record("b", "web-0", 0), admission, None).await;
     assert!(matches!(other, Ok(Created::New(_))));
 }
 
-/// As many as the host has room for are let in, of whatever tenant.
+/// Records of all tenants are admitted up to the capacity of the host.
 pub async fn capacity_is_exact(store: Arc<dyn Store>) {
     let admission = Admission { capacity_gib: 799, ..ROOM };
     let refused = race(&store, admission, |i| (record(&format!("team-{i}"), "web", 0), None)).await;
@@ -347,7 +351,7 @@ pub async fn capacity_is_exact(store: Arc<dyn Store>) {
     assert_eq!(reserved, 780);
 }
 
-/// Of many who want one name, one gets it.
+/// One of many concurrent creates with the same name succeeds.
 pub async fn one_gets_the_name(store: Arc<dyn Store>) {
     let refused = race(&store, ROOM, |_| (record("a", "web", 0), None)).await;
     assert_eq!(refused.len(), 59);
@@ -355,7 +359,7 @@ pub async fn one_gets_the_name(store: Arc<dyn Store>) {
     assert_eq!(store.list(None).await.unwrap().len(), 1);
 }
 
-/// A create that is repeated while the first is under way makes one record.
+/// Concurrent creates with the same key create one record.
 pub async fn one_key_one_record(store: Arc<dyn Store>) {
     let refused = race(&store, ROOM, |_| (record("a", "web", 0), key("k", 1))).await;
     assert!(refused.is_empty(), "{refused:?}");

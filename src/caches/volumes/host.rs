@@ -1,4 +1,4 @@
-//! Volumes on this host: directories below the state directory.
+//! Volumes on this host, as directories in the state directory.
 
 use std::fs;
 use std::io;
@@ -22,33 +22,36 @@ use larder_sys::lock::Lock;
 use larder_sys::mounts::Mounts;
 use larder_sys::{Dir, remove, space};
 
-/// The state directory, held by this process alone until the last handle is gone.
+/// The state directory, locked by this process until the last handle is dropped.
 #[derive(Clone, Debug)]
 pub struct HostVolumes(Arc<Disk>);
 
-/// What is done on the disk; blocking.
+/// The blocking operations on the disk.
 #[derive(Debug)]
 struct Disk {
     layout: Layout,
     imports: Imports,
-    /// Held while the trash is emptied: two at once would each trip over what the other has just removed.
+    /// Held while the trash is emptied, because two concurrent deletions would fail on each other's files.
     emptying: Mutex<()>,
-    /// Whether somebody wants it emptied; whoever holds the lock looks once more.
+    /// `true` if another pass is requested. The lock holder checks it again.
     to_empty: AtomicBool,
     _lock: Lock,
 }
 
 impl HostVolumes {
-    /// Makes the state directory where it is absent, and takes it. Blocking.
+    /// Creates the state directory if it is missing, and locks it. Blocking.
+    ///
+    /// # Errors
+    /// Returns [`StateError::InUse`] if another daemon has locked it, or an error if it cannot be created.
     pub fn take(layout: Layout) -> Result<Self, StateError> {
         for dir in [layout.root(), &layout.tenants(), &layout.trash(), &layout.work(), &layout.imports()] {
-            make(dir)?;
+            create(dir)?;
         }
         let failed = |doing, source| StateError::Io { doing, path: layout.root().to_owned(), source };
         let root = Dir::open(layout.root()).map_err(|e| failed("opening", e))?;
         let lock = Lock::try_exclusive(&root, layout::LOCK.as_bytes()).map_err(|e| failed("locking", e))?;
         let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
-        // Secrets of builders whose daemon died.
+        // Secrets of builders whose daemon crashed.
         clear_work(&layout.work()).map_err(|e| failed("clearing work/ in", e))?;
         let imports = Imports::new(layout.imports());
         let (emptying, to_empty) = (Mutex::default(), AtomicBool::default());
@@ -56,17 +59,20 @@ impl HostVolumes {
         Ok(HostVolumes(Arc::new(disk)))
     }
 
-    /// Names of everything.
+    /// Returns the paths in the state directory.
     pub fn layout(&self) -> &Layout {
         &self.0.layout
     }
 
-    /// Whether any volume is there, whoever's. Blocking.
+    /// Returns `true` if there is any volume of any tenant. Blocking.
+    ///
+    /// # Errors
+    /// Fails if a directory cannot be read.
     pub fn any(&self) -> Result<bool, StateError> {
         Ok(!self.0.list()?.is_empty())
     }
 
-    /// Runs something that waits for the disk off the runtime's threads.
+    /// Runs a blocking disk operation outside the runtime's threads.
     fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Disk) -> Result<T, StateError> + Send + 'static,
@@ -110,8 +116,8 @@ impl Volumes for HostVolumes {
         })
     }
 
-    fn look(&self, volume: VolumeId, tell_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>> {
-        self.on_disk(move |disk| disk.look(&volume, tell_path))
+    fn look(&self, volume: VolumeId, with_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>> {
+        self.on_disk(move |disk| disk.look(&volume, with_path))
     }
 
     fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>> {
@@ -126,7 +132,7 @@ impl Volumes for HostVolumes {
                 false => Ok(()),
             };
             if let Err(error) = emptied {
-                tracing::error!(%error, "discarded volumes stay until the next look");
+                tracing::error!(%error, "cannot delete discarded volumes; retrying later");
             }
         });
     }
@@ -137,15 +143,15 @@ impl Disk {
         self.layout.volume(&volume.tenant, &volume.id, volume.generation)
     }
 
-    /// A volume, if it is sealed and its seal can be read.
-    fn look(&self, volume: &VolumeId, tell_path: bool) -> Result<Option<Snapshot>, StateError> {
+    /// Returns a volume as a snapshot if it is sealed and its seal is readable.
+    fn look(&self, volume: &VolumeId, with_path: bool) -> Result<Option<Snapshot>, StateError> {
         let path = self.path(volume);
-        // It may go while it is looked at.
+        // It can be deleted concurrently.
         let Ok(facts) = fs::symlink_metadata(path.join("cache.json")) else { return Ok(None) };
         let sealed = match volume::seal::read(&path) {
             Ok(sealed) => sealed,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a snapshot cannot be told");
+                tracing::warn!(path = %path.display(), %error, "cannot read a snapshot");
                 return Ok(None);
             }
         };
@@ -160,26 +166,25 @@ impl Disk {
             size: sealed.content.totals.size,
             image_size: image.as_ref().map(fs::Metadata::len),
             image_allocated: image.as_ref().map(|image| image.blocks() * 512),
-            path: tell_path.then_some(path),
+            path: with_path.then_some(path),
         }))
     }
 
-    /// The size of the file system that holds the volumes, GiB.
+    /// Returns the size of the file system that contains the volumes, GiB.
     fn capacity_gib(&self) -> Result<u64, StateError> {
         let root = self.layout.root();
         let total = Dir::open(root).and_then(|dir| space::total(&dir));
-        let failed =
-            |source| StateError::Io { doing: "asking for the size of", path: root.to_owned(), source };
+        let failed = |source| StateError::Io { doing: "reading the size of", path: root.to_owned(), source };
         Ok(total.map_err(failed)? >> 30)
     }
 
-    /// Makes the directories that builders of a tenant share.
+    /// Creates the directories that builders of a tenant share.
     fn prepare(&self, tenant: &TenantName) -> Result<(), StateError> {
-        make(&self.layout.tenant(tenant))?;
-        make(&self.layout.volumes(tenant))
+        create(&self.layout.tenant(tenant))?;
+        create(&self.layout.volumes(tenant))
     }
 
-    /// All volumes. What is not named like one is left alone.
+    /// Lists all volumes. Other names are ignored.
     fn list(&self) -> Result<Vec<VolumeId>, StateError> {
         let mut found = Vec::new();
         for tenant in names(&self.layout.tenants())? {
@@ -193,14 +198,14 @@ impl Disk {
         Ok(found)
     }
 
-    /// Whether a volume is there and sealed. What it holds is not looked at.
+    /// Returns `true` if a volume exists and is sealed. Its contents are not read.
     fn is_sealed(&self, volume: &VolumeId) -> bool {
         let path = self.path(volume);
         fs::symlink_metadata(path.join("cache.json")).is_ok_and(|facts| facts.is_file())
     }
 
-    /// Takes a volume out of use: moved aside at once, removed by [`Disk::empty_trash`]. One that is leased,
-    /// attached, mounted or below a loop device stays.
+    /// Takes a volume out of use: moves it to the trash, from which [`Disk::empty_trash`] deletes it. A
+    /// volume that is leased, attached, mounted or used by a loop device is kept.
     fn discard(&self, volume: &VolumeId) -> Result<Discarded, StateError> {
         let path = self.path(volume);
         let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
@@ -208,13 +213,13 @@ impl Disk {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Discarded::Gone),
             other => other.map_err(|e| failed("opening", e))?,
         };
-        // A builder that died early left nothing to hold.
+        // A builder that died early left no lock file.
         let begun = root.try_stat(volume::layout::LARDER).map_err(|e| failed("examining", e))?.is_some();
         let lease = if begun { Lease::exclusive(&root)? } else { None };
         if begun && lease.is_none() {
-            return Ok(Discarded::InUse("it is being read".to_owned()));
+            return Ok(Discarded::InUse("a process is reading it".to_owned()));
         }
-        // Under the lease: who attaches takes one, and writes a record before anything is mounted.
+        // Checked under the lease: `attach` takes a lease, and writes a record before it mounts anything.
         if let Some(how) = self.use_of(volume)? {
             return Ok(Discarded::InUse(how));
         }
@@ -223,7 +228,8 @@ impl Disk {
         Ok(Discarded::Gone)
     }
 
-    /// How a volume is attached or mounted, if it is. Holds nothing, so that nobody who reads it is in the way of that.
+    /// Returns how a volume is attached or mounted. `None` if it is not. Takes no lease, so it never blocks
+    /// an attach.
     fn use_of(&self, volume: &VolumeId) -> Result<Option<String>, StateError> {
         let path = self.path(volume);
         let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
@@ -239,13 +245,14 @@ impl Disk {
         Ok(mounts.use_of(&path).map(|used| used.to_string()))
     }
 
-    /// Whether something was moved aside that is still there.
+    /// Returns `true` if discarded volumes still exist.
     fn has_trash(&self) -> Result<bool, StateError> {
         Ok(!names(&self.layout.trash())?.is_empty())
     }
 
-    /// Removes what was moved aside, and what builders told each other of it. Where another thread is at it, that one sees to
-    /// it and this one returns at once: a large volume takes minutes, and threads that wait are not there for others.
+    /// Deletes discarded volumes and the builders' records of them. If another thread is already doing so,
+    /// this one returns at once and the other one repeats. A large volume takes minutes, and waiting threads
+    /// are not available for other work.
     fn empty_trash(&self) -> Result<(), StateError> {
         self.to_empty.store(true, Ordering::SeqCst);
         while self.to_empty.load(Ordering::SeqCst) {
@@ -276,12 +283,12 @@ impl Disk {
     }
 }
 
-fn make(dir: &Path) -> Result<(), StateError> {
+fn create(dir: &Path) -> Result<(), StateError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|source| StateError::Io { doing: "creating", path: dir.to_owned(), source })
 }
 
-/// Names in a directory; none where it is absent.
+/// Lists the names in a directory. Empty if it is missing.
 fn names(dir: &Path) -> Result<Vec<String>, StateError> {
     let failed = |source| StateError::Io { doing: "listing", path: dir.to_owned(), source };
     let entries = match fs::read_dir(dir) {
@@ -290,7 +297,7 @@ fn names(dir: &Path) -> Result<Vec<String>, StateError> {
     };
     let mut names = Vec::new();
     for entry in entries {
-        // All names of ours are ASCII.
+        // All names written by Larder are ASCII.
         if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
             names.push(name);
         }
@@ -303,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_trash_is_emptied_by_several_at_once() {
+    fn concurrent_emptying_of_the_trash_succeeds() {
         let dir = tempfile::tempdir().unwrap();
         let volumes = HostVolumes::take(Layout::new(dir.path().join("state"))).unwrap();
         let trash = volumes.layout().trash();

@@ -14,7 +14,7 @@ use crate::cli::output::Renderer;
 use crate::cli::output::stdout;
 use crate::cli::output::terminal::Terminal;
 use crate::cli::output::text::Text;
-use crate::client::events::Told;
+use crate::client::events::StreamEvent;
 use crate::client::{Client, Request};
 use crate::telemetry::Console;
 use larder_model::class::Class;
@@ -83,8 +83,8 @@ async fn wait(
         if let Ok(mut events) = client.follow(id, sequence).await {
             while let Some(told) = events.next().await {
                 match told {
-                    Told::Status { sequence: number, .. } => sequence = number,
-                    Told::Build(line) => {
+                    StreamEvent::Status { sequence: number, .. } => sequence = number,
+                    StreamEvent::Build(line) => {
                         // A closed terminal must not end the wait.
                         let _ = renderer.show(&line);
                     }
@@ -171,7 +171,7 @@ pub(super) async fn print(client: &Client, id: &str, as_json: bool, console: &Co
         match client.follow(id, sequence).await {
             Ok(mut events) => {
                 while let Some(told) = events.next().await {
-                    if let Told::Status { sequence: number, .. } = &told {
+                    if let StreamEvent::Status { sequence: number, .. } = &told {
                         sequence = *number;
                     }
                     print_one(told, as_json, &mut text, console);
@@ -193,23 +193,23 @@ pub(super) async fn print(client: &Client, id: &str, as_json: bool, console: &Co
     }
 }
 
-fn print_one(told: Told, as_json: bool, text: &mut Text, console: &Console) {
+fn print_one(told: StreamEvent, as_json: bool, text: &mut Text, console: &Console) {
     match told {
-        Told::Status { json, .. } if as_json => {
+        StreamEvent::Status { json, .. } if as_json => {
             stdout::print(console, &format!("{json}\n"));
         }
-        Told::Status { json, .. } => {
+        StreamEvent::Status { json, .. } => {
             let status: Value = serde_json::from_str(&json).unwrap_or_default();
             let field = |name: &str| escape(status[name].as_str().unwrap_or_default());
             let line = format!("{}  {:<11}  {}\n", field("time"), field("status"), field("message"));
             stdout::print(console, &line);
         }
-        Told::Build(line) if as_json => {
+        StreamEvent::Build(line) if as_json => {
             if let Ok(json) = serde_json::to_string(&line) {
                 stdout::print(console, &format!("{json}\n"));
             }
         }
-        Told::Build(line) => {
+        StreamEvent::Build(line) => {
             let _ = text.show(&line);
         }
     }

@@ -45,7 +45,7 @@ impl Backend {
             volumes: Arc::new(volumes),
             clock,
             metrics,
-            tell_progress: None,
+            progress_interval: None,
         };
         Ok(Backend::Host(Service::start(parts, config).await?, runner))
     }

@@ -1,4 +1,4 @@
-//! Clients that take their time.
+//! Slow and silent clients.
 
 use axum::routing::get;
 use futures_util::stream;
@@ -10,7 +10,7 @@ use super::*;
 
 const SHORT: Duration = Duration::from_millis(100);
 
-/// A server for one connection at a time, and what releases its handler.
+/// A server for one connection at a time, with the means to release its handler.
 struct Server {
     connection: Connection,
     begun: Arc<Notify>,
@@ -47,19 +47,19 @@ impl Server {
     fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
         let (client, server) = tokio::io::duplex(16 << 10);
         let peer = Peer::Unix { uid: 0, admitted: true };
-        (client, tokio::spawn(self.connection.clone().serve(server, peer, Standing::new(true))))
+        (client, tokio::spawn(self.connection.clone().serve(server, peer, ConnectionState::new(true))))
     }
 
-    /// Waits as long as it takes until a silent connection is cut: longer than every limit of [`SHORT`].
+    /// Waits until a silent connection is closed, which is longer than every limit of [`SHORT`].
     async fn a_while(&self) {
         let (_silent, serving) = self.connect();
         soon(serving).await.unwrap();
     }
 }
 
-/// The same limit for all.
+/// Returns limits that are all equal.
 fn limits(all: Duration) -> Limits {
-    Limits { header: all, idle: all, stranger_idle: all, stranger_life: all, stall: all }
+    Limits { header: all, idle: all, unauthenticated_idle: all, unauthenticated_life: all, stall: all }
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -75,9 +75,9 @@ async fn until(client: &mut DuplexStream, end: &str) -> String {
 }
 
 #[tokio::test]
-async fn whoever_sends_no_request_is_cut() {
+async fn a_client_without_a_request_is_disconnected() {
     let server = Server::new();
-    // The third is half of what opens an HTTP/2 connection (RFC 9113, 3.4), the fourth all of it.
+    // The third is half of the HTTP/2 connection preface (RFC 9113, 3.4), and the fourth all of it.
     let starts: [&[u8]; 5] =
         [b"", b"GET / HTTP/1.1\r\nHost:", b"PRI * HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET"];
     for start in starts {
@@ -88,7 +88,7 @@ async fn whoever_sends_no_request_is_cut() {
 }
 
 #[tokio::test]
-async fn a_head_that_drips_is_cut() {
+async fn a_slow_head_is_disconnected() {
     let server = Server::new();
     let (mut client, serving) = server.connect();
     client.write_all(b"GET / HTTP/1.1\r\nX: ").await.unwrap();
@@ -110,7 +110,7 @@ async fn a_bare_line_feed_is_refused() {
         "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n",
     ] {
         let (mut client, serving) = server.connect();
-        // The second request of the connection, with the first one's body before it.
+        // The second request on the connection, after the body of the first one.
         let first = "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n\n\n";
         client.write_all(first.as_bytes()).await.unwrap();
         until(&mut client, "ok").await;
@@ -127,7 +127,7 @@ async fn a_bare_line_feed_is_refused() {
 }
 
 #[tokio::test]
-async fn a_connection_is_kept_for_the_next_request_and_not_for_ever() {
+async fn a_connection_is_kept_for_the_next_request_for_a_limited_time() {
     let server = Server::new();
     let (mut client, serving) = server.connect();
     for _ in 0..2 {
@@ -138,7 +138,7 @@ async fn a_connection_is_kept_for_the_next_request_and_not_for_ever() {
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_long_is_waited_for() {
+async fn a_slow_answer_keeps_the_connection_open() {
     let server = Server::new();
     let (mut client, serving) = server.connect();
     client.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
@@ -151,7 +151,7 @@ async fn an_answer_that_takes_long_is_waited_for() {
 }
 
 #[tokio::test]
-async fn whoever_does_not_read_is_cut() {
+async fn a_client_that_does_not_read_is_disconnected() {
     let server = Server::new();
     let (mut client, serving) = server.connect();
     client.write_all(b"GET /endless HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
@@ -159,7 +159,7 @@ async fn whoever_does_not_read_is_cut() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_what_is_idle_and_waits_for_what_is_not() {
+async fn a_stop_closes_idle_connections_and_waits_for_active_ones() {
     let mut server = Server::new();
     server.connection.limits = limits(far());
     let (mut idle, idle_serving) = server.connect();
@@ -183,20 +183,20 @@ async fn a_stop_ends_what_is_idle_and_waits_for_what_is_not() {
 }
 
 #[tokio::test]
-async fn without_a_credential_the_clocks_are_short() {
+async fn timeouts_are_short_without_a_credential() {
     let mut server = Server::new();
     let whole = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
-    // (what is short, whether the credential was valid, whether the connection is cut)
+    // (limits, whether the credential is valid, whether the connection is closed)
     let cases = [
-        (Limits { stranger_idle: SHORT, ..limits(far()) }, false, true),
-        (Limits { stranger_life: SHORT, ..limits(far()) }, false, true),
-        (Limits { stranger_idle: SHORT, stranger_life: SHORT, ..limits(far()) }, true, false),
+        (Limits { unauthenticated_idle: SHORT, ..limits(far()) }, false, true),
+        (Limits { unauthenticated_life: SHORT, ..limits(far()) }, false, true),
+        (Limits { unauthenticated_idle: SHORT, unauthenticated_life: SHORT, ..limits(far()) }, true, false),
     ];
     for (limits, authenticated, cut) in cases {
         server.connection.limits = limits;
         let (mut client, io) = tokio::io::duplex(16 << 10);
         let peer = Peer::Tcp { address: "192.0.2.1:1".parse().unwrap() };
-        let standing = Standing::new(false);
+        let standing = ConnectionState::new(false);
         let serving = tokio::spawn(server.connection.clone().serve(io, peer, Arc::clone(&standing)));
         client.write_all(whole.as_bytes()).await.unwrap();
         until(&mut client, "ok").await;
@@ -212,11 +212,11 @@ async fn without_a_credential_the_clocks_are_short() {
 }
 
 #[tokio::test]
-async fn a_connection_that_has_to_leave_is_closed_at_once() {
+async fn a_connection_that_must_close_is_closed_at_once() {
     let mut server = Server::new();
     server.connection.limits = limits(far());
     let (mut client, io) = tokio::io::duplex(16 << 10);
-    let standing = Standing::new(false);
+    let standing = ConnectionState::new(false);
     let peer = Peer::Tcp { address: "192.0.2.1:1".parse().unwrap() };
     let serving = tokio::spawn(server.connection.clone().serve(io, peer, Arc::clone(&standing)));
     client.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();

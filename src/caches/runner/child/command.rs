@@ -1,4 +1,4 @@
-//! How `larder` is called: arguments and environment of a child.
+//! The command line and environment of a child.
 
 use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
@@ -13,17 +13,20 @@ use crate::config::environment::{GENERAL, NETWORK};
 use crate::config::log::Format;
 use larder_model::job::VolumeKind;
 
-/// The variables of `all` that a child gets: `PATH` and those of [`config::environment`](crate::config::environment). Larder's
-/// own configuration is in the file that the child gets. Others stay with the daemon, above all `$CREDENTIALS_DIRECTORY`,
-/// `$NOTIFY_SOCKET`, `$LARDER_TOKEN`, and what leads to docker configs (`$HOME`, `$DOCKER_CONFIG`, `$REGISTRY_AUTH_FILE`,
-/// `$XDG_RUNTIME_DIR`): those of the daemon's user are no tenant's.
+/// Selects the variables of `all` that a child gets: `PATH` and those of
+/// [`config::environment`](crate::config::environment). The child reads Larder's configuration from its own
+/// file. Other variables are not passed on. This includes `$CREDENTIALS_DIRECTORY`, `$NOTIFY_SOCKET` and
+/// `$LARDER_TOKEN`. It also includes the variables that lead to Docker configs (`$HOME`, `$DOCKER_CONFIG`,
+/// `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR`), because the credentials of the daemon's user belong to no
+/// tenant.
 pub(super) fn environment(all: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
     let passed =
         |name: &OsString| name == "PATH" || GENERAL.iter().chain(&NETWORK).any(|passed| name == passed);
     all.into_iter().filter(|(name, _)| passed(name)).collect()
 }
 
-/// `larder build`, with the job on standard input, sharing layers with the tenant's other volumes.
+/// Returns the command for `larder build`, with the job on standard input and layers shared with the tenant's
+/// other volumes.
 pub(super) fn build(
     settings: &Settings,
     work: &Work,
@@ -34,7 +37,7 @@ pub(super) fn build(
     let mut command = larder("build", settings, work, caches.build_nice);
     let BuildOrder { volume, share, tenant, id, generation, .. } = order;
     command.args([OsStr::new("--volume"), volume.as_os_str(), OsStr::new("--share"), share.as_os_str()]);
-    // What a signature states: the cache by the name that no other has, and which of its volumes this is.
+    // The data that a signature states: the unique name of the cache, and the generation of the volume.
     command.args(["--sign-name", &format!("{tenant}/{id}"), "--sign-sequence", &generation.to_string()]);
     if kind == VolumeKind::Disk {
         command.args(["--volume-kind", "disk"]);
@@ -43,12 +46,13 @@ pub(super) fn build(
     command
 }
 
-/// `larder plan`, with the job on standard input.
+/// Returns the command for `larder plan`, with the job on standard input.
 pub(super) fn plan(settings: &Settings, work: &Work, nice: u8) -> Command {
     larder("plan", settings, work, nice)
 }
 
-/// Both read what registries send: confined, standing back for others, and not left behind by a daemon that dies.
+/// Returns the common part of both commands. Both read untrusted data from registries: they are confined, run
+/// at a lower priority, and end with the daemon.
 fn larder(verb: &str, settings: &Settings, work: &Work, nice: u8) -> Command {
     let format = match settings.log_format {
         Format::Text => "text",
@@ -67,7 +71,8 @@ fn larder(verb: &str, settings: &Settings, work: &Work, nice: u8) -> Command {
         .arg(format!("--die-with-parent={}", std::process::id()))
         .env_clear()
         .envs(settings.environment.iter().map(|(name, value)| (name, value)))
-        // A signal to the daemon's group is not one to its children: they are asked to stop by the daemon alone.
+        // A signal to the daemon's process group must not reach its children, because only the
+        // daemon stops them.
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -81,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_of_the_daemons_own_is_passed() {
+    fn the_daemons_own_variables_are_not_passed() {
         let given = ["PATH", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "LARDER_TOKEN", "HOME", "https_proxy"];
         let given = given.map(|name| (OsString::from(name), OsString::from("x")));
         let names: Vec<OsString> = environment(given).into_iter().map(|(name, _)| name).collect();

@@ -1,25 +1,28 @@
-//! Lines of a process that is not trusted: none is longer than a limit.
+//! Bounded reading of lines from an untrusted process.
 
 use std::io;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
 
-/// A line cannot be read.
+/// The reason why a line cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// It does not end within the limit.
+    /// The line does not end within the limit.
     #[error("it wrote a line of more than {limit} bytes")]
     TooLong {
-        /// Most bytes.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// The pipe fails.
-    #[error("reading what it writes: {0}")]
+    /// Reading from the pipe failed.
+    #[error("reading its output: {0}")]
     Read(#[from] io::Error),
 }
 
-/// The next line without its end, at most `limit` bytes; nothing at the end of the stream. A line that the stream ends in
-/// counts.
+/// Reads the next line without its line end, at most `limit` bytes. `None` at the end of the stream. An
+/// unterminated last line is returned too.
+///
+/// # Errors
+/// Fails if the line is too long or the pipe fails.
 pub async fn next_line(
     from: &mut (impl AsyncBufRead + Unpin),
     limit: usize,
@@ -49,7 +52,7 @@ mod tests {
     use super::*;
 
     async fn lines(text: &str, limit: usize) -> Result<Vec<String>, LineError> {
-        // A buffer of three bytes, so that lines come in pieces.
+        // A buffer of three bytes splits the lines into pieces.
         let mut from = tokio::io::BufReader::with_capacity(3, text.as_bytes());
         let mut found = Vec::new();
         while let Some(line) = next_line(&mut from, limit).await? {

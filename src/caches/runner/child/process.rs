@@ -1,4 +1,4 @@
-//! One child from its start to its end: fed, listened to, stopped, and killed where it does not obey.
+//! Supervision of one child process: input, output, stop and kill.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::pin::pin;
@@ -10,15 +10,15 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::words::Words;
+use super::words::StderrTail;
 use larder_model::size::ByteSize;
 use larder_sys::cgroup::Cgroup;
 use larder_sys::signal;
 
-/// How long the pipes of a child that has ended may stay open: another process can hold them.
+/// Maximum time for which the pipes of an ended child can stay open, because another process can have them.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// A child in its control group that was told nothing yet.
+/// A child in its control group that has not received its input.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
@@ -28,55 +28,56 @@ pub(super) struct Process {
     stderr: ChildStderr,
 }
 
-/// When a child has to end.
+/// The conditions under which a child must end.
 #[derive(Debug)]
 pub(super) struct Rules<'a> {
-    /// Asks it to stop.
+    /// Requests the child to stop.
     pub(super) stop: &'a CancellationToken,
-    /// How long it may take to stop, and to end after its result.
+    /// Time that the child has to stop, and to end after its result.
     pub(super) grace: Duration,
-    /// When it is killed whatever it says.
+    /// Time at which the child is killed unconditionally.
     pub(super) overdue: Instant,
 }
 
-/// What whoever reads a child's output makes of it.
+/// The findings of the reader of a child's output.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Verdict {
-    /// It wrote what it should not: it is killed at once.
+    /// The child wrote invalid output and is killed at once.
     pub(super) distrusted: CancellationToken,
-    /// It said its last: it has to end soon.
+    /// The child wrote its result and must end soon.
     pub(super) finished: CancellationToken,
 }
 
-/// How a child ended.
+/// The way in which a child ended.
 #[derive(Debug)]
 pub(super) struct End {
-    /// What the kernel says.
+    /// Exit status from the kernel.
     pub(super) status: ExitStatus,
-    /// Whether it was asked to stop before it ended.
-    pub(super) asked: bool,
-    /// Why it was killed by us.
+    /// `true` if a stop was requested before the child ended.
+    pub(super) stop_requested: bool,
+    /// The reason why the daemon killed it, if it did.
     pub(super) killed: Option<Kill>,
-    /// Whether the kernel killed it, or a child of it, at the limit of its memory.
+    /// `true` if the kernel killed the child, or a descendant, at the memory limit.
     pub(super) out_of_memory: bool,
 }
 
-/// Why a child was killed.
+/// The reason why the daemon killed a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kill {
-    /// It was not done in time.
+    /// The child exceeded its deadline.
     Overdue,
-    /// It did not stop when it was asked to.
+    /// The child did not stop on request.
     Disobedient,
-    /// It did not end after its result.
+    /// The child did not end after its result.
     Lingering,
-    /// It wrote what it should not.
+    /// The child wrote invalid output.
     Distrusted,
 }
 
 impl Process {
-    /// Starts a child and puts it into its group while it waits for its standard input. To be called on a thread of the
-    /// runtime: the kernel ends the child with the thread that started it (prctl(2), PR_SET_PDEATHSIG).
+    /// Starts a child and adds it to its control group while it waits for its standard input. Call this on a
+    /// thread of the runtime: the kernel kills the child when the thread that started it ends (prctl(2),
+    /// PR_SET_PDEATHSIG).
     pub(super) async fn start(
         mut command: Command,
         cgroup: Option<Cgroup>,
@@ -93,31 +94,31 @@ impl Process {
             Some(group) => {
                 let entered = tokio::task::spawn_blocking(move || group.add(pid).map(|()| group)).await;
                 let entered = entered.map_err(|e| e.to_string())?;
-                Some(entered.map_err(|e| format!("putting process {pid} into its control group: {e}"))?)
+                Some(entered.map_err(|e| format!("adding process {pid} to its control group: {e}"))?)
             }
         };
         Ok((Process { child, pid, cgroup, stdin, stderr }, stdout))
     }
 
-    /// Hands over `input` and waits for the end. `reading` reads standard output and says what it makes of it by
-    /// `verdict`; its answer is lost if it is not done soon after the child is gone.
+    /// Writes `input` to the child and waits for its end. `reading` reads standard output and reports its
+    /// findings in `verdict`. Its result is dropped if it does not finish soon after the child.
     pub(super) async fn supervise<T>(
         self,
         input: &[u8],
         rules: Rules<'_>,
         verdict: &Verdict,
-        words: &Words,
+        words: &StderrTail,
         of: &str,
         reading: impl Future<Output = T>,
     ) -> (std::io::Result<End>, Option<T>) {
         let Process { mut child, pid, cgroup, mut stdin, stderr } = self;
         let feeding = async move {
-            // A child that does not take it ends without a result, and that is told.
+            // A child that does not read it ends without a result, which is reported.
             let _ = stdin.write_all(input).await;
         };
         let mut pipes = pin!(async { tokio::join!(feeding, words.listen(stderr, of), reading).2 });
         let mut read = None;
-        let (status, asked, killed) = {
+        let (status, stop_requested, killed) = {
             let mut ending = pin!(ending(&mut child, pid, &rules, verdict));
             loop {
                 tokio::select! {
@@ -131,10 +132,11 @@ impl Process {
             read = timeout(DRAIN, &mut pipes).await.ok();
         }
         if read.is_none() {
-            // Somebody holds the pipes, so the group still has members and its number is nobody else's.
+            // Another process has the pipes open, so the process group still has members and its ID cannot be
+            // reused.
             let _ = signal::end_group(pid);
         }
-        (status.map(|status| End { status, asked, killed, out_of_memory }), read)
+        (status.map(|status| End { status, stop_requested, killed, out_of_memory }), read)
     }
 }
 
@@ -153,14 +155,14 @@ async fn ending(
         limit
     };
     let (mut at, mut why) = (rules.overdue, Kill::Overdue);
-    let (mut asked, mut finished, mut killed) = (false, false, None);
+    let (mut stop_requested, mut finished, mut killed) = (false, false, None);
     loop {
-        // Until it was waited for, its number is its own.
+        // The process ID cannot be reused before the child is waited for.
         let kill = tokio::select! {
             status = child.wait() => {
-                // One whose output is not read any more may die of that before it is killed.
+                // A child whose output is no longer read can die of that before it is killed.
                 let distrusted = verdict.distrusted.is_cancelled().then_some(Kill::Distrusted);
-                return (status, asked, killed.or(distrusted));
+                return (status, stop_requested, killed.or(distrusted));
             }
             () = verdict.distrusted.cancelled(), if killed.is_none() => Kill::Distrusted,
             () = sleep_until(at), if killed.is_none() => why,
@@ -169,8 +171,8 @@ async fn ending(
                 (at, why) = sooner(Kill::Lingering);
                 continue;
             }
-            () = rules.stop.cancelled(), if !asked => {
-                asked = true;
+            () = rules.stop.cancelled(), if !stop_requested => {
+                stop_requested = true;
                 let _ = signal::terminate(pid);
                 (at, why) = sooner(Kill::Disobedient);
                 continue;
@@ -178,18 +180,18 @@ async fn ending(
         };
         killed = Some(kill);
         let _ = signal::end_group(pid);
-        // A child that has not become leader of its group yet.
+        // For a child that is not yet the leader of its process group.
         let _ = signal::end(pid);
     }
 }
 
-/// Says whether the group ran out of memory, and removes it with whoever is left in it.
+/// Returns `true` if the control group ran out of memory. Deletes the group, with any process left in it.
 async fn release(cgroup: Option<Cgroup>) -> bool {
     let Some(group) = cgroup else { return false };
     let released = tokio::task::spawn_blocking(move || {
         let out_of_memory = group.ran_out_of_memory();
         if let Err(error) = group.remove() {
-            tracing::warn!(%error, "removing the control group of a builder");
+            tracing::warn!(%error, "cannot remove the control group of a builder");
         }
         out_of_memory
     });
@@ -197,14 +199,14 @@ async fn release(cgroup: Option<Cgroup>) -> bool {
 }
 
 impl End {
-    /// What became of the builder, for a person. `memory` is its limit in bytes.
+    /// Describes the end of the builder for people. `memory` is its limit in bytes.
     pub(super) fn describe(&self, memory: u64, words: &str) -> String {
         let mut text = "the builder ".to_owned();
         text.push_str(&match self.killed {
             Some(Kill::Overdue) => "did not end in time and was killed".to_owned(),
-            Some(Kill::Disobedient) => "did not stop when it was asked to and was killed".to_owned(),
+            Some(Kill::Disobedient) => "did not stop on request and was killed".to_owned(),
             Some(Kill::Lingering) => "did not end after its result and was killed".to_owned(),
-            Some(Kill::Distrusted) => "was killed for what it wrote".to_owned(),
+            Some(Kill::Distrusted) => "was killed because its output was invalid".to_owned(),
             None => match (self.status.signal(), self.status.code()) {
                 (Some(signal), _) => format!("was killed by signal {signal}"),
                 (None, code) => format!("ended with exit code {}", code.unwrap_or_default()),
@@ -214,7 +216,7 @@ impl End {
             text.push_str(&format!("; out of memory: its limit is {}", ByteSize(memory)));
         }
         if !words.is_empty() {
-            text.push_str("; its last words: ");
+            text.push_str("; its last output: ");
             text.push_str(words);
         }
         text

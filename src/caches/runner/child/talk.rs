@@ -1,4 +1,5 @@
-//! What a builder says on standard output, line by line. It parses hostile input, so it is not trusted either.
+//! Parser of a builder's standard output. The builder parses hostile input, so its output is not trusted
+//! either.
 
 use tokio::io::{AsyncRead, BufReader};
 use tokio::sync::mpsc;
@@ -11,18 +12,18 @@ use crate::caches::pull_secrets::Unusable;
 use larder_model::escape::escape_to;
 use larder_model::event::{Event, Line, Outcome, VERSION};
 
-/// Longest line, bytes. A result names every image and why it failed.
-const LONGEST_LINE: usize = 1 << 20;
-/// Longest line of every other event, bytes: many of them may wait for whoever watches.
-const LONGEST_EVENT: usize = 64 << 10;
-/// How much of a line that is no event is told, characters.
-const TOLD: usize = 80;
+/// Maximum length of a line, bytes. A result names every image and the reason for its failure.
+const MAX_LINE: usize = 1 << 20;
+/// Maximum length of any other event, bytes. Many events can wait for a slow watcher.
+const MAX_EVENT: usize = 64 << 10;
+/// Maximum length of an invalid line in an error message, characters.
+const MAX_QUOTED: usize = 80;
 
-/// Passes events on until the result, which is answered and passed on with the names of unusable secrets in it. Nothing
-/// is answered where the stream ends without one.
+/// Forwards events up to the result. The result is also returned, with the names of unusable secrets added to
+/// its messages. Returns `None` if the stream ends without a result.
 ///
 /// # Errors
-/// What it wrote is not what a builder writes; `verdict` then says so already.
+/// Returns a description of invalid output, after reporting it in `verdict`.
 pub(super) async fn listen(
     stdout: impl AsyncRead + Unpin,
     unusable: &Unusable,
@@ -30,37 +31,38 @@ pub(super) async fn listen(
     verdict: &Verdict,
 ) -> Result<Option<Outcome>, String> {
     let mut stdout = BufReader::new(stdout);
-    let heard = hear(&mut stdout, unusable, to).await;
-    match heard {
+    let result = read_events(&mut stdout, unusable, to).await;
+    match result {
         Err(_) => verdict.distrusted.cancel(),
         Ok(Some(_)) => {
             verdict.finished.cancel();
-            // Nothing follows a result; what does is not heard, and the pipe stays open until the builder closes it.
+            // Nothing follows a result. Read and discard the rest, so that the pipe stays open until the
+            // builder closes it.
             let _ = tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await;
         }
         Ok(None) => {}
     }
-    heard
+    result
 }
 
-async fn hear(
+async fn read_events(
     stdout: &mut (impl tokio::io::AsyncBufRead + Unpin),
     unusable: &Unusable,
     to: &mpsc::Sender<Line>,
 ) -> Result<Option<Outcome>, String> {
-    while let Some(text) = next_line(stdout, LONGEST_LINE).await.map_err(|e| e.to_string())? {
+    while let Some(text) = next_line(stdout, MAX_LINE).await.map_err(|e| e.to_string())? {
         let Some(mut line) = event(&text)? else { continue };
         let outcome = match &mut line.event {
             Event::Result(outcome) => {
                 unusable.name_in_outcome(outcome);
                 Some(outcome.clone())
             }
-            _ if text.len() > LONGEST_EVENT => {
-                return Err(format!("it wrote an event of more than {LONGEST_EVENT} bytes"));
+            _ if text.len() > MAX_EVENT => {
+                return Err(format!("it wrote an event of more than {MAX_EVENT} bytes"));
             }
             _ => None,
         };
-        // Whoever ordered the build may have lost interest in how it goes.
+        // The receiver might be gone.
         let _ = to.send(line).await;
         if outcome.is_some() {
             return Ok(outcome);
@@ -69,10 +71,10 @@ async fn hear(
     Ok(None)
 }
 
-/// The event of a line; nothing where it is one that this version does not know.
+/// Parses the event of a line. `None` if this version does not know the event.
 ///
 /// # Errors
-/// It is no event.
+/// Fails if the line is not an event of this protocol version.
 pub fn event(text: &[u8]) -> Result<Option<Line>, String> {
     #[derive(Deserialize)]
     struct Unknown {
@@ -86,10 +88,11 @@ pub fn event(text: &[u8]) -> Result<Option<Line>, String> {
     }
     match serde_json::from_slice::<Unknown>(text) {
         Ok(Unknown { v: VERSION, .. }) => Ok(None),
-        Ok(Unknown { v, .. }) => Err(format!("it writes events of version {v}, this larder reads {VERSION}")),
-        Err(_) => {
-            Err(format!("it wrote what is no event: {}", escape_to(&String::from_utf8_lossy(text), TOLD)))
-        }
+        Ok(Unknown { v, .. }) => Err(format!("it writes events of version {v}, supported is {VERSION}")),
+        Err(_) => Err(format!(
+            "it wrote a line that is not an event: {}",
+            escape_to(&String::from_utf8_lossy(text), MAX_QUOTED)
+        )),
     }
 }
 
@@ -104,24 +107,24 @@ mod tests {
         r#""class":"denied","failures":[{"class":"denied","message":"f"}],"elapsed_ms":1}"#
     );
 
-    async fn heard(text: &str) -> (Result<Option<Outcome>, String>, usize, Verdict) {
+    async fn run(text: &str) -> (Result<Option<Outcome>, String>, usize, Verdict) {
         let (to, mut from) = mpsc::channel(100);
         let verdict = Verdict::default();
         let unusable = ["a:b"].into_iter().collect();
-        let heard = listen(text.as_bytes(), &unusable, &to, &verdict).await;
+        let result = listen(text.as_bytes(), &unusable, &to, &verdict).await;
         drop(to);
         let mut lines = 0;
         while from.recv().await.is_some() {
             lines += 1;
         }
-        (heard, lines, verdict)
+        (result, lines, verdict)
     }
 
     #[tokio::test]
     async fn events_up_to_the_result() {
         let unknown = r#"{"v":1,"time":"2026-01-01T00:00:00Z","event":"sang","song":{}}"#;
-        let (heard, lines, verdict) = heard(&format!("{START}\n{unknown}\n{END}\ngarbage\n")).await;
-        let outcome = heard.unwrap().unwrap();
+        let (result, lines, verdict) = run(&format!("{START}\n{unknown}\n{END}\ngarbage\n")).await;
+        let outcome = result.unwrap().unwrap();
         let words = "(no credential was found in the pull secret a:b)";
         assert_eq!(
             (outcome.message, &outcome.failures[0].message),
@@ -133,12 +136,12 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_result_is_long() {
-        let long = |event: &str| event.replace("\"m\"", &format!("\"{}\"", "m".repeat(LONGEST_EVENT)));
-        let (result, ..) = heard(&format!("{}\n", long(END))).await;
-        assert!(result.unwrap().unwrap().message.len() > LONGEST_EVENT);
+        let long = |event: &str| event.replace("\"m\"", &format!("\"{}\"", "m".repeat(MAX_EVENT)));
+        let (result, ..) = run(&format!("{}\n", long(END))).await;
+        assert!(result.unwrap().unwrap().message.len() > MAX_EVENT);
         let warning = r#"{"v":1,"time":"2026-01-01T00:00:00Z","event":"warning","message":"m"}"#;
-        assert_eq!(heard(&format!("{warning}\n")).await.1, 1);
-        let (result, lines, verdict) = heard(&format!("{}\n{END}\n", long(warning))).await;
+        assert_eq!(run(&format!("{warning}\n")).await.1, 1);
+        let (result, lines, verdict) = run(&format!("{}\n{END}\n", long(warning))).await;
         assert!(result.unwrap_err().contains("more than 65536 bytes"));
         assert!(verdict.distrusted.is_cancelled() && lines == 0);
     }
@@ -146,25 +149,25 @@ mod tests {
     #[tokio::test]
     async fn no_result() {
         for text in ["".to_owned(), format!("{START}\n")] {
-            let (heard, _, verdict) = heard(&text).await;
-            assert!(heard.unwrap().is_none());
+            let (result, _, verdict) = run(&text).await;
+            assert!(result.unwrap().is_none());
             assert!(!verdict.finished.is_cancelled() && !verdict.distrusted.is_cancelled());
         }
     }
 
     #[tokio::test]
-    async fn what_is_no_event_is_distrusted() {
-        for (bad, said) in [
-            ("", "no event"),
+    async fn an_invalid_line_is_distrusted() {
+        for (bad, expected) in [
+            ("", "not an event"),
             ("gar\x1bbage", "gar\\u{1b}bage"),
-            ("[]", "no event"),
-            (r#"{"event":"started"}"#, "no event"),
+            ("[]", "not an event"),
+            (r#"{"event":"started"}"#, "not an event"),
             (r#"{"v":2,"event":"started"}"#, "version 2"),
-            (&"x".repeat(LONGEST_LINE + 1), "more than 1048576 bytes"),
+            (&"x".repeat(MAX_LINE + 1), "more than 1048576 bytes"),
         ] {
-            let (heard, lines, verdict) = heard(&format!("{START}\n{bad}\n{END}\n")).await;
-            let error = heard.unwrap_err();
-            assert!(error.contains(said) && error.len() < 300, "{error}");
+            let (result, lines, verdict) = run(&format!("{START}\n{bad}\n{END}\n")).await;
+            let error = result.unwrap_err();
+            assert!(error.contains(expected) && error.len() < 300, "{error}");
             assert_eq!(lines, 1);
             assert!(verdict.distrusted.is_cancelled());
         }

@@ -1,4 +1,4 @@
-//! What an ended child means for its build.
+//! The result of a build, from the end of its process and its output.
 
 use std::os::unix::process::ExitStatusExt as _;
 
@@ -6,37 +6,38 @@ use super::process::End;
 use crate::caches::runner::Ended;
 use larder_model::event::Outcome;
 
-/// Exit codes of a builder that was interrupted or terminated and left a volume that can be resumed (cli::exit).
+/// Exit codes of a builder that was interrupted or terminated and left a volume that can be resumed
+/// (cli::exit).
 const STOPPED: [i32; 2] = [130, 143];
-/// The number of SIGTERM (signal(7)): what a builder dies of that was not yet ready to be asked.
+/// The number of SIGTERM (signal(7)). It kills a builder that has not yet installed its handler.
 const SIGTERM: i32 = 15;
 
-/// Brings together how the process ended and what it said. A result counts only from a process that ends as the result
-/// says. `heard` is nothing where the output was never closed.
+/// Combines the end of the process with its output. A result counts only if the process ends with the exit
+/// code of the result. `output` is `None` if the output was never closed.
 pub(super) fn of(
     end: &End,
-    heard: Option<Result<Option<Outcome>, String>>,
+    output: Option<Result<Option<Outcome>, String>>,
     memory: u64,
     words: &str,
 ) -> Ended {
     let how = end.describe(memory, words);
-    let outcome = match heard {
+    let outcome = match output {
         Some(Err(fault)) => return Ended::Died(format!("{how}: {fault}")),
         Some(Ok(outcome)) => outcome,
         None => None,
     };
     if end.killed.is_some() {
-        // Crash-safe as volumes are, that of a builder that had to be killed can be resumed all the same.
-        return if end.asked { Ended::Stopped } else { Ended::Died(how) };
+        // Volumes are crash-safe, so the volume of a killed builder can be resumed too.
+        return if end.stop_requested { Ended::Stopped } else { Ended::Died(how) };
     }
     let code = end.status.code();
     let stopped = code.is_some_and(|code| STOPPED.contains(&code)) || end.status.signal() == Some(SIGTERM);
     match outcome {
-        _ if stopped && end.asked => Ended::Stopped,
-        _ if stopped => Ended::Died(format!("{how}; it was somebody else who stopped it")),
+        _ if stopped && end.stop_requested => Ended::Stopped,
+        _ if stopped => Ended::Died(format!("{how}; it was stopped by another process")),
         Some(outcome) if code == Some(i32::from(outcome.exit_code)) => Ended::Result(outcome),
         Some(outcome) => Ended::Died(format!("{how}; its result was for exit code {}", outcome.exit_code)),
-        None => Ended::Died(format!("{how}; it gave no result")),
+        None => Ended::Died(format!("{how}; it returned no result")),
     }
 }
 
@@ -64,9 +65,9 @@ mod tests {
     }
 
     /// Wait statuses as in wait(2): an exit code is in the second byte, a signal in the first.
-    fn ended(wait: i32, asked: bool, killed: Option<Kill>, said: Option<u8>) -> String {
-        let end = End { status: ExitStatus::from_raw(wait), asked, killed, out_of_memory: false };
-        match of(&end, Some(Ok(said.map(outcome))), 0, "w") {
+    fn ended(wait: i32, stop_requested: bool, killed: Option<Kill>, reported: Option<u8>) -> String {
+        let end = End { status: ExitStatus::from_raw(wait), stop_requested, killed, out_of_memory: false };
+        match of(&end, Some(Ok(reported.map(outcome))), 0, "w") {
             Ended::Result(outcome) => format!("result {}", outcome.exit_code),
             Ended::Stopped => "stopped".into(),
             Ended::Died(how) => format!("died: {how}"),
@@ -77,8 +78,8 @@ mod tests {
     #[test]
     fn all_ways_to_end() {
         let exit = |code: i32| code << 8;
-        let late = "died: the builder did not end in time and was killed; its last words: w";
-        for (wait, asked, killed, said, want) in [
+        let late = "died: the builder did not end in time and was killed; its last output: w";
+        for (wait, stop_requested, killed, reported, want) in [
             (exit(0), false, None, Some(0), "result 0"),
             (exit(77), false, None, Some(77), "result 77"),
             (exit(0), true, None, Some(0), "result 0"),
@@ -89,25 +90,34 @@ mod tests {
             (9, true, Some(Kill::Overdue), None, "stopped"),
             (9, false, Some(Kill::Overdue), None, late),
         ] {
-            assert_eq!(ended(wait, asked, killed, said), want, "{wait} {asked} {killed:?} {said:?}");
+            assert_eq!(
+                ended(wait, stop_requested, killed, reported),
+                want,
+                "{wait} {stop_requested} {killed:?} {reported:?}"
+            );
         }
-        for (wait, said, want) in [
-            (exit(143), Some(143), "ended with exit code 143; its last words: w; it was somebody else"),
-            (9, None, "was killed by signal 9; its last words: w; it gave no result"),
-            (9, Some(0), "was killed by signal 9; its last words: w; its result was for exit code 0"),
-            (exit(1), Some(0), "ended with exit code 1; its last words: w; its result was for exit code 0"),
-            (exit(0), None, "ended with exit code 0; its last words: w; it gave no result"),
+        for (wait, reported, want) in [
+            (
+                exit(143),
+                Some(143),
+                "ended with exit code 143; its last output: w; it was stopped by another process",
+            ),
+            (9, None, "was killed by signal 9; its last output: w; it returned no result"),
+            (9, Some(0), "was killed by signal 9; its last output: w; its result was for exit code 0"),
+            (exit(1), Some(0), "ended with exit code 1; its last output: w; its result was for exit code 0"),
+            (exit(0), None, "ended with exit code 0; its last output: w; it returned no result"),
         ] {
-            let how = ended(wait, false, None, said);
-            assert!(how.starts_with(&format!("died: the builder {want}")), "{wait} {said:?}: {how}");
+            let how = ended(wait, false, None, reported);
+            assert!(how.starts_with(&format!("died: the builder {want}")), "{wait} {reported:?}: {how}");
         }
         let how = ended(9, false, Some(Kill::Lingering), Some(0));
         assert!(how.contains("did not end after its result"), "{how}");
     }
 
     #[test]
-    fn out_of_memory_is_said() {
-        let end = End { status: ExitStatus::from_raw(9), asked: false, killed: None, out_of_memory: true };
+    fn out_of_memory_is_reported() {
+        let end =
+            End { status: ExitStatus::from_raw(9), stop_requested: false, killed: None, out_of_memory: true };
         let Ended::Died(how) = of(&end, None, 64 << 20, "") else { panic!("not dead") };
         assert!(how.contains("was killed by signal 9; out of memory: its limit is 64 MiB"), "{how}");
     }

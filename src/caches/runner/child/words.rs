@@ -1,4 +1,4 @@
-//! What a child says on standard error: each line to the log, the end kept for whoever asks why it died.
+//! Standard error of a child: each line is logged, and the end is kept for error messages.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -7,38 +7,38 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use larder_model::escape::escape;
 
-/// How much of the end is kept, bytes.
-const KEPT: usize = 4096;
-/// Longest line of the log, bytes; a longer one becomes several.
-const LONGEST_LINE: usize = 2048;
+/// Maximum length of the kept end, bytes.
+const MAX_TAIL: usize = 4096;
+/// Maximum length of a log line, bytes. A longer line is split.
+const MAX_LOG_LINE: usize = 2048;
 
-/// The end of what was said so far.
+/// The end of a child's standard error so far.
 #[derive(Debug, Default)]
-pub(super) struct Words(Mutex<VecDeque<u8>>);
+pub(super) struct StderrTail(Mutex<VecDeque<u8>>);
 
-impl Words {
-    /// Takes up what is said until the end of the stream. `of` is what the log calls the child.
+impl StderrTail {
+    /// Reads the stream to its end. `of` is the child's name in the log.
     pub(super) async fn listen(&self, mut from: impl AsyncRead + Unpin, of: &str) {
-        let mut buffer = [0; KEPT];
+        let mut buffer = [0; MAX_TAIL];
         let mut line = Vec::new();
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
             for byte in &buffer[..count] {
                 if *byte != b'\n' {
                     line.push(*byte);
                 }
-                if *byte == b'\n' || line.len() == LONGEST_LINE {
+                if *byte == b'\n' || line.len() == MAX_LOG_LINE {
                     log(of, &mut line);
                 }
             }
             let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             kept.extend(&buffer[..count]);
-            let surplus = kept.len().saturating_sub(KEPT);
+            let surplus = kept.len().saturating_sub(MAX_TAIL);
             kept.drain(..surplus);
         }
         log(of, &mut line);
     }
 
-    /// The last of it in one line, fit for a terminal; empty where nothing was said.
+    /// Returns the kept end as one line that is safe for a terminal. Empty if there was no output.
     pub(super) fn last(&self) -> String {
         let kept: Vec<u8> = self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         let text = String::from_utf8_lossy(&kept);
@@ -61,13 +61,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_is_kept() {
-        let words = Words::default();
+        let words = StderrTail::default();
         assert_eq!(words.last(), "");
         words.listen(&b"one\n\n  two\x1b[2J\xff\n"[..], "x").await;
         assert_eq!(words.last(), "one | two\\u{1b}[2J\u{fffd}");
         let long = "a".repeat(100_000) + "\nthe end\n";
         words.listen(long.as_bytes(), "x").await;
         let last = words.last();
-        assert!(last.ends_with("a | the end") && last.len() <= KEPT + 3, "{}", last.len());
+        assert!(last.ends_with("a | the end") && last.len() <= MAX_TAIL + 3, "{}", last.len());
     }
 }

@@ -1,7 +1,7 @@
-//! What a child is given to read: its pull secrets and the configuration in effect. Gone when it ends.
+//! The work directory of a child, with its pull secrets and configuration. It is deleted when the child ends.
 //!
 //! ```text
-//! work/<id>/larder.toml                               how registries are reached and images built; no tenant, no key
+//! work/<id>/larder.toml                               settings for registries and builds; no tenants or keys
 //! work/<id>/secrets/<namespace>/<name>/.dockerconfigjson
 //! ```
 
@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 use crate::caches::pull_secrets::{Content, Unusable};
 use larder_model::pull_secret::PullSecretName;
 
-/// Empties the directory of all children, making it if need be and closing it to others: what a daemon that died has left.
+/// Deletes the leftovers of a crashed daemon. Creates the directory if it is missing and makes it private.
+///
+/// # Errors
+/// Fails if the directory cannot be created or emptied.
 pub fn clear_work(dir: &Path) -> io::Result<()> {
     make(dir)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
@@ -28,14 +31,14 @@ pub fn clear_work(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The directory of one child, removed when it is dropped.
+/// The directory of one child, deleted on drop.
 #[derive(Debug)]
 pub(super) struct Work {
     dir: PathBuf,
 }
 
 impl Work {
-    /// Makes the directory `name` in `parent` and writes the configuration into it.
+    /// Creates the directory `name` in `parent` and writes the configuration into it.
     pub(super) fn new(parent: &Path, name: &str, config: &str) -> io::Result<Self> {
         make(parent)?;
         let dir = parent.join(name);
@@ -50,17 +53,18 @@ impl Work {
         Ok(work)
     }
 
-    /// Directory of secrets.
+    /// Returns the directory of secrets.
     pub(super) fn secrets(&self) -> PathBuf {
         self.dir.join("secrets")
     }
 
-    /// File with the configuration.
+    /// Returns the file with the configuration.
     pub(super) fn config(&self) -> PathBuf {
         self.dir.join("larder.toml")
     }
 
-    /// Lays out the secrets that there are, answers their names in the order given, and adds the others to `unusable`.
+    /// Writes the secrets that are found, returns their names in the order given, and adds the others to
+    /// `unusable`.
     pub(super) fn lay_secrets(
         &self,
         names: &[PullSecretName],
@@ -90,7 +94,7 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "removing the secrets of a builder");
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove the secrets of a builder");
         }
     }
 }
@@ -113,7 +117,7 @@ mod tests {
     use crate::config::secrets::Secrets;
 
     #[test]
-    fn secrets_are_laid_out_for_one_child() {
+    fn secrets_are_written_for_one_child() {
         let root = tempfile::tempdir().unwrap();
         let host = root.path().join("host");
         for (name, content) in [("good", r#"{"auths":{}}"#), ("bad", "[")] {

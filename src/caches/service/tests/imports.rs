@@ -1,4 +1,4 @@
-//! Archives on their way in: what is kept for them, and what is left of them.
+//! Uploads of archives: reserved room and cleanup.
 
 use super::*;
 use larder_model::job::Source;
@@ -24,7 +24,7 @@ async fn imported(host: &Host, name: &str) -> Record {
 }
 
 #[tokio::test]
-async fn an_archive_is_there_until_it_is_a_volume() {
+async fn an_archive_is_kept_until_its_volume_is_sealed() {
     let host = Host::new(ROOM).await;
     host.next(Act::Hang);
     let record = imported(&host, "web").await;
@@ -34,20 +34,20 @@ async fn an_archive_is_there_until_it_is_a_volume() {
     assert_eq!(fs::read(&path).unwrap(), b"an archive");
     let source = host.runner.orders.lock().unwrap()[0].job.source.clone();
     assert_eq!(source, Some(Source::Received(path.clone())));
-    host.service.look_over().await.unwrap();
-    assert!(path.exists(), "it is needed");
+    host.service.clean_up().await.unwrap();
+    assert!(path.exists(), "the archive is still needed");
 
-    // A stop is not the end of it.
+    // The build continues after a restart.
     let host = host.restart().await;
     let record = host.until(record.id, |record| record.status == Status::Available).await;
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(kept(&host), [""; 0]);
     assert!(matches!(host.service.refresh(&team(), record.id).await, Err(Error::Imported(_))));
     assert_eq!(record.reserved_gib(), 20);
 }
 
 #[tokio::test]
-async fn nothing_is_left_of_what_fails_or_is_given_up() {
+async fn failed_and_aborted_uploads_leave_nothing() {
     let host = Host::new(ROOM).await;
     host.next(Act::Fail(Class::Corrupt));
     let failed = imported(&host, "failed").await;
@@ -62,19 +62,19 @@ async fn nothing_is_left_of_what_fails_or_is_given_up() {
             false => drop(host.service.cancel(&team(), record.id).await.unwrap()),
         }
     }
-    // One that no record knows, as a crash between the two leaves it, and what is not named like one.
+    // An archive without a record, as after a crash between the two, and a file with another name.
     fs::write(host.dir.path().join("imports").join(CacheId::random().to_string()), "x").unwrap();
     fs::write(host.dir.path().join("imports/notes"), "x").unwrap();
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(kept(&host), ["notes"]);
     host.left(&[]).await;
 }
 
 #[tokio::test]
-async fn room_is_promised_while_it_is_sent_and_given_back() {
+async fn room_is_promised_during_an_upload_and_released() {
     let host = Host::new(FIFTY).await;
     let full = |error: Error| matches!(error, Error::Store(StoreError::Full { .. }));
-    // 20 GiB for the volume, and as much for an archive that may be as large.
+    // 20 GiB for the volume, and the same for an archive of unknown size.
     let receiving = host.service.receive(&team(), spec("one"), None, false).await.unwrap();
     assert!(full(host.service.create(&team(), spec("two"), None).await.unwrap_err()));
     assert!(full(host.service.receive(&team(), spec("two"), Some(1), false).await.unwrap_err()));
@@ -82,7 +82,7 @@ async fn room_is_promised_while_it_is_sent_and_given_back() {
     host.next(Act::Hang);
     let record = imported(&host, "one").await;
     host.until(record.id, |_| host.started() == 1).await;
-    // 20 GiB, and one for the archive.
+    // 20 GiB for the volume, and 1 GiB for the archive.
     assert_eq!(record.reserved_gib(), 21);
     assert!(full(host.service.receive(&team(), spec("two"), Some(10 << 30), false).await.unwrap_err()));
     let two = host.service.create(&team(), spec("two"), None).await.unwrap();
@@ -91,12 +91,12 @@ async fn room_is_promised_while_it_is_sent_and_given_back() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_or_compressed_is_cut() {
+async fn archives_that_are_too_large_or_compressed_are_refused() {
     let host = Host::new(ROOM).await;
     let begun = host.service.receive(&team(), spec("web"), Some((20 << 30) + 1), false).await;
     assert!(matches!(begun, Err(Error::ArchiveTooLarge { gib: 20 })));
     let mut receiving = host.service.receive(&team(), spec("web"), None, false).await.unwrap();
-    receiving.most = 3 << 20;
+    receiving.max_bytes = 3 << 20;
     receiving.take(&vec![b'x'; 3 << 20]).await.unwrap();
     assert!(matches!(receiving.take(b"x").await, Err(Error::ArchiveTooLarge { .. })));
     for magic in [&b"\x1f\x8b\x08"[..], b"\x28\xb5\x2f\xfd..."] {
@@ -123,6 +123,6 @@ async fn the_same_key_is_answered_once() {
     assert!(matches!(other, Error::Store(StoreError::KeyReused)), "{other}");
     let taken = host.service.receive(&team(), spec("web"), None, false).await.unwrap_err();
     assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken}");
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     assert_eq!(kept(&host), [""; 0]);
 }

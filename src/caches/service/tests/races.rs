@@ -1,24 +1,24 @@
-//! What happens at the same time, and what happens to whoever does not stay for the answer.
+//! Concurrent requests, and clients that disconnect before the answer.
 
 use futures_util::future::join_all;
 
 use super::*;
 
-/// Asks and hangs up before the answer is there.
-async fn hang_up<T>(asked: impl Future<Output = T>) {
-    tokio::pin!(asked);
-    assert!(futures_util::poll!(asked.as_mut()).is_pending(), "it was answered at once");
+/// Starts a request and drops it before its answer.
+async fn hang_up<T>(request: impl Future<Output = T>) {
+    tokio::pin!(request);
+    assert!(futures_util::poll!(request.as_mut()).is_pending(), "it was answered at once");
 }
 
 #[tokio::test]
-async fn who_hangs_up_is_served() {
+async fn a_request_of_a_disconnected_client_is_completed() {
     let host = Host::new(ROOM).await;
     hang_up(host.service.create(&team(), spec("web"), None)).await;
     let id = loop {
         if let Some(record) = host.service.list(&team(), None).await.unwrap().first() {
             break record.id;
         }
-        // A list that nothing changed is answered without a pause.
+        // A list without changes is answered without yielding.
         tokio::task::yield_now().await;
     };
     host.until(id, |record| record.status == Status::Available).await;
@@ -41,7 +41,7 @@ async fn who_hangs_up_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_cancel_does_not_take_what_is_ordered_after_it() {
+async fn a_cancel_does_not_affect_a_later_order() {
     let host = Host::new(ROOM).await;
     let id = host.available("web").await.id;
     for _ in 0..30 {
@@ -50,14 +50,14 @@ async fn a_cancel_does_not_take_what_is_ordered_after_it() {
             let _ = host.service.cancel(&team(), id).await;
         };
         join_all((0..4).map(both)).await;
-        // Whoever came last, nothing is left undone.
+        // Whichever request came last, no work is left.
         host.service.refresh(&team(), id).await.ok();
         host.until(id, |record| !record.is_refreshing()).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_house_is_looked_over_by_several_at_once() {
+async fn concurrent_cleanups_do_not_conflict() {
     let host = Host::new("[caches]\ncapacity = \"1000GiB\"\n").await;
     let mut ids = Vec::new();
     for number in 0..12 {
@@ -65,7 +65,7 @@ async fn the_house_is_looked_over_by_several_at_once() {
     }
     let looks = (0..8).map(|_| async {
         for _ in 0..10 {
-            host.service.look_over().await.unwrap();
+            host.service.clean_up().await.unwrap();
         }
     });
     let deletions = ids.iter().map(|id| async { host.service.delete(&team(), *id).await.map(drop) });
@@ -87,22 +87,22 @@ async fn retention_that_ends_during_a_refresh() {
     host.service.refresh(&team(), id).await.unwrap();
     host.until(id, |_| host.started() == 2).await;
     host.clock.pass(DAY);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     let expired = host.until(id, |record| record.status == Status::Unavailable).await;
     assert_eq!((&expired.work, expired.reserved_gib()), (&None, 20));
     host.until(id, |_| host.service.live().is_empty()).await;
-    // What was begun goes, what was there stays for its grace.
+    // The unfinished volume is deleted; the served one is kept for its grace period.
     host.left(&[format!("{id}.1")]).await;
     host.clock.pass(Duration::from_secs(3600));
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.gone(id).await;
     assert!(host.volumes().is_empty());
 }
 
 #[tokio::test]
-async fn a_failure_that_comes_after_a_cancel_is_not_told() {
+async fn a_failure_after_a_cancel_is_not_reported() {
     let host = Host::new(&format!("{ROOM}build_retry_pause_seconds = 0\n")).await;
-    host.next(Act::FailWhenAsked);
+    host.next(Act::FailOnStop);
     let record = host.service.create(&team(), spec("web"), None).await.unwrap();
     host.until(record.id, |_| host.started() == 1).await;
     host.service.cancel(&team(), record.id).await.unwrap();
@@ -118,7 +118,7 @@ async fn a_panic_costs_one_attempt() {
     host.next(Act::Panic);
     let record = host.service.create(&team(), spec("web"), None).await.unwrap();
     host.until(record.id, |_| host.started() == 1 && host.service.live().is_empty()).await;
-    // The only builder is free again, and the record can go.
+    // The only builder is free again, and the record can be deleted.
     host.available("other").await;
     host.service.delete(&team(), record.id).await.unwrap();
     host.gone(record.id).await;
@@ -130,7 +130,7 @@ async fn a_loop_that_ends_breaks_the_daemon() {
     host.service.supervise("a loop", async { panic!("on purpose") });
     tokio::time::timeout(Duration::from_secs(10), host.service.broken()).await.unwrap();
 
-    // A stop is no fault.
+    // A regular stop does not break the daemon.
     let host = Host::new(ROOM).await;
     host.service.stop().await;
     assert!(!host.service.0.broken.is_cancelled());
@@ -143,12 +143,12 @@ async fn a_start_before_the_time_of_the_last_run_holds_expiry() {
     let record = host.service.create(&team(), Spec { retention_days: 1, ..spec("web") }, None).await.unwrap();
     host.until(record.id, |record| record.status == Status::Available).await;
     host.clock.pass(DAY - 2 * MINUTE);
-    host.service.look_over().await.unwrap();
+    host.service.clean_up().await.unwrap();
     host.clock.set_back(MINUTE);
     let host = host.restart().await;
     for (passed, status) in [(10, Status::Available), (49, Status::Available), (1, Status::Unavailable)] {
         host.clock.pass(passed * MINUTE);
-        host.service.look_over().await.unwrap();
+        host.service.clean_up().await.unwrap();
         assert_eq!(host.service.get(&team(), record.id).await.unwrap().status, status, "{passed}");
     }
 }

@@ -1,4 +1,4 @@
-//! What one tenant can have of the builders.
+//! Each tenant's share of the builders.
 
 use super::*;
 
@@ -27,7 +27,7 @@ async fn a_tenant_whose_builds_hang_leaves_a_builder_for_others() {
     }
     assert_eq!(host.started(), 3, "one of the team, two of the other");
 
-    // The next of the team has its turn when the first one is over.
+    // The team's next build starts when the first one has ended.
     host.service.cancel(&team(), ids[0]).await.unwrap();
     for id in &ids[1..] {
         host.until(*id, |record| record.status == Status::Available).await;
@@ -35,7 +35,7 @@ async fn a_tenant_whose_builds_hang_leaves_a_builder_for_others() {
 }
 
 #[tokio::test]
-async fn who_is_alone_has_all_builders() {
+async fn a_sole_tenant_can_use_all_builders() {
     let host = Host::new("[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 2\n").await;
     let mut ids = Vec::new();
     for name in ["one", "two"] {
@@ -46,7 +46,7 @@ async fn who_is_alone_has_all_builders() {
 }
 
 #[tokio::test]
-async fn a_job_says_for_whom_it_is() {
+async fn a_job_states_the_reach_of_its_tenant() {
     let host = Host::new(TWO_TENANTS).await;
     let admin: TenantName = ADMIN.parse().unwrap();
     let jobs = [(&team(), OrderedBy::Api), (&admin, OrderedBy::Api), (&admin, OrderedBy::Cluster)]

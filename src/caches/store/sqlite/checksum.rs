@@ -1,8 +1,9 @@
-//! What a row is proven by.
+//! The checksum of a row.
 
 use sha2::{Digest as _, Sha256};
 
-/// SHA-256 over the kind of a row and its fields, each with its length before it, so that no two rows read alike.
+/// Returns the SHA-256 over the kind of a row and its fields. Each is prefixed with its length, so that
+/// different rows have different input.
 pub(super) fn of(kind: &str, fields: &[&[u8]]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for field in [kind.as_bytes()].iter().chain(fields) {
@@ -17,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn borders_count() {
+    fn field_boundaries_count() {
         let all = [
             of("a", &[b"bc", b"d"]),
             of("a", &[b"b", b"cd"]),

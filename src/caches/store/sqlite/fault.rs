@@ -1,4 +1,4 @@
-//! What goes wrong in the database, and what an operator is told of it.
+//! Errors of the database and their messages for operators.
 
 use std::path::Path;
 
@@ -7,14 +7,14 @@ use rusqlite::ffi;
 
 use crate::caches::store::StoreError;
 
-/// Why work on the database stopped.
+/// The reason why an operation on the database failed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// SQLite says so.
+    /// An error of SQLite.
     Sql(rusqlite::Error),
-    /// Something is not what was written: what, and why.
+    /// The content is not what was written. The text describes the damage.
     Damaged(String),
-    /// The rules of the store say so.
+    /// A rule of the store refused the operation.
     Store(StoreError),
 }
 
@@ -31,12 +31,12 @@ impl From<StoreError> for Fault {
 }
 
 impl Fault {
-    /// Whether room is missing.
+    /// Returns `true` if the disk is full.
     pub(super) fn is_full(&self) -> bool {
         matches!(self, Fault::Sql(e) if is_full(e))
     }
 
-    /// As the store tells it.
+    /// Converts the fault to an error of the store.
     pub(super) fn into_error(self, path: &Path, doing: &'static str) -> StoreError {
         match self {
             Fault::Store(e) => e,
@@ -47,7 +47,8 @@ impl Fault {
     }
 }
 
-/// What SQLite says, where it can be understood: its text of an I/O error does not say which; that of the extended code does.
+/// Returns the message of an SQLite error. For an I/O error the message of the extended code is more
+/// specific.
 fn reason(e: &rusqlite::Error) -> String {
     match e.sqlite_error() {
         Some(error) if error.code == ErrorCode::SystemIoFailure => error.to_string(),
@@ -58,7 +59,7 @@ fn reason(e: &rusqlite::Error) -> String {
     }
 }
 
-/// Whether SQLite, or the type of a value that it gives, tells of other content than was written.
+/// Returns `true` if an SQLite error, or an unexpected type of a value, shows that the content was changed.
 fn is_damage(e: &rusqlite::Error) -> bool {
     use rusqlite::Error;
     let value = matches!(
@@ -72,26 +73,27 @@ fn is_damage(e: &rusqlite::Error) -> bool {
     value || matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Whether room is missing. A write that fails with ENOSPC is SQLITE_FULL; what some file systems tell only when the file is
-/// flushed, or with another errno, is an I/O error of its own (sqlite.org/rescode.html).
+/// Returns `true` if the disk is full. A write that fails with ENOSPC is SQLITE_FULL. Some file systems
+/// report a full disk only at the flush, or with another errno. SQLite reports these as I/O errors
+/// (sqlite.org/rescode.html).
 fn is_full(e: &rusqlite::Error) -> bool {
     let Some(error) = e.sqlite_error() else { return false };
     let io = [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC];
     error.code == ErrorCode::DiskFull || io.contains(&error.extended_code)
 }
 
-/// The database is there, and damaged.
+/// Creates the error for a damaged database.
 pub(super) fn damaged(path: &Path, what: impl Into<String>) -> StoreError {
     StoreError::Corrupt { path: path.display().to_string(), what: what.into(), remedy: remedy(path) }
 }
 
-/// What helps where records are lost. Moving away the database alone does not: volumes without it are an error too, for a
-/// new one would have them all swept.
+/// Returns the remedy for lost records. Moving only the database away does not help: volumes without a
+/// database are an error, because a new database would delete them all.
 fn remedy(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     format!(
-        "stop the daemon and put back a backup of {name} (remove {name}-wal first unless it belongs to the backup); \
-         without a backup the image caches of this host are lost: move {name}, {name}-wal and the directory tenants beside \
-         it out of the state directory, and order them again"
+        "stop the daemon and restore a backup of {name} (remove {name}-wal first unless it belongs to the backup); \
+         without a backup the image caches of this host are lost: move {name}, {name}-wal and the directory tenants \
+         out of the state directory, and order them again"
     )
 }

@@ -1,21 +1,21 @@
-//! The tables, by version. A step that was released is never changed; a new one is added at the end.
+//! The versioned schema. A released step is never changed; new steps are appended.
 
 use rusqlite::{Connection, TransactionBehavior};
 
-/// Marks the file as ours (`PRAGMA application_id`, "LRDR"); file(1) shows it.
+/// Marks the file as Larder's (`PRAGMA application_id`, "LRDR"); file(1) shows it.
 pub(super) const APPLICATION_ID: i32 = 0x4c52_4452;
 
-/// One script for each version of the tables, from 1.
+/// One script per schema version, starting at 1.
 pub(super) const STEPS: &[&str] = &[include_str!("migrations/1.sql")];
 
-/// The version that the database is at.
+/// Returns the schema version of the database.
 pub(super) fn version(db: &Connection) -> rusqlite::Result<usize> {
     let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    // A negative one was never written by us, and is newer than anything.
+    // Larder never writes a negative version, so treat it as newer than all versions.
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-/// Brings the database from its version to that of `steps`, each step whole or not at all.
+/// Migrates the database to the version of `steps`. Each step is a transaction.
 pub(super) fn run(db: &mut Connection, steps: &[&str]) -> rusqlite::Result<()> {
     let start = version(db)?;
     for (number, step) in steps.iter().enumerate().skip(start) {
@@ -27,8 +27,8 @@ pub(super) fn run(db: &mut Connection, steps: &[&str]) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// What is defined in the database: tables, indexes, triggers, views, as they were written. What SQLite makes of its own
-/// accord (statistics, indexes of constraints) is left out.
+/// Returns the definitions in the database (tables, indexes, triggers, views) as written. SQLite's internal
+/// objects (statistics, indexes of constraints) are left out.
 pub(super) fn schema(db: &Connection) -> rusqlite::Result<Vec<(String, String, String)>> {
     let sql = "SELECT type, name, ifnull(sql, '') FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name";
     db.prepare(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_is_whole_or_not_at_all() {
+    fn a_step_is_atomic() {
         let mut db = Connection::open_in_memory().unwrap();
         let first = "CREATE TABLE a (x INTEGER) STRICT";
         run(&mut db, &[first]).unwrap();

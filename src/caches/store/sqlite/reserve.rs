@@ -1,34 +1,34 @@
-//! Room that is kept for deletions. On a full disk no record can be written, so nothing could be deleted, and the disk would
-//! stay full.
+//! Disk space reserved for deletions. Without it, a full disk would prevent every write, so nothing could be
+//! deleted and the disk would stay full.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// A deletion writes some pages of the database twice: this is enough for a hundred.
+/// Size of the reserve, bytes. A deletion writes a few database pages twice, so this is enough for a hundred.
 const SIZE: usize = 1 << 20;
 
-/// A file of nothing beside the database.
+/// The reserve: a file of padding next to the database.
 #[derive(Clone, Debug)]
 pub(super) struct Reserve(PathBuf);
 
 impl Reserve {
-    /// The one of the database at `path`.
+    /// Returns the reserve of the database at `path`.
     pub(super) fn of(path: &Path) -> Self {
         let mut name = path.as_os_str().to_owned();
         name.push("-reserve");
         Reserve(name.into())
     }
 
-    /// Makes it where it is not there, and there is room. Whoever finds none has had worse news by then.
+    /// Creates the file if it is missing. A failure is ignored, because a full disk is reported elsewhere.
     pub(super) fn keep(&self) {
         if fs::symlink_metadata(&self.0).is_ok_and(|meta| meta.len() == SIZE as u64) {
             return;
         }
         if let Err(error) = self.make() {
-            tracing::debug!(%error, "no room is kept for deletions");
-            // A piece of it is none.
+            tracing::debug!(%error, "cannot reserve disk space for deletions");
+            // A partial file is useless.
             let _ = fs::remove_file(&self.0);
         }
     }
@@ -43,11 +43,11 @@ impl Reserve {
         file.sync_all()
     }
 
-    /// Gives the room to whoever writes next; false where it is not there.
+    /// Frees the space for the next write. Returns `false` if the file does not exist.
     pub(super) fn give(&self) -> bool {
         let given = fs::remove_file(&self.0).is_ok();
         if given {
-            tracing::warn!("the disk of the records is full: what is kept for deletions is given to them");
+            tracing::warn!("the disk of the records is full: using the space reserved for deletions");
         }
         given
     }

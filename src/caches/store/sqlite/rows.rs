@@ -1,4 +1,4 @@
-//! Rows and what they mean. Each is proven as it is read.
+//! Reads and writes rows. Each row is verified when it is read.
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
@@ -13,13 +13,13 @@ use larder_sys::clock::guard::Noted;
 const CACHE: &str = "SELECT id, tenant, name, status, reserved_gib, version, checksum, record FROM cache";
 const ANSWER: &str = "SELECT tenant, key, used_at, request, checksum, record FROM answer";
 
-/// The record of this ID.
+/// Reads the record with this ID.
 pub(super) fn get(db: &Connection, id: CacheId) -> Result<Option<Stored>, Fault> {
     let sql = format!("{CACHE} WHERE id = ?1");
     db.prepare(&sql)?.query([id.to_string()])?.next()?.map(stored).transpose()
 }
 
-/// The records of a tenant, or all, in no order.
+/// Reads the records of a tenant, or all, in no order.
 pub(super) fn list(db: &Connection, tenant: Option<&TenantName>) -> Result<Vec<Stored>, Fault> {
     let (filter, name) = match tenant {
         Some(tenant) => (" WHERE tenant = ?1", Some(tenant.as_str())),
@@ -34,34 +34,34 @@ pub(super) fn list(db: &Connection, tenant: Option<&TenantName>) -> Result<Vec<S
     Ok(list)
 }
 
-/// Whether the tenant has a record of this name.
+/// Returns `true` if the tenant has a record of this name.
 pub(super) fn name_taken(db: &Connection, tenant: &TenantName, name: &CacheName) -> Result<bool, Fault> {
     let sql = "SELECT EXISTS (SELECT 1 FROM cache WHERE tenant = ?1 AND name = ?2)";
     Ok(db.query_row(sql, [tenant.as_str(), name.as_str()], |row| row.get(0))?)
 }
 
-/// Records of the tenant.
+/// Counts the records of the tenant.
 pub(super) fn count(db: &Connection, tenant: &TenantName) -> Result<usize, Fault> {
     let sql = "SELECT count(*) FROM cache WHERE tenant = ?1";
     let count: i64 = db.query_row(sql, [tenant.as_str()], |row| row.get(0))?;
     Ok(usize::try_from(count).unwrap_or(usize::MAX))
 }
 
-/// GiB that the records of one tenant reserve, or all records.
+/// Returns the GiB that the records of one tenant reserve, or all records.
 pub(super) fn reserved_gib(db: &Connection, tenant: Option<&TenantName>) -> Result<u64, Fault> {
     let sql = "SELECT ifnull(sum(reserved_gib), 0) FROM cache WHERE ?1 IS NULL OR tenant = ?1";
     let sum: i64 = db.query_row(sql, [tenant.map(TenantName::as_str)], |row| row.get(0))?;
     Ok(u64::try_from(sum).unwrap_or(u64::MAX))
 }
 
-/// Writes a record that is not there.
+/// Inserts a new record.
 pub(super) fn insert(db: &Connection, stored: &Stored) -> Result<(), Fault> {
     let sql = "INSERT INTO cache (id, tenant, name, status, reserved_gib, version, checksum, record) \
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
     write(db, sql, stored)
 }
 
-/// Writes a record over an older version of it.
+/// Replaces an older version of a record.
 pub(super) fn update(db: &Connection, stored: &Stored) -> Result<(), Fault> {
     let sql = "UPDATE cache SET tenant = ?2, name = ?3, status = ?4, reserved_gib = ?5, version = ?6, checksum = ?7, \
                record = ?8 WHERE id = ?1";
@@ -89,13 +89,13 @@ fn write(db: &Connection, sql: &str, stored: &Stored) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Removes a record.
+/// Deletes the row of a record.
 pub(super) fn delete(db: &Connection, id: CacheId) -> Result<(), Fault> {
     db.execute("DELETE FROM cache WHERE id = ?1", [id.to_string()])?;
     Ok(())
 }
 
-/// The request that a key came with, and the record that was its answer.
+/// Reads the request that a key was sent with, and the record that was its answer.
 pub(super) fn answer(
     db: &Connection,
     tenant: &TenantName,
@@ -105,7 +105,7 @@ pub(super) fn answer(
     db.prepare(&sql)?.query([tenant.as_str(), key])?.next()?.map(answered).transpose()
 }
 
-/// Keeps a new record as the answer to a key.
+/// Stores a new record as the answer to a key.
 pub(super) fn insert_answer(db: &Connection, key: &IdempotencyKey, record: &Record) -> Result<(), Fault> {
     let tenant = record.tenant.as_str();
     let used_at = record.created_at.timestamp_micros();
@@ -116,7 +116,7 @@ pub(super) fn insert_answer(db: &Connection, key: &IdempotencyKey, record: &Reco
     Ok(())
 }
 
-/// Forgets the oldest keys of a tenant, so that `most` stay.
+/// Deletes the oldest keys of a tenant, so that `most` remain.
 pub(super) fn forget_surplus(db: &Connection, tenant: &TenantName, most: usize) -> Result<(), Fault> {
     let sql = "DELETE FROM answer WHERE rowid IN \
                (SELECT rowid FROM answer WHERE tenant = ?1 ORDER BY used_at DESC, rowid DESC LIMIT -1 OFFSET ?2)";
@@ -124,13 +124,13 @@ pub(super) fn forget_surplus(db: &Connection, tenant: &TenantName, most: usize) 
     Ok(())
 }
 
-/// Forgets the keys of records that were created before `time`.
+/// Deletes the keys of records that were created before `time`.
 pub(super) fn forget_before(db: &Connection, time: DateTime<Utc>) -> Result<(), Fault> {
     db.execute("DELETE FROM answer WHERE used_at < ?1", [time.timestamp_micros()])?;
     Ok(())
 }
 
-/// The clocks as they were noted last.
+/// Reads the clocks saved last.
 pub(super) fn noted(db: &Connection) -> Result<Option<Noted>, Fault> {
     let row = db
         .query_row("SELECT noted, checksum FROM clock", [], |row| {
@@ -139,16 +139,16 @@ pub(super) fn noted(db: &Connection) -> Result<Option<Noted>, Fault> {
         .optional()?;
     let Some((noted, checksum)) = row else { return Ok(None) };
     if checksum != checksum::of("clock", &[noted.as_bytes()]) {
-        return Err(Fault::Damaged("the time that was noted last is not what was written".into()));
+        return Err(Fault::Damaged("the saved clock does not match its checksum".into()));
     }
     let noted = serde_json::from_str(&noted);
-    Ok(Some(noted.map_err(|e| Fault::Damaged(format!("the time that was noted last: {e}")))?))
+    Ok(Some(noted.map_err(|e| Fault::Damaged(format!("the saved clock is malformed: {e}")))?))
 }
 
-/// Notes the clocks.
+/// Saves the clocks in their row.
 pub(super) fn note(db: &Connection, noted: &Noted) -> Result<(), Fault> {
     let noted = serde_json::to_string(noted)
-        .map_err(|e| Fault::Damaged(format!("the time to be noted cannot be written: {e}")))?;
+        .map_err(|e| Fault::Damaged(format!("the clock cannot be saved: {e}")))?;
     let checksum = checksum::of("clock", &[noted.as_bytes()]);
     db.execute(
         "INSERT OR REPLACE INTO clock (id, noted, checksum) VALUES (1, ?1, ?2)",
@@ -157,8 +157,8 @@ pub(super) fn note(db: &Connection, noted: &Noted) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Proves every row.
-pub(super) fn prove_all(db: &Connection) -> Result<(), Fault> {
+/// Verifies every row of the database.
+pub(super) fn verify_all(db: &Connection) -> Result<(), Fault> {
     let mut statement = db.prepare(CACHE)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -179,10 +179,9 @@ fn stored(row: &Row<'_>) -> Result<Stored, Fault> {
     let damaged =
         |why: &str| Fault::Damaged(format!("the record of image cache {} {why}", id.escape_debug()));
     if row.get::<_, Vec<u8>>("checksum")? != cache_checksum(&id, version, &json) {
-        return Err(damaged("does not have its checksum"));
+        return Err(damaged("does not match its checksum"));
     }
-    let record: Record =
-        serde_json::from_str(&json).map_err(|e| damaged(&format!("cannot be understood: {e}")))?;
+    let record: Record = serde_json::from_str(&json).map_err(|e| damaged(&format!("is malformed: {e}")))?;
     let text = |column: &str| row.get::<_, String>(column);
     let agree = record.id.to_string() == id
         && record.tenant.as_str() == text("tenant")?
@@ -191,7 +190,7 @@ fn stored(row: &Row<'_>) -> Result<Stored, Fault> {
         && integer(record.reserved_gib())? == row.get::<_, i64>("reserved_gib")?;
     match (agree, u64::try_from(version)) {
         (true, Ok(version)) => Ok(Stored { version, record }),
-        _ => Err(damaged("does not agree with the columns beside it")),
+        _ => Err(damaged("does not match its columns")),
     }
 }
 
@@ -201,13 +200,13 @@ fn answered(row: &Row<'_>) -> Result<([u8; 32], Record), Fault> {
     let used_at: i64 = row.get("used_at")?;
     let request: Vec<u8> = row.get("request")?;
     let json: String = row.get("record")?;
-    // The key is a text of the caller's, and may be a secret of theirs.
+    // The key is chosen by the caller and might be confidential.
     let damaged =
-        |why: String| Fault::Damaged(format!("an answer kept for tenant {} {why}", tenant.escape_debug()));
+        |why: String| Fault::Damaged(format!("a stored answer of tenant {} {why}", tenant.escape_debug()));
     if row.get::<_, Vec<u8>>("checksum")? != answer_checksum(&tenant, &key, used_at, &request, &json) {
-        return Err(damaged("does not have its checksum".into()));
+        return Err(damaged("does not match its checksum".into()));
     }
-    let record = serde_json::from_str(&json).map_err(|e| damaged(format!("cannot be understood: {e}")))?;
+    let record = serde_json::from_str(&json).map_err(|e| damaged(format!("is malformed: {e}")))?;
     let request = request.try_into().map_err(|_| damaged("has no hash of its request".into()))?;
     Ok((request, record))
 }

@@ -1,4 +1,4 @@
-//! The suite on SQLite, and what only a file can suffer.
+//! The suite on SQLite, and tests for damaged or foreign files.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -16,7 +16,7 @@ use super::SqliteStore;
 use crate::caches::store::{Created, Store, StoreError, Stored, suite};
 use larder_model::class::Class;
 
-/// A state directory that is not there yet.
+/// Returns the path of a database in a state directory that does not exist yet.
 fn directory() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state").join("larder.db");
@@ -71,7 +71,7 @@ async fn records_outlive_the_process_that_wrote_them() {
 }
 
 #[tokio::test]
-async fn files_are_the_owners_alone() {
+async fn files_are_private_to_the_owner() {
     let (_dir, path) = directory();
     let store = open(&path).unwrap();
     suite::create(&store, suite::record("a", "web", 0)).await;
@@ -91,7 +91,7 @@ async fn files_are_the_owners_alone() {
 }
 
 #[tokio::test]
-async fn the_connection_is_as_it_should_be() {
+async fn the_connection_has_the_expected_settings() {
     let (_dir, path) = directory();
     let store = open(&path).unwrap();
     let db = store.connection.lock().unwrap();
@@ -111,7 +111,7 @@ async fn the_connection_is_as_it_should_be() {
 }
 
 #[tokio::test]
-async fn nobody_else_opens_it_meanwhile() {
+async fn other_processes_cannot_open_it() {
     let (_dir, path) = directory();
     let store = open(&path).unwrap();
     let stored = suite::create(&store, suite::record("a", "web", 0)).await;
@@ -123,7 +123,7 @@ async fn nobody_else_opens_it_meanwhile() {
     drop(reader);
     assert_eq!(store.list(None).await.unwrap(), std::slice::from_ref(&stored));
     drop(store);
-    // With it closed everything is in the one file, which any SQLite reads.
+    // After closing, all data is in the one file, which any SQLite can read.
     assert!(!path.with_extension("db-wal").exists());
     let backup = path.with_extension("backup");
     fs::copy(&path, &backup).unwrap();
@@ -133,7 +133,7 @@ async fn nobody_else_opens_it_meanwhile() {
 #[test]
 fn a_lost_database_is_not_a_first_start() {
     let (_dir, path) = directory();
-    assert!(refused(&path, true).contains("volumes of tenants are there"));
+    assert!(refused(&path, true).contains("volumes of tenants exist"));
     assert!(!path.exists() && !path.parent().unwrap().exists());
     drop(open(&path).unwrap());
     drop(SqliteStore::open(&path, true).unwrap());
@@ -142,7 +142,7 @@ fn a_lost_database_is_not_a_first_start() {
     assert!(refused(&path, true).contains("backup"));
     let wal = path.with_extension("db-wal");
     fs::write(&wal, b"what was committed").unwrap();
-    assert!(refused(&path, false).contains("-wal is there"));
+    assert!(refused(&path, false).contains("-wal exists"));
     assert_eq!(fs::read(&wal).unwrap(), b"what was committed");
     assert!(!path.exists());
 
@@ -154,7 +154,7 @@ fn a_lost_database_is_not_a_first_start() {
 }
 
 #[test]
-fn a_database_made_by_half_is_made_anew() {
+fn an_incomplete_database_is_created_again() {
     let (_dir, path) = directory();
     fs::create_dir(path.parent().unwrap()).unwrap();
     for left_over in ["db.new", "db.new-wal", "db.new-shm", "db.new-journal"] {
@@ -168,13 +168,13 @@ fn a_database_made_by_half_is_made_anew() {
 }
 
 #[test]
-fn what_is_not_ours_is_left_alone() {
+fn foreign_files_are_left_alone() {
     let (dir, path) = directory();
     fs::create_dir(path.parent().unwrap()).unwrap();
     let unchanged = |what: &str| {
         let before = fs::read(&path).unwrap();
-        let told = refused(&path, true);
-        assert!(told.contains(what), "{told}");
+        let error = refused(&path, true);
+        assert!(error.contains(what), "{error}");
         assert_eq!(fs::read(&path).unwrap(), before);
         fs::remove_file(&path).unwrap();
     };
@@ -187,7 +187,7 @@ fn what_is_not_ours_is_left_alone() {
     let change = |sql: &str| {
         drop(open(&path).unwrap());
         Connection::open(&path).unwrap().execute_batch(sql).unwrap();
-        // A write of another connection leaves its journal to the last one, which is closed by now.
+        // The last connection deletes the journal, and it is closed by now.
         assert!(!path.with_extension("db-wal").exists());
     };
     change("PRAGMA user_version = 2");
@@ -209,7 +209,7 @@ fn what_is_not_ours_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_row_that_was_changed_is_told_by_its_name() {
+async fn the_error_names_a_changed_row() {
     let (_dir, path) = directory();
     let store = open(&path).unwrap();
     let stored = suite::create(&store, suite::record("a", "web", 0)).await;
@@ -232,32 +232,32 @@ async fn a_row_that_was_changed_is_told_by_its_name() {
     let of_answer = of_answer.map(|change| format!("UPDATE answer SET {change}"));
     let of_clock = ["UPDATE clock SET noted = '1999-01-01T00:00:00Z'".to_owned()];
     for sql in of_cache.iter().chain(&of_answer).chain(&of_clock) {
-        // Before the next start ...
+        // While the store is open ...
         store.connection.lock().unwrap().execute_batch(&format!("SAVEPOINT s; {sql}")).unwrap();
-        let told = look_at_all(&store, stored.record.id).await.unwrap_err();
+        let error = read_all(&store, stored.record.id).await.unwrap_err();
         store.connection.lock().unwrap().execute_batch("ROLLBACK TO s; RELEASE s").unwrap();
-        assert_eq!(told.class(), Class::Corrupt, "{sql}: {told}");
-        // ... and at it.
+        assert_eq!(error.class(), Class::Corrupt, "{sql}: {error}");
+        // ... and at the next start.
         let copy = path.with_extension("copy");
         let _ = fs::remove_file(&copy);
         store.connection.lock().unwrap().execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
         assert_eq!(open(&copy).unwrap().list(None).await.unwrap(), whole);
         Connection::open(&copy).unwrap().execute_batch(sql).unwrap();
-        let told = refused(&copy, false);
-        assert!(!told.contains("secret-key"), "{told}");
+        let message = refused(&copy, false);
+        assert!(!message.contains("secret-key"), "{message}");
         let of_this = sql.starts_with("UPDATE cache") && !sql.contains("CAST");
-        assert!(!of_this || told.contains(&id), "{sql}: {told}");
+        assert!(!of_this || message.contains(&id), "{sql}: {message}");
     }
     assert_eq!(store.list(None).await.unwrap(), whole);
 }
 
-async fn look_at_all(
+async fn read_all(
     store: &SqliteStore,
     id: larder_model::image_cache::CacheId,
 ) -> Result<Option<Stored>, StoreError> {
     store.list(None).await?;
     store.noted().await?;
-    let proven = super::rows::prove_all(&store.connection.lock().unwrap());
-    proven.map_err(|fault| fault.into_error(&store.path, "reading"))?;
+    let verified = super::rows::verify_all(&store.connection.lock().unwrap());
+    verified.map_err(|fault| fault.into_error(&store.path, "reading"))?;
     store.get(id).await
 }

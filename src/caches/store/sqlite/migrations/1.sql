@@ -1,4 +1,4 @@
--- One row for each record. `record` is the truth, as JSON; the columns before it are what SQL decides by, and `checksum`
+-- One row per record. `record` is authoritative (JSON). The columns before it are for SQL conditions, and `checksum`
 -- covers id, version and record.
 CREATE TABLE cache (
     id TEXT NOT NULL PRIMARY KEY,
@@ -12,7 +12,7 @@ CREATE TABLE cache (
     UNIQUE (tenant, name)
 ) STRICT;
 
--- The first answer to a create that came with an Idempotency-Key; it outlives its record. `used_at` in microseconds since
+-- The first answer to a create with an Idempotency-Key, which outlives its record. `used_at` is in microseconds since
 -- 1970.
 CREATE TABLE answer (
     tenant TEXT NOT NULL,
@@ -26,7 +26,7 @@ CREATE TABLE answer (
 
 CREATE INDEX answer_by_time ON answer (tenant, used_at);
 
--- The clocks as they were noted last (JSON), in one row.
+-- The clocks saved last (JSON), in one row.
 CREATE TABLE clock (
     id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
     noted TEXT NOT NULL,

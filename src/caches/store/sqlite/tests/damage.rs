@@ -1,4 +1,4 @@
-//! Files whose bytes changed: an error or the truth, and never a panic.
+//! Databases with changed bytes: reads return an error or the correct data, and never panic.
 
 use std::collections::HashSet;
 use std::fs;
@@ -10,9 +10,9 @@ use crate::caches::store::{Admission, Created, Store, StoreError, Stored, Tenant
 use larder_model::class::Class;
 use larder_sys::clock::guard::Noted;
 
-/// Everything that a store can tell.
+/// The complete contents of a store.
 #[derive(Clone, Debug, PartialEq)]
-struct Told {
+struct Contents {
     records: Vec<Stored>,
     answers: Vec<Record>,
     noted: Option<Noted>,
@@ -20,31 +20,31 @@ struct Told {
 
 const KEYS: [&str; 3] = ["first", "second", "third"];
 
-/// A few writes; what the store tells after each.
-async fn fill(store: &SqliteStore) -> Vec<Told> {
-    let mut history = vec![tell(store).await.unwrap()];
+/// Writes a few times and returns the contents after each write.
+async fn fill(store: &SqliteStore) -> Vec<Contents> {
+    let mut history = vec![read_contents(store).await.unwrap()];
     for (second, key) in (0..).zip(KEYS) {
         let record = suite::record("a", key, second);
         let Created::New(stored) = store.create(record, suite::ROOM, suite::key(key, 1)).await.unwrap()
         else {
             panic!("not new")
         };
-        history.push(tell(store).await.unwrap());
+        history.push(read_contents(store).await.unwrap());
         store.replace(stored).await.unwrap();
-        history.push(tell(store).await.unwrap());
+        history.push(read_contents(store).await.unwrap());
         let other = suite::create(store, suite::record("b", key, second)).await;
-        history.push(tell(store).await.unwrap());
+        history.push(read_contents(store).await.unwrap());
         if second == 0 {
             store.remove(other.record.id, other.version).await.unwrap();
-            history.push(tell(store).await.unwrap());
+            history.push(read_contents(store).await.unwrap());
         }
         store.note(suite::noted(suite::at(second))).await.unwrap();
-        history.push(tell(store).await.unwrap());
+        history.push(read_contents(store).await.unwrap());
     }
     history
 }
 
-async fn tell(store: &SqliteStore) -> Result<Told, StoreError> {
+async fn read_contents(store: &SqliteStore) -> Result<Contents, StoreError> {
     let records = store.list(None).await?;
     for stored in &records {
         assert_eq!(store.get(stored.record.id).await?.as_ref(), Some(stored));
@@ -60,17 +60,17 @@ async fn tell(store: &SqliteStore) -> Result<Told, StoreError> {
             Err(e) => return Err(e),
         }
     }
-    Ok(Told { records, answers, noted: store.noted().await? })
+    Ok(Contents { records, answers, noted: store.noted().await? })
 }
 
-/// What the files at `path` tell; nothing where they are refused as they should be.
-async fn reopened(path: &Path) -> Option<Told> {
-    let told = match SqliteStore::open(path, true) {
-        Ok(store) => tell(&store).await,
+/// Reads the contents of the files at `path`. `None` if they are refused with the expected error.
+async fn reopened(path: &Path) -> Option<Contents> {
+    let contents = match SqliteStore::open(path, true) {
+        Ok(store) => read_contents(&store).await,
         Err(e) => Err(e),
     };
-    match told {
-        Ok(told) => Some(told),
+    match contents {
+        Ok(contents) => Some(contents),
         Err(e) => {
             assert!(matches!(e.class(), Class::Corrupt | Class::Conflict), "{e:?}");
             None
@@ -78,7 +78,7 @@ async fn reopened(path: &Path) -> Option<Told> {
     }
 }
 
-/// Masks that turn one bit, all bits, and what makes another type or length of a value.
+/// Masks that flip one bit, all bits, or the bit that changes the type or length of a value.
 const MASKS: [u8; 3] = [0x01, 0xff, 0x40];
 
 #[tokio::test]
@@ -96,15 +96,15 @@ async fn a_byte_of_the_database() {
         changed[at] ^= mask;
         fs::write(&path, changed).unwrap();
         match reopened(&path).await {
-            Some(told) => {
-                assert_eq!(told, truth, "byte {at} by {mask:#x}");
+            Some(contents) => {
+                assert_eq!(contents, truth, "byte {at} by {mask:#x}");
                 right += 1;
             }
             None => refused += 1,
         }
         clear(&path);
     }
-    // Free space of pages can be right, rows and pages cannot.
+    // A change in free space is harmless; a change in rows or page headers is not.
     assert!(refused > 100 && right > 0, "{refused} refused, {right} right");
     fs::write(&path, bytes).unwrap();
     assert_eq!(reopened(&path).await, Some(truth));
@@ -125,8 +125,8 @@ async fn a_database_cut_short() {
     }
 }
 
-/// A log that ends early is what a crash leaves, and SQLite ends it at the first frame without its checksum. So the truth at
-/// some moment is all that can be asked of it.
+/// A crash can leave a truncated log, which SQLite ends at the first frame with a wrong checksum. So any
+/// earlier state is correct.
 #[tokio::test]
 async fn a_byte_of_the_log() {
     let (_dir, path) = directory();
@@ -145,16 +145,16 @@ async fn a_byte_of_the_log() {
     assert_eq!(reopened(&log).await.as_ref(), history.last());
     assert_eq!(reopened(b"").await.as_ref(), history.first());
     let mut moments = HashSet::new();
-    let mut known = |told: Option<Told>, what: &str| {
-        let Some(told) = told else { return };
-        let moment = history.iter().position(|then| *then == told);
-        moments.insert(moment.unwrap_or_else(|| panic!("{what}: {told:?}")));
+    let mut check = |contents: Option<Contents>, what: &str| {
+        let Some(contents) = contents else { return };
+        let moment = history.iter().position(|then| *then == contents);
+        moments.insert(moment.unwrap_or_else(|| panic!("{what}: {contents:?}")));
     };
     for (at, mask) in (0..log.len()).step_by(211).zip(MASKS.into_iter().cycle()) {
         let mut changed = log.clone();
         changed[at] ^= mask;
-        known(reopened(&changed).await, &format!("byte {at} by {mask:#x}"));
-        known(reopened(&log[..at]).await, &format!("cut at {at}"));
+        check(reopened(&changed).await, &format!("byte {at} by {mask:#x}"));
+        check(reopened(&log[..at]).await, &format!("cut at {at}"));
     }
     assert!(moments.len() > 5, "{moments:?}");
 }
