@@ -1,4 +1,4 @@
-//! Values of templates. Maps and lists are shared, because `set` changes the map that it is given.
+//! Values of templates. Maps and lists are shared, because `set` changes its map in place.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ impl Value {
         }
     }
 
-    /// Whether `if` takes it for true (text/template, IsTrue).
+    /// Reports whether `if` treats the value as true (text/template, IsTrue).
     pub(crate) fn is_true(&self) -> bool {
         match self {
             Value::Scalar(Json::Null) => false,
@@ -67,7 +67,7 @@ impl Value {
         }
     }
 
-    /// A field of a map; null if the map does not have it.
+    /// Returns a field of a map; null if the map does not have it.
     pub(crate) fn field(&self, name: &str) -> Self {
         match self {
             Value::Map(fields) => fields.borrow().get(name).cloned().unwrap_or_else(Value::null),
@@ -75,7 +75,7 @@ impl Value {
         }
     }
 
-    /// As an action prints it.
+    /// Formats the value as an action prints it.
     pub(crate) fn print(&self) -> String {
         match self {
             Value::Scalar(Json::String(text)) => text.clone(),

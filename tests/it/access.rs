@@ -1,4 +1,5 @@
-//! Who may attach a cache of private images: registries are asked as whoever attaches, and nobody answers for them.
+//! Access checks when a cache of private images is attached: the registries decide, with the credentials of
+//! the caller.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ fn image(content: &str) -> Image {
     Image::builder(Format::Oci).layer(layer).build()
 }
 
-/// What a volume of `images` says of itself, built with the credentials in `docker_config`.
+/// Builds `images` with the credentials in `docker_config`. Returns the content of `cache.json`.
 fn build(dir: &Path, images: &[&str], docker_config: &Path) -> Content {
     let mut larder = larder();
     larder.arg("build").arg("--volume").arg(dir).args(["--size", "64MiB", "--sizing", "warn"]);
@@ -40,7 +41,7 @@ fn build(dir: &Path, images: &[&str], docker_config: &Path) -> Content {
     cache(dir).content
 }
 
-/// Nobody's credentials.
+/// Registry options without credentials.
 fn nobody() -> RegistryOrder {
     RegistryOrder {
         connections_per_host: 4,
@@ -64,7 +65,7 @@ fn wrong(dir: &Path, host: &str) -> RegistryOrder {
     with(dir.to_owned())
 }
 
-/// Impatient, and without this machine's own `certs.d`.
+/// A configuration without retries and without this machine's own `certs.d`.
 fn config() -> Config {
     let mut config = Config::default();
     config.registry.retries = 1;
@@ -185,7 +186,7 @@ fn what_the_registry_no_longer_has_is_nobodys() {
     });
 }
 
-/// A volume of one image from a registry with a password, and its registry.
+/// Builds a volume of one image from a registry with a password. Returns its registry as well.
 fn private(dir: &TempDir) -> (Registry, Image, Content) {
     let registry = Registry::with_password();
     let image = image("private");
@@ -208,7 +209,7 @@ fn nobody_answers_for_a_registry() {
             plain_http: true,
             ..Host::default()
         }];
-        // What the mirror gives to all, it gives to a build.
+        // A build can use content that the mirror serves to everyone.
         let toml = dir.path().join("larder.toml");
         let host = registry.host();
         let text = format!("registry.host = [{{ name = '{host}', mirrors = ['http://{}'] }}]", mirror.host());
@@ -274,7 +275,7 @@ fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed()
         assert_eq!((class, refusals.len()), (Class::Transient, 1), "{text}");
         assert_eq!(refusals[0].image, images[0]);
 
-        // A denial decides: another try does not heal it.
+        // A denial is the final result, because a retry cannot change it.
         let forbidden =
             Fault::Status { path: "team/two/manifests".into(), status: 403, times: 1000, retry_after: None };
         registry.fault(forbidden);
@@ -302,7 +303,7 @@ fn a_volume_that_calls_an_image_by_two_names_is_not_asked_about() {
         let change = |change: &dyn Fn(&mut Content)| {
             let mut changed = content.clone();
             change(&mut changed);
-            // Its digest holds, as an enemy would have it.
+            // The digest matches, as an attacker would make it.
             CacheManifest::new(changed).unwrap().content
         };
         for lie in [

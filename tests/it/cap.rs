@@ -1,4 +1,5 @@
-//! The cap: never passed at any instant, and not wasted either; and what a full file system becomes.
+//! The size cap: never exceeded at any time, used almost completely, and reported correctly when the file
+//! system is full.
 
 use std::fs;
 use std::path::Path;
@@ -45,7 +46,7 @@ fn layer(name: &str) -> Layer {
         }),
         other => panic!("no layer {other}"),
     };
-    // The tar itself is small where it is compressed well, so that much is written for every byte that comes in.
+    // The tar is small if it compresses well, so each input byte causes many written bytes.
     built.gzip().into()
 }
 
@@ -63,7 +64,7 @@ fn image(names: &[&str]) -> Image {
     Image::builder(Format::Oci).layers(names.iter().map(|name| layer(name))).build()
 }
 
-/// Runs a build that must keep to `size`, whatever becomes of it.
+/// Runs a build with the cap `size`, with any result.
 fn capped(served: &Served, volume: &Path, size: u64) -> Watched {
     let seen = watch(&mut served.build(volume, size), volume);
     assert!(seen.most <= size, "{} of {size} bytes\n{}", seen.most, seen.said());
@@ -76,7 +77,7 @@ fn empty(volume: &Path) {
     }
 }
 
-/// What it needs, what it does with a hundredth more (a tenth for images), and with less.
+/// Checks the required size, a build with 1 % more (10 % for EROFS images), and builds with less.
 fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
     let served = Served::new([image(names)]).with(form);
     let disk = FileSystem::new(kind, 2 * PLENTY);
@@ -86,7 +87,7 @@ fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
     eprintln!("{kind:?} {form:?} {names:?}: need {need}");
 
     empty(&volume);
-    // Ends of files wait beside the image of their layer until it is complete.
+    // The ends of files wait next to the image of their layer until it is complete.
     let used = if form == LayerFormat::Erofs { 90 } else { 99 };
     let size = need * 100 / used + 1;
     let tight = capped(&served, &volume, size);
@@ -108,7 +109,7 @@ fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
     succeed(larder().arg("verify").arg(&volume));
 }
 
-/// The message names a layer of the image, what was needed and what was left.
+/// The message names a layer of the image, the required space and the available space.
 fn refused_for_space(served: &Served, build: &Watched) {
     assert_eq!(Class::NoSpace.exit_code(), 73);
     let said = build.said();
@@ -142,7 +143,7 @@ fn the_cap_holds_for_images() {
     });
 }
 
-/// A hard link to a sparse file of a lower layer copies it up: holes and all.
+/// A hard link to a sparse file of a lower layer copies the file, holes included.
 #[case]
 fn a_sparse_file_that_is_copied_up_stays_sparse() {
     isolated(&TOOLS, || {
@@ -194,7 +195,7 @@ fn inodes_that_run_out_are_named_and_more_of_them_heal() {
         assert!(full.said().contains("inodes"), "{}", full.said());
         assert!(full.said().contains(&served.references()[0]), "{}", full.said());
         assert!(nothing_staged(&volume));
-        // A file system with more inodes, and what was kept copied to it.
+        // A file system with more inodes, and a copy of the committed content.
         let larger = FileSystem::new(Kind::Ext4 { inodes: 20_000 }, 200 * MIB);
         let moved = larger.path().join("volume");
         succeed(Command::new("cp").arg("-a").arg(&volume).arg(&moved));

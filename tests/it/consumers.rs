@@ -1,4 +1,5 @@
-//! The harness itself, without larder: where one of these fails, the machine is at fault and not the builder.
+//! Tests of the harness itself, without larder: a failure here is a problem of the machine, not of the
+//! builder.
 
 use std::fs;
 use std::process::Command;

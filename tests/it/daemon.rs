@@ -1,4 +1,4 @@
-//! `larder serve` as a process: it starts, refuses to start, stops, dies, and goes on where it was.
+//! `larder serve` as a process: it starts, refuses to start, stops, is killed, and resumes its work.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -21,7 +21,7 @@ const NEEDS: &[Need] = &[Need::Program("docker-registry")];
 const A: Tenant = Tenant("team-a");
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Several layers, so that a build has many points at which it can be cut off.
+/// Returns an image with several layers, so that a build has many points at which it can be interrupted.
 fn image() -> Image {
     let layer =
         |seed: u64| Layer::from(LayerBuilder::new().file(format!("f{seed}"), random(seed, 6 << 20)).gzip());
@@ -90,7 +90,7 @@ fn a_daemon_killed_while_it_builds_goes_on() {
         let mut daemon = Daemon::start(&[A], ROOMY);
         for (number, pause) in [0, 20, 60, 150, 300, 600].into_iter().enumerate() {
             let id = daemon.order(A, &format!("web-{number}"), std::slice::from_ref(&image));
-            // Not a wait for anything: the point at which the blow falls.
+            // This chooses the moment of the kill, and waits for nothing.
             std::thread::sleep(Duration::from_millis(pause));
             daemon.kill();
             daemon.restart();
@@ -117,7 +117,7 @@ fn a_killed_builder_is_started_again() {
                 assert!(Instant::now() < deadline, "no builder is started\n{}", daemon.log());
             };
             std::thread::sleep(Duration::from_millis(number * 40));
-            // One that has ended by now was faster than the blow.
+            // A child that has ended by now was faster than the signal.
             killed += usize::from(kill(Pid::from_raw(child), Signal::SIGKILL).is_ok());
             daemon.settle(A, &id, "Available", LIMIT);
         }
@@ -142,7 +142,7 @@ fn a_daemon_killed_while_it_refreshes_goes_on() {
             std::thread::sleep(Duration::from_millis(pause));
             daemon.kill();
             daemon.restart();
-            // What was there is served until the new one has taken its place.
+            // The old cache is served until the new one has replaced it.
             let details = || daemon.ask(A, "GET", &format!("/larder/v1/caches/{id}"), None).expect(200);
             let deadline = Instant::now() + LIMIT;
             let manifest = json!(changed.manifest.digest.to_string());
@@ -200,7 +200,7 @@ fn a_damaged_database_is_told_and_nothing_is_made_anew() {
         fs::remove_file(&database).unwrap();
         let said = exits(65, &mut serve(daemon.config().parent().unwrap()));
         assert!(said.contains("volumes of tenants are there") && !database.exists(), "{said}");
-        // With the backup back in its place all is as it was.
+        // With the backup restored, everything works as before.
         fs::write(&database, &whole).unwrap();
         daemon.restart();
         let cache = daemon.ask(A, "GET", &format!("/v5/imagecaches/{id}"), None).expect(200);
@@ -208,7 +208,7 @@ fn a_damaged_database_is_told_and_nothing_is_made_anew() {
     });
 }
 
-/// What a daemon holds: descriptors, control groups of builders, their secrets, and children.
+/// Returns the resources of a daemon: descriptors, control groups of builders, their secrets, and children.
 fn held(daemon: &Daemon) -> (usize, Vec<String>, usize, usize) {
     let groups = ["memory", "cpu", "pids"].map(|controller| format!("/sys/fs/cgroup/{controller}"));
     let own = format!("larder-{}.", daemon.pid());
@@ -239,7 +239,7 @@ fn nothing_is_left_of_what_is_over() {
             let status =
                 daemon.ask(A, "POST", &format!("/larder/v1/caches/{cancelled}/cancel"), None).0.status;
             assert!([202, 409].contains(&status), "{status}");
-            // Whoever asks for a plan hangs up, and its process goes with them.
+            // If the client of a plan disconnects, its process is killed.
             let plan =
                 json!({"name": "x", "images": images, "building_config": {"cluster": "here"}}).to_string();
             for _ in 0..3 {
@@ -316,7 +316,7 @@ fn a_slow_client_is_cut_while_others_are_served() {
                 slow.len(),
                 daemon.log()
             );
-            // A byte now and then, which a time-out that starts anew with each would take for progress.
+            // Send a byte now and then. A timeout that restarts with each byte would count this as progress.
             slow.retain_mut(|stream| stream.write_all(b"x").is_ok() && !has_ended(stream));
             let answer = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
             assert_eq!(answer, json!({"image_caches": []}));
@@ -325,7 +325,7 @@ fn a_slow_client_is_cut_while_others_are_served() {
     });
 }
 
-/// Whether the other side has closed the connection.
+/// Reports whether the other side has closed the connection.
 fn has_ended(stream: &mut TcpStream) -> bool {
     let mut buffer = [0; 4096];
     loop {
@@ -343,7 +343,8 @@ fn connections_are_bounded() {
         let more = "api.max_connections = 8\napi.header_timeout_seconds = 2\n";
         let daemon = Daemon::start(&[A], &format!("{ROOMY}{more}"));
         let idle: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(daemon.address()).unwrap()).collect();
-        // Those beyond wait until the first are cut, so everybody is served in the end.
+        // Connections beyond the limit wait until the first ones are closed, so every client is served
+        // eventually.
         let answer = send(daemon.address(), "GET", "/healthz", &[], &[]).unwrap();
         assert_eq!(answer.status, 200);
         drop(idle);

@@ -1,4 +1,4 @@
-//! The real binary against a registry that misbehaves on purpose: what each fault becomes, and what it says.
+//! The real binary with a registry that injects faults: the exit code and the message of each fault.
 
 use std::path::Path;
 use std::process::Command;
@@ -146,7 +146,7 @@ fn faults_that_fail_the_build_by_class() {
             assert!(said.contains(words) && said.contains("team/app:1"), "{fault:?}: {said}");
             let staging = bench.volume().join(".larder/staging");
             assert!(!staging.exists() || staging.read_dir().unwrap().next().is_none(), "{fault:?}");
-            // Healed, the same command ends well.
+            // After the fault is removed, the same command succeeds.
             bench.registry.heal();
             succeed(&mut bench.build());
         }
@@ -216,7 +216,7 @@ fn manifests_that_share_a_config_and_a_diff_id_used_twice() {
         let other = Layer::from(LayerBuilder::new().dir("etc").gzip());
         let twice = [layer.clone(), other.clone(), layer.clone()];
         let bench = Bench::of(Image::builder(Format::Oci).layers(twice.clone()).build());
-        // The same config under a manifest of its own, whose layers are compressed otherwise.
+        // The same config under another manifest, whose layers are compressed differently.
         let layers: Vec<_> = [&again, &other, &again]
             .map(|layer| {
                 let media_type = Format::Oci.layer(layer.suffix);

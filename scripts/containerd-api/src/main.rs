@@ -1,12 +1,13 @@
-//! `containerd-api PROTOS OUT`: the Rust of those services of containerd that are used, made of the protos below PROTOS.
+//! `containerd-api PROTOS OUT` generates Rust code for the containerd services that Larder uses, from the
+//! protos below PROTOS.
 
 use std::path::Path;
 use std::{env, error, fs};
 
 const SERVICES: &str = "github.com/containerd/containerd/api/services";
-/// What is answered as well as asked.
+/// The service with a client and a server.
 const SERVED: &str = "snapshots/v1/snapshots.proto";
-/// What is asked.
+/// The services with a client only.
 const ASKED: [&str; 6] = [
     "containers/v1/containers.proto",
     "content/v1/content.proto",
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     fs::create_dir_all(out)?;
     let all: Vec<&str> = [SERVED].into_iter().chain(ASKED).collect();
     write(protos, &all, false, Path::new(out))?;
-    // With the other half; what it has in common with the rest is there already.
+    // The server half. The client half and the messages are generated already.
     let half = Path::new(out).join("served");
     fs::create_dir_all(&half)?;
     write(protos, &[SERVED], true, &half)?;
@@ -62,7 +63,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
 fn write(protos: &str, services: &[&str], served: bool, out: &Path) -> Result<(), Box<dyn error::Error>> {
     let files = services.iter().map(|service| format!("{SERVICES}/{service}"));
     let mut described = protox::compile(files, [protos])?;
-    // Comments, which are in the form of another language.
+    // Comments of the protos, which are not valid rustdoc.
     described.file.iter_mut().for_each(|file| file.source_code_info = None);
     tonic_prost_build::configure()
         // Callers bring their own connections.

@@ -1,4 +1,4 @@
-//! What is mounted, noted and written, and how it goes again.
+//! Mounts, records and files that `attach` creates and `detach` removes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ fn mounts() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
-/// Each kind of volume, with the path that `attach` is given.
+/// Creates a volume of each kind. Returns the paths to give to `attach`.
 fn kinds(served: &Served) -> Vec<PathBuf> {
     let (directory, disk) = (served.beside("directory"), served.beside("disk"));
     succeed(&mut served.build(&directory, SIZE));
@@ -70,7 +70,7 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
                     assert!(path.to_str().unwrap().starts_with(want), "{path:?}");
                 }
 
-                // Again, by all names, and without a place: nothing changes.
+                // A repeated attach, by any name of the volume and without a mount point, changes nothing.
                 succeed(&mut node.attach(&volume, &at));
                 assert_eq!(succeed(&mut node.larder("attach", &volume)), format!("{}\n", at.display()));
                 assert_eq!(mounts(), mounted);
@@ -92,18 +92,18 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
     });
 }
 
-/// Unmounts it as a boot does.
+/// Unmounts it, as a reboot does.
 pub(super) fn lose(at: &Path) {
     nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }
 
-/// The only unit.
+/// Returns the only unit.
 pub(super) fn unit(node: &Node) -> PathBuf {
     let units = fs::read_dir(node.path("/etc/systemd/system")).unwrap();
     units.map(|unit| unit.unwrap().path()).find(|path| path.is_file()).unwrap()
 }
 
-/// What it does at a boot.
+/// Returns the command that the unit runs at boot.
 pub(super) fn exec_start(node: &Node) -> Command {
     let text = fs::read_to_string(unit(node)).unwrap();
     let of = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
@@ -121,7 +121,7 @@ fn it_is_there_again_after_a_boot() {
         let node = Node::new();
         let at = node.place("icv");
         for volume in kinds(&served) {
-            // As root has it on a node: nothing of the command is left out.
+            // The full command, as root runs it on a node.
             let mut attach = node.attach(&volume, &at);
             attach.args(["--runtime", "podman"]);
             succeed(&mut attach);
@@ -165,7 +165,7 @@ fn what_is_in_the_way_is_told_and_stays() {
         assert!(said.contains("say which"), "{said}");
         succeed(&mut node.detach(&also));
 
-        // Somebody has a file open, and then a container's overlay stands on it.
+        // The volume is in use: first by an open file, then by the overlay of a container.
         let file = fs::File::open(at.join("cache.json")).unwrap();
         exits(75, &mut node.detach(&at));
         drop(file);
@@ -184,7 +184,7 @@ fn what_is_in_the_way_is_told_and_stays() {
         nix::mount::umount(&merged).unwrap();
         succeed(&mut node.detach(&at));
 
-        // A volume that was made anew is not the one that was attached.
+        // A rebuilt volume is not the one that was attached.
         succeed(&mut node.attach(&volume, &at));
         lose(&at);
         fs::remove_dir_all(&volume).unwrap();
@@ -204,7 +204,7 @@ fn whoever_is_killed_in_between_can_go_on() {
         let volume = served.volume();
         succeed(served.build(&volume, SIZE).args(["--volume-kind", "disk"]));
         let (mut attached, mut detached) = (0, 0);
-        // From before anything was done to after everything was.
+        // Kill points from before the first step to after the last.
         for step in 0..40 {
             let cut = |mut command: Command| {
                 let mut running = Running::start(&mut command);
@@ -218,7 +218,7 @@ fn whoever_is_killed_in_between_can_go_on() {
             assert!(at.join("cache.json").is_file());
             assert_eq!(node.configured().len(), 2);
             detached += cut(node.detach(&at));
-            // Gone already, or it goes now.
+            // It was removed already, or is removed now.
             let code = node.detach(&at).status().unwrap().code();
             assert!(matches!(code, Some(0 | 64)), "{code:?}");
             assert_eq!(mounts(), before);

@@ -1,4 +1,4 @@
-//! Containers in user namespaces of their own, on an attached volume.
+//! Containers in private user namespaces, on an attached volume.
 
 use larder_model::job::LayerFormat;
 use larder_testing::image::{Format, Image, busybox};
@@ -23,7 +23,7 @@ fn image() -> Image {
     Image::builder(Format::Oci).layer(busybox().unwrap()).layers([lower.into(), upper.into()]).build()
 }
 
-/// Owners are those of the image, seen by an ID of the host that is not root's.
+/// Owners are those of the image, with an ID that is not root on the host.
 const SHOW: &str = "cat /etc/name /etc/more; stat -c ' %u:%g %a' /etc/more; test -e /gone || awk '$1 == 0 {print ($2 > 0)}' /proc/self/uid_map";
 
 #[case]
@@ -63,7 +63,7 @@ fn who_attaches_images_hears_that_they_are_not() {
         succeed(node.attach(&volume, &at).args(["--runtime", "podman"]));
         let reference = &served.references()[0];
         assert_eq!(node.printed(reference, "cat /etc/name"), "one ");
-        // If this starts one day, the note is wrong.
+        // If this starts one day, the documented limitation is obsolete.
         let said = exits(127, &mut node.container(&["--userns=auto"], reference, &["/bin/cat", "/etc/name"]));
         assert!(said.contains("not found") || said.contains("No such file"), "{said}");
         succeed(&mut node.detach(&at));

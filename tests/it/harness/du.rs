@@ -1,4 +1,4 @@
-//! How much a volume occupies while it is built, as du(1) counts it.
+//! The space that a volume occupies during a build, as du(1) counts it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use nix::unistd::Pid;
 
 use super::served::descendants;
 
-/// Bytes that `du -s -B1` counts.
+/// Returns the bytes that `du -s -B1` counts.
 pub(crate) fn used(volume: &Path) -> u64 {
     let output = Command::new("du").args(["-s", "-B1"]).arg(volume).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     printed.split('\t').next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
-/// What was seen of a build.
+/// Measurements of a build.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) output: Output,
-    /// Most bytes that the volume occupied at any look.
+    /// Maximum number of bytes that any sample found.
     pub(crate) most: u64,
-    /// How often it was looked at.
+    /// Number of samples taken.
     pub(crate) looks: usize,
 }
 
@@ -38,8 +38,8 @@ impl Watched {
     }
 }
 
-/// Runs `build` to its end and looks at `volume` again and again. All processes of the build stand still during a look: du
-/// would count a layer that is renamed meanwhile twice.
+/// Runs `build` to its end and samples the size of `volume` repeatedly. All processes of the build are
+/// stopped during a sample, because du would count a layer twice that is renamed meanwhile.
 pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
     let child = build.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
@@ -47,7 +47,7 @@ pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
         let volume: PathBuf = volume.to_owned();
         move || {
             let (mut most, mut looks) = (0, 0);
-            // A zombie answers to signals until it is waited for, which only happens when this has ended.
+            // A zombie accepts signals until its parent waits for it. That happens only after this loop.
             while stop(pid) {
                 most = most.max(used(&volume));
                 looks += 1;
@@ -62,9 +62,10 @@ pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
     Watched { output, most: most.max(used(volume)), looks }
 }
 
-/// Stops a build, which is `pid` and its children, and waits until all their threads stand still; false when it has ended.
+/// Stops a build (`pid` and its children) and waits until all their threads are stopped. Returns false if it
+/// has ended.
 fn stop(pid: Pid) -> bool {
-    // A parent stands still before its children are looked for, so none is started after that.
+    // A parent is stopped before the search for its children, so it starts none after that.
     if !stop_one(pid) {
         return false;
     }
@@ -91,15 +92,15 @@ fn stop_one(pid: Pid) -> bool {
     }
 }
 
-/// Lets a stopped build go on.
+/// Continues a stopped build.
 fn go_on(pid: Pid) {
     for process in [vec![pid.as_raw()], descendants(pid.as_raw())].concat() {
-        // Errors: one that has ended meanwhile.
+        // An error means that the process has just ended.
         let _ = kill(Pid::from_raw(process), Signal::SIGCONT);
     }
 }
 
-/// The letter after the name in `/proc/…/stat` (proc_pid_stat(5)).
+/// Returns the letter after the name in `/proc/…/stat` (proc_pid_stat(5)).
 fn state(path: &Path) -> Option<char> {
     let stat = fs::read_to_string(path).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
