@@ -1,4 +1,4 @@
-//! Image caches of a daemon from archives that are sent to it, without a registry.
+//! Image caches of a daemon from uploaded archives, without a registry.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -22,10 +22,10 @@ use crate::harness::{Need, exits, isolated, larder, run_within, succeed};
 const A: Tenant = Tenant("team-a");
 const B: Tenant = Tenant("team-b");
 const LIMIT: Duration = Duration::from_secs(120);
-/// The query of an import as it has to be, with the names that [`Sent`] gives.
+/// The required query of an import, with the names that [`Sent`] uses.
 const QUERY: &str = "name=web&cluster=local&image=r.example.com/app-0:1";
 
-/// Archives of one image, made by `larder export`; the registry that it came from is gone.
+/// Archives of one image, created by `larder export`. Their registry is stopped.
 struct Sent {
     served: Served,
     config: Digest,
@@ -40,7 +40,7 @@ impl Sent {
         Sent { served, config }
     }
 
-    /// Layers of 3 MiB that do not compress.
+    /// Creates archives of an image with layers of 3 MiB that do not compress.
     fn random(layers: u64) -> Self {
         let layer = |seed: u64| {
             Layer::from(LayerBuilder::new().file(format!("f{seed}"), random(seed, 3 << 20)).gzip())
@@ -65,7 +65,7 @@ impl Sent {
         fs::read(self.archive(format)).unwrap()
     }
 
-    /// The query that names it.
+    /// Returns the query that names the image.
     fn query(&self, name: &str) -> String {
         format!("name={name}&cluster=local&image={}", self.reference())
     }
@@ -75,7 +75,7 @@ impl Sent {
     }
 }
 
-/// `larder cache import` as a tenant.
+/// Returns `larder cache import` as a tenant.
 fn import(daemon: &Daemon, tenant: Tenant, name: &str, source: &Path) -> Command {
     let mut command = larder();
     for variable in ["LARDER_ACCESS_KEY", "LARDER_SECRET_KEY", "LARDER_CA"] {
@@ -95,7 +95,7 @@ fn volume(daemon: &Daemon, tenant: Tenant, id: &str) -> PathBuf {
     daemon.state().join("tenants").join(tenant.0).join("volumes").join(format!("{id}.1"))
 }
 
-/// One import by hand.
+/// Sends one import request.
 fn post(daemon: &Daemon, tenant: Tenant, query: &str, more: &[(&str, &str)], body: &[u8]) -> Answer {
     let token = tenant.token();
     let mut headers = vec![("X-Auth-Token", token.as_str())];
@@ -107,7 +107,7 @@ fn post(daemon: &Daemon, tenant: Tenant, query: &str, more: &[(&str, &str)], bod
     Answer(send(daemon.address(), "POST", &path, &headers, body).unwrap())
 }
 
-/// The head of an import whose body is said to have `length` bytes.
+/// Sends the headers of an import whose body has the declared `length`.
 fn begin(daemon: &Daemon, query: &str, length: &str) -> TcpStream {
     let mut stream = TcpStream::connect(daemon.address()).unwrap();
     let head = format!(
@@ -130,7 +130,7 @@ fn files(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
 }
 
-/// Archives that the daemon holds open, with a name or without.
+/// Returns the number of archives that the daemon has open, including unlinked files.
 fn held(daemon: &Daemon) -> usize {
     let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
     let links = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
@@ -146,7 +146,7 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-/// Neither archive nor volume nor record.
+/// Checks that neither an archive nor a volume nor an additional record is left.
 fn nothing_is_left(daemon: &Daemon, records: usize) {
     until(daemon, "something is left", || {
         let volumes = daemon.state().join("tenants/team-a/volumes");
@@ -186,7 +186,7 @@ fn archives_become_caches_without_a_registry() {
             assert!(events.contains("was received") && events.contains("sealed"), "{events}");
             let refused = daemon.ask(A, "POST", &format!("{path}/refresh"), None).expect(409);
             assert!(refused["errorMessage"].as_str().unwrap().contains("archive"), "{refused}");
-            // The layout is made of the same blobs as the archive of one.
+            // The layout consists of the same blobs as the archive of one image.
             let origin = &shown["details"]["layers"][0]["origin"];
             assert_eq!(origin, if name == "oci-layout" { "reused" } else { "fetched" }, "{name}");
             assert!(daemon.log().lines().all(|line| !line.contains("ustar")));
@@ -205,7 +205,8 @@ fn archives_become_caches_without_a_registry() {
     });
 }
 
-/// From standard input, compressed as a whole, by keys, and under a name of the sender's.
+/// An upload from standard input, compressed as a whole, with access keys, and under a name that the sender
+/// chooses.
 #[case]
 fn other_ways_to_send() {
     isolated(&[], || {
@@ -235,7 +236,7 @@ fn other_ways_to_send() {
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&none.stderr);
-        // The path of the host is nobody's business.
+        // The message must not reveal the path on the host.
         let told = format!("the archive has no image of that name; it has {}", sent.reference());
         assert!(none.status.code() == Some(64) && said.contains(&told), "{said}");
         sent.nothing_was_asked();
@@ -248,7 +249,7 @@ fn a_damaged_archive_fails_and_leaves_nothing() {
         let sent = Sent::random(2);
         let daemon = Daemon::start(&[A], ROOMY);
         let whole = sent.bytes("docker-archive");
-        // In the content of a file, far from every header.
+        // An offset in the content of a file, far from every header.
         let inside = random(1, 3 << 20)[1 << 20..][..64].to_vec();
         let at = whole.windows(64).position(|window| window == inside).unwrap();
         let mut flipped = whole.clone();
@@ -296,7 +297,7 @@ fn what_cannot_be_is_refused() {
         let stranger =
             send(daemon.address(), "POST", &format!("/larder/v1/import?{QUERY}"), &[], &tar).unwrap();
         assert_eq!(stranger.status, 401);
-        // Nothing of these is read: the answer comes before a byte of the body.
+        // The daemon refuses these from the headers, before it reads the body.
         let gib = |gib: u64| format!("Content-Length: {}", gib << 30);
         let cases = [
             (format!("{QUERY}&image_cache_size=20"), gib(21), "413"),
@@ -308,7 +309,7 @@ fn what_cannot_be_is_refused() {
         for (query, length, want) in cases {
             let mut stream = begin(&daemon, &query, &format!("{length}\r\nExpect: 100-continue"));
             let got = status(&mut stream);
-            // Where the disk of this machine is small it is the disk that refuses.
+            // If the disk of this machine is small, the request is refused for lack of disk space.
             assert!(got == want || (want == "100" && got == "507"), "{query} {length}: {got}");
         }
         nothing_is_left(&daemon, 0);
@@ -334,13 +335,13 @@ fn who_hangs_up_leaves_nothing() {
             assert_eq!(files(&daemon.state().join("imports")), 0, "what is not whole has no name");
             let list = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
             assert_eq!(list["image_caches"].as_array().unwrap().len(), 0, "{list}");
-            // As many as one tenant may send, and all the room that there is: both are given back.
+            // The uploads reach the limit of one tenant and use all the space. Both are released afterwards.
             assert_eq!(status(&mut begin(&daemon, QUERY, "Content-Length: 100")), "429");
             let order = serde_json::json!({"name": "x", "images": ["a:1"], "image_cache_size": 30,
                 "building_config": {"cluster": "here"}});
             daemon.ask(A, "POST", "/larder/v1/plan", Some(&order)).expect(507);
             if number == 0 {
-                // Who is silent is cut.
+                // A stalled client is disconnected.
                 assert_eq!(status(&mut streams[0]), "400");
             }
             drop(streams);
@@ -373,7 +374,7 @@ fn a_daemon_killed_while_it_imports_goes_on() {
             let query = sent.query(&format!("web-{number}"));
             let answer = post(&daemon, A, &query, &[], &bytes).expect(201);
             let id = answer["image_cache"]["id"].as_str().unwrap();
-            // Not a wait for anything: the point at which the blow falls.
+            // This chooses the moment of the kill, and waits for nothing.
             sleep(Duration::from_millis(pause));
             daemon.kill();
             daemon.restart();
@@ -382,7 +383,7 @@ fn a_daemon_killed_while_it_imports_goes_on() {
             daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
         }
         until(&daemon, "an archive is kept", || files(&daemon.state().join("imports")) == 0);
-        // An archive that no record knows, as a crash between the two leaves it.
+        // An archive without a record, as a crash between the two steps leaves it.
         daemon.stop();
         let orphan =
             daemon.state().join("imports").join(larder_model::image_cache::CacheId::random().to_string());
@@ -435,7 +436,7 @@ fn tenants_and_keys() {
         assert_eq!(taken["errorCode"], "CCE.01409001");
         until(&daemon, "an archive is kept", || files(&daemon.state().join("imports")) == 0);
 
-        // Another tenant sees nothing of it, has the name free, and reuses none of its layers.
+        // Another tenant cannot see it, can use the same name, and reuses none of its layers.
         let path = format!("/larder/v1/caches/{id}");
         daemon.ask(B, "GET", &path, None).expect(404);
         let of_b = post(&daemon, B, &sent.query("web"), &key, &bytes).expect(201);
@@ -451,7 +452,7 @@ fn tenants_and_keys() {
         post(&daemon, A, &sent.query("web-2"), &[], &bytes).expect(201);
         let quota = post(&daemon, A, &sent.query("web-3"), &[], &bytes).expect(403);
         assert_eq!(quota["errorCode"], "CCE.01403101");
-        // As a client sees it that has much more to send than the daemon reads.
+        // The client reports the refusal even if it has much more to send than the daemon reads.
         let large = sent.served.beside("large");
         fs::write(&large, &bytes).unwrap();
         fs::File::options().write(true).open(&large).unwrap().set_len(19 << 30).unwrap();

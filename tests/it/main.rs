@@ -1,7 +1,7 @@
-//! Integration tests: the real `larder` against a real registry, with real consumers of the sealed volume.
+//! Integration tests: the real `larder` with a real registry, and real consumers of the sealed volume.
 //!
-//! Each test that needs a program or a privilege asks [`harness::Need`] first. Without it the test is reported as
-//! ignored, or fails if `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
+//! Each test that needs a program or a privilege checks [`harness::Need`] first. If one is missing, the test
+//! is reported as ignored. It fails if `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 

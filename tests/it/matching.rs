@@ -1,4 +1,4 @@
-//! `larder match`: the best cache of this node and of a daemon.
+//! `larder match`: finds the best cache of this node and of a daemon.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
@@ -66,7 +66,7 @@ impl Node {
         sealed(volume, age);
     }
 
-    /// The volume of a daemon's cache.
+    /// Returns the path of the volume of a daemon's cache.
     fn of_daemon(&self, id: CacheId, generation: u32) -> PathBuf {
         let tenant = "team-a".parse().unwrap();
         fs::create_dir_all(self.state().volumes(&tenant)).unwrap();
@@ -115,7 +115,8 @@ fn the_best_volume_of_the_node() {
         node.build(&named, &["small:1"], 30);
         node.build(&mounted, &["small:1", "other:1"], 20);
 
-        // Of the daemon's volumes the newest of each cache, sealed, is looked at, and nothing that is not named like one.
+        // Only the newest sealed volume of each cache of the daemon is examined, and no entries with other
+        // names.
         let found = node.found(&["small:1"], &[]);
         assert_eq!((&found["place"], &found["tenant"]), (&"state".into(), &"team-a".into()));
         assert_eq!(found["id"], ours.to_string());
@@ -126,7 +127,7 @@ fn the_best_volume_of_the_node() {
         exits(64, &mut node.command(&["small:1"]));
         assert_eq!(node.found(&["large:1"], &[])["volume"], text(&node.of_daemon(ours, 2)));
 
-        // Most images, then most bytes, then the newest.
+        // The order is: most images, then most bytes, then the newest.
         let volumes = ["--volume", text(&named), "--volume", text(&mounted)];
         assert_eq!(node.found(&["small:1"], &volumes)["volume"], text(&named));
         let found = node.found(&["small:1", "other:1", "absent:1", "absent:1"], &volumes);
@@ -138,7 +139,7 @@ fn the_best_volume_of_the_node() {
         assert_eq!(found["bytes"], cache(&mounted).content.totals.compressed_size);
         assert_eq!(node.found(&["small:1", "large:1"], &volumes)["volume"], text(&node.of_daemon(ours, 2)));
 
-        // Attached, it is found without being named, also while it is not mounted; alike, it comes before others.
+        // An attached volume is found without being named, also while it is not mounted. It wins ties.
         let at = node.path("at");
         let records = Attachments::new(node.state().attached());
         records.note(&Attachment::new(&mounted, &at, Utc::now())).unwrap();
@@ -228,7 +229,7 @@ fn what_cannot_be_looked_at_is_told() {
         assert!(output.status.success(), "{said}");
         assert_eq!(said.matches("a volume is passed over").count(), 2, "{said}");
         assert!(said.contains("0.json") && said.contains("changed after the seal"), "{said}");
-        // What is named has to be there.
+        // A named volume must exist.
         exits(64, node.command(&["small:1"]).args(["--volume", "/nowhere"]));
         exits(65, node.command(&["small:1"]).arg("--volume").arg(node.of_daemon(id, 1)));
         exits(73, node.command(&["small:1"]).arg("--volume").arg(node.dir.path()));
@@ -246,7 +247,7 @@ fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
         for (path, mode) in [(node.dir.path(), 0o755), (node.state().root(), 0o700), (&volume, 0o755)] {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         }
-        // Somebody without rights cannot run a binary below a home directory of root.
+        // A user without rights cannot run a binary below a home directory of root.
         let binary = node.path("larder");
         succeed(Command::new("cp").arg(larder().get_program()).arg(&binary));
         let nobody = |more: &[&str]| {
@@ -296,7 +297,7 @@ fn a_daemon_is_asked_where_one_is_named() {
         };
         let elsewhere = node.path("larder.toml");
 
-        // Nobody asks a daemon that is not named.
+        // Without the name of a daemon, none is queried.
         exits(64, &mut ask(&elsewhere, &["small:1"]));
         for by_flag in [true, false] {
             let mut command = ask(&elsewhere, &["small:1", "other:1"]);
@@ -314,7 +315,7 @@ fn a_daemon_is_asked_where_one_is_named() {
         let said = exits(64, require.args(["--require", "--host", &daemon.endpoint()]));
         assert!(said.contains(&format!("not cached: {}", node.reference("other:1"))), "{said}");
 
-        // Its volume is here.
+        // Its volume is on this host.
         let found_here = found(ask(&daemon.config(), &["small:1"]).args(["--host", &daemon.endpoint()]));
         assert_eq!((&found_here["place"], &found_here["id"]), (&"state".into(), &id.as_str().into()));
         assert_eq!(
@@ -322,7 +323,7 @@ fn a_daemon_is_asked_where_one_is_named() {
             text(&Layout::new(daemon.state()).volume(&"team-a".parse().unwrap(), &id.parse().unwrap(), 1))
         );
 
-        // By bytes the daemon's wins, and the volume here as soon as it has more of the images.
+        // By bytes the daemon's cache wins. The local volume wins as soon as it has more of the images.
         let volume = node.path("volume");
         let with = |command: &mut Command| {
             found(command.args(["--host", &daemon.endpoint(), "--volume", text(&volume)]))["place"].clone()
@@ -332,7 +333,8 @@ fn a_daemon_is_asked_where_one_is_named() {
         assert_eq!(with(&mut ask(&elsewhere, &["small:1"])), "daemon", "as many bytes, and newer");
         assert_eq!(with(&mut ask(&elsewhere, &["small:1", "other:1"])), "named");
 
-        // A daemon that was named and does not answer may have had the best one.
+        // If a named daemon does not answer, the command fails, because that daemon might have the best
+        // cache.
         exits(69, ask(&elsewhere, &["small:1"]).args(["--host", "http://127.0.0.1:1"]));
     });
 }

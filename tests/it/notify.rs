@@ -1,4 +1,4 @@
-//! What the service manager is told (sd_notify(3)), by a socket that stands in for it.
+//! Messages to the service manager (sd_notify(3)), received on a socket of the test.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
@@ -14,14 +14,14 @@ use crate::harness::isolated;
 use crate::harness::served::Running;
 
 const LIMIT: Duration = Duration::from_secs(30);
-/// `WatchdogSec=` of this manager.
+/// `WatchdogSec=` of this service manager.
 const WATCHDOG: Duration = Duration::from_secs(1);
 
-/// The manager's end.
+/// The service manager's end of the socket.
 struct Manager(UnixDatagram);
 
 impl Manager {
-    /// The next message of which a line begins with `wanted`.
+    /// Waits for the next message with a line that begins with `wanted`.
     fn hears(&self, wanted: &str) -> Vec<String> {
         let deadline = Instant::now() + LIMIT;
         let mut buffer = [0; 4096];
@@ -63,10 +63,10 @@ fn the_service_manager_is_told_from_start_to_stop() {
 
         let ready = manager.hears("READY=1");
         assert!(ready.iter().any(|line| line.starts_with("STATUS=")), "{ready:?}");
-        // Said when it is true, not before.
+        // The message is sent when the daemon is ready, not before.
         assert_eq!(send(free, "GET", "/readyz", &[], &[]).unwrap().status, 200);
 
-        // More than one in the time after which it would be taken for dead.
+        // More than one message within the watchdog timeout.
         manager.hears("WATCHDOG=1");
         let first = Instant::now();
         manager.hears("WATCHDOG=1");
@@ -77,7 +77,7 @@ fn the_service_manager_is_told_from_start_to_stop() {
         let reloading = manager.hears("RELOADING=1");
         let at = reloading.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).unwrap();
         let at = Duration::from_micros(at.parse().unwrap());
-        // The time is told in whole microseconds.
+        // The time has a resolution of one microsecond.
         assert!(at + Duration::from_micros(1) > before && at <= monotonic(), "{at:?}");
         manager.hears("READY=1");
 

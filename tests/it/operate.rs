@@ -1,4 +1,5 @@
-//! What an operator has of the daemon: its log, its metrics, its configuration, and what it takes up while it runs.
+//! Operation of the daemon: its log, its metrics, its configuration, and changes that it applies while it
+//! runs.
 
 use std::fs;
 use std::thread::sleep;
@@ -35,7 +36,7 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-/// All fields of a line of the log, those of the spans around it among them.
+/// Returns all fields of a log line, including those of its spans.
 fn fields(line: &str) -> Value {
     let mut line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
     let mut fields = line["fields"].take();
@@ -90,7 +91,7 @@ fn metrics_tell_what_was_done() {
             token.hex()
         );
         let daemon = Daemon::start(&[A], &more);
-        // Fetched after a second try, reused, and never to be had.
+        // Fetched at the second attempt, reused, and never available.
         let busy = |times| Fault::Status {
             path: "/blobs/".into(),
             status: 503,
@@ -231,7 +232,7 @@ fn a_configuration_is_shown_and_checked() {
     {
         assert!(shown.contains(line), "{line}: {shown}");
     }
-    // What is shown is a configuration, the same.
+    // The output is a valid configuration that prints as itself.
     fs::write(&file, &shown).unwrap();
     assert_eq!(succeed(&mut config("show")), shown);
 

@@ -1,5 +1,5 @@
-//! Everything at once: daemons that are killed, an API server that fails, watches that break, tenants who come and go. What must
-//! hold afterwards: every cache that is still asked for is there once, and of the others nothing.
+//! All faults at once: killed daemons, a failing API server, broken watches, and tenants that create and
+//! delete caches. Afterwards every cache that is still wanted exists once, and nothing is left of the others.
 
 use std::env;
 use std::thread::sleep;
@@ -17,7 +17,7 @@ use crate::harness::cluster::{LARDER, World, kill_daemon};
 const CACHES: u64 = 4;
 const ROUNDS: usize = 60;
 
-/// Numbers that are as good as random, the same for one seed.
+/// A pseudorandom number generator: the same numbers for one seed.
 struct Dice(u64);
 
 impl Dice {
@@ -29,8 +29,7 @@ impl Dice {
     }
 }
 
-/// One thing that goes wrong, as often as the dice say. What is only read is never in conflict, and only lists and watches
-/// are told 410.
+/// Returns a random fault. Reads never conflict, and only lists and watches get 410.
 fn fault(dice: &mut Dice) -> Fault {
     let (verb, harm) = match dice.roll(9) {
         0 => ("update", Harm::Conflict),
@@ -54,7 +53,7 @@ fn fault(dice: &mut Dice) -> Fault {
 
 fn live_through(seed: u64) {
     let Some(mut world) = World::faked() else { return };
-    // Attempts are counted, and here they are many.
+    // This test needs many attempts.
     (world.config.caches.build_retries, world.config.caches.build_retry_pause_seconds) = (1000, 1);
     let mut dice = Dice(seed);
     let api = world.api::<ImageCache>(&world.team);
@@ -72,7 +71,7 @@ fn live_through(seed: u64) {
             }
             4 | 5 => world.fake().fault(fault(&mut dice)),
             6 => {
-                // It is there, or on its way out.
+                // The object exists already, or is being deleted.
                 let _ = world.wait(api.create(&Default::default(), &world.object(&name)));
             }
             _ => {
@@ -120,7 +119,7 @@ fn live_through(seed: u64) {
 
 #[case]
 fn what_is_asked_for_is_there_once() {
-    // `LARDER_TEST_SEED=7`: that one alone.
+    // `LARDER_TEST_SEED=7` runs only this seed.
     let told = env::var("LARDER_TEST_SEED").map(|seed| vec![seed.parse().unwrap()]);
     for seed in told.unwrap_or_else(|_| vec![1, 20, 300]) {
         live_through(seed);

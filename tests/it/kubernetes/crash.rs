@@ -1,4 +1,4 @@
-//! Daemons that are killed, that lose the lease, and API servers that fail.
+//! Daemons that are killed or lose the lease, and API servers that fail.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use serde_json::json;
 
 use crate::harness::cluster::{LARDER, World, kill_daemon};
 
-/// A lease that is soon over.
+/// A lease duration that expires soon.
 const SHORT: Duration = Duration::from_secs(3);
 
-/// Requests of Larder that changed something, leases aside, which move by themselves.
+/// Returns the number of requests of Larder that changed an object, except leases, which change all the time.
 fn changes(world: &World) -> usize {
     let writes = ["create", "update", "patch", "delete"];
     let seen = world.fake().seen();
@@ -23,8 +23,8 @@ fn changes(world: &World) -> usize {
         .count()
 }
 
-/// Runs a cache from order to deletion, with a daemon that is killed after its `kill`th change; false when it does not come to
-/// so many.
+/// Runs a cache from order to deletion, with a daemon that is killed after its `kill`th change. Returns false
+/// if there were fewer changes.
 fn killed_after(kill: usize) -> bool {
     let Some(world) = World::faked() else { return false };
     let mut first = world.daemon();
@@ -53,7 +53,7 @@ fn killed_after(kill: usize) -> bool {
     let api = world.api::<ImageCache>(&world.team);
     world.wait(api.delete("web", &DeleteParams::default())).unwrap();
     world.until("the object is gone", || {
-        // On the way out too.
+        // The deletion is interrupted, too.
         let kill_again = !killed_again && changes(&world) > before + kill % 5;
         if kill_again {
             kill_daemon(&world, &mut second, true);
@@ -119,7 +119,7 @@ fn a_lease_that_is_taken_away() {
     let leases = world.api::<Lease>(world.own());
     world.wait(leases.patch("larder", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
     assert!(first.ends().unwrap_err().contains("lease"), "it went on");
-    // Nobody renews it.
+    // Its holder never renews the lease.
     let second = world.daemon();
     world.until("the next one leads", || second.service.leads().then_some(()));
 }
@@ -131,25 +131,25 @@ fn who_stops_makes_room_at_once() {
     let first = world.daemon();
     world.until("it leads", || first.service.leads().then_some(()));
     first.create(&world, "web");
-    // It looks soon whether it is its turn, and would wait for long.
+    // The new daemon polls the lease often enough, but would wait long for it to expire.
     assert_eq!(first.stop(), Ok(()));
     world.habits.lease = Duration::from_secs(20);
     let second = world.daemon();
     world.until("the next one leads", || second.service.leads().then_some(()));
-    // What was under way goes on.
+    // The build that was in progress continues.
     world.phase("web", Status::Available);
 }
 
 #[case]
 fn an_api_server_that_fails_is_waited_for() {
-    // What is only read is never in conflict.
+    // Reads never conflict.
     let conflicts = ["update", "patch"].map(|verb| (verb, Harm::Conflict));
     let others = [Harm::Broken, Harm::Busy(1), Harm::NoAnswer, Harm::Refused, Harm::Unauthorized];
     for (verb, harm) in conflicts.into_iter().chain(others.map(|harm| ("", harm))) {
         let Some(world) = World::faked() else { return };
         let daemon = world.daemon();
         world.until("it leads", || daemon.service.leads().then_some(()));
-        // Every third request of any kind.
+        // Every third request of any type fails.
         for after in 0..20 {
             let meets = Meets { verb, user: LARDER.into(), ..Meets::default() };
             world.fake().fault(Fault { meets, harm: harm.clone(), after: after * 3, times: 1 });

@@ -1,4 +1,4 @@
-//! Builds that fail: what the cluster cannot do, what a builder says, and what heals.
+//! Failed builds: limits of the cluster, errors of a builder, and recovery.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -35,7 +35,7 @@ pub(super) fn failed(world: &World, daemon: &Running, record: &Record) -> (Class
     (record.class.unwrap(), record.message.unwrap())
 }
 
-/// A world whose only node runs a script in place of `larder`. It gets the same arguments.
+/// Creates a world whose only node runs a script instead of `larder`, with the same arguments.
 pub(super) fn scripted(script: &str) -> Option<World> {
     scripted_with(script, Timing::default())
 }
@@ -50,7 +50,7 @@ fn scripted_with(script: &str, timing: Timing) -> Option<World> {
     Some(world)
 }
 
-/// Waits until a builder runs.
+/// Waits until a builder is running.
 fn runs(world: &World) {
     world.until("it runs", || {
         let pods = world.fake().peek_all("", "pods", world.own());
@@ -69,14 +69,14 @@ fn what_no_retry_heals_fails_at_once() {
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::NotFound);
     assert!(message.contains(&absent), "{message}");
-    // Nothing of it stays but the record.
+    // Only the record is left.
     world.nothing_left();
     assert_eq!(daemon.record(&world, &record).status, Status::Failed);
 }
 
 #[case]
 fn a_builder_that_dies_is_started_again() {
-    // The first pod is killed by the kernel, the second fails for now, the third seals.
+    // The kernel kills the first pod, the second fails with a transient error, the third seals.
     let larder = env!("CARGO_BIN_EXE_larder");
     let Some(world) = scripted(&format!(
         "[ $1 = verify ] && exec {larder} \"$@\"; n=$(cat $0.n 2>/dev/null || echo 0); echo $((n+1)) > $0.n; \
@@ -102,10 +102,10 @@ fn a_builder_that_never_succeeds_is_given_up() {
     assert_eq!(daemon.record(&world, &record).generation, 1);
 }
 
-/// How long a thing may take that never comes.
+/// A short timeout for things that never happen.
 const SOON: Duration = Duration::from_secs(3);
 
-/// No more of these in Larder's namespace.
+/// Sets a quota of 0 for this resource in Larder's namespace.
 fn quota(world: &World, resource: &str) {
     world.fake().install(&json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": "larder"},
@@ -115,7 +115,7 @@ fn quota(world: &World, resource: &str) {
 
 #[case]
 fn what_never_starts_is_told() {
-    // Each is one thing that a cluster cannot do.
+    // Each case is one thing that the cluster cannot do.
     type Spoil = fn(&mut World);
     let spoils: [(&str, Spoil); 6] = [
         ("there is no StorageClass", |world| world.config.cluster[0].storage_class = "absent".into()),
@@ -187,7 +187,7 @@ fn a_snapshot_that_is_waited_for_says_why() {
     });
 }
 
-/// Reasons and notes of the events about an image cache.
+/// Returns the reasons and messages of the events about an image cache.
 fn events_of(world: &World, name: &str) -> Vec<(String, String)> {
     let events = world.wait(world.api::<Event>(&world.team).list(&ListParams::default())).unwrap();
     let about =
@@ -201,7 +201,7 @@ fn the_secret_of_a_job_is_missed() {
     let Some(mut world) = World::faked() else { return };
     world.habits.pace.pending = SOON;
     let daemon = world.daemon();
-    // It goes before the pod has it.
+    // The Secret is deleted before the pod mounts it.
     world.fake().remove_node("node-a");
     let record = daemon.create(&world, "web");
     let name = format!("ic-{}", record.id);
@@ -245,7 +245,7 @@ fn a_storage_that_does_not_answer() {
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::Transient);
     assert!(message.contains("the snapshot was not ready within"), "{message}");
-    // Nobody knows whether it has one: the record stays until it says so.
+    // It is not known whether the storage has a snapshot, so the record stays until the storage answers.
     let api = world.api::<ImageCache>(&world.team);
     world.wait(api.delete("web", &Default::default())).unwrap();
     world.until("its snapshot goes", || {
@@ -262,7 +262,7 @@ fn a_storage_that_does_not_answer() {
 fn what_the_storage_takes_its_time_for() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
-    // Cut at once, and not to be used before it is uploaded.
+    // The snapshot is taken at once, but not ready before it is uploaded.
     world.fake().decide_snapshot(SnapshotFate::Uploads(Duration::from_secs(2)));
     daemon.create(&world, "web");
     let object = world.phase("web", Status::Available);
@@ -277,14 +277,14 @@ fn a_node_is_lost_while_it_builds() {
     daemon.create(&world, "web");
     runs(&world);
     world.add_node("node-c");
-    // The cloud says so: its pods are disrupted, which costs no attempt.
+    // The cloud provider reports the removal: the pods are disrupted, which does not count as an attempt.
     world.fake().remove_node("node-b");
     world.phase("web", Status::Available);
 }
 
 #[case]
 fn a_builder_pod_that_is_deleted_while_it_runs() {
-    // The first pod works until it is asked to end.
+    // The first pod runs until it is stopped.
     let larder = env!("CARGO_BIN_EXE_larder");
     let script = format!("mkdir $0.first 2>/dev/null && exec sleep 600; exec {larder} \"$@\"");
     let Some(world) = scripted(&script) else { return };
@@ -305,7 +305,7 @@ fn a_cancelled_build_leaves_nothing() {
     let (one, two) = (world.daemon(), world.daemon());
     let record = one.create(&world, "web");
     runs(&world);
-    // By the one that does not build it.
+    // Send the request to the daemon that does not run the build.
     let other = if one.service.leads() { &two } else { &one };
     other.wait(other.service.cancel(&world.tenant(), record.id)).unwrap();
     assert_eq!(one.record(&world, &record).status, Status::Failed);
@@ -343,7 +343,7 @@ fn pull_secrets_by_name() {
         spec.pull_secrets = secrets.iter().map(|text| (*text).to_owned()).collect();
         daemon.wait(daemon.service.create(&world.tenant(), spec, None)).unwrap()
     };
-    // Absent, forbidden, another tenant's and malformed: all in the same words.
+    // Absent, forbidden, of another tenant, or malformed: the message is the same for all.
     let bad = ["nonsense", "team-a:absent", "team-a:hidden", "team-b:registry"];
     let record = order("denied", &bad);
     let (class, message) = failed(&world, &daemon, &record);
@@ -352,7 +352,7 @@ fn pull_secrets_by_name() {
     order("allowed", &["team-a:absent", "team-a:registry"]);
     world.phase("allowed", Status::Available);
 
-    // By an object: the namespace's own, and another's if that says so.
+    // Orders by object can use a secret of their own namespace, or of another one that allows it.
     let apply = |name: &str, secret: &str| {
         let mut object = world.object(name);
         object.spec.image_pull_secrets = vec![secret.to_owned()];
@@ -367,7 +367,7 @@ fn pull_secrets_by_name() {
     world.wait(secrets.patch("registry", &Default::default(), &kube::api::Patch::Merge(&patch))).unwrap();
     apply("agreed", "team-b:registry");
     world.phase("agreed", Status::Available);
-    // The password is nowhere but in the secrets of the tenants.
+    // The password is only in the secrets of the tenants.
     for (group, plural) in [
         ("larder.dev", "imagecaches"),
         ("batch", "jobs"),
@@ -404,7 +404,8 @@ fn a_node_that_nobody_hears_of() {
     daemon.create(&world, "web");
     runs(&world);
     world.add_node("node-c");
-    // Its pods are deleted and stay, for nobody says that they have ended; then somebody takes the node out.
+    // Its pods are marked for deletion but stay, because no kubelet reports their end. Then an administrator
+    // removes the node.
     world.fake().lose_node("node-b");
     world.until("its pod is to go", || {
         let pods = world.fake().peek_all("", "pods", world.own());
@@ -416,7 +417,7 @@ fn a_node_that_nobody_hears_of() {
 
 #[case]
 fn a_node_that_never_comes_back() {
-    // Its Job is over after 17 s, and waits for a pod of which nobody hears.
+    // The Job reaches its deadline after 17 s, and waits for a pod that never reports.
     let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
     let Some(mut world) = scripted_with("exec sleep 600", timing) else { return };
     world.habits.pace.pending = SOON;
@@ -428,14 +429,14 @@ fn a_node_that_never_comes_back() {
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::Busy);
     assert!(message.contains("DeadlineExceeded") && message.contains("its node"), "{message}");
-    // What is left goes when the node is taken out.
+    // The remaining objects are deleted when the node is removed.
     world.fake().remove_node("node-b");
     world.nothing_left();
 }
 
 #[case]
 fn a_builder_that_does_not_end_in_time() {
-    // The Job's own deadline, should that of the builder not have helped: its pod is gone, and what it said.
+    // The Job's own deadline, in case the builder's deadline did not work. The pod and its output are gone.
     let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
     let Some(mut world) = scripted_with("exec sleep 600", timing) else { return };
     world.config.caches.build_timeout_minutes = 60;
@@ -449,7 +450,7 @@ fn a_builder_that_does_not_end_in_time() {
 
 #[case]
 fn exit_codes_decide_about_retries() {
-    // model::class: what is in vain ends the Job at once, the rest is tried as often as is configured.
+    // model::class: permanent errors end the Job at once; other errors are retried as often as configured.
     for (code, pods) in [(64, 1), (65, 1), (73, 1), (77, 1), (69, 3), (70, 3), (75, 3)] {
         let Some(world) = scripted(&format!("echo >> $0.n; exit {code}")) else { return };
         assert_eq!(world.config.caches.build_retries, 2);

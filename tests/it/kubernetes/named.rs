@@ -1,5 +1,5 @@
-//! The way to a cluster that is not ours, on one of ours that is taken for one: what these tests need of it is found, Larder has the
-//! rights that are shipped and a token of its ServiceAccount, and nothing stays.
+//! Tests the harness for real clusters on a fake cluster: it detects what the tests need, Larder has the
+//! shipped rights and a token of its ServiceAccount, and all objects are removed at the end.
 
 use std::{env, fs};
 

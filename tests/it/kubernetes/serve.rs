@@ -21,7 +21,7 @@ use crate::harness::{Need, isolated};
 
 const TEAM: Tenant = Tenant("team-a");
 
-/// The configuration of a daemon, and the file with its token.
+/// Returns the configuration of a daemon, and the path of its token.
 fn configured(world: &World) -> (String, PathBuf) {
     let (token, kubeconfig) = (world.served.beside("token"), world.served.beside("kubeconfig"));
     fs::write(&token, world.fake().token(LARDER)).unwrap();
@@ -68,7 +68,7 @@ fn from_http_to_a_snapshot() {
     let plan = two.ask(TEAM, "POST", "/larder/v1/plan", Some(&order)).expect(200);
     assert_eq!(plan["plan"]["images"].as_array().unwrap().len(), 1, "{plan}");
 
-    // A refresh by one, seen by the other; the old snapshot goes.
+    // One daemon refreshes, and the other sees it. The old snapshot is deleted.
     two.ask(TEAM, "POST", &format!("/larder/v1/caches/{id}/refresh"), None).expect(202);
     world.until("the new snapshot is served", || {
         let status = world.get::<ImageCache>("team-a", "web")?.status?;
@@ -76,7 +76,7 @@ fn from_http_to_a_snapshot() {
     });
     world.until("the old snapshot is gone", || (world.fake().stored_snapshots() == 1).then_some(()));
 
-    // Whichever led, the other goes on, when the lease of the one that was killed is over.
+    // Whichever daemon was the leader, the other continues when the killed one's lease expires.
     one.kill();
     let id = two.order(TEAM, "later", &world.images());
     two.explain(|| two.settle(TEAM, &id, "Available", PATIENCE));
@@ -97,7 +97,7 @@ fn a_token_is_renewed() {
     let daemon = Daemon::start(&[TEAM], &more);
     let id = daemon.order(TEAM, "web", &world.images());
     daemon.explain(|| daemon.settle(TEAM, &id, "Available", PATIENCE));
-    // Both are good for a while, as in a cluster: the client reads the file once a minute.
+    // Both tokens are valid for a while, as in a cluster, because the client reads the file once a minute.
     let (old, new) = (fs::read_to_string(&token).unwrap(), world.fake().token(LARDER));
     fs::write(&token, &new).unwrap();
     daemon.explain(|| {
@@ -140,7 +140,7 @@ fn the_vendors_sdk() {
         let image = registry.push(&small(), "team/small", "1");
         let private = Registry::with_password();
         let secret_image = private.push(&small(), "team/private", "1");
-        // Both tenants have a secret of the name; each may use its own.
+        // Both tenants have a secret with this name, and each can use its own.
         let config = fs::read(private.docker_config().join("config.json")).unwrap();
         for namespace in ["team-a", "team-b"] {
             world.fake().install(&json!({

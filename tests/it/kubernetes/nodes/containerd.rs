@@ -1,4 +1,4 @@
-//! The agent beside a containerd that its operator configured.
+//! The agent with a containerd that the operator configured.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ use super::Scene;
 use crate::harness::containerd::Containerd;
 use crate::harness::{Need, cri, isolated, succeed};
 
-/// Has a containerd where the DaemonSet has that of the node, with the agent's snapshotter.
+/// Starts a containerd at the path that the DaemonSet mounts, with the agent's snapshotter.
 fn at_its_place(snapshotter: &Path) -> Containerd {
     let socket = Path::new(Place::ADDRESS);
     let parent = socket.parent().unwrap();
