@@ -1,4 +1,4 @@
-//! The doors of the daemon and its configuration while it runs: TLS, what SIGHUP takes up, a disk that is full.
+//! The listeners of the daemon and changes while it runs: TLS, configuration reload by SIGHUP, a full disk.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -62,7 +62,7 @@ fn tls_with_an_authority_of_ones_own() {
             command
         };
         until("it answers over TLS", || list("ca.pem").output().unwrap().status.success());
-        // A certificate that is made anew is served after SIGHUP, without a restart.
+        // SIGHUP loads a new certificate without a restart.
         let other = dir.path().join("other");
         fs::create_dir(&other).unwrap();
         let second = Authority::new(&other);
@@ -96,7 +96,7 @@ fn tenants_come_and_go_with_sighup() {
     });
 }
 
-/// Writes zeros until nothing more fits.
+/// Writes zeros until the file system is full.
 fn fill(path: &Path) {
     succeed(
         Command::new("sh").arg("-c").arg(format!("cat /dev/zero > '{}' 2>/dev/null || true", path.display())),
@@ -122,7 +122,7 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
         let filler = state.join("filler");
         fill(&filler);
         let mut refused = 0;
-        // What the write-ahead log has room for is still taken.
+        // Orders are accepted while the write-ahead log has space.
         for number in 0..200 {
             let order = json!({"name": format!("n{number}"), "images": [image], "building_config": {"cluster": "here"}});
             let answer = daemon.ask(A, "POST", "/v5/imagecaches", Some(&order));
@@ -135,7 +135,7 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
         }
         assert_eq!(refused, 1, "no order was refused\n{}", daemon.log());
         daemon.ask(A, "GET", &format!("/v5/imagecaches/{kept}"), None).expect(200);
-        // Whoever deletes makes room, and is not turned away for want of it.
+        // A deletion frees space, and is not refused for lack of it.
         daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{gone}"), None).expect(202);
         until("it goes", || daemon.ask(A, "GET", &format!("/v5/imagecaches/{gone}"), None).0.status == 404);
 

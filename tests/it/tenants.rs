@@ -1,4 +1,4 @@
-//! What tenants of one daemon share and what they do not, and what becomes of a cache over its life.
+//! Sharing and isolation between the tenants of one daemon, and the life cycle of a cache.
 
 use std::fs;
 use std::thread::sleep;
@@ -31,7 +31,7 @@ fn details(daemon: &Daemon, tenant: Tenant, id: &str) -> Value {
     daemon.ask(tenant, "GET", &format!("/larder/v1/caches/{id}"), None).expect(200)["details"].clone()
 }
 
-/// Waits until `ready`.
+/// Waits until `ready` returns true.
 fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !ready() {
@@ -68,7 +68,7 @@ fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
         daemon.settle(B, &third, "Available", LIMIT);
         assert_eq!(served(), 2 * blobs, "another tenant fetches for itself");
 
-        // The source may go; what was made of it stays whole.
+        // The source can be deleted, and the cache that reused its layers stays intact.
         daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{first}"), None).expect(202);
         let gone = || daemon.ask(A, "GET", &format!("/v5/imagecaches/{first}"), None).0.status == 404;
         until(&daemon, "the first cache goes", gone);
@@ -141,7 +141,7 @@ fn pull_secrets_of_no_use_are_told_in_the_same_words() {
 
         let good = order("good", "team-a:registry");
         daemon.settle(A, &good, "Available", LIMIT);
-        // What lies on the host is no credential: whoever cannot read the manifest gets nothing of it.
+        // Layers on the host give no access: a tenant who cannot read the manifest gets none of them.
         for (tenant, name) in [(A, "without"), (B, "without")] {
             let id = daemon.order(tenant, name, &images);
             let failed = daemon.settle(tenant, &id, "Failed", LIMIT);
@@ -257,7 +257,7 @@ fn a_refresh_fetches_what_changed_and_keeps_the_id() {
         };
         until(&daemon, "the old volume goes", || volumes() == [format!("{id}.2")]);
 
-        // A refresh that fails leaves what is there.
+        // A failed refresh keeps the existing volume.
         registry.fault(Fault::Status {
             path: "/manifests/".into(),
             status: 404,
@@ -317,7 +317,7 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
         assert!((400..500).contains(&planned.0.status), "{}", String::from_utf8_lossy(&planned.0.body));
         assert!(registry.seen().is_empty(), "{:?}", registry.seen());
 
-        // The administrator reaches it, and a tenant does as soon as the configuration allows it.
+        // The administrator can reach it. A tenant can as soon as the configuration allows it.
         let mut admin = larder();
         let socket = format!("unix://{}", daemon.config().with_file_name("larder.sock").display());
         admin.env("LARDER_HOST", socket).args(["cache", "create", "of-admin", &reference, "--wait"]);

@@ -1,4 +1,5 @@
-//! HTTPS with an authority and a client certificate of one's own, as `larder.toml` and containerd's `certs.d` name them.
+//! HTTPS with a private certificate authority and a client certificate, configured in `larder.toml` and in
+//! containerd's `certs.d`.
 
 use std::fs;
 

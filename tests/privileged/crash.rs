@@ -1,4 +1,4 @@
-//! Builders that are killed, and disks that lose their power.
+//! Builders that are killed, and disks that lose power.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::served::{Filling, SIZE, build, events, image, let_go, with_disks};
 
 const LAYERS: u64 = 6;
 
-/// Runs the same command to its end. Answers the blobs that were fetched, in whole or in part.
+/// Runs the same command to its end. Returns the blobs that were fetched, in whole or in part.
 fn resumed(served: &Served, volume: &Path) -> BTreeSet<Digest> {
     served.registry.heal();
     served.registry.forget();
@@ -28,7 +28,8 @@ fn resumed(served: &Served, volume: &Path) -> BTreeSet<Digest> {
     fetched.map(|layer| layer.digest.clone()).collect()
 }
 
-/// Kills keeper or filler after `count` events of a kind, and resumes. Returns false if the build ended before.
+/// Kills the supervisor or the extractor after `count` events of a kind, and resumes. Returns false if the
+/// build ended before.
 fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
     let volume = served.volume();
     let _ = fs::remove_dir_all(&volume);
@@ -43,7 +44,7 @@ fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
         None => filling.keeper.kill(),
     }
     let sealed = volume.join("cache.json").exists();
-    // What runs at once after a kill waits for the kernel.
+    // A command right after a kill waits for the kernel.
     let fetched = resumed(served, &volume);
     let_go(&volume);
     eprintln!(
@@ -97,10 +98,10 @@ fn killed_while_the_disk_is_made() {
     });
 }
 
-/// A build that has committed all but the last layer, whose blob stalls.
+/// Starts a build that commits all but the last layer, whose blob stalls.
 fn all_but_the_last(served: &Served, synced: bool) -> Filling {
     let last = served.images[0].layers.last().unwrap().digest.clone();
-    // Each is met once.
+    // Each fault applies once.
     let stall = || served.registry.fault(Fault::StallAt { digest: last.clone(), offsets: vec![10_000] });
     stall();
     let mut filling = Filling::start(&mut build(served, &served.volume(), SIZE), served.beside("events"));
@@ -115,7 +116,7 @@ fn all_but_the_last(served: &Served, synced: bool) -> Filling {
     filling
 }
 
-/// The disk as it is on the machine's disk now, in a directory of the same name elsewhere.
+/// Copies the disk in its current state to a directory of the same name elsewhere.
 fn power_cut(served: &Served, name: &str) -> PathBuf {
     let copy = served.beside(name).join("volume");
     fs::create_dir_all(copy.join(".larder")).unwrap();
@@ -162,7 +163,7 @@ fn after_a_power_cut_nothing_else_counts() {
     });
 }
 
-/// What was synced and is damaged all the same: the disk itself is not to be trusted, and begins anew.
+/// Synced data that is damaged nevertheless: the disk is not trusted, and is formatted again.
 #[case]
 fn a_damaged_layer_after_a_power_cut_is_found() {
     with_disks(|| {
@@ -170,7 +171,7 @@ fn a_damaged_layer_after_a_power_cut_is_found() {
         let filling = all_but_the_last(&served, true);
         let copy = power_cut(&served, "copy");
         drop(filling);
-        // The content of the first layer's file: its first bytes are on no other place of the disk.
+        // The content of the first layer's file, whose first bytes occur only once on the disk.
         let needle = crate::harness::served::random(0, 100 << 10)[..512].to_vec();
         let disk = copy.join("disk.img");
         let mut bytes = fs::read(&disk).unwrap();
@@ -188,7 +189,7 @@ fn a_damaged_layer_after_a_power_cut_is_found() {
     });
 }
 
-/// Copies that are taken at any time, block after block while the disk is written: no state that a disk ever had.
+/// Copies taken at any time, block by block while the disk is written, have a state that the disk never had.
 #[case]
 fn copies_taken_in_mid_build_resume_or_are_refused() {
     with_disks(|| {
@@ -224,7 +225,7 @@ fn a_disk_whose_file_system_is_broken_begins_anew() {
         let served = Served::new([image(LAYERS, 100)]);
         drop(all_but_the_last(&served, false));
         let_go(&served.volume());
-        // Everything behind the superblock.
+        // Everything after the superblock.
         let disk = served.volume().join("disk.img");
         let mut bytes = fs::read(&disk).unwrap();
         bytes[4096..8 << 20].fill(0xa5);

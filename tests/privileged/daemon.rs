@@ -63,7 +63,7 @@ fn from_order_to_deletion() {
         let_go(&first);
         succeed(larder().arg("verify").arg(&first));
 
-        // The layer that did not change is taken from the disk that is served, and the tag's new one is fetched.
+        // The unchanged layer is copied from the disk that is served, and the tag's new layer is fetched.
         let new = image(3);
         new.push(&mut registry, "app", "1").unwrap();
         registry.forget();
@@ -80,7 +80,7 @@ fn from_order_to_deletion() {
         assert!(fetched(new.layers[1].digest.hex()), "{seen:?}");
         assert!(!fetched(new.layers[0].digest.hex()), "{seen:?}");
 
-        // Attached by hand, as anybody may: a loop device keeps it.
+        // Attached by hand, as any user can do: a loop device uses it.
         let second = disk(&daemon, &id, 2);
         let device = succeed(
             Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(second.join("disk.img")),
@@ -127,7 +127,7 @@ fn a_daemon_that_is_killed_goes_on_with_the_disk() {
     });
 }
 
-/// An exported disk becomes a cache on another host, which has no registry and makes disks too.
+/// An exported disk becomes a cache on another host, which has no registry and also creates disks.
 #[case]
 fn an_exported_disk_is_imported_by_another_daemon() {
     let needs = ["docker-registry", "podman", "busybox"].map(Need::Program);

@@ -111,7 +111,7 @@ fn a_disk_holds_what_a_directory_does() {
         let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
         let of = |volume: &Path| {
             let mut found = scan(&volume.join("overlay"));
-            // A whiteout has no time of its own.
+            // A whiteout has no defined time.
             found.values_mut().for_each(|entry| entry.mtime = None);
             found
         };
@@ -187,7 +187,7 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
         let disk = volume.join("disk.img");
         let (size, occupied) = (fs::metadata(&disk).unwrap().len(), occupied(&disk));
         eprintln!("12 MB in a disk of 1 GiB: shrunk to {size} bytes, {occupied} of the host");
-        // The host's own index of the file counts, too.
+        // The host's own metadata of the file counts, too.
         assert!(size < 40 * MIB && occupied <= size + (64 << 10), "{size} {occupied}");
         let facts = described(&volume);
         assert_eq!((&facts["size"], &facts["shrunk"]), (&size.into(), &true.into()));
@@ -198,7 +198,7 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
             assert!(succeed(larder().args(["inspect", "--extents"]).arg(path)).contains("extents"));
             let_go(&volume);
         }
-        // It is sealed for the same job, whatever its size.
+        // The same job finds it sealed, whatever its size.
         succeed(build(&served, &volume, 1 << 30).arg("--shrink"));
     });
 }
@@ -254,7 +254,7 @@ fn from_inside_its_own_directory() {
 fn without_e2fsprogs_it_says_so() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
-        // The programs are looked for where they belong, too: hide those.
+        // Larder also looks in the programs' default directory, so hide that.
         let hide = "mount -t tmpfs none /usr/sbin && exec \"$@\"";
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", hide, "sh"]).arg(larder().get_program());

@@ -33,7 +33,7 @@ fn refused(output: &Output, served: &Served, lacks: &str) -> String {
     said
 }
 
-/// Free blocks and inodes of an unmounted disk.
+/// Returns the free blocks and inodes of an unmounted disk.
 fn left(volume: &Path) -> (u64, u64) {
     let text = succeed(Command::new("dumpe2fs").arg("-h").arg(volume.join("disk.img")));
     let number = |name: &str| {
@@ -46,7 +46,7 @@ fn left(volume: &Path) -> (u64, u64) {
 #[case]
 fn to_the_last_block_of_256_mib() {
     with_disks(|| {
-        // One after the other, the largest first: the last does not fit.
+        // The layers are extracted one after the other, the largest first. The last does not fit.
         let layers: Vec<Layer> =
             (0..6u8).map(|seed| large(seed.into(), 50 - 2 * usize::from(seed))).collect();
         let served = Served::new([Image::builder(Format::Oci).layers(layers).build()]);
@@ -55,7 +55,7 @@ fn to_the_last_block_of_256_mib() {
         eprintln!("{}", refused(&output, &served, "256 MiB"));
         let_go(&volume);
         assert!(!volume.join("cache.json").exists());
-        // The same command with a larger size grows the disk and goes on.
+        // The same command with a larger size grows the disk and continues.
         served.registry.forget();
         succeed(&mut build(&served, &volume, 512 * MIB));
         let layers = served.images[0].layers.iter();
@@ -78,7 +78,7 @@ fn to_the_last_block_of_1_gib() {
     });
 }
 
-/// How much really goes into a disk: nothing is wasted but inode tables and a few blocks.
+/// The usable space of a disk: only inode tables and a few blocks are lost.
 #[case]
 fn almost_all_of_a_disk_is_for_content() {
     with_disks(|| {
@@ -122,7 +122,8 @@ fn a_smaller_size_is_refused_for_a_disk_that_is_there() {
     });
 }
 
-/// An attribute that ext4 cannot store is refused with the same error as a full disk, and is none.
+/// An attribute that ext4 cannot store causes the same system error as a full disk, but is reported
+/// differently.
 #[case]
 fn an_attribute_too_large_for_ext4_is_not_taken_for_a_full_disk() {
     with_disks(|| {

@@ -1,4 +1,4 @@
-//! A host that has no room for a disk.
+//! A host without space for a disk.
 
 use std::fs;
 use std::process::Command;
@@ -42,7 +42,8 @@ fn a_sparse_disk_on_a_full_host_is_never_sealed() {
             assert!(!output.status.success(), "{said}");
             assert!(!volume.join("cache.json").exists());
             let_go(&volume);
-            // With room again the same command goes on, or begins anew, and what it seals is whole.
+            // With space again the same command resumes, or starts from the beginning. The sealed result is
+            // complete.
             fs::remove_file(host.path().join("other")).unwrap();
             succeed(build(&served, &volume, 256 * MIB).arg("--sparse"));
             succeed(larder().arg("verify").arg(&volume));
@@ -58,7 +59,7 @@ fn a_file_system_without_direct_io_is_told() {
         let at = dir.path();
         succeed(Command::new("mount").args(["-t", "ramfs", "none"]).arg(at));
         let volume = at.join("volume");
-        // Nor can it reserve.
+        // Space cannot be reserved either.
         let said = exits(73, &mut build(&served, &volume, SIZE));
         assert!(said.contains("--sparse"), "{said}");
         let said = succeed(build(&served, &volume, SIZE).args(["--sparse", "--output", "json"]));

@@ -1,4 +1,4 @@
-//! Layers that another disk has.
+//! Reuse of layers from another disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -113,7 +113,7 @@ fn a_disk_that_cannot_be_read_is_done_without() {
             assert_eq!((reused(&events), shared.served(0)), (0, vec![true, true]));
             assert!(warnings(&events).iter().any(|w| w.contains("volume a")), "{:?}", warnings(&events));
             fs::remove_dir_all(shared.volume(&name)).unwrap();
-            // Nobody but the first is named again.
+            // Only the first volume is named again.
             for entry in fs::read_dir(shared.dir.path().join("layers")).unwrap() {
                 let path = entry.unwrap().path();
                 let text = fs::read_to_string(&path)

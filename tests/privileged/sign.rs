@@ -1,4 +1,4 @@
-//! Disks whose volume is signed: on the disk, and beside it.
+//! Disks with a signed volume: the signature is on the disk, and next to it.
 
 use std::fs;
 use std::path::Path;
@@ -38,13 +38,13 @@ fn a_disk_and_what_lies_beside_it_are_signed() {
             let beside = volume.join("cache.json.sig");
             succeed(&mut verify(&volume, &key));
             succeed(&mut verify(&volume.join("disk.img"), &key));
-            // The same again; and by another key, never.
+            // The same command succeeds again. With another key it always fails.
             succeed(signed(&served, &volume).arg(flag));
             let mut other = build(&served, &volume, SIZE);
             succeed(larder().args(["key", "generate"]).arg(served.beside(&format!("other{flag}"))));
             let said = exits(73, other.arg("--sign-key").arg(served.beside(&format!("other{flag}"))));
             assert!(said.contains("sealed already"), "{said}");
-            // One without the other.
+            // One signature without the other.
             let sound = fs::read(&beside).unwrap();
             fs::remove_file(&beside).unwrap();
             let said = exits(65, &mut verify(&volume, &key));
@@ -53,7 +53,7 @@ fn a_disk_and_what_lies_beside_it_are_signed() {
             succeed(&mut verify(&volume, &key));
             let_go(&volume);
         }
-        // A disk that is not signed gets no signature by laying one beside it.
+        // A signature next to an unsigned disk does not make it signed.
         let plain = served.beside("plain");
         succeed(&mut build(&served, &plain, SIZE));
         fs::copy(served.beside("shrink").join("cache.json.sig"), plain.join("cache.json.sig")).unwrap();
@@ -73,7 +73,7 @@ fn a_disk_that_was_killed_is_signed_when_it_is_done() {
         assert!(filling.told("layer_committed", 2), "it ended");
         filling.keeper.kill();
         served.registry.heal();
-        // What an interrupted seal leaves beside the disk.
+        // Leftovers of an interrupted seal next to the disk.
         fs::write(volume.join("cache.json.sig"), "old").unwrap();
         fs::write(volume.join("cache.json.sig.tmp"), "half").unwrap();
         succeed(&mut signed(&served, &volume));

@@ -1,4 +1,4 @@
-//! Requests wait at a socket that the service manager holds, while the snapshotter does not run.
+//! Requests wait at the socket of the service manager while the snapshotter does not run.
 
 use std::process::Command;
 use std::sync::mpsc;
@@ -11,7 +11,7 @@ use crate::harness::served::Served;
 use crate::harness::snapshots::{Client, Snapshotter};
 use crate::harness::{exits, isolated, larder, succeed};
 
-/// How long a request is watched that has to wait.
+/// How long a request is observed to wait.
 const WAITS: Duration = Duration::from_millis(500);
 
 #[case]

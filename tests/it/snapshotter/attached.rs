@@ -1,4 +1,5 @@
-//! `larder attach` and `larder detach` where containerd is: its file, its images, and who uses what.
+//! `larder attach` and `larder detach` with containerd: its configuration file, its images, and volumes in
+//! use.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,7 +13,7 @@ use super::containers::{NEEDS, Node, SIZE, image};
 use crate::harness::served::Served;
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
-/// A node's root for the files of `attach`, and places for volumes.
+/// A node's root for the files of `attach`, and mount points for volumes.
 pub(super) struct Place {
     pub(super) dir: TempDir,
 }
@@ -37,7 +38,7 @@ impl Place {
         larder
     }
 
-    /// With its images known to containerd.
+    /// Returns an attach that also registers the images in containerd.
     pub(super) fn attach(&self, node: &Node, volume: &Path, name: &str) -> Command {
         let mut attach = self.larder(node, "attach", volume);
         attach.args(["--runtime", "containerd", "--preload", "--no-unit"]);
@@ -77,7 +78,7 @@ fn containers_start_from_what_is_attached() {
             }
             assert_eq!(served.registry.served_total(), 0, "nothing was fetched, not even a manifest");
 
-            // Of the volume that only one of them has, a container is left.
+            // A container uses the image that only this volume has.
             let script = "trap 'exit 0' TERM; while true; do sleep 1 & wait; done";
             succeed(&mut node.run(&["--detach"], &references[1], "long", script));
             let said = exits(75, &mut place.detach(&node, &both));
@@ -88,14 +89,14 @@ fn containers_start_from_what_is_attached() {
             succeed(&mut place.detach(&node, &both));
             assert!(!place.at("a").exists() && place.drop_in().exists());
 
-            // What both have is used by way of the other one.
+            // The image that both volumes have now comes from the other one.
             succeed(&mut node.run(&["--detach"], &references[0], "long", script));
             let listed = succeed(&mut node.containerd.k8s(&["images", "ls", "--quiet"]));
             assert!(listed.contains("app-0") && !listed.contains("app-1"), "{listed}");
             exits(75, &mut place.detach(&node, &place.at("b")));
             succeed(&mut place.attach(&node, &both, "a"));
             if form == LayerFormat::Erofs {
-                // The image lies on the one that was there when the container started.
+                // The container uses the image file of the volume that was there when it started.
                 exits(75, &mut place.detach(&node, &place.at("b")));
                 node.end("long");
                 succeed(&mut place.detach(&node, &place.at("b")));
@@ -122,7 +123,7 @@ fn a_containerd_that_cannot_be_asked() {
         let said = exits(69, &mut place.detach(&node, &volume));
         assert!(said.contains("--force"), "{said}");
         assert!(place.at("a").join("cache.json").is_file());
-        // At a boot it is not there yet: its file stays as it is.
+        // At boot containerd does not run yet, and its file stays as it is.
         let drop_in = fs::read_to_string(place.drop_in()).unwrap();
         nix::mount::umount2(&place.at("a"), nix::mount::MntFlags::MNT_DETACH).unwrap();
         let mut boot = place.larder(&node, "attach", &volume);

@@ -1,7 +1,7 @@
-//! Containers in user namespaces: containerd maps the layers where they are, and nothing is copied.
+//! Containers in user namespaces: containerd maps the IDs of the layers in place, and nothing is copied.
 //!
-//! Debian's containerd cannot do that. What newer ones do with the answer (core/mount: clone the common directory with what is
-//! mounted in it, map it, mount the overlay from there) is done here by a script.
+//! Debian's containerd cannot do that. A script does what newer versions do with the mounts (core/mount):
+//! clone the common directory with its mounts, map it, and mount the overlay from there.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -24,7 +24,8 @@ const NEEDS: [Need; 2] = [Need::Erofs, Need::Program("python3")];
 const UIDS: (&str, &str) = ("containerd.io/snapshot/uidmapping", "0:100000:65536");
 const GIDS: (&str, &str) = ("containerd.io/snapshot/gidmapping", "0:200000:65536");
 
-/// Mounts as containerd does: arguments are the kind, the source, the options, a directory to map in, and the target.
+/// Mounts as containerd does. The arguments are the type, the source, the options, a directory to map in, and
+/// the target.
 const MOUNT: &str = r#"
 import ctypes, os, sys
 kind, source, options, scratch, target = sys.argv[1:]
@@ -132,14 +133,14 @@ fn nothing_is_copied_for_a_user_namespace() {
                         assert_eq!(owner(&root.join("local")), (100_000, 200_000));
                     }
                 });
-                // The top of the upper directory and nothing else.
+                // Only the top of the upper directory.
                 assert_eq!(client.usage(name).unwrap().inodes, 1, "{form:?}");
                 assert_eq!(client.mounts(name).unwrap(), mounts);
             }
             let view = client.view("nothing", "").unwrap();
             assert!(view[0].options.iter().all(|option| !option.contains("map=")), "{view:?}");
 
-            // What was mounted for it goes with it, also where a crash came between.
+            // The additional mounts are removed with the snapshot, also after a crash.
             snapshotter.kill();
             snapshotter.restart();
             let client = &snapshotter.client;
