@@ -143,7 +143,7 @@ fn a_tenant_by_token_and_by_keys() {
     });
 }
 
-/// Returns `larder cache` as the user nobody, with these supplementary groups, from a copy of the program
+/// Returns `larder cache` as the user `nobody`, with these supplementary groups, from a copy of the program
 /// that everyone can execute.
 fn as_nobody(groups: &str, program: &Path, socket: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("setpriv");

@@ -12,7 +12,7 @@ use crate::harness::{isolated, succeed};
 
 const ROLES: [&str; 4] = ["fetcher", "extractor", "images", "reader"];
 
-/// A user without privileges (Debian: nobody).
+/// A user without privileges (Debian: `nobody`).
 const NOBODY: u32 = 65534;
 
 /// The result of each probe for root, in the order of [`ROLES`]: the fetcher, the extractor of directories,

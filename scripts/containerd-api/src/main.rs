@@ -40,7 +40,7 @@ const NOTE: &str = "\
 fn main() -> Result<(), Box<dyn error::Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [protos, out] = arguments.as_slice() else {
-        return Err("want two arguments: PROTOS OUT".into());
+        return Err("expected two arguments: PROTOS OUT".into());
     };
     fs::create_dir_all(out)?;
     let all: Vec<&str> = [SERVED].into_iter().chain(ASKED).collect();

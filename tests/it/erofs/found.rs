@@ -22,7 +22,7 @@ pub(crate) struct Found {
     pub(crate) first_name: Vec<u8>,
 }
 
-/// Type and content.
+/// Type and content of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory,

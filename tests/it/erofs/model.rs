@@ -166,7 +166,7 @@ fn kind(node: &Node) -> Kind {
     }
 }
 
-/// Writes an entry.
+/// Writes an entry to the image.
 pub(crate) fn write(
     writer: &mut Writer<'_>,
     parent: InodeId,

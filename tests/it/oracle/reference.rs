@@ -25,7 +25,7 @@ struct Named {
 type Path = Vec<String>;
 
 impl Reference {
-    /// Applies one layer.
+    /// Applies one layer to the tree.
     pub(crate) fn apply(&mut self, members: &[Member]) {
         for member in members {
             let (parent, name) = split(&member.path);

@@ -11,7 +11,7 @@ use crate::harness::served::Served;
 use crate::harness::snapshots::{Client, Snapshotter};
 use crate::harness::{exits, isolated, larder, succeed};
 
-/// How long a request is observed to wait.
+/// Time for which a request is observed to wait.
 const WAITS: Duration = Duration::from_millis(500);
 
 #[case]

@@ -149,7 +149,7 @@ fn an_upgrade_needs_no_consent() {
     });
 }
 
-/// As the agent of a cluster's node attaches: the operator has configured containerd.
+/// `attach` as the agent of a cluster's node runs it: the operator has configured containerd.
 #[case]
 fn a_containerd_that_was_not_told_is_asked() {
     isolated(&NEEDS, || {
