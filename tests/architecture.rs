@@ -58,7 +58,7 @@ fn no_siblings_import_each_other_in_a_circle() {
             );
         }
     }
-    assert!(circles.is_empty(), "circles of imports:\n{}", circles.join("\n"));
+    assert!(circles.is_empty(), "import cycles:\n{}", circles.join("\n"));
 }
 
 #[test]

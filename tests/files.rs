@@ -243,7 +243,7 @@ fn strange(value: &Value) -> Vec<String> {
         ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => read::<CustomResourceDefinition>(value),
         ("monitoring.coreos.com/v1", "ServiceMonitor") => read::<ServiceMonitor>(value),
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => read::<Kustomization>(value),
-        other => panic!("what is {other:?}?"),
+        other => panic!("unknown type {other:?}"),
     };
     let mut found = Vec::new();
     match known {

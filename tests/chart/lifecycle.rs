@@ -76,7 +76,7 @@ async fn a_release_is_installed_upgraded_and_removed() {
     assert_eq!(daemons["spec"]["replicas"], 3);
     assert_eq!(daemons["spec"]["template"]["spec"]["containers"][0]["image"], "larder:2");
     let checksum = "/spec/template/metadata/annotations/checksum~1config";
-    assert!(daemons.pointer(checksum).unwrap() != old.pointer(checksum).unwrap(), "pods start again");
+    assert!(daemons.pointer(checksum).unwrap() != old.pointer(checksum).unwrap(), "pods restart");
     assert_eq!(cluster.peek_all("apps", "daemonsets", ""), Vec::<Value>::new());
     assert_eq!(cluster.peek_all("admissionregistration.k8s.io", "mutatingadmissionpolicies", "").len(), 0);
 

@@ -39,7 +39,7 @@ impl Templates {
     pub(crate) fn add(&mut self, source: &str) -> Vec<Node> {
         let mut pieces = split(source);
         let (nodes, end) = self.block(&mut pieces);
-        assert_eq!(end, None, "an end without a beginning");
+        assert_eq!(end, None, "an `end` without a beginning");
         nodes
     }
 
@@ -87,7 +87,7 @@ impl Templates {
         loop {
             let (body, end) = self.block(pieces);
             branches.push((condition.take(), body));
-            let end = end.unwrap_or_else(|| panic!("an if without an end"));
+            let end = end.unwrap_or_else(|| panic!("an `if` without an `end`"));
             match end.strip_prefix("else") {
                 None => return Node::If(branches),
                 Some("") => {}
@@ -156,7 +156,7 @@ fn terms(words: &mut VecDeque<String>) -> Call {
                 Term::Path(Some(variable.to_owned()).filter(|name| !name.is_empty()), fields.collect())
             }
             name => {
-                assert!(name.chars().all(char::is_alphanumeric), "{name} is not understood");
+                assert!(name.chars().all(char::is_alphanumeric), "the name {name} is not supported");
                 Term::Name(name.to_owned())
             }
         });

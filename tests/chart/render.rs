@@ -206,7 +206,7 @@ impl Engine<'_> {
                 Value::text(self.run(body, dot)?)
             }
             ("fail", [_]) => return Err(text(0)),
-            (name, arguments) => panic!("{name} with {} arguments is not understood", arguments.len()),
+            (name, arguments) => panic!("{name} with {} arguments is not supported", arguments.len()),
         })
     }
 }
@@ -224,6 +224,6 @@ fn pairs(value: &Value) -> Vec<(Value, Value)> {
             .map(|(at, item)| (Value::Scalar(at.into()), item.clone()))
             .collect(),
         Value::Scalar(Json::Null) => Vec::new(),
-        other => panic!("range over {other:?}"),
+        other => panic!("cannot range over {other:?}"),
     }
 }

@@ -71,7 +71,7 @@ impl Value {
     pub(crate) fn field(&self, name: &str) -> Self {
         match self {
             Value::Map(fields) => fields.borrow().get(name).cloned().unwrap_or_else(Value::null),
-            other => panic!("the field {name} of {other:?}"),
+            other => panic!("cannot read the field {name} of {other:?}"),
         }
     }
 
@@ -80,21 +80,21 @@ impl Value {
         match self {
             Value::Scalar(Json::String(text)) => text.clone(),
             Value::Scalar(scalar @ (Json::Number(_) | Json::Bool(_))) => scalar.to_string(),
-            other => panic!("a template prints {other:?}"),
+            other => panic!("a template cannot print {other:?}"),
         }
     }
 
     pub(crate) fn as_text(&self) -> String {
         match self {
             Value::Scalar(Json::String(text)) => text.clone(),
-            other => panic!("{other:?} is no text"),
+            other => panic!("{other:?} is not a string"),
         }
     }
 
     pub(crate) fn items(&self) -> Vec<Value> {
         match self {
             Value::List(items) => items.borrow().clone(),
-            other => panic!("{other:?} is no list"),
+            other => panic!("{other:?} is not a list"),
         }
     }
 }

@@ -86,7 +86,7 @@ fn verify(content: &Content, order: &RegistryOrder, config: &Config) -> Result<(
 }
 
 fn refused(content: &Content, order: &RegistryOrder, config: &Config) -> (Class, Vec<Refusal>, String) {
-    let error = verify(content, order, config).expect_err("nobody may read these images");
+    let error = verify(content, order, config).expect_err("these credentials cannot read the images");
     let (class, text) = (error.class(), error.to_string());
     match error {
         AccessError::Refused(refused) => (class, refused.images, text),
@@ -116,7 +116,7 @@ fn only_who_may_read_the_images_attaches_them() {
             assert_eq!(
                 named,
                 [&private, &again],
-                "every reference to it is named, and the public one is not"
+                "every reference to it must be named, but not the public one"
             );
             assert!(text.starts_with("2 of 3 images") && text.contains(&registry.host()), "{text}");
             assert!(text.contains("give a pull secret or a docker config"), "{text}");
@@ -222,7 +222,7 @@ fn nobody_answers_for_a_registry() {
         let (class, _, text) = refused(&content, &nobody(), &mirrored);
         assert_eq!(class, Class::Denied, "{text}");
         verify(&content, &with(registry.docker_config()), &mirrored).unwrap();
-        assert_eq!(mirror.requests(""), 0, "the mirror was asked");
+        assert_eq!(mirror.requests(""), 0, "the mirror received a request");
     });
 }
 
@@ -282,7 +282,7 @@ fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed()
         let (class, refusals, text) = refused(&content, &nobody(), &config());
         assert_eq!((class, refusals.len()), (Class::Denied, 2), "{text}");
         let (denied, transient) = (text.find("access denied").unwrap(), text.find("503 Service").unwrap());
-        assert!(denied < transient, "what decides is told first: {text}");
+        assert!(denied < transient, "the deciding error must be first: {text}");
 
         registry.heal();
         registry.fault(Fault::WrongManifest);

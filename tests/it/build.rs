@@ -182,7 +182,7 @@ fn the_same_job_again_writes_nothing() {
         let other = registry.push(&three_layers(Packing::Zstd), "team/other", "1");
         exits(73, &mut build(dir.path(), &[&other]));
         let changed = differences(&before, &scan(dir.path()), Tolerance::default());
-        assert_eq!(changed, Vec::<String>::new(), "another job's volume was touched");
+        assert_eq!(changed, Vec::<String>::new(), "the volume of another job was changed");
     });
 }
 
@@ -212,7 +212,7 @@ fn plan_moves_no_layer_byte() {
         plan.arg("plan").arg("--volume").arg(&volume);
         let printed = succeed(plan.args(["--size", "256MiB", &reference]));
         assert!(printed.contains(&image.manifest.digest.to_string()), "{printed}");
-        assert!(!volume.exists(), "plan made the volume");
+        assert!(!volume.exists(), "plan created the volume");
         let layers: Vec<_> = image.layers.iter().map(|l| l.digest.to_string()).collect();
         let served = registry.blobs_served();
         assert!(served.iter().all(|(digest, _)| !layers.contains(digest)), "{served:?}");
@@ -275,7 +275,7 @@ fn credentials_for_passwords_and_tokens() {
         refused_then_built(&password);
         let tokens = Registry::with_tokens(Duration::from_secs(300));
         refused_then_built(&tokens);
-        assert_eq!(tokens.tokens_issued(), 1, "one token serves a whole build");
+        assert_eq!(tokens.tokens_issued(), 1, "one token must be enough for a whole build");
     });
 }
 

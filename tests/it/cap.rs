@@ -44,7 +44,7 @@ fn layer(name: &str) -> Layer {
                 .file(format!("r/{n}"), random(n, 9000))
                 .symlink(format!("r/{n}"), "x")
         }),
-        other => panic!("no layer {other}"),
+        other => panic!("unknown layer {other}"),
     };
     // The tar is small if it compresses well, so each input byte causes many written bytes.
     built.gzip().into()
@@ -91,8 +91,8 @@ fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
     let used = if form == LayerFormat::Erofs { 90 } else { 99 };
     let size = need * 100 / used + 1;
     let tight = capped(&served, &volume, size);
-    eprintln!("    with {size}: at most {} in {} looks", tight.most, tight.looks);
-    assert_eq!(tight.code(), Some(0), "{need} bytes do not fit {size}\n{}", tight.said());
+    eprintln!("    with {size}: at most {} in {} samples", tight.most, tight.looks);
+    assert_eq!(tight.code(), Some(0), "{need} bytes do not fit in {size}\n{}", tight.said());
     succeed(larder().arg("verify").arg(&volume));
 
     empty(&volume);
@@ -105,7 +105,7 @@ fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
         LayerFormat::Erofs => fs::read_dir(volume.join("erofs/tar-split")).unwrap().count(),
     };
     succeed(&mut served.build(&volume, PLENTY));
-    eprintln!("    with {}: {kept} layers were kept", need * 9 / 10);
+    eprintln!("    with {}: {kept} layers are kept", need * 9 / 10);
     succeed(larder().arg("verify").arg(&volume));
 }
 
@@ -114,9 +114,9 @@ fn refused_for_space(served: &Served, build: &Watched) {
     assert_eq!(Class::NoSpace.exit_code(), 73);
     let said = build.said();
     let layers = &served.images[0].layers;
-    assert!(layers.iter().any(|layer| said.contains(&layer.digest.to_string())), "no layer: {said}");
+    assert!(layers.iter().any(|layer| said.contains(&layer.digest.to_string())), "no layer is named: {said}");
     assert!(said.contains("needs") && said.contains("are left"), "no need and have: {said}");
-    assert!(said.contains("--size"), "no remedy: {said}");
+    assert!(said.contains("--size"), "no hint: {said}");
 }
 
 #[case]

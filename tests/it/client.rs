@@ -54,7 +54,7 @@ fn an_operator_over_the_socket() {
             listed.starts_with("NAME") && listed.contains("Available") && listed.contains(&id),
             "{listed}"
         );
-        assert_eq!(run(&["ls", "--name", "we"]).lines().count(), 1, "names match whole");
+        assert_eq!(run(&["ls", "--name", "we"]).lines().count(), 1, "--name must match whole names");
         let shown = run(&["show", "web"]);
         assert!(shown.contains("sha256:") && shown.contains("fetched") && shown.contains("1/1"), "{shown}");
         assert_eq!(json(&run(&["show", &id, "--json"]))["details"]["layers"][0]["state"], "committed");
@@ -76,13 +76,13 @@ fn an_operator_over_the_socket() {
             let found = told["snapshots"].as_array().unwrap().clone();
             found.into_iter().filter(|snapshot| snapshot[state] == true).collect::<Vec<_>>()
         };
-        let [served] = &snapshots("served")[..] else { panic!("one is served") };
+        let [served] = &snapshots("served")[..] else { panic!("expected one served snapshot") };
         assert_eq!((&served["generation"], &served["in_use"]), (&2.into(), &false.into()));
         let mount = tempfile::tempdir().unwrap();
         let path = served["path"].as_str().unwrap();
         succeed(Command::new("mount").args(["--bind", path]).arg(mount.path()));
         run(&["refresh", "web", "--wait"]);
-        let [used] = &snapshots("in_use")[..] else { panic!("one is in use") };
+        let [used] = &snapshots("in_use")[..] else { panic!("expected one snapshot in use") };
         assert_eq!((&used["path"], &used["served"]), (&path.into(), &false.into()));
         assert!(run(&["snapshots", "web"]).contains("in use"));
         unmount(mount.path());
@@ -179,7 +179,7 @@ fn users_at_the_socket() {
         let socket = format!("unix://{}", daemon.config().with_file_name("larder.sock").display());
         assert!(
             succeed(&mut cache(&socket, &["ls"])).contains("localhost:1/nothing"),
-            "root is the same tenant"
+            "root must be the same tenant"
         );
         let denied = exits(77, &mut nobody(&daemon, "", &["ls"]));
         assert!(denied.contains("permission denied") && denied.contains("api.socket_group"), "{denied}");

@@ -223,7 +223,7 @@ fn a_running_builder_has_few_rights() {
                 assert_eq!(nice, "19", "{stat}");
                 threads += 1;
             }
-            assert!(threads > 1, "the runtime has threads");
+            assert!(threads > 1, "expected more than one thread");
         }
         assert_eq!((fetchers, extractors), (1, 1));
     });
@@ -260,10 +260,10 @@ fn a_builder_ends_with_its_parent() {
         let gone = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
         let deadline = Instant::now() + Duration::from_secs(10);
         while !gone() {
-            assert!(Instant::now() < deadline, "the builder outlives its parent");
+            assert!(Instant::now() < deadline, "the builder outlived its parent");
             sleep(Duration::from_millis(5));
         }
-        assert!(!volume.join("cache.json").exists(), "it was killed, not done");
+        assert!(!volume.join("cache.json").exists(), "the builder finished before the kill");
     });
 }
 

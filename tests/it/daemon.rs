@@ -96,7 +96,7 @@ fn a_daemon_killed_while_it_builds_goes_on() {
             daemon.restart();
             daemon.settle(A, &id, "Available", LIMIT);
         }
-        assert!(daemon.children().is_empty(), "a builder outlived its work\n{}", daemon.log());
+        assert!(daemon.children().is_empty(), "a builder is left\n{}", daemon.log());
     });
 }
 
@@ -114,7 +114,7 @@ fn a_killed_builder_is_started_again() {
                 if let Some(child) = daemon.children().first() {
                     break *child;
                 }
-                assert!(Instant::now() < deadline, "no builder is started\n{}", daemon.log());
+                assert!(Instant::now() < deadline, "no builder was started\n{}", daemon.log());
             };
             std::thread::sleep(Duration::from_millis(number * 40));
             // A child that has ended by now was faster than the signal.
@@ -162,7 +162,7 @@ fn a_daemon_killed_while_it_refreshes_goes_on() {
         while fs::read_dir(&volumes).unwrap().count() > 1
             || fs::read_dir(daemon.state().join("trash")).unwrap().count() > 0
         {
-            assert!(Instant::now() < deadline, "old volumes stay\n{}", daemon.log());
+            assert!(Instant::now() < deadline, "old volumes are left\n{}", daemon.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         let volume = fs::read_dir(&volumes).unwrap().next().unwrap().unwrap().path();
@@ -272,7 +272,7 @@ fn nothing_is_left_of_what_is_over() {
         round(0);
         let first = round(1);
         let last = (2..7).map(round).min().unwrap();
-        assert!(last <= first + 2, "{first} descriptors became {last}");
+        assert!(last <= first + 2, "the number of descriptors grew from {first} to {last}");
         let state = daemon.state();
         assert_eq!(fs::read_dir(state.join("tenants/team-a/volumes")).unwrap().count(), 0);
         let deadline = Instant::now() + LIMIT;
@@ -280,7 +280,7 @@ fn nothing_is_left_of_what_is_over() {
             .iter()
             .any(|dir| fs::read_dir(state.join(dir)).unwrap().count() > 0)
         {
-            assert!(Instant::now() < deadline, "something stays\n{}", daemon.log());
+            assert!(Instant::now() < deadline, "resources are left\n{}", daemon.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     });
@@ -312,7 +312,7 @@ fn a_slow_client_is_cut_while_others_are_served() {
         while !slow.is_empty() {
             assert!(
                 Instant::now() < deadline,
-                "{} slow clients are still there\n{}",
+                "{} slow clients are still connected\n{}",
                 slow.len(),
                 daemon.log()
             );

@@ -53,10 +53,10 @@ fn check(dir: &TempDir, model: Model<'_>) -> Summary {
     let summary = writer.finish().unwrap();
     let image = dir.path().join("image");
     assert_eq!(fs::metadata(&image).unwrap().len(), summary.size);
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something is left beside the image");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left next to the image");
     assert_eq!(fsck(&image), "");
     let lines = differences(&expected, &reader::scan(File::open(&image).unwrap(), usize::MAX).unwrap());
-    assert!(lines.is_empty(), "our own reader: {}", lines.join("\n"));
+    assert!(lines.is_empty(), "Larder's own reader: {}", lines.join("\n"));
     mounted(&image, |root| {
         let lines = differences(&expected, &scan(root));
         assert!(lines.is_empty(), "{}", lines.join("\n"));
@@ -69,7 +69,7 @@ fn check(dir: &TempDir, model: Model<'_>) -> Summary {
         copy(dir, root, "again");
     });
     let [copy, again] = ["copy", "again"].map(|name| fs::read(dir.path().join(name)).unwrap());
-    assert!(copy == again, "{} bytes are not {}", copy.len(), again.len());
+    assert!(copy == again, "the copies differ: {} and {} bytes", copy.len(), again.len());
     summary
 }
 

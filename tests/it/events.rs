@@ -73,7 +73,7 @@ impl Stream {
         let deadline = Instant::now() + LIMIT;
         let mut buffer = [0; 4096];
         while !end.is_some_and(|end| self.told.contains(end)) {
-            assert!(Instant::now() < deadline, "{end:?} was not told: {}", self.told);
+            assert!(Instant::now() < deadline, "no event {end:?}: {}", self.told);
             match self.stream.read(&mut buffer) {
                 Ok(0) if end.is_none() => break,
                 Ok(0) => panic!("the stream ended before {end:?}: {}", self.told),
@@ -139,7 +139,7 @@ fn a_person_sees_bars_also_of_what_began_before() {
         while !half_way(&printed) {
             assert!(Instant::now() < deadline, "no bar at half: {:.2000?}", printed);
             let read = terminal.read(&mut buffer).unwrap();
-            assert!(read > 0, "it ended: {printed:?}");
+            assert!(read > 0, "the command ended: {printed:?}");
             printed.push_str(&String::from_utf8_lossy(&buffer[..read]));
         }
         half.registry.heal();

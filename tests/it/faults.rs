@@ -161,7 +161,7 @@ fn all_images_that_fail_are_named() {
         let (gone, other) = (format!("{host}/team/gone:1"), format!("{host}/team/app:9"));
         let said = exits(64, &mut build(&bench.volume(), &[&bench.reference(), &gone, &other]));
         assert!(said.contains(&gone) && said.contains(&other), "{said}");
-        assert_eq!(bench.registry.requests("/blobs/"), 1, "only the config of the image that is there");
+        assert_eq!(bench.registry.requests("/blobs/"), 1, "only the config of the existing image must be fetched");
     });
 }
 
@@ -188,7 +188,7 @@ fn credentials_stay_with_their_host() {
         let said = succeed(
             bench.build().arg("--docker-config").arg(bench.dir.path()).args(["--log-level", "trace"]),
         );
-        assert!(!storage.seen().is_empty(), "blobs come from the other host");
+        assert!(!storage.seen().is_empty(), "blobs must come from the other host");
         assert!(storage.seen().iter().all(|seen| seen.authorization.is_none()));
         assert!(!said.contains("p4ss"));
     });
@@ -240,7 +240,7 @@ fn manifests_that_share_a_config_and_a_diff_id_used_twice() {
         let served = bench.registry.served(&layer.digest) + bench.registry.served(&again.digest);
         assert!(
             served == layer.blob.len() as u64 || served == again.blob.len() as u64,
-            "fetched once: {served}"
+            "must be fetched once: {served}"
         );
         let images = std::fs::read_to_string(bench.volume().join("overlay-images/images.json")).unwrap();
         let images: serde_json::Value = serde_json::from_str(&images).unwrap();

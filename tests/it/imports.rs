@@ -148,7 +148,7 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
 
 /// Checks that neither an archive nor a volume nor an additional record is left.
 fn nothing_is_left(daemon: &Daemon, records: usize) {
-    until(daemon, "something is left", || {
+    until(daemon, "a record or file is left", || {
         let volumes = daemon.state().join("tenants/team-a/volumes");
         files(&daemon.state().join("imports")) + files(&volumes) + files(&daemon.state().join("trash")) == 0
             && held(daemon) == 0
@@ -192,7 +192,7 @@ fn archives_become_caches_without_a_registry() {
             assert!(daemon.log().lines().all(|line| !line.contains("ustar")));
         }
         sent.nothing_was_asked();
-        until(&daemon, "an archive is kept", || files(&daemon.state().join("imports")) == 0);
+        until(&daemon, "an archive is left", || files(&daemon.state().join("imports")) == 0);
         let list = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
         for one in list["image_caches"].as_array().unwrap() {
             let path = format!("/v5/imagecaches/{}", one["id"].as_str().unwrap());
@@ -331,8 +331,8 @@ fn who_hangs_up_leaves_nothing() {
                     stream
                 })
                 .collect();
-            until(&daemon, "nothing is received", || held(&daemon) == 2);
-            assert_eq!(files(&daemon.state().join("imports")), 0, "what is not whole has no name");
+            until(&daemon, "the upload was not received", || held(&daemon) == 2);
+            assert_eq!(files(&daemon.state().join("imports")), 0, "an incomplete archive must not have a name");
             let list = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
             assert_eq!(list["image_caches"].as_array().unwrap().len(), 0, "{list}");
             // The uploads reach the limit of one tenant and use all the space. Both are released afterwards.
@@ -349,7 +349,7 @@ fn who_hangs_up_leaves_nothing() {
         }
         let mut stream = begin(&daemon, QUERY, "Content-Length: 100000000");
         stream.write_all(&half).unwrap();
-        until(&daemon, "nothing is received", || held(&daemon) == 1);
+        until(&daemon, "the upload was not received", || held(&daemon) == 1);
         let mut daemon = daemon;
         daemon.stop();
         daemon.restart();
@@ -365,9 +365,9 @@ fn a_daemon_killed_while_it_imports_goes_on() {
         let mut daemon = Daemon::start(&[A], ROOMY);
         let mut stream = begin(&daemon, QUERY, &format!("Content-Length: {}", bytes.len()));
         stream.write_all(&bytes[..bytes.len() / 2]).unwrap();
-        until(&daemon, "nothing is received", || held(&daemon) == 1);
+        until(&daemon, "the upload was not received", || held(&daemon) == 1);
         daemon.kill();
-        assert_eq!(files(&daemon.state().join("imports")), 0, "a crash leaves an archive");
+        assert_eq!(files(&daemon.state().join("imports")), 0, "a crash left an archive");
         daemon.restart();
         nothing_is_left(&daemon, 0);
         for (number, pause) in [0, 10, 40, 100, 200].into_iter().enumerate() {
@@ -382,14 +382,14 @@ fn a_daemon_killed_while_it_imports_goes_on() {
             succeed(larder().arg("verify").arg(volume(&daemon, A, id)));
             daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
         }
-        until(&daemon, "an archive is kept", || files(&daemon.state().join("imports")) == 0);
+        until(&daemon, "an archive is left", || files(&daemon.state().join("imports")) == 0);
         // An archive without a record, as a crash between the two steps leaves it.
         daemon.stop();
         let orphan =
             daemon.state().join("imports").join(larder_model::image_cache::CacheId::random().to_string());
         fs::write(&orphan, "x").unwrap();
         daemon.restart();
-        until(&daemon, "an orphan stays", || !orphan.exists());
+        until(&daemon, "the orphan is left", || !orphan.exists());
         sent.nothing_was_asked();
     });
 }
@@ -413,7 +413,7 @@ fn cancelled_and_deleted_like_any_build() {
             daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
         }
         assert!(cancelled > 0);
-        until(&daemon, "archives are kept", || files(&daemon.state().join("imports")) == 0);
+        until(&daemon, "archives are left", || files(&daemon.state().join("imports")) == 0);
         let last = order("last");
         daemon.settle(A, &last, "Available", LIMIT);
     });
@@ -434,7 +434,7 @@ fn tenants_and_keys() {
         assert_eq!(reused["errorCode"], "CCE.01400103");
         let taken = post(&daemon, A, &sent.query("web"), &[], &bytes).expect(409);
         assert_eq!(taken["errorCode"], "CCE.01409001");
-        until(&daemon, "an archive is kept", || files(&daemon.state().join("imports")) == 0);
+        until(&daemon, "an archive is left", || files(&daemon.state().join("imports")) == 0);
 
         // Another tenant cannot see it, can use the same name, and reuses none of its layers.
         let path = format!("/larder/v1/caches/{id}");

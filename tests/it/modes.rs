@@ -268,5 +268,5 @@ fn every_creation_names_a_mode() {
             }
         }
     }
-    assert!(found.is_empty(), "files or directories made without a mode:\n{}", found.join("\n"));
+    assert!(found.is_empty(), "files or directories created without a mode:\n{}", found.join("\n"));
 }

@@ -27,7 +27,7 @@ impl Manager {
         let mut buffer = [0; 4096];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{wanted} is not said within {LIMIT:?}");
+            assert!(!left.is_zero(), "no message {wanted} within {LIMIT:?}");
             self.0.set_read_timeout(Some(left)).unwrap();
             let Ok(len) = self.0.recv(&mut buffer) else { continue };
             let message = std::str::from_utf8(&buffer[..len]).unwrap();

@@ -122,7 +122,7 @@ fn what_runtimes_cannot_read_is_not_built() {
             let said = exits(65, &mut served.build(&served.volume(), SIZE));
             for (reference, (_, field)) in served.references().iter().zip(&refused) {
                 let found = said.lines().find(|line| line.contains(reference.as_str()));
-                let found = found.unwrap_or_else(|| panic!("{reference} is not named\n{said}"));
+                let found = found.unwrap_or_else(|| panic!("no error names {reference}\n{said}"));
                 assert!(found.contains(&format!("its field {field}")), "{field}: {found}");
             }
             assert!(!served.volume().join("cache.json").exists());
@@ -142,7 +142,7 @@ fn what_runtimes_cannot_read_is_not_built() {
         };
         assert!(podman_takes(&with("", "")));
         for (config, field) in &refused {
-            assert!(!podman_takes(config), "podman takes {field}");
+            assert!(!podman_takes(config), "podman accepted {field}");
         }
         let dir = tempfile::tempdir().unwrap();
         for (number, (config, field)) in refused.iter().enumerate() {
@@ -272,7 +272,7 @@ fn podman_lists_every_image_of_a_store_that_was_built() {
                 Err(_) => refused += 1,
             }
         }
-        assert!(refused > 20, "the generator makes no odd configs");
+        assert!(refused > 20, "the generator created too few unusual configs");
         all_are_read(configs);
     });
 }

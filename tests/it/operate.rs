@@ -116,7 +116,7 @@ fn metrics_tell_what_was_done() {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
         };
-        until(&daemon, "no build is counted as running", || value(&scrape(), "larder_builds_running") == 0.0);
+        until(&daemon, "the metric of running builds is 0", || value(&scrape(), "larder_builds_running") == 0.0);
         let text = scrape();
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let (fetched, capacity) = (blobs as f64, (20u64 << 40) as f64);
@@ -161,7 +161,7 @@ fn a_full_queue_says_when_to_come_again() {
             ),
         );
         daemon.order(A, "first", &images);
-        until(&daemon, "the first is under way", || registry.served(&blob) > 0);
+        until(&daemon, "the first build is running", || registry.served(&blob) > 0);
         let [second, third] =
             [(A, "second"), (B, "third")].map(|(tenant, name)| daemon.order(tenant, name, &images));
         let order = json!({"name": "fourth", "images": images, "building_config": {"cluster": "here"}});

@@ -148,7 +148,7 @@ fn until<T>(probe: impl Fn() -> Option<T>) -> T {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(Instant::now() < deadline, "not in time");
+        assert!(Instant::now() < deadline, "timeout");
         sleep(Duration::from_millis(20));
     }
 }

@@ -198,7 +198,7 @@ fn what_is_listed_is_read_into_the_cache() {
         assert!(said.starts_with(&format!("{} files, ", listed.len())), "{said}");
         let pages: u64 = listed.iter().map(|path| cached(path)).sum();
         assert!(pages * 4096 >= bytes, "{pages} pages of {bytes} bytes");
-        assert_eq!(cached(&hidden), 0, "not on the list");
+        assert_eq!(cached(&hidden), 0, "this file is not on the list");
 
         assert!(evict());
         succeed(sealed.prefetch().arg("--all"));

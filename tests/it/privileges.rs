@@ -78,7 +78,7 @@ fn missing_privileges_are_named_one_by_one() {
             said.contains("CAP_CHOWN") && said.contains("CAP_MKNOD") && !said.contains("CAP_FOWNER"),
             "{said}"
         );
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was begun");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the build must not start");
     });
 }
 

@@ -158,10 +158,10 @@ fn killed_again_and_again() {
             landed += u32::from(running.until(|| journal(&volume).committed.len() > most));
             running.kill();
             let now = journal(&volume).committed.len();
-            assert!(now >= most, "a committed layer was lost");
+            assert!(now >= most, "a committed layer is lost");
             most = now;
         }
-        assert!(landed > 0, "every build ended before it could be killed");
+        assert!(landed > 0, "every build ended before the kill");
         resume(&served, &journal(&volume).committed);
     });
 }

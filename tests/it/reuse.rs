@@ -173,7 +173,7 @@ fn images_are_shared_by_copies() {
         assert_eq!(events.of("layer_reused").len(), 2);
         for layer in &shared.images[1].layers[1..] {
             let (a, b) = (image_of(&shared.volume("a"), layer), image_of(&shared.volume("b"), layer));
-            assert_ne!(a.0, b.0, "a fault in one build does not reach another");
+            assert_ne!(a.0, b.0, "damage to one volume must not reach another");
             assert_eq!((a.1, b.1), (1, 1));
         }
         // Deleting one volume does not affect the other.
@@ -247,13 +247,13 @@ fn a_killed_holder_is_succeeded() {
             waiter.until(|| fs::read_dir(shared.volume("b").join("overlay")).is_ok_and(|n| n.count() == 3))
         );
         assert_eq!(shared.times_served(0)[..2], [1.0, 1.0]);
-        assert!(!waiter.has_ended(), "it waits for the holder");
+        assert!(!waiter.has_ended(), "it must wait for the lock");
         holder.kill();
         assert_eq!(waiter.code_within(SOON), Some(0));
         succeed(larder().arg("verify").arg(shared.volume("b")));
         shared.registry.forget();
         shared.built("a", 0);
-        assert_eq!(shared.times_served(0), [0.0; 3], "the killed one takes the rest from its successor");
+        assert_eq!(shared.times_served(0), [0.0; 3], "the killed build must reuse the layers of its successor");
     });
 }
 
@@ -384,7 +384,7 @@ fn crossed_orders_end() {
         assert!(first.until(|| shared.registry.served(&large.digest) > 0));
         both_end(first, start("b", 1));
         let times = shared.times_served(0);
-        assert!(times.iter().sum::<f64>() > 2.0, "they waited for each other: {times:?}");
+        assert!(times.iter().sum::<f64>() > 2.0, "the builds waited for each other: {times:?}");
         for name in ["a", "b"] {
             succeed(larder().arg("verify").arg(shared.volume(name)));
         }

@@ -186,7 +186,7 @@ impl Host {
 fn until(ready: impl Fn() -> bool) {
     let started = Instant::now();
     while !ready() {
-        assert!(started.elapsed() < LONG, "it does not come to pass");
+        assert!(started.elapsed() < LONG, "timeout");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -302,7 +302,7 @@ fn what_is_stopped_can_be_resumed() {
         host.served.registry.forget();
         assert_eq!(host.result(host.order(&[], &[])).status, Status::Ok);
         for layer in &host.served.images[0].layers[..3] {
-            assert_eq!(host.served.registry.served(&layer.digest), 0, "it was fetched again");
+            assert_eq!(host.served.registry.served(&layer.digest), 0, "the layer was fetched again");
         }
         let (ended, lines) = host.build_stopped();
         assert!(matches!(ended, Ended::Stopped) && lines.is_empty());

@@ -165,7 +165,7 @@ fn compare(uid: u32, except: &[(&str, [&str; 4])]) {
             chown(path.join("file"), Some(uid), Some(uid)).unwrap();
         }
         let answers = run(uid, &probe, role, &[&volume, &outside, &socket], port);
-        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{role} wrote outside of its volume");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{role} wrote outside its volume");
         for (name, wanted) in TABLE {
             let wanted =
                 except.iter().find(|(other, _)| other == name).map_or(wanted, |(_, wanted)| wanted)[at];

@@ -51,7 +51,7 @@ fn tls_with_an_authority_of_ones_own() {
         configure(dir.path(), Some(address), &[A], &format!("{ROOMY}{tls}"));
         let mut daemon = Running::start(&mut serve(dir.path()));
         let socket = dir.path().join("larder.sock");
-        until("the socket is there", || socket.exists());
+        until("the socket exists", || socket.exists());
         let mode = fs::symlink_metadata(&socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660, "{mode:o}");
 
@@ -87,11 +87,11 @@ fn tenants_come_and_go_with_sighup() {
         configure(&dir, Some(daemon.address()), &[B], ROOMY);
         daemon.signal(Signal::SIGHUP);
         until("the new tenant is known", || status(&daemon, B) == 200);
-        assert_eq!(status(&daemon, A), 401, "the old token is worth nothing any more");
+        assert_eq!(status(&daemon, A), 401, "the old token must be invalid");
 
         fs::write(daemon.config(), "[[tenant]]\nname = 'team-a'\nsurprise = 1\n").unwrap();
         daemon.signal(Signal::SIGHUP);
-        until("the fault is told", || daemon.log().contains("surprise"));
+        until("the log shows the error", || daemon.log().contains("surprise"));
         assert_eq!(status(&daemon, B), 200, "{}", daemon.log());
     });
 }
@@ -137,7 +137,7 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
         daemon.ask(A, "GET", &format!("/v5/imagecaches/{kept}"), None).expect(200);
         // A deletion frees space, and is not refused for lack of it.
         daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{gone}"), None).expect(202);
-        until("it goes", || daemon.ask(A, "GET", &format!("/v5/imagecaches/{gone}"), None).0.status == 404);
+        until("the cache is deleted", || daemon.ask(A, "GET", &format!("/v5/imagecaches/{gone}"), None).0.status == 404);
 
         fs::remove_file(&filler).unwrap();
         let after = daemon.order(A, "after", std::slice::from_ref(&image));

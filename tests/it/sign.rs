@@ -157,7 +157,7 @@ fn openssl_and_larder_take_each_others_keys_and_signatures() {
             let proves = || openssl(&[&check[..], &["-in", "statement", "-sigfile", "sig"]].concat());
             succeed(&mut proves());
             fs::write(served.beside("statement"), format!("{} ", statement(&volume))).unwrap();
-            assert!(!proves().output().unwrap().status.success(), "openssl takes anything");
+            assert!(!proves().output().unwrap().status.success(), "openssl accepted a wrong signature");
         }
 
         // Larder verifies signatures of OpenSSL.
@@ -365,7 +365,7 @@ fn killed_at_every_call_of_the_seal() {
                 succeed(&mut verify(&volume, &[&key.line]));
             }
         }
-        eprintln!("ended by {ended} calls, {between} times between signature and seal");
+        eprintln!("{ended} calls ended the build, {between} of them between signature and seal");
         assert!(ended >= 6 && between >= 1, "{ended}, {between}");
     });
 }

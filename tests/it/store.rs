@@ -37,7 +37,7 @@ fn writer() {
             let id = record.id;
             let key = suite::key(&id.to_string(), 1);
             let Created::New(stored) = store.create(record, suite::ROOM, key).await.unwrap() else {
-                panic!("not new")
+                panic!("the record exists already")
             };
             say(&format!("{id} {}", stored.version));
             let stored = store.replace(stored).await.unwrap();
@@ -80,7 +80,7 @@ fn killed(path: &Path, acknowledged: &mut Acknowledged, mut when: impl FnMut(usi
     let start = Instant::now();
     let mut heard = 0;
     while !when(heard) {
-        assert!(start.elapsed() < DEADLINE, "the writer is stuck after {heard} answers");
+        assert!(start.elapsed() < DEADLINE, "the writer is stuck after {heard} confirmations");
         if let Ok((id, version)) = answers.recv_timeout(Duration::from_micros(100)) {
             acknowledged.insert(id, version);
             heard += 1;
@@ -105,7 +105,7 @@ fn check(path: &Path, acknowledged: &mut Acknowledged) {
                 Some(answered) if answered == version => {}
                 Some(Some(1)) if *version == Some(2) => under_way.push(*id),
                 None if *version == Some(1) => under_way.push(*id),
-                other => panic!("{id}: answered {other:?}, found {version:?}"),
+                other => panic!("{id}: confirmed {other:?}, found {version:?}"),
             }
         }
         for (id, answered) in acknowledged.iter() {
@@ -191,20 +191,20 @@ fn full(file_system: &FileSystem) {
             assert_eq!(store.list(None).await.unwrap(), written);
             // A deletion frees space, and has reserved space for itself.
             let mut leaving = written.remove(0);
-            leaving.record.turn(Status::Deleting, suite::at(0), "deletion was asked for");
+            leaving.record.turn(Status::Deleting, suite::at(0), "deletion was requested");
             let leaving = store.replace(leaving).await.unwrap();
             store.remove(leaving.record.id, leaving.version).await.unwrap();
             spent += usize::from(!reserve.exists());
             assert_eq!(store.list(None).await.unwrap(), written);
             fs::remove_file(&filler).unwrap();
             store.note(suite::noted(suite::at(number))).await.unwrap();
-            assert!(reserve.exists(), "it is not made again");
+            assert!(reserve.exists(), "the reserve was not created again");
             number += 1;
             let record = suite::record("team", &format!("after-{round}"), number);
             written.push(suite::create(&store, record).await);
             assert_eq!(store.list(None).await.unwrap(), written);
         }
-        assert!(spent > 0, "there was room without it");
+        assert!(spent > 0, "the reserve was never needed");
         // The store closes and opens on a full disk. All confirmed records are there, or the error gives the
         // reason.
         fill(&filler);

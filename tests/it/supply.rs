@@ -114,7 +114,7 @@ fn bill_of_materials_lists_what_is_linked_and_no_path() {
     std::os::unix::fs::symlink(root().join("target/tools"), copy.join("target/tools")).unwrap();
     assert_eq!(text, bill(&copy, &dir.path().join("second")));
     for path in [root(), dir.path(), &PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cargo")] {
-        assert!(!text.contains(path.to_str().unwrap()), "{} is in the bill", path.display());
+        assert!(!text.contains(path.to_str().unwrap()), "{} is in the bill of materials", path.display());
     }
 }
 
@@ -183,7 +183,7 @@ fn release_environment_gives_the_same_program_in_two_directories() {
     assert!(first[1] == second[1], "the C objects differ");
     let needle = dir.path().as_os_str().as_encoded_bytes();
     for bytes in first {
-        assert!(!bytes.windows(needle.len()).any(|window| window == needle), "a path is left");
+        assert!(!bytes.windows(needle.len()).any(|window| window == needle), "a program contains a path");
     }
 }
 

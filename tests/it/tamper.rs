@@ -88,7 +88,7 @@ impl Copy {
     fn reseal(&self, change: impl FnOnce(&mut Content)) {
         let mut content = self.cache.content.clone();
         change(&mut content);
-        assert_ne!(content, self.cache.content, "nothing was changed");
+        assert_ne!(content, self.cache.content, "the change had no effect");
         let sealed = CacheManifest::new(content).unwrap();
         fs::write(self.at("cache.json"), serde_json::to_vec_pretty(&sealed).unwrap()).unwrap();
     }

@@ -155,7 +155,7 @@ fn its_capabilities_are_enough_to_end_a_builder() {
         let starter = [&nice[..], &with_its_capabilities()].concat();
         let daemon = Daemon::start_by(&starter, &[A], ROOMY);
         let id = daemon.order(A, "web", &served.references());
-        wait(|| served.registry.served(&blob) > 0, "the layer is under way");
+        wait(|| served.registry.served(&blob) > 0, "the fetch of the layer has begun");
         let builders = daemon.children();
         assert!(!builders.is_empty());
         daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
@@ -173,7 +173,7 @@ fn slow() -> Image {
 fn wait(done: impl Fn() -> bool, what: &str) {
     let deadline = Instant::now() + LIMIT;
     while !done() {
-        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
+        assert!(Instant::now() < deadline, "timeout after {LIMIT:?}: {what}");
         sleep(Duration::from_millis(20));
     }
 }

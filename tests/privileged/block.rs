@@ -32,7 +32,7 @@ impl Device {
         alone.read(true).custom_flags(nix::libc::O_EXCL);
         let started = Instant::now();
         while alone.open(&self.path).is_err() {
-            assert!(started.elapsed() < Duration::from_secs(30), "{} stays in use", self.path.display());
+            assert!(started.elapsed() < Duration::from_secs(30), "{} is still in use", self.path.display());
             sleep(Duration::from_millis(20));
         }
     }

@@ -75,7 +75,7 @@ fn killed_at_every_stage() {
             for count in 1..=usize::try_from(LAYERS).unwrap() {
                 landed += u32::from(killed(&served, filler, "layer_committed", count));
             }
-            assert!(landed > 0, "every build ended before it could be killed");
+            assert!(landed > 0, "every build ended before the kill");
         }
     });
 }
@@ -94,7 +94,7 @@ fn killed_while_the_disk_is_made() {
             let_go(&volume);
             fs::remove_dir_all(&volume).unwrap();
         }
-        assert!(landed > 0, "every build ended before it could be killed");
+        assert!(landed > 0, "every build ended before the kill");
     });
 }
 
@@ -147,7 +147,7 @@ fn after_a_power_cut_only_what_was_synced_counts() {
         let copy = power_cut(&served, "copy");
         drop(filling);
         let last = served.images[0].layers.last().unwrap().digest.clone();
-        assert_eq!(resumed(&served, &copy), BTreeSet::from([last]), "synced layers are kept");
+        assert_eq!(resumed(&served, &copy), BTreeSet::from([last]), "synced layers must be kept");
         assert_eq!(cache(&copy).content.layers.len(), usize::try_from(LAYERS).unwrap());
     });
 }

@@ -65,7 +65,7 @@ fn a_container_runs_from_a_sealed_disk() {
         let disk = volume.join("disk.img");
         let facts = fs::metadata(&disk).unwrap();
         assert_eq!((facts.len(), facts.permissions().mode() & 0o777), (256 * MIB, 0o400));
-        assert!(occupied(&disk) >= 256 * MIB, "its space is reserved");
+        assert!(occupied(&disk) >= 256 * MIB, "its space must be reserved");
         let names = |dir: &Path| {
             let mut names: Vec<_> =
                 fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -186,7 +186,7 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
         succeed(build(&served, &volume, 1 << 30).arg("--shrink"));
         let disk = volume.join("disk.img");
         let (size, occupied) = (fs::metadata(&disk).unwrap().len(), occupied(&disk));
-        eprintln!("12 MB in a disk of 1 GiB: shrunk to {size} bytes, {occupied} of the host");
+        eprintln!("12 MB in a disk of 1 GiB: shrunk to {size} bytes, which occupy {occupied} on the host");
         // The host's own metadata of the file counts, too.
         assert!(size < 40 * MIB && occupied <= size + (64 << 10), "{size} {occupied}");
         let facts = described(&volume);

@@ -26,8 +26,8 @@ fn refused(output: &Output, served: &Served, lacks: &str) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(73), "{said}");
     let layers = served.images.iter().flat_map(|image| &image.layers);
-    assert!(layers.clone().any(|layer| said.contains(&layer.digest.to_string())), "no layer: {said}");
-    assert!(said.contains(&served.references()[0]), "no image: {said}");
+    assert!(layers.clone().any(|layer| said.contains(&layer.digest.to_string())), "no layer is named: {said}");
+    assert!(said.contains(&served.references()[0]), "no image is named: {said}");
     assert!(said.contains("it needs") && said.contains("are left") && said.contains("--size"), "{said}");
     assert!(said.contains(lacks), "{said}");
     said
@@ -60,7 +60,7 @@ fn to_the_last_block_of_256_mib() {
         succeed(&mut build(&served, &volume, 512 * MIB));
         let layers = served.images[0].layers.iter();
         let kept = layers.filter(|layer| served.registry.served(&layer.digest) == 0).count();
-        assert_eq!(kept, 5, "what was committed is kept");
+        assert_eq!(kept, 5, "committed layers must be kept");
         assert_eq!(fs::metadata(volume.join("disk.img")).unwrap().len(), 512 * MIB);
         succeed(larder().arg("verify").arg(&volume));
     });
@@ -88,8 +88,8 @@ fn almost_all_of_a_disk_is_for_content() {
             (output.status.code(), output.status.success().then(|| left(&served.volume())))
         };
         let (code, left) = fits(236);
-        assert_eq!(code, Some(0), "236 of 256 MiB");
-        eprintln!("236 MiB of content in 256 MiB leave {left:?}");
+        assert_eq!(code, Some(0), "236 MiB must fit in 256 MiB");
+        eprintln!("after 236 MiB of content in 256 MiB, {left:?} are left");
         assert_eq!(fits(255).0, Some(73));
     });
 }

@@ -20,7 +20,7 @@ fn a_disk_that_cannot_be_reserved_is_refused_at_once() {
         let volume = host.path().join("volume");
         let said = exits(73, &mut build(&served, &volume, 200 * MIB));
         assert!(said.contains("it needs 200 MiB") && said.contains("left"), "{said}");
-        assert_eq!(served.registry.seen().len(), 0, "nothing was asked of the registry");
+        assert_eq!(served.registry.seen().len(), 0, "the registry must not receive a request");
         assert!(!volume.join("disk.img").exists() && !volume.join(".larder/disk.img").exists());
         succeed(&mut build(&served, &volume, SIZE));
         succeed(larder().arg("verify").arg(&volume));

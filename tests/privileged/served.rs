@@ -99,7 +99,7 @@ pub(crate) fn loops(dir: &Path) -> Vec<String> {
 pub(crate) fn let_go(dir: &Path) {
     let started = Instant::now();
     while !loops(dir).is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(30), "{:?} stay attached", loops(dir));
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?} are still attached", loops(dir));
         sleep(Duration::from_millis(20));
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();

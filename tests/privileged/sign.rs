@@ -70,7 +70,7 @@ fn a_disk_that_was_killed_is_signed_when_it_is_done() {
         let last = served.images[0].layers.last().unwrap();
         served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
         let mut filling = Filling::start(&mut signed(&served, &volume), served.beside("events"));
-        assert!(filling.told("layer_committed", 2), "it ended");
+        assert!(filling.told("layer_committed", 2), "the build ended");
         filling.keeper.kill();
         served.registry.heal();
         // Leftovers of an interrupted seal next to the disk.

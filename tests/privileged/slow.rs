@@ -38,8 +38,8 @@ fn timed(served: &Served, build: &Command) -> (Duration, String) {
 /// Checks the time of a second build. The problem makes it fifty times slower; twice or three times is
 /// normal.
 fn no_trap(what: &str, fresh: Duration, again: Duration) {
-    eprintln!("{what}: {again:?}, a new disk: {fresh:?} of processor time");
-    assert!(again < 4 * fresh + Duration::from_secs(8), "{what}: {again:?}, a new disk: {fresh:?}");
+    eprintln!("{what}: {again:?} of processor time, on a new disk {fresh:?}");
+    assert!(again < 4 * fresh + Duration::from_secs(8), "{what}: {again:?}, on a new disk {fresh:?}");
 }
 
 #[case]

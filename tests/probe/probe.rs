@@ -2,7 +2,7 @@
 //! result`, where the result is `ok` or the name of an error. `tests/it/sandbox.rs` has the table of expected
 //! results.
 
-#![expect(unsafe_code, reason = "probes call the kernel with arguments that no library lets through")]
+#![expect(unsafe_code, reason = "probes call the kernel with arguments that libraries reject")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::fs::{self, File, OpenOptions};
@@ -23,7 +23,7 @@ fn main() {
         "extractor" => (Role::Extractor, Privileges::WriteLayers),
         "images" => (Role::Extractor, Privileges::None),
         "reader" => (Role::Reader, Privileges::ReadLayers),
-        other => panic!("no role {other}"),
+        other => panic!("unknown role {other}"),
     };
     let paths = vec![volume.clone()];
     let (writable, readable) = match role {

@@ -96,6 +96,6 @@ fn an_image_of_more_layers_than_can_be_mounted() {
             let said = exits(code, plan.args(["plan", &reference]));
             assert!(code == 0 || said.contains(&format!("{layers} layers, but the limit is 500")), "{said}");
         }
-        assert_eq!(registry.requests("/blobs/"), 1, "of those that are refused not even the config is read");
+        assert_eq!(registry.requests("/blobs/"), 1, "the config of a refused image must not be read");
     });
 }

@@ -48,7 +48,7 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
                 let nothing = mounts() == before.0
                     && !node.state().join("attached").exists()
                     && node.configured().is_empty();
-                assert!(nothing, "a dry run");
+                assert!(nothing, "a dry run must not change anything");
 
                 assert_eq!(succeed(&mut node.attach(&volume, &at)), format!("{}\n", at.display()));
                 assert!(at.join("cache.json").is_file());
@@ -85,7 +85,7 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
                 assert!(fs::read_dir(node.state().join("attached")).unwrap().next().is_none());
                 exits(64, &mut node.detach(name));
                 if volume.is_dir() {
-                    assert_eq!(change_times(&volume), before.1, "a sealed volume is not written to");
+                    assert_eq!(change_times(&volume), before.1, "a sealed volume must not be written");
                 }
             }
         }
@@ -225,6 +225,6 @@ fn whoever_is_killed_in_between_can_go_on() {
             assert!(node.configured().is_empty());
             assert!(fs::read_dir(node.state().join("attached")).unwrap().next().is_none());
         }
-        eprintln!("of 40, {attached} attached and {detached} detached before they were killed");
+        eprintln!("of 40 runs, {attached} attached and {detached} detached before the kill");
     });
 }

@@ -83,7 +83,7 @@ fn they_are_named_and_kept_until_somebody_gives_them_up() {
                 assert!(said.contains(name), "{name} {form:?}: {said}");
             }
             assert!(!said.contains(&own) && said.trim_end().lines().count() <= 3, "{said}");
-            assert_eq!(node.images(), known, "nothing is changed");
+            assert_eq!(node.images(), known, "nothing must change");
             assert_eq!(node.printed("localhost/built:1", "cat /built"), "old");
 
             // With another root, the node's programs are not run. The output lists their commands.
@@ -103,7 +103,7 @@ fn they_are_named_and_kept_until_somebody_gives_them_up() {
             let at = other;
             exits(75, &mut detach_here(&node, &at));
             succeed(detach_here(&node, &at).arg("--remove-images"));
-            assert_eq!(node.images(), std::slice::from_ref(&own), "what stands on its own stays");
+            assert_eq!(node.images(), std::slice::from_ref(&own), "an independent image must stay");
             assert_eq!(podman(&["ps", "--all", "--quiet"]), "");
             assert!(!at.exists());
         }

@@ -70,7 +70,7 @@ fn images_of_all_attached_volumes_are_there() {
         while !stands_on(first) && !stands_on(second) {
             assert!(
                 Instant::now() < deadline && container.try_wait().unwrap().is_none(),
-                "it does not start"
+                "podman did not start"
             );
             sleep(Duration::from_millis(20));
         }
@@ -110,7 +110,7 @@ fn a_node_that_starts_again() {
         // Unmount everything that a reboot unmounts.
         nix::mount::umount2(&at.with_extension("s"), nix::mount::MntFlags::MNT_DETACH).unwrap();
         nix::mount::umount(&at).unwrap();
-        assert!(node.images().is_empty(), "a store that is not mounted is in nobody's way");
+        assert!(node.images().is_empty(), "an unmounted store must not break podman");
         succeed(&mut exec_start(&node));
         assert_eq!(node.printed(reference, SHOW), "one more\n");
         succeed(&mut node.detach(&volume));

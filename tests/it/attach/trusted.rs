@@ -86,7 +86,7 @@ fn changes(form: LayerFormat) -> Vec<Change> {
         linked("/oci"),
         linked("/oci/index.json"),
         change("a file that nothing explains", |volume| fs::write(volume.join("oci/new"), "x").unwrap()),
-        change("everybody may write to the top", move |volume| mode(volume, 0o777)),
+        change("write permission for all on the top directory", move |volume| mode(volume, 0o777)),
         change("a group may write to a directory", move |volume| mode(&volume.join("oci/blobs"), 0o775)),
         change("a directory of another user", |volume| {
             chown(volume.join("oci"), Some(65_534), None).unwrap()
@@ -228,7 +228,7 @@ fn the_same_volume_is_verified_once() {
             assert!(!attach(&["--trust-metadata-only"]));
             let metadata = records().len();
             succeed(&mut node.detach(&at));
-            assert!(!attach(&[]), "{kind}: it was never verified");
+            assert!(!attach(&[]), "{kind}: it was not verified");
             let noted = records();
             assert_eq!(noted.len(), metadata + 1, "{kind}");
             // Attach it again, while it is attached.
@@ -262,7 +262,7 @@ fn everybody_reads_what_is_attached() {
             cat.args(["--reuid=65534", "--regid=65534", "--clear-groups", "cat"]).arg(file);
             cat.output().unwrap()
         };
-        assert!(!as_nobody(&find(&volume, "/etc/motd")).status.success(), "the volume is its owner's");
+        assert!(!as_nobody(&find(&volume, "/etc/motd")).status.success(), "other users must not read the volume");
         succeed(&mut node.attach(&volume, &at));
         assert_eq!(as_nobody(&find(&at, "/etc/motd")).stdout, b"content\n");
         assert!(as_nobody(&at.join("cache.json")).status.success());

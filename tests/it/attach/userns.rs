@@ -39,7 +39,7 @@ fn layers_of_directories_are_mapped() {
             let said = succeed(node.attach(&volume, &at).args(["--runtime", "podman", "--dry-run"]));
             assert!(!said.contains("--userns"), "{said}");
             succeed(node.attach(&volume, &at).args(["--runtime", "podman"]));
-            assert_eq!(node.images().len(), 1, "an image is listed once");
+            assert_eq!(node.images().len(), 1, "an image must be listed once");
             let mut podman = node.container(&["--userns=auto"], reference, &["/bin/sh", "-c", SHOW]);
             assert_eq!(succeed(&mut podman), "one more 7:8 600\n1\n", "{kind}");
             assert!(served.registry.seen().is_empty());

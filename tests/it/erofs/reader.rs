@@ -19,7 +19,7 @@ pub(crate) fn scan(image: File, steps: usize) -> io::Result<BTreeMap<Vec<u8>, Fo
             FileType::Directory => {
                 for name in node.names()? {
                     let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
-                    let below = node.lookup(&name)?.expect("a listed name is found");
+                    let below = node.lookup(&name)?.expect("cannot look up a listed name");
                     pending.push(([&path, slash, &name].concat(), below));
                 }
                 assert!(node.lookup(b"\x01none").unwrap_or_default().is_none());

@@ -164,8 +164,8 @@ pub(crate) fn check(tar: &[u8], flip: u64) {
             let error = compare(tar, &image).unwrap_err().to_string();
             assert!(error.contains("differs at byte"), "bit {bit}: {error}");
         }
-        (Err(error), Ok(_)) => panic!("only the directory: {error}"),
-        (Ok(_), Err(error)) => panic!("only the image: {error}"),
+        (Err(error), Ok(_)) => panic!("only the directory failed: {error}"),
+        (Ok(_), Err(error)) => panic!("only the image failed: {error}"),
     }
 }
 

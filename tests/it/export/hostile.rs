@@ -187,25 +187,25 @@ fn docker_archives() {
             ("a link outside", vec![list_of, config_of, ("layer.tar", Symlink, b"/etc/passwd")]),
             ("a link further outside", vec![list_of, config_of, ("layer.tar", Symlink, b"../../etc/passwd")]),
             (
-                "links in a ring",
+                "a cycle of links",
                 vec![list_of, config_of, ("x", Symlink, b"layer.tar"), ("layer.tar", Symlink, b"x")],
             ),
             ("another layer", vec![("manifest.json", Regular, other.as_bytes()), config_of, layer_of]),
             ("no layers", vec![("manifest.json", Regular, none.as_bytes()), config_of, layer_of]),
             ("no config", vec![list_of, layer_of]),
             (
-                "another config of the name",
+                "another config with the same name",
                 vec![list_of, config_of, ("config.json", Regular, b"{}"), layer_of],
             ),
             ("another list", vec![list_of, ("manifest.json", Regular, b"[]"), config_of, layer_of]),
             (
-                "a link of the name",
+                "a link with the same name",
                 vec![list_of, config_of, layer_of, ("layer.tar", Symlink, b"config.json")],
             ),
             ("a pipe", vec![list_of, config_of, layer_of, ("p", Fifo, b"")]),
             ("a name that leaves", vec![list_of, config_of, layer_of, ("../p", Regular, b"")]),
             (
-                "a wrong digest for a name",
+                "a name with the wrong digest",
                 vec![
                     ("manifest.json", Regular, misnamed.as_bytes()),
                     (&misnamed_config, Regular, config),

@@ -154,7 +154,7 @@ fn a_killed_import_goes_on_where_it_was() {
         succeed(&mut export(&volume, &archive, "oci-archive", "zstd"));
         let mut running = Running::start(import(&archive, &back).args(["--concurrency", "1"]));
         let committed = || fs::read_dir(back.join("overlay")).is_ok_and(|names| names.count() > 2);
-        assert!(running.until(committed), "it ended before it could be killed");
+        assert!(running.until(committed), "it ended before the kill");
         running.kill();
         assert!(!back.join("cache.json").exists());
         let said = succeed(import(&archive, &back).args(["--output", "json"]));

@@ -49,7 +49,7 @@ impl Agent {
 
     /// Starts it again after a kill.
     pub(crate) fn restart(&mut self) {
-        assert!(self.running.is_none(), "it runs");
+        assert!(self.running.is_none(), "it is running");
         let log = File::options().append(true).create(true).open(self.at("log")).unwrap();
         let mut command = larder();
         command

@@ -107,7 +107,7 @@ impl World {
     /// Does the same as [`World::faked`], with another image and other delays.
     pub(crate) fn faked_with(image: Image, timing: Timing) -> Option<Self> {
         if env::var_os("LARDER_TEST_KUBECONFIG").is_some() {
-            eprintln!("skipped: it needs an API server that fails on purpose");
+            eprintln!("skipped: needs an API server that fails on demand");
             return None;
         }
         Some(World::in_process(Runtime::new().unwrap(), image, timing))
@@ -259,7 +259,7 @@ impl World {
     }
 
     pub(crate) fn fake(&self) -> &Cluster {
-        self.fake.as_ref().expect("a cluster of our own")
+        self.fake.as_ref().expect("not a fake cluster")
     }
 
     /// Returns a client with all rights.
@@ -402,7 +402,7 @@ impl World {
             }
             if start.elapsed() > patience {
                 self.show();
-                panic!("{what}: not within {patience:?}");
+                panic!("timeout after {patience:?}: {what}");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -427,7 +427,7 @@ impl World {
     /// Waits until no job, claim, snapshot, copy or secret of any image cache is left, and the storage is
     /// empty.
     pub(crate) fn nothing_left(&self) {
-        self.until("nothing is left", || {
+        self.until("no object is left", || {
             let own = self.own();
             let jobs = self
                 .wait(self.api::<k8s_openapi::api::batch::v1::Job>(own).list(&Default::default()))
@@ -446,7 +446,7 @@ impl World {
         });
         if let Some(fake) = &self.fake {
             self.until("the storage is empty", || (fake.stored_snapshots() == 0).then_some(()));
-            assert_eq!(fake.torn_snapshots(), 0, "an owner went before its copies");
+            assert_eq!(fake.torn_snapshots(), 0, "an owner was deleted before its copies");
         }
     }
 

@@ -90,7 +90,7 @@ impl Containerd {
     fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !self.answers() {
-            assert!(Instant::now() < deadline, "containerd does not start:\n{}", self.log());
+            assert!(Instant::now() < deadline, "containerd did not start:\n{}", self.log());
             sleep(Duration::from_millis(50));
         }
     }

@@ -258,7 +258,7 @@ impl Cri {
                 assert_eq!(status.exit_code, 0);
                 break;
             }
-            assert!(Instant::now() < deadline, "the container does not end");
+            assert!(Instant::now() < deadline, "the container did not end");
             sleep(Duration::from_millis(50));
         }
         // "<time> stdout F <line>"

@@ -108,14 +108,14 @@ impl Daemon {
                 Err(log) => failed = log,
             }
         }
-        panic!("larder serve does not start:\n{failed}");
+        panic!("larder serve did not start:\n{failed}");
     }
 
     /// Starts it again after a stop, with the same state and address.
     pub(crate) fn restart(&mut self) {
-        assert!(self.running.is_none(), "it runs");
+        assert!(self.running.is_none(), "it is running");
         if let Err(log) = self.try_run() {
-            panic!("larder serve does not start again:\n{log}");
+            panic!("larder serve did not restart:\n{log}");
         }
     }
 

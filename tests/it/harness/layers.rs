@@ -213,7 +213,7 @@ pub(crate) fn read(layer: &Layer) -> Vec<Member> {
                 entry.read_to_end(&mut content).unwrap();
                 Node::File(content)
             }
-            other => panic!("{}: {other:?} is not for this reader", member.path),
+            other => panic!("{}: this reader does not support {other:?}", member.path),
         };
         member
     });

@@ -35,7 +35,7 @@ impl Opened {
                 Err(e) => panic!("reading events: {e}"),
             };
             for event in events {
-                let fd = event.fd().expect("the queue is large enough");
+                let fd = event.fd().expect("the fanotify queue overflowed");
                 let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
                 let path = path.strip_prefix(&self.mount).unwrap_or(&path).to_owned();
                 paths.insert(path.into_os_string().into_string().unwrap());

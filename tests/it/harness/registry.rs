@@ -104,7 +104,7 @@ impl Registry {
             }
         }
         let log = fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-        panic!("docker-registry does not start:\n{log}");
+        panic!("docker-registry did not start:\n{log}");
     }
 
     /// Returns the host and port, as in a reference.

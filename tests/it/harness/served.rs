@@ -154,7 +154,7 @@ impl Running {
             fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
         };
         while below.iter().any(alive) {
-            assert!(started.elapsed() < Duration::from_secs(10), "its children outlive it");
+            assert!(started.elapsed() < Duration::from_secs(10), "its children outlived it");
             sleep(Duration::from_millis(2));
         }
     }
@@ -179,7 +179,7 @@ impl Running {
             if self.has_ended() {
                 return false;
             }
-            assert!(started.elapsed() < Duration::from_secs(60), "the build makes no progress");
+            assert!(started.elapsed() < Duration::from_secs(60), "the build made no progress");
             sleep(Duration::from_micros(500));
         }
         true
@@ -199,7 +199,7 @@ pub(crate) fn until_gone(volume: &Path) {
         })
     };
     while works() {
-        assert!(started.elapsed() < Duration::from_secs(10), "children outlive a build that was killed");
+        assert!(started.elapsed() < Duration::from_secs(10), "children outlived a killed build");
         sleep(Duration::from_millis(2));
     }
 }

@@ -97,7 +97,7 @@ impl Snapshotter {
 
     /// Starts it again after a kill.
     pub(crate) fn restart(&mut self) {
-        assert!(self.running.is_none(), "it runs");
+        assert!(self.running.is_none(), "it is running");
         let log = File::options().append(true).create(true).open(self.dir.path().join("log")).unwrap();
         let input = match &self.listener {
             Some(listener) => OwnedFd::from(listener.try_clone().unwrap()).into(),
@@ -108,7 +108,7 @@ impl Snapshotter {
         let deadline = Instant::now() + PATIENCE;
         while self.client.list(&["name==none"]).is_err() {
             let ended = running.has_ended();
-            assert!(!ended && Instant::now() < deadline, "it does not start:\n{}", self.log());
+            assert!(!ended && Instant::now() < deadline, "the snapshotter did not start:\n{}", self.log());
             sleep(Duration::from_millis(20));
         }
         self.running = Some(running);

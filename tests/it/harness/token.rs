@@ -111,7 +111,7 @@ impl Signer {
         stdin.write_all(signed.as_bytes()).unwrap();
         drop(stdin);
         let output = openssl.wait_with_output().unwrap();
-        assert!(output.status.success(), "openssl does not sign");
+        assert!(output.status.success(), "openssl failed to sign");
         format!("{signed}.{}", encode(&output.stdout))
     }
 }

@@ -82,7 +82,7 @@ fn an_image_is_mounted_from_volumes_of_any_kind() {
                     exits(75, &mut umount(over.path()));
                     drop(file);
                     succeed(&mut umount(over.path()));
-                    assert_eq!(mountinfo(), before, "nothing is left");
+                    assert_eq!(mountinfo(), before, "no mount must be left");
                 }
                 // Nothing uses it any more.
                 fs::remove_dir_all(&volume).unwrap();

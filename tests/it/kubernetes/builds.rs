@@ -46,7 +46,7 @@ fn ordered_by_the_api() {
         world.get::<VolumeSnapshot>(&world.team, &snapshot.name).filter(VolumeSnapshot::is_ready)
     });
     assert!(copy.spec.source.volume_snapshot_content_name.is_some());
-    let object = world.until("the copy is told", || {
+    let object = world.until("the status lists the copy", || {
         let object: ImageCache = world.get(&world.team, "web")?;
         object.status.as_ref()?.copies.iter().any(|copy| copy.ready).then_some(object)
     });
@@ -126,7 +126,7 @@ fn progress_is_told_per_image() {
     world.served.registry.fault(Fault::StallAt { digest: slow, offsets: vec![25_000, 25_001, 25_002] });
     let daemon = world.daemon();
     let record = daemon.create(&world, "web");
-    let image = world.until("it is told in the object", || {
+    let image = world.until("the status shows the progress", || {
         let status = world.get::<ImageCache>(&world.team, "web")?.status?;
         assert_ne!(status.phase, "Failed", "{:?}", status.message);
         status.images.into_iter().find(|image| image.layers_done == 1)
@@ -187,7 +187,7 @@ fn an_owner_waits_for_its_copies() {
     hold(&["test/hold"]);
     let api = world.api::<ImageCache>(&world.team);
     world.wait(api.delete("web", &DeleteParams::default())).unwrap();
-    world.until("it is looked at again and again", || {
+    world.until("the deletion is retried several times", || {
         let tries = world.fake().seen().into_iter();
         let tries = tries.filter(|seen| seen.verb == "delete" && seen.resource == "volumesnapshotcontents");
         (tries.filter(|seen| seen.name == content).count() >= 3).then_some(())

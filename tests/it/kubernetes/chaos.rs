@@ -107,7 +107,7 @@ fn live_through(seed: u64) {
             world.get::<VolumeSnapshot>(&world.team, &name).filter(VolumeSnapshot::is_ready)
         });
     }
-    world.until("there is one snapshot of each", || {
+    world.until("each cache has one snapshot", || {
         (world.fake().stored_snapshots() == all.len()).then_some(())
     });
     for object in &all {

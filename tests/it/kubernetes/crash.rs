@@ -80,7 +80,7 @@ fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
     let mut world = World::new();
     world.habits.lease = SHORT;
     let mut first = world.daemon();
-    world.until("it leads", || {
+    world.until("it is the leader", || {
         if first.has_ended() {
             first = world.daemon();
         }
@@ -89,7 +89,7 @@ fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
     first.kill();
     world.habits.lease = Duration::from_secs(20);
     let second = world.daemon();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
     second.create(&world, "web");
     world.phase("web", Status::Available);
 }
@@ -98,14 +98,14 @@ fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
 fn whoever_loses_the_lease_stops() {
     let Some(world) = World::faked() else { return };
     let first = world.daemon();
-    world.until("it leads", || first.service.leads().then_some(()));
+    world.until("it is the leader", || first.service.leads().then_some(()));
     let second = world.daemon();
     let meets = Meets { resource: "leases", user: LARDER.into(), ..Meets::default() };
     world.fake().fault(Fault { meets, harm: Harm::Broken, after: 0, times: u32::MAX });
     let ended = first.ends();
-    assert!(ended.unwrap_err().contains("lease"), "it went on");
+    assert!(ended.unwrap_err().contains("lease"), "the daemon continued");
     world.fake().heal();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
     second.create(&world, "web");
     world.phase("web", Status::Available);
 }
@@ -114,14 +114,14 @@ fn whoever_loses_the_lease_stops() {
 fn a_lease_that_is_taken_away() {
     let world = World::new();
     let first = world.daemon();
-    world.until("it leads", || first.service.leads().then_some(()));
+    world.until("it is the leader", || first.service.leads().then_some(()));
     let patch = json!({"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 3}});
     let leases = world.api::<Lease>(world.own());
     world.wait(leases.patch("larder", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
-    assert!(first.ends().unwrap_err().contains("lease"), "it went on");
+    assert!(first.ends().unwrap_err().contains("lease"), "the daemon continued");
     // Its holder never renews the lease.
     let second = world.daemon();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
 }
 
 #[case]
@@ -129,13 +129,13 @@ fn who_stops_makes_room_at_once() {
     let mut world = World::new();
     world.habits.lease = Duration::from_secs(600);
     let first = world.daemon();
-    world.until("it leads", || first.service.leads().then_some(()));
+    world.until("it is the leader", || first.service.leads().then_some(()));
     first.create(&world, "web");
     // The new daemon polls the lease often enough, but would wait long for it to expire.
     assert_eq!(first.stop(), Ok(()));
     world.habits.lease = Duration::from_secs(20);
     let second = world.daemon();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
     // The build that was in progress continues.
     world.phase("web", Status::Available);
 }
@@ -148,7 +148,7 @@ fn an_api_server_that_fails_is_waited_for() {
     for (verb, harm) in conflicts.into_iter().chain(others.map(|harm| ("", harm))) {
         let Some(world) = World::faked() else { return };
         let daemon = world.daemon();
-        world.until("it leads", || daemon.service.leads().then_some(()));
+        world.until("it is the leader", || daemon.service.leads().then_some(()));
         // Every third request of any type fails.
         for after in 0..20 {
             let meets = Meets { verb, user: LARDER.into(), ..Meets::default() };
@@ -169,7 +169,7 @@ fn an_api_server_that_fails_is_waited_for() {
 fn watches_that_break_miss_nothing() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
-    world.until("it leads", || daemon.service.leads().then_some(()));
+    world.until("it is the leader", || daemon.service.leads().then_some(()));
     for round in 0..4 {
         match round % 4 {
             0 => world.fake().cut_watches(),

@@ -27,7 +27,7 @@ use crate::harness::{Need, isolated};
 
 /// Waits until a cache has failed, and returns its class and its message.
 pub(super) fn failed(world: &World, daemon: &Running, record: &Record) -> (Class, String) {
-    let record = world.until("it has failed", || {
+    let record = world.until("the cache has failed", || {
         let record = daemon.record(world, record);
         assert_ne!(record.status, Status::Available);
         (record.status == Status::Failed).then_some(record)
@@ -52,7 +52,7 @@ fn scripted_with(script: &str, timing: Timing) -> Option<World> {
 
 /// Waits until a builder is running.
 fn runs(world: &World) {
-    world.until("it runs", || {
+    world.until("it is running", || {
         let pods = world.fake().peek_all("", "pods", world.own());
         pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
     });
@@ -152,10 +152,10 @@ fn a_build_that_waits_says_for_what() {
         ))
     };
     let waits =
-        world.until("it says what it waits for", || ready().filter(|(_, message)| !message.is_empty()));
+        world.until("the status shows the reason for the wait", || ready().filter(|(_, message)| !message.is_empty()));
     assert_eq!(waits.0, "Creating");
     assert!(waits.1.contains("the builder does not start") && waits.1.contains("nodes"), "{}", waits.1);
-    world.until("there is an event", || {
+    world.until("an event exists", || {
         let told = events_of(&world, "web");
         told.iter().any(|(reason, note)| reason == "Creating" && note.starts_with("waiting: ")).then_some(())
     });
@@ -179,7 +179,7 @@ fn a_snapshot_that_is_waited_for_says_why() {
     world.fake().decide_snapshot(busy);
     let daemon = world.daemon();
     daemon.create(&world, "web");
-    world.until("it says what it waits for", || {
+    world.until("the status shows the reason for the wait", || {
         let status = world.get::<ImageCache>(&world.team, "web")?.status?;
         let waiting = status.work?.waiting?;
         (waiting.starts_with("the snapshot is not ready: ") && waiting.contains("the array is busy"))
@@ -206,7 +206,7 @@ fn the_secret_of_a_job_is_missed() {
     let record = daemon.create(&world, "web");
     let name = format!("ic-{}", record.id);
     let secrets = world.api::<k8s_openapi::api::core::v1::Secret>(world.own());
-    world.until("there is a secret", || world.wait(secrets.get_opt(&name)).unwrap());
+    world.until("the secret exists", || world.wait(secrets.get_opt(&name)).unwrap());
     world.wait(secrets.delete(&name, &Default::default())).unwrap();
     world.add_node("node-b");
     let (_, message) = failed(&world, &daemon, &record);
@@ -229,7 +229,7 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::Transient);
     assert!(message.contains("the array is busy"), "{message}");
-    world.until("its snapshot is given up", || {
+    world.until("its snapshot is deleted", || {
         let left = world.fake().peek_all("snapshot.storage.k8s.io", "volumesnapshots", world.own());
         (left.len() == 1).then_some(())
     });
@@ -248,7 +248,7 @@ fn a_storage_that_does_not_answer() {
     // It is not known whether the storage has a snapshot, so the record stays until the storage answers.
     let api = world.api::<ImageCache>(&world.team);
     world.wait(api.delete("web", &Default::default())).unwrap();
-    world.until("its snapshot goes", || {
+    world.until("its snapshot is being deleted", || {
         let left = world.fake().peek_all("snapshot.storage.k8s.io", "volumesnapshots", world.own());
         left.iter().all(|one| one["metadata"]["deletionTimestamp"].is_string()).then_some(())
     });
@@ -407,7 +407,7 @@ fn a_node_that_nobody_hears_of() {
     // Its pods are marked for deletion but stay, because no kubelet reports their end. Then an administrator
     // removes the node.
     world.fake().lose_node("node-b");
-    world.until("its pod is to go", || {
+    world.until("its pod is being deleted", || {
         let pods = world.fake().peek_all("", "pods", world.own());
         pods.iter().any(|pod| pod["metadata"]["deletionTimestamp"].is_string()).then_some(())
     });

@@ -95,7 +95,7 @@ impl Scene {
     fn until<T>(&self, agent: &Agent, what: &str, probe: impl FnMut() -> Option<T>) -> T {
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.world.until(what, probe)));
         found.unwrap_or_else(|panic| {
-            eprintln!("the agent said:\n{}", agent.log());
+            eprintln!("the log of the agent:\n{}", agent.log());
             std::panic::resume_unwind(panic)
         })
     }
@@ -116,11 +116,11 @@ impl Scene {
     /// Waits until no object of any node is left. Checks that no disk was detached while it was mounted.
     fn nothing_left(&self, agent: &Agent) {
         self.attached(agent, 0);
-        self.until(agent, "nothing is left of the node", || {
+        self.until(agent, "no object of the node is left", || {
             (self.claims().is_empty() && self.holders().is_empty()).then_some(())
         });
         assert_eq!(std::fs::read_dir(agent.at("icv")).unwrap().count(), 0);
-        assert_eq!(self.world.fake().unplugged_disks(), 0, "a disk was in use");
+        assert_eq!(self.world.fake().unplugged_disks(), 0, "a disk was detached while it was in use");
     }
 
     /// Waits for an event with this reason about an object, and returns its message.
@@ -144,7 +144,7 @@ impl Scene {
     /// Requests the layers of the image as containerd does. Returns the topmost snapshot if all layers are
     /// attached.
     fn take(&self, agent: &Agent) -> Option<String> {
-        self.until(agent, "it answers", || agent.client.list(&["name==none"]).ok());
+        self.until(agent, "the snapshotter answers", || agent.client.list(&["name==none"]).ok());
         let mut parent = String::new();
         for chain in self.chains() {
             parent = agent.client.take(&chain, &parent)?;
@@ -168,12 +168,12 @@ fn a_pod_asks_and_containerd_is_answered() {
                 return;
             };
             let agent = scene.agent("node-a", "keep_minutes = 0");
-            scene.until(&agent, "it answers", || agent.client.list(&[]).ok());
+            scene.until(&agent, "the snapshotter answers", || agent.client.list(&[]).ok());
             assert_eq!(scene.take(&agent), None, "nothing is attached");
             scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
             let told = scene.told(&agent, &scene.world.team, "app", "ImageCacheAttached");
             assert!(told.contains(&format!("{}/web", scene.world.team)), "{told}");
-            let top = scene.take(&agent).expect("the layers are there");
+            let top = scene.take(&agent).expect("the layers are not attached");
 
             // The holder pod runs on this node as an unprivileged user, and only reads.
             let (claims, holders) = (scene.claims(), scene.holders());
@@ -202,7 +202,7 @@ fn a_pod_asks_and_containerd_is_answered() {
             scene.until(&agent, "it waits", || agent.log().contains("in use").then_some(()));
             std::thread::sleep(Duration::from_secs(2));
             assert_eq!((agent.attached().len(), scene.holders().len()), (1, 1));
-            assert!(scene.take(&agent).is_some(), "it is attached as before");
+            assert!(scene.take(&agent).is_some(), "it must stay attached");
             agent.client.remove("container").unwrap();
             scene.nothing_left(&agent);
             assert_eq!(agent.client.view("view", &top).unwrap_err().code(), tonic::Code::Unavailable);
@@ -266,7 +266,7 @@ fn attached_before_any_pod_and_kept_after_the_last() {
         scene.attached(&agent, 2);
         scene.remove_pod(&team, "app");
         std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(agent.attached().len(), 2, "the next pod may be near");
+        assert_eq!(agent.attached().len(), 2, "the volumes must stay for a while");
         // The state, for the kubelet and for Prometheus.
         let log = agent.log();
         let address = log.lines().find_map(|line| line.split_once("health=")).unwrap().1.parse().unwrap();
@@ -345,7 +345,7 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
         let id = object.uid().unwrap().parse().unwrap();
         scene.daemon.wait(scene.daemon.service.refresh(&scene.world.tenant(), id)).unwrap();
         scene.offered("web", 2);
-        scene.until(&agent, "the newer one is there, too", || (agent.attached().len() == 2).then_some(()));
+        scene.until(&agent, "the newer volume is attached, too", || (agent.attached().len() == 2).then_some(()));
         // Running containers use the older volume, and new ones do not. So the older volume can be released
         // eventually.
         std::thread::sleep(Duration::from_secs(7));
@@ -357,9 +357,9 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
         std::thread::sleep(Duration::from_secs(1));
         assert_eq!(scene.world.fake().stored_snapshots(), 2);
         let last_used = || scene.world.get::<ImageCache>(&scene.world.team, "web")?.status?.last_used;
-        scene.until(&agent, "the use is written", last_used);
+        scene.until(&agent, "the status shows the last use", last_used);
         agent.client.remove("old").unwrap();
-        scene.until(&agent, "the newer one alone is there", || {
+        scene.until(&agent, "only the newer volume is attached", || {
             let now = agent.attached();
             // At no time is there no volume.
             assert!(!now.is_empty());
@@ -373,7 +373,7 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
             scene.daemon.service.reload(&scene.world.config);
             (scene.world.fake().stored_snapshots() == 1).then_some(())
         });
-        agent.client.view("view", &top).expect("the layers are those of the newer one");
+        agent.client.view("view", &top).expect("the newer volume does not serve the layers");
         assert_eq!(scene.world.fake().unplugged_disks(), 0);
     });
 }
@@ -463,7 +463,7 @@ fn a_volume_that_belongs_to_the_builder_is_attached() {
         let agent = scene.agent("node-a", "");
         scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
         scene.told(&agent, &scene.world.team, "app", "ImageCacheAttached");
-        assert!(scene.take(&agent).is_some(), "the layers are there");
+        assert!(scene.take(&agent).is_some(), "the layers are not attached");
     });
 }
 
@@ -494,7 +494,7 @@ fn a_namespace_does_not_take_all_places_of_a_node() {
         scene.attached(&agent, 2);
         // The slot is free again when no other pod needs it.
         scene.remove_pod(&other, "late");
-        scene.until(&agent, "the second one is back", || {
+        scene.until(&agent, "the second volume is attached again", || {
             let claims = scene.claims();
             let has = |name: &str| {
                 let cache = format!("{team}/{name}");
@@ -520,7 +520,7 @@ fn a_holder_that_is_deleted_has_a_successor() {
             let before = scene.holders().remove(0).name_any();
             let api = scene.world.api::<Pod>(VOLUMES);
             scene.world.wait(api.delete(&before, &DeleteParams::default())).unwrap();
-            scene.until(&agent, "another holds it", || {
+            scene.until(&agent, "another process uses the mount", || {
                 let holders = scene.holders();
                 let runs = |pod: &Pod| {
                     pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
@@ -528,7 +528,7 @@ fn a_holder_that_is_deleted_has_a_successor() {
                 (holders.len() == 1 && holders[0].name_any() != before && runs(&holders[0])).then_some(())
             });
             assert_eq!(agent.attached().len(), 1);
-            assert!(view.at("f-0").exists(), "the container reads on");
+            assert!(view.at("f-0").exists(), "the container must still be able to read");
         }
         assert_eq!(scene.world.fake().unplugged_disks(), 0);
     });
@@ -551,7 +551,7 @@ fn two_nodes_and_one_that_is_no_more() {
         // Larder.
         two.kill();
         scene.world.fake().remove_node("node-b");
-        scene.until(&one, "the other's is collected", || {
+        scene.until(&one, "the objects of the other node are deleted", || {
             (scene.claims().len() == 1 && scene.holders().len() == 1).then_some(())
         });
         assert_eq!(scene.holders()[0].spec.as_ref().unwrap().node_name.as_deref(), Some("node-a"));

@@ -43,7 +43,7 @@ fn an_object_is_an_order() {
         assert!(refused.contains("never change"), "{spec}: {refused}");
     }
     let patched = patch(json!({"retentionDays": 7})).unwrap();
-    world.until("the status says when it expires", || {
+    world.until("the status shows the expiry", || {
         let status = world.get::<ImageCache>(&world.team, "web")?.status?;
         (status.observed_generation == patched.metadata.generation).then_some(status.expires_at?)
     });
@@ -98,7 +98,7 @@ fn the_quota_holds_for_objects_too() {
     for name in ["a", "b", "c"] {
         world.apply(&world.object(name));
     }
-    let failed = world.until("all are looked at", || {
+    let failed = world.until("all are processed", || {
         let of = |name| world.get::<ImageCache>(&world.team, name)?.status;
         let all: Option<Vec<_>> = ["a", "b", "c"].into_iter().map(of).collect();
         let failed: Vec<_> = all?.into_iter().filter(|status| status.phase == "Failed").collect();
@@ -126,7 +126,7 @@ fn the_cluster_counts_to_fifty() {
                 Err(error) => eprintln!("{error}"),
             }
         }
-        panic!("neither made nor refused");
+        panic!("the object was neither created nor refused");
     });
     assert_eq!(refused, Some(50));
     assert_eq!(world.config.caches.max_per_tenant, 50);
@@ -160,7 +160,7 @@ fn any_daemon_answers_and_one_leads() {
     let world = World::new();
     let (one, two) = (world.daemon(), world.daemon());
     let leads = || [&one, &two].map(|daemon| daemon.service.leads());
-    world.until("somebody leads", || leads().iter().any(|leads| *leads).then_some(()));
+    world.until("one daemon is the leader", || leads().iter().any(|leads| *leads).then_some(()));
     assert_eq!(leads().iter().filter(|leads| **leads).count(), 1);
     let (leader, other) = if one.service.leads() { (&one, &two) } else { (&two, &one) };
 
@@ -238,7 +238,7 @@ fn a_snapshot_is_shared_and_taken_back() {
         })
     };
     let refused = |namespace: &str| {
-        world.until("it is told", || {
+        world.until("the status shows the refusal", || {
             let status = world.get::<ImageCache>(&world.team, "web")?.status?;
             assert_eq!(status.phase, "Available");
             status.copies.into_iter().find(|copy| copy.namespace == namespace && !copy.ready)?.message
@@ -262,18 +262,18 @@ fn a_snapshot_is_shared_and_taken_back() {
         world.wait(api.patch("web", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
     };
     patch(json!({"retentionDays": 7}));
-    world.until("the copy is taken back", || copy(&world.other).is_none().then_some(()));
+    world.until("the copy is deleted", || copy(&world.other).is_none().then_some(()));
     refused(&world.other);
     world.accept(&world.other, "*");
     ready(&world.other);
     let api = world.api::<ImageCache>(&world.team);
     let patch = json!({"spec": {"share": ["nowhere"]}});
     world.wait(api.patch("web", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
-    world.until("the copy is taken back", || {
+    world.until("the copy is deleted", || {
         world.get::<VolumeSnapshot>(&world.other, &name).is_none().then_some(())
     });
     // A copy in a namespace where Larder has no rights is not created, and the status reports it.
-    world.until("it is told", || {
+    world.until("the status shows the refusal", || {
         let status = world.get::<ImageCache>(&world.team, "web")?.status?;
         status.copies.iter().find(|copy| copy.namespace == "nowhere" && !copy.ready)?.message.clone()
     });

@@ -78,7 +78,7 @@ fn every_right_is_used_and_none_is_missing() {
         world.phase(name, Status::Available);
     }
     daemon.wait(daemon.service.refresh(&world.tenant(), made.id)).unwrap();
-    world.until("it is made anew", || {
+    world.until("it is refreshed", || {
         let status = world.get::<ImageCache>(&world.team, "api")?.status?;
         (status.content?.generation == 2).then_some(())
     });
@@ -105,7 +105,7 @@ fn every_right_is_used_and_none_is_missing() {
     daemon.service.reload(&world.config);
     gone("stuck");
     world.nothing_left();
-    world.until("the key is forgotten", || {
+    world.until("the idempotency key is deleted", || {
         let seen = world.fake().seen();
         seen.iter().any(|seen| (seen.verb, seen.resource.as_str()) == ("delete", "configmaps")).then_some(())
     });
@@ -132,7 +132,7 @@ fn every_right_is_used_and_none_is_missing() {
         UNSEEN.iter().map(|(place, resource, verb)| (*place, (*resource).to_owned(), (*verb).to_owned()));
     let unseen: BTreeSet<Right> = unseen.collect();
     let unused: Vec<_> = given.difference(&used).filter(|right| !unseen.contains(*right)).collect();
-    assert!(unused.is_empty(), "given and not used: {unused:#?}");
+    assert!(unused.is_empty(), "unused rights: {unused:#?}");
     let missing: Vec<_> = used.difference(&given).collect();
-    assert!(missing.is_empty(), "used and not given: {missing:#?}");
+    assert!(missing.is_empty(), "missing rights: {missing:#?}");
 }

@@ -101,7 +101,7 @@ fn a_token_is_renewed() {
     let (old, new) = (fs::read_to_string(&token).unwrap(), world.fake().token(LARDER));
     fs::write(&token, &new).unwrap();
     daemon.explain(|| {
-        world.until_within(Duration::from_secs(240), "the new token is shown", || {
+        world.until_within(Duration::from_secs(240), "the daemon sends the new token", || {
             world.fake().was_used(&new).then_some(())
         });
     });

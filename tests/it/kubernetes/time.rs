@@ -84,7 +84,7 @@ fn what_nobody_knows_of_is_swept() {
     let _daemon = world.daemon();
     let there =
         |group: &str, plural: &str, name: &str| world.fake().peek(group, plural, world.own(), name).is_some();
-    world.until("the strays are gone", || {
+    world.until("the orphans are deleted", || {
         let claim = there("", "persistentvolumeclaims", &name);
         let snapshot = there("snapshot.storage.k8s.io", "volumesnapshots", &name);
         (!claim && !snapshot).then_some(())
@@ -108,11 +108,11 @@ fn nothing_is_swept_on_half_a_list() {
         world.fake().admin()
     };
     let second = world.daemon_of(client);
-    assert!(second.ends().is_err(), "it leads without records");
+    assert!(second.ends().is_err(), "it became the leader without records");
     assert_eq!(world.fake().stored_snapshots(), 1);
     world.fake().heal();
     let third = world.daemon();
-    world.until("it leads", || third.service.leads().then_some(()));
+    world.until("it is the leader", || third.service.leads().then_some(()));
     assert_eq!(world.fake().stored_snapshots(), 1);
     world.phase("web", Status::Available);
 }

@@ -87,7 +87,7 @@ fn schedules_refresh_what_has_moved_or_always() {
     world.served.registry.fault(Fault::Status { path, status: status_code, times: 100, retry_after: None });
     clock.pass(DAY);
     let state = settled(&world, "moved", Some("Failed"), 2);
-    assert!(state.message.unwrap().contains("app-0"), "the image is named");
+    assert!(state.message.unwrap().contains("app-0"), "the message must name the image");
     assert_eq!(status(&world, "moved").unwrap().phase, "Available");
 }
 
@@ -121,12 +121,12 @@ fn a_schedule_that_cannot_be_used_says_so() {
     patch(&world, "web", json!({"refresh": {"schedule": "0 3 * * *", "timeZone": "Mars/Olympus"}})).unwrap();
     let state = settled(&world, "web", Some("Invalid"), 1);
     assert_eq!(state.message.unwrap(), "spec.refresh.timeZone: there is no time zone \"Mars/Olympus\"");
-    world.until("an event says so", || {
+    world.until("an event reports it", || {
         let events = world.fake().peek_all("events.k8s.io", "events", &world.team);
         events.into_iter().find(|event| event["reason"] == "InvalidSchedule")
     });
     patch(&world, "web", json!({"refresh": {"timeZone": "UTC"}})).unwrap();
-    world.until("the next time is known", || status(&world, "web")?.refresh?.next_time);
+    world.until("the status shows the next time", || status(&world, "web")?.refresh?.next_time);
     patch(&world, "web", json!({"refresh": null})).unwrap();
     world.until("the schedule is gone", || status(&world, "web")?.refresh.is_none().then_some(()));
     assert_eq!(status(&world, "web").unwrap().phase, "Available");
@@ -173,7 +173,7 @@ fn a_replaced_volume_stays_while_a_claim_uses_it() {
     world.phase("web", Status::Available);
     let first = format!("ic-{}", made.id);
     let second = format!("{first}-2");
-    world.until("its copy can be used", || {
+    world.until("its copy is ready", || {
         world.get::<VolumeSnapshot>(&world.team, &first)?.is_ready().then_some(())
     });
     assert_eq!(status(&world, "web").unwrap().last_used, None);
@@ -192,7 +192,7 @@ fn a_replaced_volume_stays_while_a_claim_uses_it() {
     assert_eq!(copies(&world, &daemon), [first.clone(), second.clone()]);
     assert_eq!(world.fake().stored_snapshots(), 2);
     // Claims count as uses.
-    world.until("the use is written", || status(&world, "web")?.last_used);
+    world.until("the status shows the last use", || status(&world, "web")?.last_used);
     let pod = json!({
         "metadata": {"name": "app"},
         "spec": {
@@ -213,10 +213,10 @@ fn a_replaced_volume_stays_while_a_claim_uses_it() {
     let at_once = DeleteParams::default().grace_period(0);
     world.wait(world.api::<Pod>(&world.team).delete("app", &at_once)).unwrap();
     world.wait(claims.delete("later", &DeleteParams::default())).unwrap();
-    world.until("nothing uses the first volume, and it is gone", || {
+    world.until("the unused first volume is deleted", || {
         (copies(&world, &daemon) == [second.clone()] && world.fake().stored_snapshots() == 1).then_some(())
     });
-    assert_eq!(world.fake().torn_snapshots(), 0, "an owner went before its copies");
+    assert_eq!(world.fake().torn_snapshots(), 0, "an owner was deleted before its copies");
 }
 
 #[case]
@@ -303,7 +303,7 @@ fn what_pods_miss_is_created_and_the_least_recently_used_makes_room() {
     world.phase(&name, Status::Available);
     // The quota is used up. A cache that was just created is not deleted, and an order of a person never is.
     waiting(&world, &world.team, "twice", &image(2));
-    world.until("its image was looked for", || {
+    world.until("its image was resolved", || {
         (world.served.registry.requests("/app-2/manifests/") > 0).then_some(())
     });
     std::thread::sleep(Duration::from_secs(1));
@@ -315,7 +315,7 @@ fn what_pods_miss_is_created_and_the_least_recently_used_makes_room() {
     for number in 0..2 {
         waiting(&world, &world.team, &format!("later-{number}"), &image(2));
     }
-    let next = world.until("the least recently used has made room", || {
+    let next = world.until("the least recently used cache is deleted", || {
         // The daemon checks again after half a minute.
         clock.pass(Duration::from_secs(5));
         daemon.service.reload(&world.config);

@@ -63,7 +63,7 @@ fn a_cache_is_available_after_a_second_pod_has_verified_it() {
     // A daemon that takes over continues with the same verifier.
     kill_daemon(&world, &mut daemon, true);
     let second = world.daemon();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
     fs::write(world.served.beside("program.go"), "").unwrap();
     let object = world.phase("web", Status::Available);
     let digest = object.status.as_ref().unwrap().content.as_ref().unwrap().digest.clone();
@@ -71,7 +71,7 @@ fn a_cache_is_available_after_a_second_pod_has_verified_it() {
     assert_eq!(snapshot.annotations()[VERIFIED], digest);
     let seen = world.fake().seen().into_iter();
     let made = seen.filter(|seen| seen.name == format!("{name}-verify") && seen.verb == "patch");
-    assert_eq!(made.count(), 1, "one verifier did");
+    assert_eq!(made.count(), 1, "expected one verifier");
     world.wait(world.api::<ImageCache>(&world.team).delete("web", &Default::default())).unwrap();
     world.until("it is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
     world.nothing_left();
@@ -92,7 +92,7 @@ fn a_builder_that_was_taken_over_gets_nothing_out() {
             "the volume failed verification: ",
         ),
         (
-            "another digest reported than the volume has",
+            "a reported digest that differs from the volume's",
             format!(
                 "{build} --result-file=*) t=$(sed 's/\"digest\":\"sha256:...../\"digest\":\"sha256:00000/' \"${{a#*=}}\"); \
                  echo \"$t\" >\"${{a#*=}}\";; esac; done"
@@ -128,12 +128,12 @@ fn a_builder_that_was_taken_over_gets_nothing_out() {
 fn a_snapshot_that_nobody_verified_does_not_count() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
-    world.until("it leads", || daemon.service.leads().then_some(()));
+    world.until("it is the leader", || daemon.service.leads().then_some(()));
     // The build waits, because no node runs its pods.
     world.fake().remove_node("node-a");
     let record = daemon.create(&world, "web");
     let name = format!("ic-{}", record.id);
-    world.until("there is a job", || world.get::<Job>(world.own(), &name));
+    world.until("the job exists", || world.get::<Job>(world.own(), &name));
     daemon.stop().unwrap();
     let result = json!({"status": "ok", "exit_code": 0, "message": "", "failures": [], "images": [],
         "digest": format!("sha256:{}", "0".repeat(64)), "elapsed_ms": 1});

@@ -71,7 +71,7 @@ fn one_file_makes_all_stores_known() {
             let file = ["one", "two"][number];
             assert_eq!(node.printed(reference, &format!("cat /{file}")), file);
         }
-        assert_eq!(change(&node, &[&first, &second, &third]), many, "nothing changes when it is done again");
+        assert_eq!(change(&node, &[&first, &second, &third]), many, "a repeated change must not change anything");
         // Remove one store.
         node.apply(&change(&node, &[&second, &third]));
         umount(&first).unwrap();
@@ -134,7 +134,7 @@ fn this_podman_reads_nothing_else() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             let text = text.unwrap_or_else(|| drop_in(node::Node::read(&node.root()).unwrap()));
             fs::write(path, text).unwrap();
-            assert!(node.images().is_empty(), "{name}: podman reads it; use it");
+            assert!(node.images().is_empty(), "podman now supports {name}: use it");
         }
     });
 }

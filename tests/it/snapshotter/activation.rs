@@ -22,13 +22,13 @@ fn requests_wait_while_it_starts_again() {
             let (sender, answers) = mpsc::channel();
             let client = Client::new(snapshotter.socket());
             let asking = thread::spawn(move || sender.send(client.list(&[]).map(|all| all.len())));
-            assert!(answers.recv_timeout(WAITS).is_err(), "{round}: nobody runs that could answer");
+            assert!(answers.recv_timeout(WAITS).is_err(), "{round}: a response without a running snapshotter");
             snapshotter.restart();
             assert_eq!(answers.recv().unwrap().unwrap(), 0, "{round}");
             asking.join().unwrap().unwrap();
             snapshotter.kill();
         }
-        assert!(snapshotter.socket().exists(), "the socket is the service manager's");
+        assert!(snapshotter.socket().exists(), "the service manager's socket must stay");
     });
 }
 

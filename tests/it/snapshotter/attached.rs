@@ -76,7 +76,7 @@ fn containers_start_from_what_is_attached() {
                 let printed = node.printed(reference, "cat /file-0 /file-1");
                 assert_eq!(printed, format!("{name} 0\n{name} 1\n"));
             }
-            assert_eq!(served.registry.served_total(), 0, "nothing was fetched, not even a manifest");
+            assert_eq!(served.registry.served_total(), 0, "nothing must be fetched, not even a manifest");
 
             // A container uses the image that only this volume has.
             let script = "trap 'exit 0' TERM; while true; do sleep 1 & wait; done";
@@ -84,7 +84,7 @@ fn containers_start_from_what_is_attached() {
             let said = exits(75, &mut place.detach(&node, &both));
             assert!(said.contains(&format!("container {}", node.name("long"))), "{said}");
             assert!(place.at("a").join("cache.json").is_file());
-            assert_eq!(node.printed(&references[1], "cat /file-1"), "alone 1\n", "nothing was changed");
+            assert_eq!(node.printed(&references[1], "cat /file-1"), "alone 1\n", "nothing must change");
             node.end("long");
             succeed(&mut place.detach(&node, &both));
             assert!(!place.at("a").exists() && place.drop_in().exists());

@@ -101,7 +101,7 @@ impl Node {
         succeed(&mut self.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", name]));
         let deadline = Instant::now() + PATIENCE;
         while !self.containerd.k8s(&["tasks", "rm", name]).output().unwrap().status.success() {
-            assert!(Instant::now() < deadline, "the task does not end");
+            assert!(Instant::now() < deadline, "the task did not end");
             sleep(Duration::from_millis(100));
         }
     }
@@ -321,7 +321,7 @@ fn caches_that_share_layers() {
             node.pull(reference);
         }
         assert_eq!(fetched(&served).0, 0);
-        assert_eq!(node.snapshots(), 4, "what they share is there once");
+        assert_eq!(node.snapshots(), 4, "shared layers must exist once");
         // The first cache is detached. The second contains all shared layers.
         node.snapshotter.detach(&places[0]);
         assert_eq!(node.printed(&references[0], "cat /file-0 /file-1"), "shared 0\nshared 1\n");
@@ -360,7 +360,7 @@ fn containers_outlive_the_snapshotter() {
             let counts_on = |node: &Node| {
                 let (before, deadline) = (count(node), Instant::now() + PATIENCE);
                 while count(node) <= before {
-                    assert!(Instant::now() < deadline, "the container stands still");
+                    assert!(Instant::now() < deadline, "the container made no progress");
                     sleep(Duration::from_millis(100));
                 }
             };
@@ -381,7 +381,7 @@ fn containers_outlive_the_snapshotter() {
             while !node.run(&["--rm"], reference, "next", "cat /file-1").output().unwrap().status.success() {
                 assert!(
                     Instant::now() < deadline,
-                    "nothing starts after a restart\n{}",
+                    "no container starts after a restart\n{}",
                     node.snapshotter.log()
                 );
                 let _ = node.containerd.k8s(&["containers", "rm", &node.name("next")]).output();

@@ -40,7 +40,7 @@ fn what_was_answered_survives_being_killed() {
             let found = snapshotter.client.list(&[]).unwrap();
             for name in &kept {
                 let info = found.iter().find(|info| info.name == *name);
-                let info = info.unwrap_or_else(|| panic!("{name} was answered and is gone"));
+                let info = info.unwrap_or_else(|| panic!("{name} was confirmed and is gone"));
                 assert_eq!(info.kind(), Kind::Committed);
             }
             // Each snapshot has a directory, and there are no other directories.
@@ -128,7 +128,7 @@ fn records_that_cannot_be_trusted_are_left_alone() {
             let _ = fs::remove_file(&wal);
             let said = exits(65, &mut snapshotter.command());
             assert!(said.contains("snapshots.db"), "{said}");
-            assert!(root.join("snapshots/1/fs").is_dir(), "nothing was swept");
+            assert!(root.join("snapshots/1/fs").is_dir(), "nothing must be swept");
         }
         let mut odd = larder();
         odd.arg("snapshotter").arg("--socket").arg(snapshotter.socket()).arg("--root").arg(root.join("a,b"));

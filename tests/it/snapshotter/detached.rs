@@ -86,7 +86,7 @@ fn images_are_pulled_again_when_their_volume_went() {
             }
             assert!(!said.contains(apart.as_str()) && said.contains("--remove-images"), "{said}");
             assert_eq!(node.images(), before);
-            assert_eq!(pod_prints(&node, "refused", newer, "/file-0"), ["newer 0"], "nothing was changed");
+            assert_eq!(pod_prints(&node, "refused", newer, "/file-0"), ["newer 0"], "nothing must change");
 
             let said = place.detach(&node, &volume).arg("--remove-images").output().unwrap();
             let notes = String::from_utf8_lossy(&said.stderr).into_owned();

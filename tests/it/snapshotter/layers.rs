@@ -62,12 +62,12 @@ fn layers_of_either_form_are_there_already() {
             let client = &snapshotter.client;
             let tops: Vec<String> = served.images.iter().map(|image| take(client, image).unwrap()).collect();
             let again: Vec<String> = served.images.iter().map(|image| take(client, image).unwrap()).collect();
-            assert_eq!(tops, again, "once is enough");
+            assert_eq!(tops, again, "a repeated request must return the same snapshots");
             for (want, top) in want.iter().zip(&tops) {
                 let info = client.stat(top).unwrap();
                 assert_eq!((info.kind(), info.labels.contains_key(TARGET)), (Kind::Committed, true));
                 let usage = client.usage(top).unwrap();
-                assert_eq!((usage.size, usage.inodes), (0, 0), "it costs nothing here");
+                assert_eq!((usage.size, usage.inodes), (0, 0), "the layer must not use space here");
                 let view = Mounted::new(&client.view(&format!("view {top}"), top).unwrap());
                 let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
                 let lines = differences(want, &scan(view.path()), tolerance);
@@ -141,7 +141,7 @@ fn volumes_come_and_go() {
             assert_eq!(client.mounts("running").unwrap_err().code(), Code::Unavailable);
             assert_eq!(take(client, &served.images[0]), None);
             assert_eq!(client.stat(&top).unwrap().kind(), Kind::Committed);
-            fs::write(own.at("file"), "what is not of a volume does not mind").unwrap();
+            fs::write(own.at("file"), "a snapshot without a volume continues to work").unwrap();
             assert!(Mounted::new(&client.mounts("own").unwrap()).at("file").exists());
 
             // The volume can be attached again at another path.
@@ -242,11 +242,11 @@ fn a_hostile_volume_gives_nothing_away() {
         fs::create_dir_all(secret.join("diff")).unwrap();
         fs::write(secret.join("diff/key"), "not for containers").unwrap();
         let wanted = ChainId::base(&diff_id);
-        let other = ChainId::base(&Digest::sha256(b"what somebody else pulls"));
+        let other = ChainId::base(&Digest::sha256(b"a layer that another client pulls"));
         type Harm<'a> = Box<dyn Fn(&Path) + 'a>;
         let harms: Vec<(&str, LayerFormat, Harm<'_>)> = vec![
             (
-                "a tree that is a link",
+                "a symbolic link as the tree",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     fs::remove_dir_all(volume.join(&tree).join("diff")).unwrap();
@@ -254,7 +254,7 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "a link on the way",
+                "a symbolic link in the path",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     fs::remove_dir_all(volume.join(&tree)).unwrap();
@@ -262,14 +262,14 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "no tree",
+                "a missing tree",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     fs::remove_dir_all(volume.join(&tree)).unwrap();
                 }),
             ),
             (
-                "a seal that does not hold",
+                "an invalid seal",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     let text = fs::read_to_string(volume.join("cache.json")).unwrap();
@@ -278,7 +278,7 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "a layer by the name of another",
+                "a layer with the name of another",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     fs::rename(volume.join(&tree), volume.join("overlay").join(other.hex())).unwrap();
@@ -286,14 +286,14 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "a parent that is not there",
+                "a missing parent",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     reseal(volume, |content| content.layers[0].parent = Some(other.clone()));
                 }),
             ),
             (
-                "an image that is a link",
+                "a symbolic link as the image",
                 LayerFormat::Erofs,
                 Box::new(|volume| {
                     let outside = secret.join("image");
@@ -302,7 +302,7 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "an image that is damaged",
+                "a damaged image",
                 LayerFormat::Erofs,
                 Box::new(|volume| {
                     let mut bytes = fs::read(volume.join(&image)).unwrap();

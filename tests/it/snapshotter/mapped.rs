@@ -110,7 +110,7 @@ fn nothing_is_copied_for_a_user_namespace() {
                 served.images[0].layers.iter().map(|layer| layer.diff_id.clone()).collect();
             let mut top = String::new();
             for chain in ChainId::chain(&diff_ids) {
-                top = client.take(&chain.to_string(), &top).expect("the volume has it");
+                top = client.take(&chain.to_string(), &top).expect("the volume does not serve the layer");
             }
             // A layer of the node's own on top.
             let unpacked = client.prepare("unpack", &top, &[]).unwrap();
@@ -168,7 +168,7 @@ fn what_starts_after_an_upgrade_stands_on_the_newer_volume() {
         let snapshotter = Snapshotter::start();
         let (client, before) = (&snapshotter.client, snapshotter.attach(&older, "v"));
         let base = ChainId::base(&served.images[0].layers[0].diff_id);
-        let name = client.take(&base.to_string(), "").expect("the volume has it");
+        let name = client.take(&base.to_string(), "").expect("the volume does not serve the layer");
         let stands_on = |mounts: &[Mount]| {
             let mut options = mounts[0].options.iter();
             let layer = options.find_map(|option| option.strip_prefix("lowerdir=")).unwrap();

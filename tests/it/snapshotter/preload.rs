@@ -90,7 +90,7 @@ impl Sealed {
         let sealed = Sealed { served, volume, references };
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(sealed.host()).is_ok() {
-            assert!(Instant::now() < deadline, "the registry is still there");
+            assert!(Instant::now() < deadline, "the registry still answers");
         }
         sealed
     }
@@ -233,7 +233,7 @@ fn what_is_in_use_is_not_forgotten() {
             if hold.output().unwrap().status.success() {
                 break;
             }
-            assert!(Instant::now() < deadline, "it is collected again and again");
+            assert!(Instant::now() < deadline, "containerd collected the snapshot every time");
         }
         let said = exits(75, &mut node.forget_cache(&at));
         assert!(said.contains("snapshot looked-at in namespace k8s.io"), "{said}");

@@ -45,7 +45,7 @@ fn snapshots_stand_on_each_other() {
         assert_eq!(client.stat("first").unwrap_err().code(), Code::NotFound);
         let base = client.stat("base").unwrap();
         assert_eq!((base.kind(), base.parent.as_str(), base.labels.len()), (Kind::Committed, "", 1));
-        assert_eq!(base.labels["size"], "small", "labels are the commit's own");
+        assert_eq!(base.labels["size"], "small", "the labels must be those of the commit");
 
         let next = Mounted::new(&client.prepare("next", "base", &[]).unwrap());
         assert_eq!(read(&next.at("file")), "one");
@@ -140,7 +140,7 @@ fn labels_change_as_asked() {
         let client = &snapshotter.client;
         client.prepare("a", "", &[("one", "1"), ("two", "2"), ("empty", "")]).unwrap();
         let before = client.stat("a").unwrap();
-        assert_eq!(before.labels.len(), 2, "an empty value is no label");
+        assert_eq!(before.labels.len(), 2, "an empty value must remove the label");
         let sorted = |info: larder_containerd_api::services::snapshots::v1::Info| {
             let mut labels: Vec<_> = info.labels.into_iter().collect();
             labels.sort();
@@ -247,7 +247,7 @@ fn what_layers_do_to_those_below() {
             assert_eq!(
                 (facts.mode() & 0o7777, facts.uid(), facts.gid()),
                 (0o711, 7, 8),
-                "the top is inherited"
+                "the metadata of the root directory must be inherited"
             );
             fs::remove_file(top.join("replaced")).unwrap();
             fs::create_dir(top.join("replaced")).unwrap();

@@ -114,7 +114,7 @@ fn exercise(snapshotter: &Snapshotter, served: &Served, volume: &Path) {
     let diff_ids: Vec<_> = served.images[0].layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let mut parent = String::new();
     for chain in ChainId::chain(&diff_ids) {
-        parent = client.take(&chain.to_string(), &parent).expect("the volume has it");
+        parent = client.take(&chain.to_string(), &parent).expect("the volume does not serve the layer");
     }
     let active = Mounted::new(&client.prepare("active", &parent, &[]).unwrap());
     fs::create_dir(active.at("dir")).unwrap();
@@ -176,7 +176,7 @@ fn every_call_that_is_made_is_allowed() {
             if let Some(made) = made(&summary) {
                 break made;
             }
-            assert!(Instant::now() < deadline, "strace does not sum up");
+            assert!(Instant::now() < deadline, "strace wrote no summary");
             std::thread::sleep(Duration::from_millis(50));
         };
         for certain in ["accept4", "pidfd_getfd", "fsmount", "move_mount", "umount2", "symlinkat", "fchown"] {

@@ -38,7 +38,7 @@ fn expand(name: &str, sets: &HashMap<String, Vec<String>>) -> Calls {
     if !name.starts_with('@') {
         return Calls::from([name.to_owned()]);
     }
-    let members = sets.get(name).unwrap_or_else(|| panic!("systemd knows no {name}"));
+    let members = sets.get(name).unwrap_or_else(|| panic!("systemd has no set {name}"));
     members.iter().flat_map(|member| expand(member, sets)).collect()
 }
 
@@ -99,7 +99,7 @@ fn every_call_that_is_made_is_allowed() {
         let path = format!("/v5/imagecaches/{first}");
         wait(|| daemon.ask(A, "GET", &path, None).0.status == 404, "the first is gone");
         daemon.stop();
-        wait(|| made(&summary).is_some(), "strace has summed up");
+        wait(|| made(&summary).is_some(), "strace has written the summary");
         let made = made(&summary).unwrap();
 
         // The summary contains calls of the daemon, its builders, their sandbox, and the clock check.

@@ -54,7 +54,7 @@ impl Real {
     pub(super) async fn address(&self) -> IpAddr {
         let nodes = Api::<Node>::all(self.admin.clone()).list(&ListParams::default()).await.unwrap();
         let addresses = nodes.items.into_iter().filter_map(|node| node.status?.addresses);
-        let node = addresses.flatten().find(|address| address.type_ == "InternalIP").expect("a node");
+        let node = addresses.flatten().find(|address| address.type_ == "InternalIP").expect("no node has an InternalIP");
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect((node.address.as_str(), 9)).unwrap();
         socket.local_addr().unwrap().ip()
@@ -91,7 +91,7 @@ impl Real {
             let one_driver = snapshot.data["driver"] == class.provisioner.as_str();
             one_driver && fits(&told[0], class.name_any()) && fits(&told[1], snapshot.name_any())
         });
-        let (class, snapshot) = pairs.next().expect("a StorageClass and a VolumeSnapshotClass of one driver");
+        let (class, snapshot) = pairs.next().expect("no driver has a StorageClass and a VolumeSnapshotClass");
         (class.name_any(), snapshot.name_any())
     }
 

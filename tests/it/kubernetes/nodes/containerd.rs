@@ -27,7 +27,7 @@ fn images_that_need_a_disk_go_with_it() {
     isolated(&[Need::Program("containerd"), Need::Program("ctr")], || {
         let Some(scene) = Scene::new() else { return };
         let agent = scene.agent("node-a", "keep_minutes = 0");
-        scene.until(&agent, "it answers", || agent.client.list(&[]).ok());
+        scene.until(&agent, "the snapshotter answers", || agent.client.list(&[]).ok());
         let containerd = at_its_place(&agent.at("socket"));
         let images = || succeed(&mut containerd.k8s(&["images", "ls", "--quiet"]));
         scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");

@@ -37,10 +37,10 @@ fn killed_at_every_step() {
                 killed = true;
             }
             scene.attached(&agent, 1);
-            scene.until(&agent, "it is answered", || scene.take(&agent));
+            scene.until(&agent, "the snapshotter serves the layers", || scene.take(&agent));
             scene.remove_pod(&team, "app");
             let before = changes(&scene);
-            scene.until(&agent, "it goes", || {
+            scene.until(&agent, "it is being removed", || {
                 let now = changes(&scene) - before;
                 (now >= kill.min(2) && (kill > 2 || agent.attached().is_empty()) || scene.claims().is_empty())
                     .then_some(())
@@ -67,7 +67,7 @@ fn after_a_boot_it_is_attached_again() {
         }
         agent.restart();
         scene.attached(&agent, 1);
-        scene.until(&agent, "it is answered", || scene.take(&agent));
+        scene.until(&agent, "the snapshotter serves the layers", || scene.take(&agent));
         // Killed during a release, and needed again.
         agent.kill();
         for entry in std::fs::read_dir(agent.at("state/attached")).unwrap() {
@@ -78,7 +78,7 @@ fn after_a_boot_it_is_attached_again() {
             std::fs::write(&path, record.to_string()).unwrap();
         }
         agent.restart();
-        scene.until(&agent, "it is answered again", || scene.take(&agent));
+        scene.until(&agent, "the snapshotter serves the layers again", || scene.take(&agent));
         assert_eq!(agent.attached().len(), 1);
     });
 }

@@ -63,7 +63,7 @@ fn a_hundred_pods_wait_for_their_image_cache() {
             require(&scene, &format!("app-{at}"), "web", "larder:1");
         }
         std::thread::sleep(std::time::Duration::from_secs(1));
-        assert!(pods(&scene).iter().all(|pod| node_of(pod).is_none()), "no node has an agent");
+        assert!(pods(&scene).iter().all(|pod| node_of(pod).is_none()), "a pod was placed although no node has an agent");
         let agents = BTreeMap::from(
             ["node-a", "node-b"].map(|node| (node, scene.agent(node, "readiness = true\nkeep_minutes = 60"))),
         );
@@ -133,7 +133,7 @@ fn rights(scene: &Scene) {
                     let is_used = seen
                         .iter()
                         .any(|one| one.user == LARDER && *resource == *one.resource && *verb == *one.verb);
-                    assert!(is_used, "given and not used: {verb} {resource}");
+                    assert!(is_used, "unused right: {verb} {resource}");
                 }
             }
         }
@@ -151,14 +151,14 @@ fn the_best_image_cache_is_found_and_a_pod_without_one_says_why() {
         scene.attached(&agent, 1);
         // No fake node has the image of the registry, but it is enough that the pod is scheduled.
         let placed = || pods(&scene).iter().find(|pod| pod.name_any() == "best").and_then(node_of);
-        assert_eq!(scene.until(&agent, "it is placed", placed), "node-a");
+        assert_eq!(scene.until(&agent, "the pod is scheduled", placed), "node-a");
         scene.told(&agent, &team, "best", "ImageCacheAttached");
         let note = scene.told(&agent, &team, "never", "ImageCacheWaiting");
         assert!(note.contains(&format!("there is no image cache {team}/none")), "{note}");
         // It starts when the image cache is created.
         scene.cache("none", |_| {});
         let placed = || pods(&scene).iter().find(|pod| pod.name_any() == "never").and_then(node_of);
-        assert_eq!(scene.until(&agent, "it is placed", placed), "node-a");
+        assert_eq!(scene.until(&agent, "the pod is scheduled", placed), "node-a");
         assert_eq!(agent.attached().len(), 2);
     });
 }

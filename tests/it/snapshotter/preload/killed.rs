@@ -80,7 +80,7 @@ fn whoever_was_killed_goes_on() {
             }
             // Records that are removed already need no request again.
             let least = if forget { 5 } else { 15 };
-            assert!(killed >= least, "it was killed {killed} times only");
+            assert!(killed >= least, "it was killed only {killed} times");
             if !forget {
                 for (reference, name) in sealed.references.iter().zip(["cached", "second"]) {
                     assert_eq!(node.printed(reference, "cat /file-0"), format!("{name} 0\n"));
