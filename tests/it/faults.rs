@@ -161,7 +161,11 @@ fn all_images_that_fail_are_named() {
         let (gone, other) = (format!("{host}/team/gone:1"), format!("{host}/team/app:9"));
         let said = exits(64, &mut build(&bench.volume(), &[&bench.reference(), &gone, &other]));
         assert!(said.contains(&gone) && said.contains(&other), "{said}");
-        assert_eq!(bench.registry.requests("/blobs/"), 1, "only the config of the existing image must be fetched");
+        assert_eq!(
+            bench.registry.requests("/blobs/"),
+            1,
+            "only the config of the existing image must be fetched"
+        );
     });
 }
 

@@ -327,7 +327,11 @@ fn it_serves_as_in_the_deployment() {
         let deadline = Instant::now() + LIMIT;
         while !ask("GET", "/readyz", "").output().unwrap().status.success() {
             let said = || fs::read_to_string(&log).unwrap();
-            assert!(!daemon.has_ended() && Instant::now() < deadline, "the daemon did not start:\n{}", said());
+            assert!(
+                !daemon.has_ended() && Instant::now() < deadline,
+                "the daemon did not start:\n{}",
+                said()
+            );
             sleep(Duration::from_millis(100));
         }
         // A plan is a process in the container; a build is a pod.

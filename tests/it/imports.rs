@@ -332,7 +332,11 @@ fn who_hangs_up_leaves_nothing() {
                 })
                 .collect();
             until(&daemon, "the upload was not received", || held(&daemon) == 2);
-            assert_eq!(files(&daemon.state().join("imports")), 0, "an incomplete archive must not have a name");
+            assert_eq!(
+                files(&daemon.state().join("imports")),
+                0,
+                "an incomplete archive must not have a name"
+            );
             let list = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
             assert_eq!(list["image_caches"].as_array().unwrap().len(), 0, "{list}");
             // The uploads reach the limit of one tenant and use all the space. Both are released afterwards.

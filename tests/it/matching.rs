@@ -147,9 +147,17 @@ fn the_best_volume_of_the_node() {
         assert_eq!((&found["place"], &found["at"]), (&"attached".into(), &text(&at).into()));
         assert_eq!(found["volume"], text(&mounted));
         sealed(&named, 20);
-        assert_eq!(node.found(&["small:1"], &volumes)["volume"], text(&mounted), "attached must win over named");
+        assert_eq!(
+            node.found(&["small:1"], &volumes)["volume"],
+            text(&mounted),
+            "attached must win over named"
+        );
         sealed(&named, 21);
-        assert_eq!(node.found(&["small:1"], &volumes)["volume"], text(&named), "newer must win over attached");
+        assert_eq!(
+            node.found(&["small:1"], &volumes)["volume"],
+            text(&named),
+            "newer must win over attached"
+        );
 
         let mut another = Attachment::new(&mounted, &at, Utc::now());
         another.cache = Some(cache(&named).digest);
@@ -183,7 +191,11 @@ fn who_must_not_pull_is_told_what_is_missing() {
         assert!(said.contains(&missing) && said.contains("1 of 3"), "{said}");
         let said = exits(64, of(&["small:1", "large:1"]).arg("--json"));
         let json: Value = serde_json::from_str(&said[..said.rfind("}\n").unwrap() + 1]).unwrap();
-        assert_eq!(json["match"]["missing"].as_array().unwrap().len(), 1, "the match must be printed nevertheless");
+        assert_eq!(
+            json["match"]["missing"].as_array().unwrap().len(),
+            1,
+            "the match must be printed nevertheless"
+        );
         let said = exits(64, of(&["large:1"]).arg("--json"));
         assert!(said.contains("\"match\": null"), "{said}");
     });
@@ -330,7 +342,11 @@ fn a_daemon_is_asked_where_one_is_named() {
         };
         node.build(&volume, &["small:1", "other:1"], 10);
         assert_eq!(with(&mut ask(&elsewhere, &["small:1", "large:1"])), "daemon");
-        assert_eq!(with(&mut ask(&elsewhere, &["small:1"])), "daemon", "the daemon's cache has as many bytes and is newer");
+        assert_eq!(
+            with(&mut ask(&elsewhere, &["small:1"])),
+            "daemon",
+            "the daemon's cache has as many bytes and is newer"
+        );
         assert_eq!(with(&mut ask(&elsewhere, &["small:1", "other:1"])), "named");
 
         // If a named daemon does not answer, the command fails, because that daemon might have the best

@@ -116,7 +116,9 @@ fn metrics_tell_what_was_done() {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
         };
-        until(&daemon, "the metric of running builds is 0", || value(&scrape(), "larder_builds_running") == 0.0);
+        until(&daemon, "the metric of running builds is 0", || {
+            value(&scrape(), "larder_builds_running") == 0.0
+        });
         let text = scrape();
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let (fetched, capacity) = (blobs as f64, (20u64 << 40) as f64);

@@ -253,7 +253,11 @@ fn a_killed_holder_is_succeeded() {
         succeed(larder().arg("verify").arg(shared.volume("b")));
         shared.registry.forget();
         shared.built("a", 0);
-        assert_eq!(shared.times_served(0), [0.0; 3], "the killed build must reuse the layers of its successor");
+        assert_eq!(
+            shared.times_served(0),
+            [0.0; 3],
+            "the killed build must reuse the layers of its successor"
+        );
     });
 }
 

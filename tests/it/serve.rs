@@ -137,7 +137,9 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
         daemon.ask(A, "GET", &format!("/v5/imagecaches/{kept}"), None).expect(200);
         // A deletion frees space, and is not refused for lack of it.
         daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{gone}"), None).expect(202);
-        until("the cache is deleted", || daemon.ask(A, "GET", &format!("/v5/imagecaches/{gone}"), None).0.status == 404);
+        until("the cache is deleted", || {
+            daemon.ask(A, "GET", &format!("/v5/imagecaches/{gone}"), None).0.status == 404
+        });
 
         fs::remove_file(&filler).unwrap();
         let after = daemon.order(A, "after", std::slice::from_ref(&image));

@@ -363,7 +363,7 @@ fn files_beside_the_layers() {
             fs::write(v.at("oci/blobs/sha256/more"), "").unwrap();
         }),
         ("extra layer", &["overlay/more"], |v| fs::create_dir(v.at("overlay/more")).unwrap()),
-        ("extra beside a tree", &["BASE", "work"], |v| {
+        ("extra file next to a tree", &["BASE", "work"], |v| {
             fs::create_dir(v.at(&format!("overlay/{}/work", v.hex(0)))).unwrap();
         }),
         ("extra in .larder", &[".larder/staging"], |v| fs::create_dir(v.at(".larder/staging")).unwrap()),

@@ -57,7 +57,11 @@ fn from_order_to_deletion() {
         daemon.settle(TEAM, &id, "Available", SOON);
         let first = disk(&daemon, &id, 1);
         let image_file = first.join("disk.img");
-        assert_eq!(fs::metadata(&image_file).unwrap().len(), 20 << 30, "the size must be exactly the requested one");
+        assert_eq!(
+            fs::metadata(&image_file).unwrap().len(),
+            20 << 30,
+            "the size must be exactly the requested one"
+        );
         assert!(occupied(&image_file) < 1 << 30, "the disk must be sparse, as requested");
         assert!(daemon.children().is_empty());
         let_go(&first);

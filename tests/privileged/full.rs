@@ -26,7 +26,10 @@ fn refused(output: &Output, served: &Served, lacks: &str) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(73), "{said}");
     let layers = served.images.iter().flat_map(|image| &image.layers);
-    assert!(layers.clone().any(|layer| said.contains(&layer.digest.to_string())), "no layer is named: {said}");
+    assert!(
+        layers.clone().any(|layer| said.contains(&layer.digest.to_string())),
+        "no layer is named: {said}"
+    );
     assert!(said.contains(&served.references()[0]), "no image is named: {said}");
     assert!(said.contains("it needs") && said.contains("are left") && said.contains("--size"), "{said}");
     assert!(said.contains(lacks), "{said}");

@@ -136,7 +136,10 @@ fn each_layer_leads_to_an_attached_volume() {
         fs::remove_dir_all(alone).unwrap();
         succeed(&mut machine.larder("detach", &both));
         assert_eq!(leads(), to(["b", "b", ""]));
-        assert!(fs::metadata(shared.join("layer.erofs")).unwrap().is_file(), "an upgrade must not break snapshots");
+        assert!(
+            fs::metadata(shared.join("layer.erofs")).unwrap().is_file(),
+            "an upgrade must not break snapshots"
+        );
         exits(69, &mut machine.larder("detach", &one));
         fs::remove_dir_all(&shared).unwrap();
         succeed(&mut machine.larder("detach", &one));

@@ -262,7 +262,10 @@ fn everybody_reads_what_is_attached() {
             cat.args(["--reuid=65534", "--regid=65534", "--clear-groups", "cat"]).arg(file);
             cat.output().unwrap()
         };
-        assert!(!as_nobody(&find(&volume, "/etc/motd")).status.success(), "other users must not read the volume");
+        assert!(
+            !as_nobody(&find(&volume, "/etc/motd")).status.success(),
+            "other users must not read the volume"
+        );
         succeed(&mut node.attach(&volume, &at));
         assert_eq!(as_nobody(&find(&at, "/etc/motd")).stdout, b"content\n");
         assert!(as_nobody(&at.join("cache.json")).status.success());

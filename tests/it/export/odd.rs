@@ -95,7 +95,10 @@ fn sparse_members() {
                 pack(&sparse, &archive, &options);
                 let plain = fs::metadata(served.beside("archive")).unwrap().len();
                 let packed = fs::metadata(&archive).unwrap().len();
-                assert!(packed + (512 << 10) < plain, "{packed} of {plain}: no file in the archive is sparse");
+                assert!(
+                    packed + (512 << 10) < plain,
+                    "{packed} of {plain}: no file in the archive is sparse"
+                );
                 succeed(&mut import(&archive, &back));
                 succeed(larder().arg("verify").arg(&back));
                 assert_eq!(identities(&back), identities(&volume), "{format} {name}");

@@ -65,7 +65,10 @@ fn veritysetup_accepts_every_tree() {
                 command
             };
             succeed(&mut check(root));
-            assert!(!check(&"0".repeat(64)).output().unwrap().status.success(), "veritysetup accepted a wrong root hash");
+            assert!(
+                !check(&"0".repeat(64)).output().unwrap().status.success(),
+                "veritysetup accepted a wrong root hash"
+            );
             assert_eq!(fsck(blob), "");
             // The tree is identical to that of veritysetup.
             let copy = served.beside("copy");

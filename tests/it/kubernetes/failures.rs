@@ -151,8 +151,9 @@ fn a_build_that_waits_says_for_what() {
             status.conditions.into_iter().find(|condition| condition.type_ == "Ready")?.message,
         ))
     };
-    let waits =
-        world.until("the status shows the reason for the wait", || ready().filter(|(_, message)| !message.is_empty()));
+    let waits = world.until("the status shows the reason for the wait", || {
+        ready().filter(|(_, message)| !message.is_empty())
+    });
     assert_eq!(waits.0, "Creating");
     assert!(waits.1.contains("the builder does not start") && waits.1.contains("nodes"), "{}", waits.1);
     world.until("an event exists", || {

@@ -345,7 +345,9 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
         let id = object.uid().unwrap().parse().unwrap();
         scene.daemon.wait(scene.daemon.service.refresh(&scene.world.tenant(), id)).unwrap();
         scene.offered("web", 2);
-        scene.until(&agent, "the newer volume is attached, too", || (agent.attached().len() == 2).then_some(()));
+        scene.until(&agent, "the newer volume is attached, too", || {
+            (agent.attached().len() == 2).then_some(())
+        });
         // Running containers use the older volume, and new ones do not. So the older volume can be released
         // eventually.
         std::thread::sleep(Duration::from_secs(7));

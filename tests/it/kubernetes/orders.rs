@@ -249,13 +249,13 @@ fn a_snapshot_is_shared_and_taken_back() {
     ready(&world.team);
     let message = refused(&world.other);
     assert!(message.contains("larder.dev/accept-from") && message.contains(&world.team), "{message}");
-    world.accept(&world.other, "somebody-else");
+    world.accept(&world.other, "another-team");
     assert!(copy(&world.other).is_none());
-    world.accept(&world.other, &format!("somebody-else, {}", world.team));
+    world.accept(&world.other, &format!("another-team, {}", world.team));
     ready(&world.other);
     // The receiver can revoke its consent, which takes effect with the next change of the object at the
     // latest.
-    world.accept(&world.other, "somebody-else");
+    world.accept(&world.other, "another-team");
     let api = world.api::<ImageCache>(&world.team);
     let patch = |spec| {
         let patch = json!({"spec": spec});

@@ -71,7 +71,11 @@ fn one_file_makes_all_stores_known() {
             let file = ["one", "two"][number];
             assert_eq!(node.printed(reference, &format!("cat /{file}")), file);
         }
-        assert_eq!(change(&node, &[&first, &second, &third]), many, "a repeated change must not change anything");
+        assert_eq!(
+            change(&node, &[&first, &second, &third]),
+            many,
+            "a repeated change must not change anything"
+        );
         // Remove one store.
         node.apply(&change(&node, &[&second, &third]));
         umount(&first).unwrap();

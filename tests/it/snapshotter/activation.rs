@@ -22,7 +22,10 @@ fn requests_wait_while_it_starts_again() {
             let (sender, answers) = mpsc::channel();
             let client = Client::new(snapshotter.socket());
             let asking = thread::spawn(move || sender.send(client.list(&[]).map(|all| all.len())));
-            assert!(answers.recv_timeout(WAITS).is_err(), "{round}: a response without a running snapshotter");
+            assert!(
+                answers.recv_timeout(WAITS).is_err(),
+                "{round}: a response without a running snapshotter"
+            );
             snapshotter.restart();
             assert_eq!(answers.recv().unwrap().unwrap(), 0, "{round}");
             asking.join().unwrap().unwrap();

@@ -54,7 +54,10 @@ impl Real {
     pub(super) async fn address(&self) -> IpAddr {
         let nodes = Api::<Node>::all(self.admin.clone()).list(&ListParams::default()).await.unwrap();
         let addresses = nodes.items.into_iter().filter_map(|node| node.status?.addresses);
-        let node = addresses.flatten().find(|address| address.type_ == "InternalIP").expect("no node has an InternalIP");
+        let node = addresses
+            .flatten()
+            .find(|address| address.type_ == "InternalIP")
+            .expect("no node has an InternalIP");
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect((node.address.as_str(), 9)).unwrap();
         socket.local_addr().unwrap().ip()

@@ -63,7 +63,10 @@ fn a_hundred_pods_wait_for_their_image_cache() {
             require(&scene, &format!("app-{at}"), "web", "larder:1");
         }
         std::thread::sleep(std::time::Duration::from_secs(1));
-        assert!(pods(&scene).iter().all(|pod| node_of(pod).is_none()), "a pod was placed although no node has an agent");
+        assert!(
+            pods(&scene).iter().all(|pod| node_of(pod).is_none()),
+            "a pod was placed although no node has an agent"
+        );
         let agents = BTreeMap::from(
             ["node-a", "node-b"].map(|node| (node, scene.agent(node, "readiness = true\nkeep_minutes = 60"))),
         );
