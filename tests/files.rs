@@ -200,7 +200,7 @@ fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
 }
 
 /// Returns the fields of a document that its type does not have.
-fn strange(value: &Value) -> Vec<String> {
+fn unknown_fields(value: &Value) -> Vec<String> {
     fn read<T: Serialize + DeserializeOwned>(value: &Value) -> Result<Value, String> {
         let typed: T = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
         Ok(serde_json::to_value(typed).unwrap())
@@ -256,15 +256,15 @@ fn strange(value: &Value) -> Vec<String> {
 #[test]
 fn every_document_is_what_its_type_says() {
     for document in documents() {
-        let strange = strange(&document.value);
-        assert!(strange.is_empty(), "{}: {strange:#?}", document.file);
+        let unknown_fields = unknown_fields(&document.value);
+        assert!(unknown_fields.is_empty(), "{}: {unknown_fields:#?}", document.file);
     }
     // An unknown field would be reported.
     let mut deployment = documents().into_iter().find(|document| document.kind() == "Deployment").unwrap();
     deployment.value["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readonly"] =
         true.into();
     deployment.value["spec"]["replica"] = 2.into();
-    assert_eq!(strange(&deployment.value).len(), 2);
+    assert_eq!(unknown_fields(&deployment.value).len(), 2);
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn build(dir: &Path, images: &[&str], docker_config: &Path) -> Content {
 }
 
 /// Registry options without credentials.
-fn nobody() -> RegistryOrder {
+fn no_credentials() -> RegistryOrder {
     RegistryOrder {
         connections_per_host: 4,
         limit_rate: None,
@@ -56,7 +56,7 @@ fn nobody() -> RegistryOrder {
 }
 
 fn with(docker_config: PathBuf) -> RegistryOrder {
-    RegistryOrder { docker_configs: vec![docker_config], ..nobody() }
+    RegistryOrder { docker_configs: vec![docker_config], ..no_credentials() }
 }
 
 fn wrong(dir: &Path, host: &str) -> RegistryOrder {
@@ -110,7 +110,7 @@ fn only_who_may_read_the_images_attaches_them() {
 
             verify(&content, &with(registry.docker_config()), &config()).unwrap();
 
-            let (class, images, text) = refused(&content, &nobody(), &config());
+            let (class, images, text) = refused(&content, &no_credentials(), &config());
             assert_eq!(class, Class::Denied, "{text}");
             let named: Vec<&str> = images.iter().map(|refusal| refusal.image.as_str()).collect();
             assert_eq!(
@@ -126,7 +126,7 @@ fn only_who_may_read_the_images_attaches_them() {
             assert_eq!(class, Class::Denied, "{text}");
             assert!(text.contains("refused: check them"), "{text}");
 
-            check_blocking(Policy::Any, &content, &nobody(), &config()).unwrap();
+            check_blocking(Policy::Any, &content, &no_credentials(), &config()).unwrap();
         }
     });
 }
@@ -144,7 +144,7 @@ fn pull_secrets_are_credentials_and_absent_ones_are_named() {
         let secrets = |name: &str| RegistryOrder {
             secrets_dir: Some(dir.path().join("secrets")),
             pull_secrets: vec![name.parse().unwrap()],
-            ..nobody()
+            ..no_credentials()
         };
         verify(&content, &secrets("team-a:registry"), &config()).unwrap();
         let (class, _, text) = refused(&content, &secrets("team-b:registry"), &config());
@@ -154,7 +154,7 @@ fn pull_secrets_are_credentials_and_absent_ones_are_named() {
 }
 
 #[case]
-fn what_the_registry_no_longer_has_is_nobodys() {
+fn an_image_missing_from_its_registry_is_refused() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open();
@@ -167,20 +167,20 @@ fn what_the_registry_no_longer_has_is_nobodys() {
             (format!("{host}/team/indexed:1"), registry.push(&image("plain"), "team/plain", "1"));
         let content = build(&dir.path().join("volume"), &[&indexed, &plain], &registry.docker_config());
         assert_eq!(content.images[0].index.as_ref(), Some(&index));
-        verify(&content, &nobody(), &config()).unwrap();
+        verify(&content, &no_credentials(), &config()).unwrap();
 
         registry.delete("team/indexed", &index);
-        let (class, images, text) = refused(&content, &nobody(), &config());
+        let (class, images, text) = refused(&content, &no_credentials(), &config());
         assert_eq!((class, images.len()), (Class::Denied, 1), "{text}");
         assert!(images[0].image == indexed && text.contains(&index.to_string()), "{text}");
         assert!(text.contains("not found (404") && text.contains("build the cache anew"), "{text}");
 
         registry.delete("team/plain", &content.images[1].manifest);
-        let (_, images, text) = refused(&content, &nobody(), &config());
+        let (_, images, text) = refused(&content, &no_credentials(), &config());
         assert_eq!(images.len(), 2, "{text}");
 
         registry.stop();
-        let (class, images, text) = refused(&content, &nobody(), &config());
+        let (class, images, text) = refused(&content, &no_credentials(), &config());
         assert_eq!((class, images.len()), (Class::Transient, 2), "{text}");
         assert!(text.contains("try again later"), "{text}");
     });
@@ -196,7 +196,7 @@ fn private(dir: &TempDir) -> (Registry, Image, Content) {
 }
 
 #[case]
-fn nobody_answers_for_a_registry() {
+fn no_mirror_answers_for_a_registry() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         let (registry, image, content) = private(&dir);
@@ -219,7 +219,7 @@ fn nobody_answers_for_a_registry() {
         assert!(mirror.requests("/manifests/") > 0);
 
         mirror.forget();
-        let (class, _, text) = refused(&content, &nobody(), &mirrored);
+        let (class, _, text) = refused(&content, &no_credentials(), &mirrored);
         assert_eq!(class, Class::Denied, "{text}");
         verify(&content, &with(registry.docker_config()), &mirrored).unwrap();
         assert_eq!(mirror.requests(""), 0, "the mirror received a request");
@@ -246,14 +246,14 @@ fn credentials_of_the_node_are_not_those_of_the_caller() {
             registry: larder::config::registry::Registry { certs_d, ..config().registry },
             ..config()
         };
-        let (class, _, text) = refused(&content, &nobody(), &config);
+        let (class, _, text) = refused(&content, &no_credentials(), &config);
         assert_eq!(class, Class::Denied, "{text}");
         verify(&content, &with(registry.docker_config()), &config).unwrap();
     });
 }
 
 #[case]
-fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed() {
+fn transient_errors_are_retried_and_false_manifests_rejected() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         let mut registry = bad::Registry::spawn();
@@ -269,9 +269,9 @@ fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed()
         };
 
         registry.fault(busy(1));
-        verify(&content, &nobody(), &config()).unwrap();
+        verify(&content, &no_credentials(), &config()).unwrap();
         registry.fault(busy(1000));
-        let (class, refusals, text) = refused(&content, &nobody(), &config());
+        let (class, refusals, text) = refused(&content, &no_credentials(), &config());
         assert_eq!((class, refusals.len()), (Class::Transient, 1), "{text}");
         assert_eq!(refusals[0].image, images[0]);
 
@@ -279,14 +279,14 @@ fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed()
         let forbidden =
             Fault::Status { path: "team/two/manifests".into(), status: 403, times: 1000, retry_after: None };
         registry.fault(forbidden);
-        let (class, refusals, text) = refused(&content, &nobody(), &config());
+        let (class, refusals, text) = refused(&content, &no_credentials(), &config());
         assert_eq!((class, refusals.len()), (Class::Denied, 2), "{text}");
         let (denied, transient) = (text.find("access denied").unwrap(), text.find("503 Service").unwrap());
         assert!(denied < transient, "the deciding error must be first: {text}");
 
         registry.heal();
         registry.fault(Fault::WrongManifest);
-        let (class, _, text) = refused(&content, &nobody(), &config());
+        let (class, _, text) = refused(&content, &no_credentials(), &config());
         assert_eq!(class, Class::Corrupt, "{text}");
     });
 }
@@ -310,7 +310,7 @@ fn a_volume_that_calls_an_image_by_two_names_is_not_asked_about() {
             change(&|content| content.images[0].name = "docker.io/library/nginx:1".into()),
             change(&|content| content.images[0].reference = "\x1b[2J".into()),
         ] {
-            let error = verify(&lie, &nobody(), &config()).unwrap_err();
+            let error = verify(&lie, &no_credentials(), &config()).unwrap_err();
             assert_eq!(error.class(), Class::Corrupt, "{error}");
         }
         assert_eq!(registry.requests(""), 0);

@@ -127,7 +127,7 @@ fn an_index_is_measured_by_tag_and_by_digest() {
 }
 
 #[case]
-fn rights_that_are_missing_are_told_before_anything_is_fetched() {
+fn missing_rights_are_reported_before_a_fetch() {
     isolated(&[REGISTRY, Need::Program("setpriv")], || {
         let registry = Registry::open();
         let reference = registry.push(&image(), "app", "1");
@@ -153,7 +153,7 @@ fn rights_that_are_missing_are_told_before_anything_is_fetched() {
 }
 
 #[case]
-fn images_as_layers_make_no_names() {
+fn erofs_layers_have_no_create_limit() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
         let reference = registry.push(&image(), "app", "1");
@@ -166,7 +166,7 @@ fn images_as_layers_make_no_names() {
 }
 
 #[case]
-fn what_cannot_be_measured_is_told_and_leaves_nothing() {
+fn a_failed_measurement_is_reported_and_leaves_nothing() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
         let reference = registry.push(&image(), "app", "1");

@@ -187,7 +187,7 @@ fn the_same_job_again_writes_nothing() {
 }
 
 #[case]
-fn a_directory_that_is_not_ours_is_left_alone() {
+fn a_foreign_directory_is_left_alone() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
         let reference = registry.push(&three_layers(Packing::Gzip), "team/app", "1");

@@ -67,7 +67,7 @@ fn image(names: &[&str]) -> Image {
 /// Runs a build with the cap `size`, with any result.
 fn capped(served: &Served, volume: &Path, size: u64) -> Watched {
     let seen = watch(&mut served.build(volume, size), volume);
-    assert!(seen.most <= size, "{} of {size} bytes\n{}", seen.most, seen.said());
+    assert!(seen.max_bytes <= size, "{} of {size} bytes\n{}", seen.max_bytes, seen.said());
     seen
 }
 
@@ -78,7 +78,7 @@ fn empty(volume: &Path) {
 }
 
 /// Checks the required size, a build with 1 % more (10 % for EROFS images), and builds with less.
-fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
+fn check_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
     let served = Served::new([image(names)]).with(form);
     let disk = FileSystem::new(kind, 2 * PLENTY);
     let volume = disk.path().join("volume");
@@ -91,7 +91,7 @@ fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
     let used = if form == LayerFormat::Erofs { 90 } else { 99 };
     let size = need * 100 / used + 1;
     let tight = capped(&served, &volume, size);
-    eprintln!("    with {size}: at most {} in {} samples", tight.most, tight.looks);
+    eprintln!("    with {size}: at most {} in {} samples", tight.max_bytes, tight.samples);
     assert_eq!(tight.code(), Some(0), "{need} bytes do not fit in {size}\n{}", tight.said());
     succeed(larder().arg("verify").arg(&volume));
 
@@ -121,24 +121,24 @@ fn refused_for_space(served: &Served, build: &Watched) {
 
 #[case]
 fn the_cap_holds_on_ext4() {
-    isolated(&TOOLS, || keeps_to_the_cap(Kind::Ext4 { inodes: 100_000 }, LayerFormat::Overlay, &LAYERS));
+    isolated(&TOOLS, || check_cap(Kind::Ext4 { inodes: 100_000 }, LayerFormat::Overlay, &LAYERS));
 }
 
 #[case]
 fn the_cap_holds_on_xfs() {
-    isolated(&TOOLS, || keeps_to_the_cap(Kind::Xfs, LayerFormat::Overlay, &LAYERS));
+    isolated(&TOOLS, || check_cap(Kind::Xfs, LayerFormat::Overlay, &LAYERS));
 }
 
 #[case]
 fn the_cap_holds_on_tmpfs() {
-    isolated(&TOOLS, || keeps_to_the_cap(Kind::Tmpfs, LayerFormat::Overlay, &LAYERS));
+    isolated(&TOOLS, || check_cap(Kind::Tmpfs, LayerFormat::Overlay, &LAYERS));
 }
 
 #[case]
 fn the_cap_holds_for_images() {
     isolated(&TOOLS, || {
         for kind in [Kind::Ext4 { inodes: 100_000 }, Kind::Xfs, Kind::Tmpfs] {
-            keeps_to_the_cap(kind, LayerFormat::Erofs, &LAYERS);
+            check_cap(kind, LayerFormat::Erofs, &LAYERS);
         }
     });
 }

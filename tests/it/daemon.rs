@@ -42,7 +42,7 @@ fn a_second_daemon_on_the_same_state_ends_at_once() {
 }
 
 #[case]
-fn tcp_for_nobody_is_refused() {
+fn tcp_without_tenants_is_refused() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         configure(dir.path(), Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), &[], "");
@@ -83,7 +83,7 @@ fn records_outlive_a_stop_and_a_kill() {
 }
 
 #[case]
-fn a_daemon_killed_while_it_builds_goes_on() {
+fn a_daemon_killed_while_it_builds_resumes() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let image = registry.push(&image(), "team/app", "1");
@@ -126,7 +126,7 @@ fn a_killed_builder_is_started_again() {
 }
 
 #[case]
-fn a_daemon_killed_while_it_refreshes_goes_on() {
+fn a_daemon_killed_while_it_refreshes_resumes() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let reference = registry.push(&image(), "team/app", "1");
@@ -171,7 +171,7 @@ fn a_daemon_killed_while_it_refreshes_goes_on() {
 }
 
 #[case]
-fn a_damaged_database_is_told_and_nothing_is_made_anew() {
+fn a_damaged_database_is_reported_and_not_replaced() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let image = registry.push(&image(), "team/app", "1");
@@ -222,7 +222,7 @@ fn held(daemon: &Daemon) -> (usize, Vec<String>, usize, usize) {
 }
 
 #[case]
-fn nothing_is_left_of_what_is_over() {
+fn ended_builds_leave_no_resources() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let image = registry.push(&image(), "team/app", "1");

@@ -25,13 +25,13 @@ registry.backoff_max_seconds = 1
 
 /// A registry in which the only layer of `team/app:1` stalls half way until it is healed, and the order for
 /// it.
-struct Half {
+struct StalledBuild {
     registry: Registry,
     daemon: Daemon,
     id: String,
 }
 
-impl Half {
+impl StalledBuild {
     fn new() -> Self {
         let mut registry = Registry::spawn();
         let layer = Layer::from(LayerBuilder::new().file("f", random(1, 4 << 20)).gzip());
@@ -42,7 +42,7 @@ impl Half {
         registry.fault(Fault::StallAt { digest: blob.digest.clone(), offsets: stalled });
         let daemon = Daemon::start(&[A], PATIENT);
         let id = daemon.order(A, "web", &[format!("{}/team/app:1", registry.host())]);
-        Half { registry, daemon, id }
+        StalledBuild { registry, daemon, id }
     }
 
     /// Returns `larder cache` with the token of the tenant.
@@ -97,9 +97,9 @@ fn piped(command: &mut Command) -> Child {
 }
 
 #[case]
-fn progress_is_told_while_it_happens() {
+fn progress_is_reported_during_a_build() {
     isolated(&[], || {
-        let half = Half::new();
+        let half = StalledBuild::new();
         let mut stream = half.watch("");
         let told = stream.until(Some("\"event\":\"layer_progress\""));
         assert!(told.contains("event: build\n") && told.contains("id: 1\n"), "{told}");
@@ -117,9 +117,9 @@ fn progress_is_told_while_it_happens() {
 }
 
 #[case]
-fn a_person_sees_bars_also_of_what_began_before() {
+fn progress_bars_include_layers_begun_before() {
     isolated(&[Need::Program("script")], || {
-        let half = Half::new();
+        let half = StalledBuild::new();
         half.watch("").until(Some("\"event\":\"layer_progress\""));
         // A second client, whose wait starts when half of the layer is there.
         let wait = half.cache("wait web");
@@ -150,9 +150,9 @@ fn a_person_sees_bars_also_of_what_began_before() {
 }
 
 #[case]
-fn who_waits_and_who_watches_outlast_a_restart() {
+fn waits_and_watches_survive_a_restart() {
     isolated(&[], || {
-        let mut half = Half::new();
+        let mut half = StalledBuild::new();
         let commands = ["wait web", "events web", "events web --json"];
         half.watch("").until(Some("\"event\":\"layer_progress\""));
         let waiting = commands.map(|arguments| piped(&mut half.cache(arguments)));

@@ -125,7 +125,7 @@ fn some_of_the_images() {
 }
 
 #[case]
-fn what_cannot_be_is_refused_with_a_remedy() {
+fn an_impossible_export_is_refused_with_a_hint() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
         let out = served.beside("out");
@@ -146,7 +146,7 @@ fn what_cannot_be_is_refused_with_a_remedy() {
 
 /// A reference by digest names the manifest of the registry, but the archive has another manifest.
 #[case]
-fn a_name_by_digest_tells_the_truth() {
+fn a_reference_by_digest_is_not_exported_as_such() {
     isolated(&[Need::Program("skopeo")], || {
         let image =
             Image::builder(Format::Oci).layer(layer(&[Member::file("a", "b")], Packing::Gzip)).build();

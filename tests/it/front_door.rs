@@ -53,7 +53,7 @@ fn probe(stream: &mut TcpStream) -> bool {
 }
 
 #[case]
-fn three_hundred_slow_connections_shut_nobody_out() {
+fn three_hundred_slow_connections_block_no_client() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A], ROOMY);
         let stop = AtomicBool::new(false);

@@ -87,7 +87,7 @@ fn demanding() -> Image {
 }
 
 #[case]
-fn it_is_made_of_the_program_alone_and_is_the_same_again() {
+fn it_contains_only_the_program_and_is_reproducible() {
     isolated(NEEDS, || {
         let packaged = Packaged::new(&["--revision", "abc"]);
         succeed(package().arg(packaged.at("again")).args(["--revision", "abc"]));

@@ -229,7 +229,7 @@ fn any_flipped_bit_is_found() {
 }
 
 #[case]
-fn a_killed_build_goes_on_and_keeps_what_it_had() {
+fn a_killed_build_resumes_with_its_layers() {
     isolated(&[], || {
         let served = Served::new(images());
         let volume = served.volume();

@@ -22,22 +22,22 @@ use crate::harness::{Need, exits, isolated, larder, run_within, succeed};
 const A: Tenant = Tenant("team-a");
 const B: Tenant = Tenant("team-b");
 const LIMIT: Duration = Duration::from_secs(120);
-/// The required query of an import, with the names that [`Sent`] uses.
+/// The required query of an import, with the names that [`Upload`] uses.
 const QUERY: &str = "name=web&cluster=local&image=r.example.com/app-0:1";
 
 /// Archives of one image, created by `larder export`. Their registry is stopped.
-struct Sent {
+struct Upload {
     served: Served,
     config: Digest,
 }
 
-impl Sent {
+impl Upload {
     fn new(image: Image) -> Self {
         let config = image.config.digest.clone();
         let served = Served::new([image]);
         succeed(&mut served.build(&served.volume(), 512 << 20));
         served.registry.forget();
-        Sent { served, config }
+        Upload { served, config }
     }
 
     /// Creates archives of an image with layers of 3 MiB that do not compress.
@@ -45,7 +45,7 @@ impl Sent {
         let layer = |seed: u64| {
             Layer::from(LayerBuilder::new().file(format!("f{seed}"), random(seed, 3 << 20)).gzip())
         };
-        Sent::new(Image::builder(Format::Oci).layers((0..layers).map(layer)).build())
+        Upload::new(Image::builder(Format::Oci).layers((0..layers).map(layer)).build())
     }
 
     fn reference(&self) -> String {
@@ -70,7 +70,7 @@ impl Sent {
         format!("name={name}&cluster=local&image={}", self.reference())
     }
 
-    fn nothing_was_asked(&self) {
+    fn assert_no_requests(&self) {
         assert_eq!(self.served.registry.seen().len(), 0, "{:?}", self.served.registry.seen());
     }
 }
@@ -161,7 +161,7 @@ fn nothing_is_left(daemon: &Daemon, records: usize) {
 fn archives_become_caches_without_a_registry() {
     isolated(&["busybox", "podman"].map(Need::Program), || {
         let shell = Image::builder(Format::Oci).layer(busybox().unwrap()).build();
-        let sent = Sent::new(shell);
+        let sent = Upload::new(shell);
         let daemon = Daemon::start(&[A], ROOMY);
         let volume_of_mine = sent.served.volume();
         let sources =
@@ -191,7 +191,7 @@ fn archives_become_caches_without_a_registry() {
             assert_eq!(origin, if name == "oci-layout" { "reused" } else { "fetched" }, "{name}");
             assert!(daemon.log().lines().all(|line| !line.contains("ustar")));
         }
-        sent.nothing_was_asked();
+        sent.assert_no_requests();
         until(&daemon, "an archive is left", || files(&daemon.state().join("imports")) == 0);
         let list = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
         for one in list["image_caches"].as_array().unwrap() {
@@ -210,7 +210,7 @@ fn archives_become_caches_without_a_registry() {
 #[case]
 fn other_ways_to_send() {
     isolated(&[], || {
-        let sent = Sent::random(2);
+        let sent = Upload::random(2);
         let daemon = Daemon::start(&[A], ROOMY);
         let packed = sent.served.beside("packed");
         fs::write(&packed, zstd::encode_all(&sent.bytes("oci-archive")[..], 1).unwrap()).unwrap();
@@ -239,14 +239,14 @@ fn other_ways_to_send() {
         // The message must not reveal the path on the host.
         let told = format!("the archive has no image of that name; it has {}", sent.reference());
         assert!(none.status.code() == Some(64) && said.contains(&told), "{said}");
-        sent.nothing_was_asked();
+        sent.assert_no_requests();
     });
 }
 
 #[case]
 fn a_damaged_archive_fails_and_leaves_nothing() {
     isolated(&[], || {
-        let sent = Sent::random(2);
+        let sent = Upload::random(2);
         let daemon = Daemon::start(&[A], ROOMY);
         let whole = sent.bytes("docker-archive");
         // An offset in the content of a file, far from every header.
@@ -269,7 +269,7 @@ fn a_damaged_archive_fails_and_leaves_nothing() {
             assert!(!message.contains(daemon.state().to_str().unwrap()), "{message}");
             nothing_is_left(&daemon, number + 1);
         }
-        sent.nothing_was_asked();
+        sent.assert_no_requests();
     });
 }
 
@@ -317,7 +317,7 @@ fn what_cannot_be_is_refused() {
 }
 
 #[case]
-fn who_hangs_up_leaves_nothing() {
+fn a_disconnected_client_leaves_nothing() {
     isolated(&[], || {
         let more = "api.body_timeout_seconds = 10\n";
         let daemon = Daemon::start(&[A], &format!("{}{more}", ROOMY.replace("20TiB", "60GiB")));
@@ -362,9 +362,9 @@ fn who_hangs_up_leaves_nothing() {
 }
 
 #[case]
-fn a_daemon_killed_while_it_imports_goes_on() {
+fn a_daemon_killed_while_it_imports_resumes() {
     isolated(&[], || {
-        let sent = Sent::random(6);
+        let sent = Upload::random(6);
         let bytes = sent.bytes("docker-archive");
         let mut daemon = Daemon::start(&[A], ROOMY);
         let mut stream = begin(&daemon, QUERY, &format!("Content-Length: {}", bytes.len()));
@@ -394,14 +394,14 @@ fn a_daemon_killed_while_it_imports_goes_on() {
         fs::write(&orphan, "x").unwrap();
         daemon.restart();
         until(&daemon, "the orphan is left", || !orphan.exists());
-        sent.nothing_was_asked();
+        sent.assert_no_requests();
     });
 }
 
 #[case]
 fn cancelled_and_deleted_like_any_build() {
     isolated(&[], || {
-        let sent = Sent::random(6);
+        let sent = Upload::random(6);
         let bytes = sent.bytes("oci-archive");
         let daemon = Daemon::start(&[A], &format!("{ROOMY}caches.max_concurrent_builds = 1\n"));
         let order = |name: &str| {
@@ -426,7 +426,7 @@ fn cancelled_and_deleted_like_any_build() {
 #[case]
 fn tenants_and_keys() {
     isolated(&[], || {
-        let sent = Sent::random(2);
+        let sent = Upload::random(2);
         let (bytes, other) = (sent.bytes("oci-archive"), sent.bytes("docker-archive"));
         let daemon = Daemon::start(&[A, B], &format!("{ROOMY}caches.max_per_tenant = 2\n"));
         let key = [("Idempotency-Key", "k-1")];

@@ -175,7 +175,7 @@ fn the_best_volume_of_the_node() {
 }
 
 #[case]
-fn who_must_not_pull_is_told_what_is_missing() {
+fn missing_images_are_listed_for_users_who_must_not_pull() {
     isolated(&[], || {
         let node = Node::new();
         let volume = node.path("volume");
@@ -223,7 +223,7 @@ fn digests_of_image_and_index_are_held_and_other_machines_images_are_not() {
 }
 
 #[case]
-fn what_cannot_be_looked_at_is_told() {
+fn unreadable_volumes_are_reported() {
     isolated(&[], || {
         let node = Node::new();
         let (id, volume) = (CacheId::random(), node.path("volume"));
@@ -249,7 +249,7 @@ fn what_cannot_be_looked_at_is_told() {
 }
 
 #[case]
-fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
+fn an_unreadable_daemon_state_is_skipped() {
     isolated(&[Need::Program("setpriv"), Need::Root], || {
         let node = Node::new();
         let volume = node.path("volume");
@@ -277,7 +277,7 @@ fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
 }
 
 #[case]
-fn a_disk_is_looked_into() {
+fn a_disk_is_searched() {
     isolated(&[Need::Root], || {
         let node = Node::new();
         let disk = node.path("disk");
@@ -291,7 +291,7 @@ fn a_disk_is_looked_into() {
 }
 
 #[case]
-fn a_daemon_is_asked_where_one_is_named() {
+fn a_daemon_is_queried_only_if_named() {
     isolated(&[], || {
         let node = Node::new();
         let daemon = Daemon::start(&[A], ROOMY);

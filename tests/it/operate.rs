@@ -49,7 +49,7 @@ fn fields(line: &str) -> Value {
 }
 
 #[case]
-fn logs_for_machines_say_whose_and_what() {
+fn structured_logs_name_the_tenant_and_the_cache() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         image(&[1]).push(&mut registry, "team/app", "1").unwrap();
@@ -78,7 +78,7 @@ fn logs_for_machines_say_whose_and_what() {
 }
 
 #[case]
-fn metrics_tell_what_was_done() {
+fn metrics_count_the_work() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         let image = image(&[1, 2]);
@@ -147,7 +147,7 @@ fn metrics_tell_what_was_done() {
 }
 
 #[case]
-fn a_full_queue_says_when_to_come_again() {
+fn a_full_queue_returns_a_retry_time() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         let image = image(&[1]);
@@ -181,7 +181,7 @@ fn a_full_queue_says_when_to_come_again() {
 }
 
 #[case]
-fn builders_are_given_what_was_read_again() {
+fn builders_use_the_reloaded_configuration() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();
         let images = [registry.push(&image(&[1]), "team/private", "1")];

@@ -207,7 +207,7 @@ fn what_is_listed_is_read_into_the_cache() {
 }
 
 #[case]
-fn a_hostile_volume_is_read_nowhere_else() {
+fn a_hostile_volume_causes_no_read_outside_it() {
     isolated(&[REGISTRY], || {
         let sealed = Sealed::new(&[&Image::builder(Format::Oci).layer(image::busybox().unwrap()).build()]);
         let volume = sealed.volume();

@@ -21,7 +21,7 @@ use crate::harness::tree::{Tolerance, differences, scan};
 use crate::harness::{exits, isolated, larder, succeed};
 
 const SIZE: u64 = 64 << 20;
-const SOON: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns an image whose layers do not compress, and are stacked.
 fn image(layers: u64) -> Image {
@@ -173,7 +173,7 @@ fn signals_leave_a_volume_that_resumes() {
             let served = Served::new([image(4)]);
             let mut running = all_but_the_last(&served);
             running.signal(signal);
-            assert_eq!(running.code_within(SOON), Some(code));
+            assert_eq!(running.code_within(TIMEOUT), Some(code));
             assert!(nothing_staged(&served.volume()));
             assert!(!served.volume().join("cache.json").exists());
             let journal = journal(&served.volume());
@@ -263,7 +263,7 @@ fn a_torn_journal_ends_where_it_is_torn() {
 }
 
 #[case]
-fn a_journal_of_noise_counts_for_nothing() {
+fn a_journal_of_random_bytes_is_ignored() {
     isolated(&[], || {
         let served = Served::new([image(3)]);
         all_but_the_last(&served).kill();
@@ -431,7 +431,7 @@ fn the_result_file_is_one_short_line() {
 }
 
 /// Overwrites the content of a committed layer with zeros, like a disk that lost its last writes.
-fn lose(volume: &Path, layer: &Value) {
+fn overwrite_layer(volume: &Path, layer: &Value) {
     let hex = |field: &str| layer[field].as_str().unwrap().split_once(':').unwrap().1.to_owned();
     let diff_id = hex("diff_id");
     let image = volume.join("erofs/sha256").join(&diff_id[..2]).join(format!("{diff_id}.erofs"));
@@ -477,7 +477,7 @@ fn layers_that_the_disk_lost_are_fetched_again() {
                 lines.retain(|line| line.get("synced").is_none());
                 rewrite(&volume, &lines);
                 // A child is committed after its parent.
-                lose(&volume, &layers[lost]);
+                overwrite_layer(&volume, &layers[lost]);
                 let kept =
                     layers[..kept].iter().map(|layer| layer["blob"].as_str().unwrap().parse().unwrap());
                 let kept: BTreeSet<Digest> = kept.collect();
@@ -508,7 +508,7 @@ fn a_layer_that_cannot_be_reused_any_more_is_fetched_by_the_next_run() {
             lines.truncate(2);
             lines.push(json!({"synced": layers.iter().map(|layer| &layer["chain_id"]).collect::<Vec<_>>()}));
             rewrite(&volume, &lines);
-            lose(&volume, layers.iter().find(|layer| !layer["parent"].is_null()).unwrap());
+            overwrite_layer(&volume, layers.iter().find(|layer| !layer["parent"].is_null()).unwrap());
             served.registry.heal();
             let said = exits(69, &mut served.build(&volume, SIZE));
             assert!(said.contains("is damaged") && said.contains("check the disk"), "{said}");

@@ -19,7 +19,7 @@ use crate::harness::served::{Running, cache, random};
 use crate::harness::{exits, isolated, larder, succeed};
 
 const SIZE: u64 = 64 << 20;
-const SOON: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A directory of shared layers, and images `app-0:1` … in a registry.
 struct Shared {
@@ -110,10 +110,10 @@ fn image(seeds: &[u64]) -> Image {
     Image::builder(Format::Oci).layers(seeds.iter().map(|seed| layer(*seed))).build()
 }
 
-/// Waits until two builds end successfully within [`SOON`].
+/// Waits until two builds end successfully within [`TIMEOUT`].
 fn both_end(mut first: Running, mut second: Running) {
-    assert_eq!(first.code_within(SOON), Some(0));
-    assert_eq!(second.code_within(SOON), Some(0));
+    assert_eq!(first.code_within(TIMEOUT), Some(0));
+    assert_eq!(second.code_within(TIMEOUT), Some(0));
 }
 
 #[case]
@@ -237,7 +237,7 @@ fn holds(shared: &Shared, name: &str) -> Running {
 }
 
 #[case]
-fn a_killed_holder_is_succeeded() {
+fn a_killed_lock_holder_is_replaced() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2])]);
         let mut holder = holds(&shared, "a");
@@ -249,7 +249,7 @@ fn a_killed_holder_is_succeeded() {
         assert_eq!(shared.times_served(0)[..2], [1.0, 1.0]);
         assert!(!waiter.has_ended(), "it must wait for the lock");
         holder.kill();
-        assert_eq!(waiter.code_within(SOON), Some(0));
+        assert_eq!(waiter.code_within(TIMEOUT), Some(0));
         succeed(larder().arg("verify").arg(shared.volume("b")));
         shared.registry.forget();
         shared.built("a", 0);
@@ -276,7 +276,7 @@ fn a_waiter_can_be_interrupted() {
 }
 
 #[case]
-fn a_volume_that_is_gone_is_done_without() {
+fn a_missing_volume_is_not_needed() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1])]);
         shared.built("a", 0);
@@ -295,7 +295,7 @@ fn a_volume_that_is_gone_is_done_without() {
 }
 
 #[case]
-fn a_volume_removed_while_it_is_read_is_done_without() {
+fn a_volume_removed_during_reuse_is_not_needed() {
     isolated(&[], || {
         let big = Layer::from(LayerBuilder::new().file("f", vec![b'x'; 48 << 20]).gzip());
         let shared = Shared::new([Image::builder(Format::Oci).layers([big]).build()]);
@@ -308,7 +308,7 @@ fn a_volume_removed_while_it_is_read_is_done_without() {
         let started = || fs::read_to_string(&output).is_ok_and(|text| text.contains("layer_started"));
         assert!(running.until(started), "the build ended before it started a layer");
         fs::remove_dir_all(shared.volume("a")).unwrap();
-        assert_eq!(running.code_within(SOON), Some(0));
+        assert_eq!(running.code_within(TIMEOUT), Some(0));
         succeed(larder().arg("verify").arg(shared.volume("b")));
     });
 }

@@ -36,7 +36,7 @@ use crate::harness::served::{Served, cache, descendants, random};
 use crate::harness::{Need, isolated, larder, succeed};
 
 const PASSWORD: &str = "swordfish-9c1";
-const LONG: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn image(layers: u64) -> Image {
     let layer =
@@ -137,7 +137,7 @@ impl Host {
                     all
                 };
                 let both = async { tokio::join!(runner.build(order, sender, asked), collect) };
-                self.runtime.block_on(async { tokio::time::timeout(LONG, both).await.unwrap() })
+                self.runtime.block_on(async { tokio::time::timeout(TIMEOUT, both).await.unwrap() })
             });
             meanwhile(&stop);
             building.join().unwrap()
@@ -186,7 +186,7 @@ impl Host {
 fn until(ready: impl Fn() -> bool) {
     let started = Instant::now();
     while !ready() {
-        assert!(started.elapsed() < LONG, "timeout");
+        assert!(started.elapsed() < TIMEOUT, "timeout");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -244,7 +244,7 @@ fn a_private_image_is_sealed_and_no_secret_shows() {
 }
 
 #[case]
-fn secrets_that_give_no_credential_are_told_in_the_same_words() {
+fn secrets_without_a_credential_give_the_same_message() {
     isolated(&[], || {
         let host = Host::new(image(1));
         host.private();
@@ -353,7 +353,7 @@ fn a_builder_that_takes_too_much_memory_is_killed() {
 }
 
 #[case]
-fn what_is_no_builder_is_killed() {
+fn a_program_that_is_no_builder_is_killed() {
     isolated(&[], || {
         for (script, said) in [
             ("echo '{\"v\":1'; exec sleep 1000", "what is no event: {\"v\":1"),

@@ -190,11 +190,11 @@ fn run(uid: u32, probe: &Path, role: &str, paths: &[&Path; 3], port: u16) -> Str
 }
 
 #[case]
-fn root_is_held_by_every_wall() {
+fn the_sandbox_confines_root() {
     isolated(&[], || compare(0, &[]));
 }
 
 #[case]
-fn an_ordinary_user_is_held_by_every_wall() {
+fn the_sandbox_confines_an_ordinary_user() {
     isolated(&[], || compare(NOBODY, UNPRIVILEGED));
 }

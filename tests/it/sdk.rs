@@ -98,7 +98,7 @@ fn one_registry_for_all(dir: &Path, registry: &Registry) -> String {
 }
 
 #[case]
-fn nothing_that_a_fuzzer_sends_is_a_fault_of_ours() {
+fn a_fuzzer_causes_no_internal_error() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let image = registry.push(&small(), "team/small", "1");

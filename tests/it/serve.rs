@@ -104,7 +104,7 @@ fn fill(path: &Path) {
 }
 
 #[case]
-fn a_full_disk_of_the_state_is_told_and_heals() {
+fn a_full_state_disk_is_reported_and_recovers() {
     isolated(&[Need::Program("docker-registry")], || {
         let registry = Registry::open();
         let layer = Layer::from(LayerBuilder::new().file("etc/x", "x").gzip());

@@ -183,7 +183,7 @@ fn openssl_and_larder_take_each_others_keys_and_signatures() {
 }
 
 /// Checks that a changed volume, and a signature by another key, are rejected.
-fn believed(form: LayerFormat) {
+fn check_tampering(form: LayerFormat) {
     isolated(&[], move || {
         let served = Served::new([image()]).with(form);
         let volume = served.volume();
@@ -265,12 +265,12 @@ fn believed(form: LayerFormat) {
 
 #[case]
 fn directories_of_layers_are_signed() {
-    believed(LayerFormat::Overlay);
+    check_tampering(LayerFormat::Overlay);
 }
 
 #[case]
 fn images_of_layers_are_signed() {
-    believed(LayerFormat::Erofs);
+    check_tampering(LayerFormat::Erofs);
 }
 
 #[case]
@@ -372,7 +372,7 @@ fn killed_at_every_call_of_the_seal() {
 
 /// The signature of an interrupted build is not used for another build.
 #[case]
-fn what_an_interrupted_build_signed_does_not_stay() {
+fn the_signature_of_an_interrupted_build_is_removed() {
     isolated(&[], || {
         let served = Served::new([image()]);
         let (ours, other) = (Key::new(&served, "ours.pem"), Key::new(&served, "other.pem"));
@@ -395,7 +395,7 @@ fn what_an_interrupted_build_signed_does_not_stay() {
 }
 
 #[case]
-fn the_private_key_is_nowhere() {
+fn the_private_key_is_never_written() {
     isolated(&[], || {
         let served = Served::new([image()]);
         let key = Key::new(&served, "key.pem");

@@ -78,12 +78,12 @@ fn killed(path: &Path, acknowledged: &mut Acknowledged, mut when: impl FnMut(usi
         }
     });
     let start = Instant::now();
-    let mut heard = 0;
-    while !when(heard) {
-        assert!(start.elapsed() < DEADLINE, "the writer is stuck after {heard} confirmations");
+    let mut confirmed = 0;
+    while !when(confirmed) {
+        assert!(start.elapsed() < DEADLINE, "the writer is stuck after {confirmed} confirmations");
         if let Ok((id, version)) = answers.recv_timeout(Duration::from_micros(100)) {
             acknowledged.insert(id, version);
-            heard += 1;
+            confirmed += 1;
         }
     }
     child.kill().unwrap();
@@ -124,12 +124,12 @@ fn check(path: &Path, acknowledged: &mut Acknowledged) {
 }
 
 #[case]
-fn what_was_answered_outlives_a_kill() {
+fn confirmed_snapshots_survive_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("larder.db");
     let mut acknowledged = Acknowledged::new();
     for round in 0..24 {
-        killed(&path, &mut acknowledged, |heard| heard > round * 2);
+        killed(&path, &mut acknowledged, |confirmed| confirmed > round * 2);
         check(&path, &mut acknowledged);
     }
     assert!(acknowledged.len() > 24);
@@ -142,7 +142,7 @@ fn a_kill_while_the_database_is_made() {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("larder.db");
             let mut acknowledged = Acknowledged::new();
-            killed(&path, &mut acknowledged, |heard| heard > 0 || dir.path().join(file).exists());
+            killed(&path, &mut acknowledged, |confirmed| confirmed > 0 || dir.path().join(file).exists());
             check(&path, &mut acknowledged);
         }
     }

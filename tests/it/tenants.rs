@@ -41,7 +41,7 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
 }
 
 #[case]
-fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
+fn layers_are_reused_only_within_a_tenant() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         let image = image(&[1, 2]);
@@ -105,7 +105,7 @@ fn a_workload_is_matched_by_tag_and_by_digest() {
 }
 
 #[case]
-fn pull_secrets_of_no_use_are_told_in_the_same_words() {
+fn unusable_pull_secrets_give_the_same_message() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();
         let images = [registry.push(&image(&[1]), "team/private", "1")];
@@ -197,7 +197,7 @@ fn caches_that_are_built_at_once_fetch_once() {
 }
 
 #[case]
-fn a_stop_leaves_what_the_next_start_goes_on_with() {
+fn a_stopped_build_resumes_at_the_next_start() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         let image = image(&[1, 2]);
@@ -275,7 +275,7 @@ fn a_refresh_fetches_what_changed_and_keeps_the_id() {
 }
 
 #[case]
-fn what_does_not_fit_and_who_asks_too_often() {
+fn capacity_and_rate_limits() {
     isolated(&[], || {
         let registry = Registry::spawn();
         let images = [format!("{}/team/app:1", registry.host())];
@@ -336,7 +336,7 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
 }
 
 #[case]
-fn a_registry_that_dribbles_does_not_hold_all_builders() {
+fn a_slow_registry_does_not_block_all_builders() {
     isolated(&[], || {
         let (mut slow, mut fast) = (Registry::spawn(), Registry::spawn());
         let image = image(&[1]);

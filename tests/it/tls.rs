@@ -13,7 +13,7 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 const NEEDS: &[Need] = &[Need::Program("docker-registry"), Need::Program("openssl")];
 
 #[case]
-fn an_authority_and_a_client_certificate_of_ones_own() {
+fn a_private_authority_and_a_client_certificate() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();

@@ -72,7 +72,7 @@ fn systemd_understands_every_line() {
 }
 
 #[case]
-fn it_is_exposed_no_more_than_said() {
+fn its_exposure_is_within_the_limit() {
     isolated(&[Need::Program("systemd-analyze")], || {
         let dir = tempfile::tempdir().unwrap();
         let threshold = format!("--threshold={EXPOSURE}");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::harness::filesystem::{FileSystem, Kind, unmount};
 use crate::harness::served::{Served, random};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{Filling, MIB, build, image, let_go, with_disks};
+use crate::served::{Filling, MIB, build, image, wait_for_release, with_disks};
 
 /// A block device: a loop device of the test. Detached when it is dropped.
 struct Device {
@@ -81,7 +81,7 @@ fn an_empty_device_becomes_a_volume() {
 }
 
 #[case]
-fn an_interrupted_build_goes_on() {
+fn an_interrupted_build_resumes() {
     with_disks(|| {
         let served = Served::new([image(4, 400)]);
         let dir = tempfile::tempdir().unwrap();
@@ -174,6 +174,6 @@ fn a_disk_volume_does_not_take_a_device_for_a_directory() {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::new(dir.path(), 64 * MIB);
         exits(64, &mut build(&served, &device.path, 64 * MIB));
-        let_go(&served.volume());
+        wait_for_release(&served.volume());
     });
 }

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::harness::served::{Served, cache};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{Filling, SIZE, build, events, image, let_go, with_disks};
+use crate::served::{Filling, SIZE, build, events, image, wait_for_release, with_disks};
 
 const LAYERS: u64 = 6;
 
@@ -30,12 +30,12 @@ fn resumed(served: &Served, volume: &Path) -> BTreeSet<Digest> {
 
 /// Kills the supervisor or the extractor after `count` events of a kind, and resumes. Returns false if the
 /// build ended before.
-fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
+fn killed(served: &Served, extractor: bool, kind: &str, count: usize) -> bool {
     let volume = served.volume();
     let _ = fs::remove_dir_all(&volume);
     let mut filling = Filling::start(&mut build(served, &volume, SIZE), served.beside("events"));
     let in_time = filling.told(kind, count);
-    match filling.filler().filter(|_| filler) {
+    match filling.extractor().filter(|_| extractor) {
         Some(pid) => {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             let code = filling.keeper.code_within(Duration::from_secs(20));
@@ -46,9 +46,9 @@ fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
     let sealed = volume.join("cache.json").exists();
     // A command right after a kill waits for the kernel.
     let fetched = resumed(served, &volume);
-    let_go(&volume);
+    wait_for_release(&volume);
     eprintln!(
-        "{kind} {count}, filler {filler}: in time {in_time}, sealed {sealed}, {} fetched",
+        "{kind} {count}, extractor {extractor}: in time {in_time}, sealed {sealed}, {} fetched",
         fetched.len()
     );
     if sealed {
@@ -67,13 +67,16 @@ fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
 fn killed_at_every_stage() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 400)]);
-        for filler in [false, true] {
+        for extractor in [false, true] {
             for kind in ["started", "planned", "sealed", "result"] {
-                assert!(killed(&served, filler, kind, 1) || kind == "result", "{kind}: the build had ended");
+                assert!(
+                    killed(&served, extractor, kind, 1) || kind == "result",
+                    "{kind}: the build had ended"
+                );
             }
             let mut landed = 0;
             for count in 1..=usize::try_from(LAYERS).unwrap() {
-                landed += u32::from(killed(&served, filler, "layer_committed", count));
+                landed += u32::from(killed(&served, extractor, "layer_committed", count));
             }
             assert!(landed > 0, "every build ended before the kill");
         }
@@ -91,7 +94,7 @@ fn killed_while_the_disk_is_made() {
             landed += u32::from(filling.keeper.until(|| volume.join(place).exists()));
             filling.keeper.kill();
             resumed(&served, &volume);
-            let_go(&volume);
+            wait_for_release(&volume);
             fs::remove_dir_all(&volume).unwrap();
         }
         assert!(landed > 0, "every build ended before the kill");
@@ -132,7 +135,7 @@ fn signals_leave_a_disk_that_resumes() {
             let mut filling = all_but_the_last(&served, false);
             filling.keeper.signal(signal);
             assert_eq!(filling.keeper.code_within(Duration::from_secs(20)), Some(code));
-            let_go(&served.volume());
+            wait_for_release(&served.volume());
             let last = served.images[0].layers.last().unwrap().digest.clone();
             assert_eq!(resumed(&served, &served.volume()), BTreeSet::from([last]));
         }
@@ -220,11 +223,11 @@ fn copies_taken_in_mid_build_resume_or_are_refused() {
 }
 
 #[case]
-fn a_disk_whose_file_system_is_broken_begins_anew() {
+fn a_disk_with_a_broken_file_system_is_formatted_again() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 100)]);
         drop(all_but_the_last(&served, false));
-        let_go(&served.volume());
+        wait_for_release(&served.volume());
         // Everything after the superblock.
         let disk = served.volume().join("disk.img");
         let mut bytes = fs::read(&disk).unwrap();

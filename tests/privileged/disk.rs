@@ -16,7 +16,7 @@ use crate::harness::registry::Registry;
 use crate::harness::served::{Served, change_times};
 use crate::harness::tree::{Tolerance, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, skopeo, succeed};
-use crate::served::{MIB, SIZE, build, events, image, let_go, occupied, with_disks};
+use crate::served::{MIB, SIZE, build, events, image, occupied, wait_for_release, with_disks};
 
 fn app() -> Image {
     let changes = [
@@ -60,7 +60,7 @@ fn a_container_runs_from_a_sealed_disk() {
         let said = succeed(build.arg("--volume").arg(&volume));
         assert!(said.contains("sealed"), "{said}");
         registry.stop();
-        let_go(dir.path());
+        wait_for_release(dir.path());
 
         let disk = volume.join("disk.img");
         let facts = fs::metadata(&disk).unwrap();
@@ -78,7 +78,7 @@ fn a_container_runs_from_a_sealed_disk() {
         let inspected = succeed(larder().arg("inspect").arg("--json").arg(&volume));
         let beside: Value = serde_json::from_slice(&fs::read(volume.join("cache.json")).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&inspected).unwrap(), beside);
-        let_go(dir.path());
+        wait_for_release(dir.path());
 
         // skopeo's helper unmounts everything below its directory.
         let node = tempfile::tempdir().unwrap();
@@ -96,7 +96,7 @@ fn a_container_runs_from_a_sealed_disk() {
 }
 
 #[case]
-fn a_disk_holds_what_a_directory_does() {
+fn a_disk_has_the_content_of_a_directory() {
     with_disks(|| {
         let served = Served::new([image(4, 300)]);
         let (disk, directory) = (served.volume(), served.beside("directory"));
@@ -137,7 +137,7 @@ fn the_same_job_again_writes_nothing_and_another_is_refused() {
         let said = exits(73, &mut served.build(&volume, SIZE));
         assert!(said.contains("--volume-kind disk"), "{said}");
         assert_eq!(change_times(&volume), before);
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }
 
@@ -196,7 +196,7 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
         for path in [&volume, &disk] {
             assert!(succeed(larder().arg("prefetch").arg("--all").arg(path)).contains(" files, "));
             assert!(succeed(larder().args(["inspect", "--extents"]).arg(path)).contains("extents"));
-            let_go(&volume);
+            wait_for_release(&volume);
         }
         // The same job finds it sealed, whatever its size.
         succeed(build(&served, &volume, 1 << 30).arg("--shrink"));

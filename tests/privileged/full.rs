@@ -9,7 +9,7 @@ use larder_testing::layer::LayerBuilder;
 
 use crate::harness::served::{Served, random};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{MIB, build, let_go, with_disks};
+use crate::served::{MIB, build, wait_for_release, with_disks};
 
 fn files(prefix: &str, count: usize, size: usize) -> Layer {
     let new = LayerBuilder::new();
@@ -56,7 +56,7 @@ fn to_the_last_block_of_256_mib() {
         let volume = served.volume();
         let output = build(&served, &volume, 256 * MIB).args(["--concurrency", "1"]).output().unwrap();
         eprintln!("{}", refused(&output, &served, "256 MiB"));
-        let_go(&volume);
+        wait_for_release(&volume);
         assert!(!volume.join("cache.json").exists());
         // The same command with a larger size grows the disk and continues.
         served.registry.forget();
@@ -77,7 +77,7 @@ fn to_the_last_block_of_1_gib() {
         let volume = served.volume();
         let output = build(&served, &volume, 1 << 30).output().unwrap();
         eprintln!("{}", refused(&output, &served, "1 GiB"));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }
 
@@ -107,7 +107,7 @@ fn to_the_last_inode() {
         let output = build(&served, &volume, 256 * MIB).output().unwrap();
         let said = refused(&output, &served, "inodes");
         assert!(said.contains("0 of the volume's 32768 inodes"), "{said}");
-        let_go(&volume);
+        wait_for_release(&volume);
         succeed(&mut build(&served, &volume, 512 * MIB));
         succeed(larder().arg("verify").arg(&volume));
     });

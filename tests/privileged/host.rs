@@ -8,7 +8,7 @@ use nix::mount::{MntFlags, umount2};
 use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::served::{Served, random};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{MIB, SIZE, build, image, let_go, with_disks};
+use crate::served::{MIB, SIZE, build, image, wait_for_release, with_disks};
 
 const HOST: Kind = Kind::Ext4 { inodes: 1000 };
 
@@ -41,7 +41,7 @@ fn a_sparse_disk_on_a_full_host_is_never_sealed() {
             eprintln!("{said}");
             assert!(!output.status.success(), "{said}");
             assert!(!volume.join("cache.json").exists());
-            let_go(&volume);
+            wait_for_release(&volume);
             // With space again the same command resumes, or starts from the beginning. The sealed result is
             // complete.
             fs::remove_file(host.path().join("other")).unwrap();
@@ -52,7 +52,7 @@ fn a_sparse_disk_on_a_full_host_is_never_sealed() {
 }
 
 #[case]
-fn a_file_system_without_direct_io_is_told() {
+fn a_file_system_without_direct_io_is_reported() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
         let dir = tempfile::tempdir().unwrap();

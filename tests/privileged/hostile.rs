@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::served::{Served, change_times, random};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{MIB, SIZE, build, image, let_go, with_disks};
+use crate::served::{MIB, SIZE, build, image, wait_for_release, with_disks};
 
 #[case]
 fn directories_of_others_are_not_touched() {
@@ -124,7 +124,7 @@ fn a_foreign_disk_is_neither_formatted_nor_mounted() {
 }
 
 #[case]
-fn what_is_said_beside_a_disk_must_hold() {
+fn the_files_next_to_a_disk_must_match_it() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
         let volume = served.volume();
@@ -176,7 +176,7 @@ fn what_is_said_beside_a_disk_must_hold() {
         exits(65, larder().arg("verify").arg(&volume));
         disk.write_all_at(&[needle[7]], at as u64 + 7).unwrap();
         succeed(larder().arg("verify").arg(&volume));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }
 
@@ -199,6 +199,6 @@ fn a_disk_that_is_attached_elsewhere_is_refused() {
         assert!(said.contains(&writing), "{said}");
         succeed(Command::new("losetup").args(["--detach", &writing]));
         succeed(larder().arg("verify").arg(&volume));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }

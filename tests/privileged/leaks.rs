@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::served::{Running, Served};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{Filling, SIZE, build, image, let_go, loops, with_disks};
+use crate::served::{Filling, SIZE, build, image, loops, wait_for_release, with_disks};
 
 fn in_use() -> (usize, usize) {
     let loops = loops(std::path::Path::new("/")).len();
@@ -65,11 +65,11 @@ fn fifty_failing_builds_leave_nothing() {
                 }
             }
         }
-        let_go(served.volume().parent().unwrap());
-        let_go(large.volume().parent().unwrap());
+        wait_for_release(served.volume().parent().unwrap());
+        wait_for_release(large.volume().parent().unwrap());
         assert_eq!(in_use().1, before);
         succeed(&mut build(&served, &volume, SIZE));
         succeed(larder().arg("verify").arg(&volume));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }

@@ -62,8 +62,8 @@ impl Filling {
         self.keeper.until(|| fs::read_to_string(&events).unwrap_or_default().matches(&kind).count() >= count)
     }
 
-    /// Returns the process that fills the disk, if there is one now.
-    pub(crate) fn filler(&self) -> Option<i32> {
+    /// Returns the process that extracts layers to the disk, if there is one now.
+    pub(crate) fn extractor(&self) -> Option<i32> {
         let own = self.keeper.pid().as_raw().to_string();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_str().unwrap_or_default().parse() else { continue };
@@ -96,7 +96,7 @@ pub(crate) fn loops(dir: &Path) -> Vec<String> {
 }
 
 /// Waits until the kernel has released everything below `dir`.
-pub(crate) fn let_go(dir: &Path) {
+pub(crate) fn wait_for_release(dir: &Path) {
     let started = Instant::now();
     while !loops(dir).is_empty() {
         assert!(started.elapsed() < Duration::from_secs(30), "{:?} are still attached", loops(dir));

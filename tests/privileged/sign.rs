@@ -8,7 +8,7 @@ use larder_testing::registry::Fault;
 
 use crate::harness::served::Served;
 use crate::harness::{exits, larder, succeed};
-use crate::served::{Filling, SIZE, build, image, let_go, with_disks};
+use crate::served::{Filling, SIZE, build, image, wait_for_release, with_disks};
 
 fn key(served: &Served) -> String {
     succeed(larder().args(["key", "generate"]).arg(served.beside("key"))).trim().to_owned()
@@ -27,14 +27,14 @@ fn verify(volume: &Path, key: &str) -> Command {
 }
 
 #[case]
-fn a_disk_and_what_lies_beside_it_are_signed() {
+fn a_disk_is_signed_on_it_and_next_to_it() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
         let key = key(&served);
         for flag in ["--shrink", "--sparse"] {
             let volume = served.beside(&flag[2..]);
             succeed(signed(&served, &volume).args([flag, "--verify-after"]));
-            let_go(&volume);
+            wait_for_release(&volume);
             let beside = volume.join("cache.json.sig");
             succeed(&mut verify(&volume, &key));
             succeed(&mut verify(&volume.join("disk.img"), &key));
@@ -51,7 +51,7 @@ fn a_disk_and_what_lies_beside_it_are_signed() {
             assert!(said.contains("differs from the one next to it"), "{said}");
             fs::write(&beside, &sound).unwrap();
             succeed(&mut verify(&volume, &key));
-            let_go(&volume);
+            wait_for_release(&volume);
         }
         // A signature next to an unsigned disk does not make it signed.
         let plain = served.beside("plain");
@@ -78,7 +78,7 @@ fn a_disk_that_was_killed_is_signed_when_it_is_done() {
         fs::write(volume.join("cache.json.sig.tmp"), "half").unwrap();
         succeed(&mut signed(&served, &volume));
         succeed(&mut verify(&volume, &key));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }
 

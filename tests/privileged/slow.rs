@@ -12,7 +12,7 @@ use larder_testing::registry::Fault;
 
 use crate::harness::served::{Served, random};
 use crate::harness::{in_shell, larder, succeed};
-use crate::served::{Filling, MIB, build, events, let_go, with_disks};
+use crate::served::{Filling, MIB, build, events, wait_for_release, with_disks};
 
 const FILES: usize = 25_000;
 const SIZE: u64 = 512 * MIB;
@@ -59,7 +59,7 @@ fn a_disk_that_was_half_filled_is_filled_as_fast_as_a_new_one() {
         assert!(filling.keeper.until(|| served.registry.served(&blob.digest) >= end));
         std::thread::sleep(Duration::from_secs(3) + whole);
         filling.keeper.kill();
-        let_go(&volume);
+        wait_for_release(&volume);
         served.registry.heal();
         let (again, _) = timed(&served, &build(&served, &volume, SIZE));
         succeed(larder().arg("verify").arg(&volume));

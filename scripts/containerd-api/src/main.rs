@@ -6,9 +6,9 @@ use std::{env, error, fs};
 
 const SERVICES: &str = "github.com/containerd/containerd/api/services";
 /// The service with a client and a server.
-const SERVED: &str = "snapshots/v1/snapshots.proto";
+const CLIENT_AND_SERVER: &str = "snapshots/v1/snapshots.proto";
 /// The services with a client only.
-const ASKED: [&str; 6] = [
+const CLIENT_ONLY: [&str; 6] = [
     "containers/v1/containers.proto",
     "content/v1/content.proto",
     "images/v1/images.proto",
@@ -43,12 +43,12 @@ fn main() -> Result<(), Box<dyn error::Error>> {
         return Err("expected two arguments: PROTOS OUT".into());
     };
     fs::create_dir_all(out)?;
-    let all: Vec<&str> = [SERVED].into_iter().chain(ASKED).collect();
+    let all: Vec<&str> = [CLIENT_AND_SERVER].into_iter().chain(CLIENT_ONLY).collect();
     write(protos, &all, false, Path::new(out))?;
     // The server half. The client half and the messages are generated already.
     let half = Path::new(out).join("served");
     fs::create_dir_all(&half)?;
-    write(protos, &[SERVED], true, &half)?;
+    write(protos, &[CLIENT_AND_SERVER], true, &half)?;
     let name = "containerd.services.snapshots.v1.rs";
     fs::rename(half.join(name), Path::new(out).join(name))?;
     fs::remove_dir_all(&half)?;

@@ -91,7 +91,7 @@ fn odd_words_around_the_right_bytes() {
 }
 
 #[case]
-fn docker_configs_of_which_nothing_is_needed() {
+fn docker_configs_without_a_needed_entry() {
     isolated(&[], || {
         for (config, code) in [
             ("", 0),
@@ -152,7 +152,7 @@ fn a_mirror_that_spoils_blobs() {
 
 /// The distribution specification: clients should show warnings with code 299 to the user.
 #[case]
-fn what_a_registry_wants_to_be_read() {
+fn warnings_of_a_registry_are_shown() {
     isolated(&[], || {
         let bench = Bench::new();
         bench.registry.fault(Fault::Warning("299 - \"this repository moves\u{9b}2J on Monday\"".into()));
@@ -164,7 +164,7 @@ fn what_a_registry_wants_to_be_read() {
 }
 
 #[case]
-fn a_busy_mirror_is_passed_over() {
+fn a_busy_mirror_is_skipped() {
     isolated(&[], || {
         let (busy, bench) = (Registry::spawn(), Bench::new());
         busy.fault(Fault::Status {

@@ -34,7 +34,7 @@ fn kinds(served: &Served) -> Vec<PathBuf> {
 }
 
 #[case]
-fn a_volume_of_any_kind_is_attached_and_let_go() {
+fn a_volume_of_any_kind_is_attached_and_detached() {
     isolated(&[Need::Erofs, Need::Program("mkfs.ext4")], || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let served = Served::new([image()]).with(form);
@@ -93,7 +93,7 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
 }
 
 /// Unmounts it, as a reboot does.
-pub(super) fn lose(at: &Path) {
+pub(super) fn unmount_as_reboot(at: &Path) {
     nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }
 
@@ -115,7 +115,7 @@ pub(super) fn exec_start(node: &Node) -> Command {
 }
 
 #[case]
-fn it_is_there_again_after_a_boot() {
+fn it_is_attached_again_after_a_boot() {
     isolated(&[Need::Program("systemd-analyze"), Need::Program("mkfs.ext4")], || {
         let served = Served::new([image()]);
         let node = Node::new();
@@ -126,7 +126,7 @@ fn it_is_there_again_after_a_boot() {
             attach.args(["--runtime", "podman"]);
             succeed(&mut attach);
             succeed(Command::new("systemd-analyze").arg("verify").arg(unit(&node)));
-            lose(&at);
+            unmount_as_reboot(&at);
             let mut boot = exec_start(&node);
             for _ in 0..2 {
                 succeed(&mut boot);
@@ -138,7 +138,7 @@ fn it_is_there_again_after_a_boot() {
 }
 
 #[case]
-fn what_is_in_the_way_is_told_and_stays() {
+fn conflicts_are_reported_and_left_alone() {
     isolated(&[], || {
         let served = Served::new([image()]);
         let (volume, other, node) = (served.volume(), served.beside("other"), Node::new());
@@ -186,7 +186,7 @@ fn what_is_in_the_way_is_told_and_stays() {
 
         // A rebuilt volume is not the one that was attached.
         succeed(&mut node.attach(&volume, &at));
-        lose(&at);
+        unmount_as_reboot(&at);
         fs::remove_dir_all(&volume).unwrap();
         succeed(served.build(&volume, SIZE).args(["--layer-format", "erofs"]));
         let said = exits(73, &mut node.attach(&volume, &at));
@@ -196,7 +196,7 @@ fn what_is_in_the_way_is_told_and_stays() {
 }
 
 #[case]
-fn whoever_is_killed_in_between_can_go_on() {
+fn a_killed_attach_or_detach_can_be_repeated() {
     isolated(&[Need::Program("mkfs.ext4")], || {
         let served = Served::new([image()]);
         let (node, before) = (Node::new(), mounts());

@@ -37,7 +37,7 @@ fn detach_here(node: &Node, source: &Path) -> Command {
 }
 
 #[case]
-fn they_are_named_and_kept_until_somebody_gives_them_up() {
+fn they_are_named_and_kept_until_the_operator_agrees() {
     isolated(&NEEDS, || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let served = Served::new([image("old")]).with(form);

@@ -144,7 +144,7 @@ fn find(dir: &Path, wanted: impl Fn(&Path) -> bool + Copy) -> std::path::PathBuf
 }
 
 #[case]
-fn a_private_image_is_for_who_may_read_it() {
+fn a_private_image_needs_read_access() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let (node, registry) = (Node::new(), Registry::with_password());
         let reference = registry.push(&image("private"), "team/private", "1");
@@ -160,7 +160,7 @@ fn a_private_image_is_for_who_may_read_it() {
         succeed(&mut allowed);
         // A registry that is gone does not block a restart.
         drop(registry);
-        super::mounts::lose(&at);
+        super::mounts::unmount_as_reboot(&at);
         succeed(&mut super::mounts::exec_start(&node));
         succeed(&mut node.detach(&at));
     });

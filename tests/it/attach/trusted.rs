@@ -249,7 +249,7 @@ fn the_same_volume_is_verified_once() {
 
 /// Other users cannot enter the volume, but can read the mount.
 #[case]
-fn everybody_reads_what_is_attached() {
+fn every_user_can_read_an_attached_volume() {
     isolated(&[], || {
         let (served, node) = (Served::new([image()]), Node::new());
         let (volume, at) = (served.volume(), node.place("icv"));
@@ -309,7 +309,7 @@ fn a_failed_attach_leaves_nothing() {
 
 /// `attach` refuses a signed volume with another name, and an older one with the same name.
 #[case]
-fn the_volume_that_was_meant_is_attached() {
+fn only_the_intended_volume_is_attached() {
     isolated(&[], || {
         let (served, node) = (Served::new([image()]), Node::new());
         let (web, db, at) = (served.beside("web"), served.beside("db"), node.place("icv"));

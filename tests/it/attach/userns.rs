@@ -49,7 +49,7 @@ fn layers_of_directories_are_mapped() {
 }
 
 #[case]
-fn who_attaches_images_hears_that_they_are_not() {
+fn attaching_erofs_images_prints_the_limitation() {
     isolated(&NEEDS, || {
         let (served, node) =
             (Served::new([image()]).with(LayerFormat::Erofs), Node::with_podman().with_ids());

@@ -116,7 +116,7 @@ fn what_is_there_is_replaced_by_force_only() {
 }
 
 #[case]
-fn a_full_disk_is_told_and_left_empty() {
+fn a_full_disk_is_reported_and_left_empty() {
     isolated(&[], || {
         let (served, volume) = large();
         for kind in [Kind::Tmpfs, Kind::Ext4 { inodes: 64 }] {

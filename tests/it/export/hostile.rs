@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use super::*;
 
 /// One image as an OCI layout, to be corrupted.
-struct Victim {
+struct CorruptLayout {
     served: Served,
     layout: PathBuf,
     layer: PathBuf,
 }
 
-impl Victim {
+impl CorruptLayout {
     fn new() -> Self {
         let files = [Member::file("a", &"content ".repeat(5000))];
         let served = Served::new([Image::builder(Format::Oci).layer(layer(&files, Packing::Gzip)).build()]);
@@ -25,7 +25,7 @@ impl Victim {
         succeed(&mut export(&volume, &layout, "oci-layout", "gzip"));
         let manifest = blob(&layout, digest_in(&layout.join("index.json"), &["manifests", "0"]));
         let layer = blob(&layout, digest_in(&manifest, &["layers", "0"]));
-        Victim { served, layout, layer }
+        CorruptLayout { served, layout, layer }
     }
 
     /// Checks that the import of `archive` ends with `code` in a short time, and that nothing is sealed.
@@ -70,7 +70,7 @@ fn with_manifest(layout: &Path, change: impl Fn(&mut Value)) {
 #[case]
 fn layouts() {
     isolated(&[], || {
-        let victim = Victim::new();
+        let victim = CorruptLayout::new();
         let (layout, layer) = (&victim.layout, &victim.layer);
         let whole = fs::read(layer).unwrap();
         let mut flipped = whole.clone();
@@ -159,7 +159,7 @@ fn tar(members: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
 fn docker_archives() {
     isolated(&[], || {
         use tar::EntryType::{Fifo, Regular, Symlink};
-        let victim = Victim::new();
+        let victim = CorruptLayout::new();
         let archive = victim.served.beside("archive");
         let config = &victim.served.images[0].config.bytes;
         let layer = crate::harness::layers::write(&[Member::file("a", &"content ".repeat(5000))]);
@@ -236,7 +236,7 @@ fn docker_archives() {
 #[case]
 fn bombs() {
     isolated(&[Need::Program("gzip")], || {
-        let victim = Victim::new();
+        let victim = CorruptLayout::new();
         let archive = victim.served.beside("archive");
         let mut header = tar::Header::new_ustar();
         header.set_path("oci-layout").unwrap();

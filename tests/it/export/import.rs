@@ -141,7 +141,7 @@ fn sizes_and_owners() {
 }
 
 #[case]
-fn a_killed_import_goes_on_where_it_was() {
+fn a_killed_import_resumes() {
     isolated(&[], || {
         let layers = (0..6).map(|seed| {
             let big = Member::new("big", crate::harness::layers::Node::File(random(seed, 6 << 20)));

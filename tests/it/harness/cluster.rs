@@ -51,7 +51,7 @@ use self::real::Real;
 use super::served::{Served, random};
 
 /// Time limit of every wait.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 /// The user of the Larder daemon.
 pub(crate) const LARDER: &str = "system:serviceaccount:larder:larder";
 
@@ -127,7 +127,7 @@ impl World {
         };
         let names = ["team-a", "team-b"].map(str::to_owned);
         let world = World::of(runtime, Served::new([image]), section, names, (admin, Some(fake), None));
-        world.furnish();
+        world.install_objects();
         world
     }
 
@@ -210,7 +210,7 @@ impl World {
         }
     }
 
-    fn furnish(&self) {
+    fn install_objects(&self) {
         self.name_namespaces();
         let fake = self.fake();
         fake.install(&serde_json::to_value(larder::kubernetes::crd::definition()).unwrap());
@@ -228,7 +228,7 @@ impl World {
     }
 
     /// Installs the objects that node agents need, and makes Larder offer snapshots to nodes.
-    pub(crate) fn furnish_nodes(&mut self) {
+    pub(crate) fn install_node_objects(&mut self) {
         for file in ["node/namespace.yaml", "node/rbac.yaml"] {
             for object in shipped(file) {
                 self.fake().install(&object);
@@ -385,7 +385,7 @@ impl World {
 
     /// Waits until `probe` returns a value.
     pub(crate) fn until<T>(&self, what: &str, probe: impl FnMut() -> Option<T>) -> T {
-        self.until_within(if self.is_real() { PATIENCE * 5 } else { PATIENCE }, what, probe)
+        self.until_within(if self.is_real() { TIMEOUT * 5 } else { TIMEOUT }, what, probe)
     }
 
     /// Does the same as [`World::until`], with another time limit.
@@ -523,7 +523,7 @@ impl Running {
     pub(crate) fn stop(mut self) -> Result<(), String> {
         self.stop.cancel();
         let running = self.running.take().unwrap();
-        self.wait(async { tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap() })
+        self.wait(async { tokio::time::timeout(TIMEOUT, running).await.unwrap().unwrap() })
     }
 
     /// Reports whether it has ended by itself.
@@ -534,7 +534,7 @@ impl Running {
     /// Waits until it ends by itself, and returns the result.
     pub(crate) fn ends(mut self) -> Result<(), String> {
         let running = self.running.take().unwrap();
-        self.wait(async { tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap() })
+        self.wait(async { tokio::time::timeout(TIMEOUT, running).await.unwrap().unwrap() })
     }
 
     pub(crate) fn create(&self, world: &World, name: &str) -> Record {

@@ -20,7 +20,7 @@ use super::larder;
 use super::served::Running;
 
 /// Time limit for a daemon to accept requests, and to stop.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Settings for most tests: room for many caches on any disk, no rate limits, failures after a short time.
 pub(crate) const ROOMY: &str = "\
@@ -129,7 +129,7 @@ impl Daemon {
         let child =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let mut running = Running::of(child);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline && !running.has_ended() {
             if send(self.address, "GET", "/readyz", &[], &[]).is_ok_and(|answer| answer.status == 200) {
                 self.running = Some(running);
@@ -144,7 +144,7 @@ impl Daemon {
     pub(crate) fn stop(&mut self) {
         let mut running = self.running.take().unwrap();
         running.signal(Signal::SIGTERM);
-        let code = running.code_within(PATIENCE);
+        let code = running.code_within(TIMEOUT);
         assert_eq!(code, Some(0), "larder serve after SIGTERM\n{}", self.log());
     }
 

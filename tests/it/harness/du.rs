@@ -23,9 +23,9 @@ pub(crate) fn used(volume: &Path) -> u64 {
 pub(crate) struct Watched {
     pub(crate) output: Output,
     /// Maximum number of bytes that any sample found.
-    pub(crate) most: u64,
+    pub(crate) max_bytes: u64,
     /// Number of samples taken.
-    pub(crate) looks: usize,
+    pub(crate) samples: usize,
 }
 
 impl Watched {
@@ -46,20 +46,20 @@ pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
     let looking = thread::spawn({
         let volume: PathBuf = volume.to_owned();
         move || {
-            let (mut most, mut looks) = (0, 0);
+            let (mut max_bytes, mut samples) = (0, 0);
             // A zombie accepts signals until its parent waits for it. That happens only after this loop.
             while stop(pid) {
-                most = most.max(used(&volume));
-                looks += 1;
-                go_on(pid);
+                max_bytes = max_bytes.max(used(&volume));
+                samples += 1;
+                resume_processes(pid);
                 sleep(Duration::from_millis(40));
             }
-            (most, looks)
+            (max_bytes, samples)
         }
     });
-    let (most, looks) = looking.join().unwrap();
+    let (max_bytes, samples) = looking.join().unwrap();
     let output = child.wait_with_output().unwrap();
-    Watched { output, most: most.max(used(volume)), looks }
+    Watched { output, max_bytes: max_bytes.max(used(volume)), samples }
 }
 
 /// Stops a build (`pid` and its children) and waits until all their threads are stopped. Returns false if it
@@ -93,7 +93,7 @@ fn stop_one(pid: Pid) -> bool {
 }
 
 /// Continues a stopped build.
-fn go_on(pid: Pid) {
+fn resume_processes(pid: Pid) {
     for process in [vec![pid.as_raw()], descendants(pid.as_raw())].concat() {
         // An error means that the process has just ended.
         let _ = kill(Pid::from_raw(process), Signal::SIGCONT);

@@ -30,7 +30,7 @@ use super::{larder, succeed};
 use larder::node::grpc::{self, Channel};
 
 /// Time limit for the start, and for the release of volumes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// The label that names a layer by its chain ID.
 pub(crate) const TARGET: &str = "containerd.io/snapshot.ref";
 
@@ -105,7 +105,7 @@ impl Snapshotter {
         };
         let child = self.command().stdin(input).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         let mut running = Running::of(child.unwrap());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.client.list(&["name==none"]).is_err() {
             let ended = running.has_ended();
             assert!(!ended && Instant::now() < deadline, "the snapshotter did not start:\n{}", self.log());
@@ -130,7 +130,7 @@ impl Snapshotter {
     }
 
     /// Makes it available at containerd's default path for it.
-    pub(crate) fn at_its_place(&self) {
+    pub(crate) fn link_default_socket(&self) {
         let place = Path::new(SOCKET);
         let parent = place.parent().unwrap();
         fs::create_dir_all(parent).unwrap();
@@ -171,7 +171,7 @@ impl Snapshotter {
     /// Removes the record of the volume at `at`, and unmounts it as soon as it is released.
     pub(crate) fn detach(&self, at: &Path) {
         self.records().forget(at).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while let Err(e) = umount2(at, MntFlags::empty()) {
             assert!(Instant::now() < deadline, "unmounting {}: {e}\n{}", at.display(), self.log());
             sleep(Duration::from_millis(50));

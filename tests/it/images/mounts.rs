@@ -14,20 +14,20 @@ use crate::harness::tree::{Tolerance, Tree, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
 /// Returns a larder whose mount records are separate from those of this machine.
-fn larder_apart() -> Command {
+fn larder_with_own_state() -> Command {
     let mut command = larder();
     command.env("LARDER_STATE__DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/state-of-mounts"));
     command
 }
 
 fn mount(volume: &Path, image: &str, over: &Path) -> Command {
-    let mut command = larder_apart();
+    let mut command = larder_with_own_state();
     command.arg("mount").arg(volume).arg(image).arg(over);
     command
 }
 
 fn umount(over: &Path) -> Command {
-    let mut command = larder_apart();
+    let mut command = larder_with_own_state();
     command.arg("umount").arg(over);
     command
 }
@@ -92,7 +92,7 @@ fn an_image_is_mounted_from_volumes_of_any_kind() {
 }
 
 #[case]
-fn what_cannot_be_mounted_leaves_nothing() {
+fn a_failed_mount_leaves_nothing() {
     isolated(&[Need::Erofs], || {
         let served = Served::new(images()).with(LayerFormat::Erofs);
         let volume = served.volume();

@@ -18,7 +18,7 @@ const NOBODY: u32 = 65534;
 const GROUP: u32 = 2000;
 
 #[case]
-fn nobody_builds_what_root_builds() {
+fn an_unprivileged_build_equals_that_of_root() {
     let needs =
         [Need::Program("docker-registry"), Need::Program("setpriv"), Need::Program("busybox"), Need::Erofs];
     isolated(&needs, || {

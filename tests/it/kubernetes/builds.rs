@@ -118,7 +118,7 @@ fn a_pod_signs_with_the_key_of_a_secret() {
 
 /// The progress of a build is in the API and in the object's status.
 #[case]
-fn progress_is_told_per_image() {
+fn progress_is_reported_per_image() {
     let Some(mut world) = World::faked() else { return };
     world.config.registry.stall_timeout_seconds = 5;
     let slow = world.served.images[0].layers[1].digest.clone();

@@ -18,9 +18,9 @@ const CACHES: u64 = 4;
 const ROUNDS: usize = 60;
 
 /// A pseudorandom number generator: the same numbers for one seed.
-struct Dice(u64);
+struct Random(u64);
 
-impl Dice {
+impl Random {
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -30,7 +30,7 @@ impl Dice {
 }
 
 /// Returns a random fault. Reads never conflict, and only lists and watches get 410.
-fn fault(dice: &mut Dice) -> Fault {
+fn fault(dice: &mut Random) -> Fault {
     let (verb, harm) = match dice.roll(9) {
         0 => ("update", Harm::Conflict),
         1 => ("patch", Harm::Conflict),
@@ -51,11 +51,11 @@ fn fault(dice: &mut Dice) -> Fault {
     }
 }
 
-fn live_through(seed: u64) {
+fn run_seed(seed: u64) {
     let Some(mut world) = World::faked() else { return };
     // This test needs many attempts.
     (world.config.caches.build_retries, world.config.caches.build_retry_pause_seconds) = (1000, 1);
-    let mut dice = Dice(seed);
+    let mut dice = Random(seed);
     let api = world.api::<ImageCache>(&world.team);
     let mut daemons = [world.daemon(), world.daemon()];
     for _ in 0..ROUNDS {
@@ -122,6 +122,6 @@ fn what_is_asked_for_is_there_once() {
     // `LARDER_TEST_SEED=7` runs only this seed.
     let told = env::var("LARDER_TEST_SEED").map(|seed| vec![seed.parse().unwrap()]);
     for seed in told.unwrap_or_else(|_| vec![1, 20, 300]) {
-        live_through(seed);
+        run_seed(seed);
     }
 }

@@ -76,7 +76,7 @@ fn a_daemon_is_killed_at_every_step() {
 }
 
 #[case]
-fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
+fn the_lease_of_a_killed_daemon_expires_first() {
     let mut world = World::new();
     world.habits.lease = SHORT;
     let mut first = world.daemon();
@@ -95,7 +95,7 @@ fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
 }
 
 #[case]
-fn whoever_loses_the_lease_stops() {
+fn a_daemon_that_loses_the_lease_stops() {
     let Some(world) = World::faked() else { return };
     let first = world.daemon();
     world.until("it is the leader", || first.service.leads().then_some(()));
@@ -125,7 +125,7 @@ fn a_lease_that_is_taken_away() {
 }
 
 #[case]
-fn who_stops_makes_room_at_once() {
+fn a_stopped_daemon_releases_the_lease_at_once() {
     let mut world = World::new();
     world.habits.lease = Duration::from_secs(600);
     let first = world.daemon();
@@ -141,7 +141,7 @@ fn who_stops_makes_room_at_once() {
 }
 
 #[case]
-fn an_api_server_that_fails_is_waited_for() {
+fn a_failing_api_server_is_retried() {
     // Reads never conflict.
     let conflicts = ["update", "patch"].map(|verb| (verb, Harm::Conflict));
     let others = [Harm::Broken, Harm::Busy(1), Harm::NoAnswer, Harm::Refused, Harm::Unauthorized];

@@ -26,7 +26,7 @@ fn the_same_tests_on_a_cluster_that_is_named() {
     fs::write(&token, cluster.admin_token()).unwrap();
     fs::write(&kubeconfig, cluster.kubeconfig(&token, "default")).unwrap();
     let tests =
-        ["kubernetes::builds::ordered_by_the_api", "kubernetes::orders::a_snapshot_is_shared_and_taken_back"];
+        ["kubernetes::builds::ordered_by_the_api", "kubernetes::orders::a_snapshot_is_shared_and_unshared"];
     let mut printed = String::new();
     for test in tests {
         let output =

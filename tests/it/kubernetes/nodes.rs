@@ -38,7 +38,7 @@ struct Scene {
 impl Scene {
     fn with(world: Option<World>, prepare: impl FnOnce(&mut World)) -> Option<Self> {
         let mut world = world?;
-        world.furnish_nodes();
+        world.install_node_objects();
         prepare(&mut world);
         let daemon = world.daemon();
         let scene = Scene { world, daemon };
@@ -160,7 +160,7 @@ impl Scene {
 }
 
 #[case]
-fn a_pod_asks_and_containerd_is_answered() {
+fn a_pod_requests_a_cache_and_containerd_gets_its_layers() {
     isolated(&[Need::Erofs], || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let Some(scene) = Scene::with(World::faked(), |world| world.config.build.layer_format = form)
@@ -211,7 +211,7 @@ fn a_pod_asks_and_containerd_is_answered() {
 }
 
 #[case]
-fn who_may_ask_and_how() {
+fn requests_by_pod_and_by_namespace() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let (team, other) = (scene.world.team.clone(), scene.world.other.clone());
@@ -381,7 +381,7 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
 }
 
 #[case]
-fn what_expires_is_let_go() {
+fn an_expired_cache_is_detached() {
     isolated(&[], || {
         let clock = std::sync::Arc::new(FakeClock::default());
         clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
@@ -400,7 +400,7 @@ fn what_expires_is_let_go() {
 }
 
 #[case]
-fn a_claim_that_never_binds_is_told() {
+fn a_claim_that_never_binds_is_reported() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let team = scene.world.team.clone();
@@ -419,10 +419,10 @@ fn a_claim_that_never_binds_is_told() {
 }
 
 #[case]
-fn a_volume_that_is_another_is_not_attached() {
+fn a_modified_volume_is_not_attached() {
     /// Modifies the snapshot in this directory.
-    type Spoil = fn(&Path);
-    let spoils: [Spoil; 2] = [
+    type Corrupt = fn(&Path);
+    let corruptions: [Corrupt; 2] = [
         |stored| {
             let seal = stored.join("cache.json");
             let text = fs::read_to_string(&seal).unwrap();
@@ -436,11 +436,11 @@ fn a_volume_that_is_another_is_not_attached() {
         },
     ];
     isolated(&[], move || {
-        for spoil in spoils {
+        for corrupt in corruptions {
             let Some(scene) = Scene::new() else { return };
             let object = scene.offered("web", 1);
             let handle = object.status.unwrap().content.unwrap().snapshot.unwrap().handle;
-            spoil(&scene.world.fake().stored(&handle).unwrap().path);
+            corrupt(&scene.world.fake().stored(&handle).unwrap().path);
             // As config/kubernetes/node/larder.toml sets it.
             let agent = scene.agent("node-a", "verify_layers = true");
             scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
@@ -537,7 +537,7 @@ fn a_holder_that_is_deleted_has_a_successor() {
 }
 
 #[case]
-fn two_nodes_and_one_that_is_no_more() {
+fn two_nodes_of_which_one_is_removed() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         scene.world.add_node("node-b");

@@ -57,7 +57,7 @@ fn an_object_is_an_order() {
 }
 
 #[case]
-fn what_cannot_be_says_why() {
+fn an_invalid_order_has_a_message() {
     let world = World::new();
     let _daemon = world.daemon();
     let mut object = world.object("web");
@@ -133,7 +133,7 @@ fn the_cluster_counts_to_fifty() {
 }
 
 #[case]
-fn what_nothing_was_made_for_goes_at_once() {
+fn orders_without_objects_are_deleted_at_once() {
     // Daemons that were killed between an object and its status, and objects that are created with Larder's
     // finalizer.
     let world = World::new();
@@ -224,7 +224,7 @@ fn a_copy_that_was_deleted_is_made_again() {
 }
 
 #[case]
-fn a_snapshot_is_shared_and_taken_back() {
+fn a_snapshot_is_shared_and_unshared() {
     let world = World::new();
     let _daemon = world.daemon();
     let mut object = world.object("web");

@@ -13,7 +13,7 @@ use larder_testing::image::{Format, Image, Layer};
 use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 
-use crate::harness::cluster::{LARDER, PATIENCE, World};
+use crate::harness::cluster::{LARDER, TIMEOUT, World};
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
 use crate::harness::python::pytest;
 use crate::harness::registry::Registry;
@@ -41,7 +41,7 @@ fn from_http_to_a_snapshot() {
     let mut one = Daemon::start(&[TEAM], &more);
     let two = Daemon::start(&[TEAM], &more);
     let id = two.order(TEAM, "web", &world.images());
-    let cache = one.explain(|| two.explain(|| one.settle(TEAM, &id, "Available", PATIENCE)));
+    let cache = one.explain(|| two.explain(|| one.settle(TEAM, &id, "Available", TIMEOUT)));
     assert_eq!(
         (cache["name"].as_str(), cache["building_config"]["cluster"].as_str()),
         (Some("web"), Some("here"))
@@ -79,7 +79,7 @@ fn from_http_to_a_snapshot() {
     // Whichever daemon was the leader, the other continues when the killed one's lease expires.
     one.kill();
     let id = two.order(TEAM, "later", &world.images());
-    two.explain(|| two.settle(TEAM, &id, "Available", PATIENCE));
+    two.explain(|| two.settle(TEAM, &id, "Available", TIMEOUT));
     for name in ["web", "later"] {
         let id = world.get::<ImageCache>("team-a", name).unwrap().uid().unwrap();
         two.ask(TEAM, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
@@ -96,7 +96,7 @@ fn a_token_is_renewed() {
     let (more, token) = configured(&world);
     let daemon = Daemon::start(&[TEAM], &more);
     let id = daemon.order(TEAM, "web", &world.images());
-    daemon.explain(|| daemon.settle(TEAM, &id, "Available", PATIENCE));
+    daemon.explain(|| daemon.settle(TEAM, &id, "Available", TIMEOUT));
     // Both tokens are valid for a while, as in a cluster, because the client reads the file once a minute.
     let (old, new) = (fs::read_to_string(&token).unwrap(), world.fake().token(LARDER));
     fs::write(&token, &new).unwrap();
@@ -107,12 +107,12 @@ fn a_token_is_renewed() {
     });
     world.fake().revoke(&old);
     let id = daemon.order(TEAM, "later", &world.images());
-    daemon.explain(|| daemon.settle(TEAM, &id, "Available", PATIENCE));
+    daemon.explain(|| daemon.settle(TEAM, &id, "Available", TIMEOUT));
     world.phase("later", Status::Available);
 }
 
 #[case]
-fn what_it_may_not_do_is_told() {
+fn missing_rights_are_reported() {
     let Some(world) = World::faked() else { return };
     let (more, _) = configured(&world);
     let daemon = Daemon::start(&[TEAM, Tenant("nowhere")], &more);

@@ -52,7 +52,7 @@ fn an_expired_cache_goes_with_its_copies() {
 }
 
 #[case]
-fn what_nobody_knows_of_is_swept() {
+fn orphans_are_swept() {
     let Some(world) = World::faked() else { return };
     let names = Names { namespace: world.own().to_owned() };
     let stray = VolumeId { tenant: world.tenant(), id: CacheId::random(), generation: 3 };

@@ -125,7 +125,7 @@ fn a_builder_that_was_taken_over_gets_nothing_out() {
 
 /// A build that a version without verifiers began, and whose snapshot still waits for its storage.
 #[case]
-fn a_snapshot_that_nobody_verified_does_not_count() {
+fn an_unverified_snapshot_does_not_count() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
     world.until("it is the leader", || daemon.service.leads().then_some(()));

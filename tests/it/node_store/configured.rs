@@ -89,7 +89,7 @@ fn one_file_makes_all_stores_known() {
 }
 
 #[case]
-fn the_line_for_the_operator_does() {
+fn the_line_for_the_operator_works() {
     isolated(&NEEDS, || {
         let (served, [_, volume]) = both_forms(small());
         let place = tempfile::tempdir().unwrap();

@@ -14,13 +14,13 @@ use crate::harness::served::Served;
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
 /// A node's root for the files of `attach`, and mount points for volumes.
-pub(super) struct Place {
+pub(super) struct NodePaths {
     pub(super) dir: TempDir,
 }
 
-impl Place {
+impl NodePaths {
     pub(super) fn new() -> Self {
-        Place { dir: tempfile::tempdir().unwrap() }
+        NodePaths { dir: tempfile::tempdir().unwrap() }
     }
 
     pub(super) fn at(&self, name: &str) -> PathBuf {
@@ -56,7 +56,7 @@ fn containers_start_from_what_is_attached() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let served = Served::new([image("shared", 2), image("alone", 2)]).with(form);
-            let (node, place) = (Node::start_with_sandbox("none"), Place::new());
+            let (node, place) = (Node::start_with_sandbox("none"), NodePaths::new());
             let references = served.references();
             let (both, one) = (served.beside("both"), served.beside("one"));
             succeed(&mut served.build(&both, SIZE));
@@ -116,7 +116,7 @@ fn containers_start_from_what_is_attached() {
 fn a_containerd_that_cannot_be_asked() {
     isolated(&NEEDS, || {
         let served = Served::new([image("one", 1)]);
-        let (mut node, place, volume) = (Node::start_with_sandbox("none"), Place::new(), served.volume());
+        let (mut node, place, volume) = (Node::start_with_sandbox("none"), NodePaths::new(), served.volume());
         succeed(&mut served.build(&volume, SIZE));
         succeed(&mut place.attach(&node, &volume, "a"));
         node.containerd.kill();
@@ -142,7 +142,7 @@ fn a_containerd_that_cannot_be_asked() {
 fn an_operator_s_configuration_is_kept() {
     isolated(&NEEDS, || {
         let served = Served::new([image("one", 1)]);
-        let (node, place, volume) = (Node::start_with_sandbox("none"), Place::new(), served.volume());
+        let (node, place, volume) = (Node::start_with_sandbox("none"), NodePaths::new(), served.volume());
         succeed(&mut served.build(&volume, SIZE));
         let main = place.dir.path().join("etc/containerd/config.toml");
         fs::create_dir_all(main.parent().unwrap()).unwrap();

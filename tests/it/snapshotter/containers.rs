@@ -19,7 +19,7 @@ use crate::harness::{Need, isolated, succeed};
 pub(super) const NEEDS: [Need; 4] =
     [Need::Program("containerd"), Need::Program("ctr"), Need::Program("runc"), Need::Program("busybox")];
 pub(super) const SIZE: u64 = 256 << 20;
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns an image with a shell, and layers that each contain a file and a file in an implied directory.
 pub(super) fn image(name: &str, layers: usize) -> Image {
@@ -53,7 +53,7 @@ impl Node {
     /// Larder's is at the path that they name.
     pub(super) fn start_importing(etc: &Path, sandbox: &str) -> Self {
         let snapshotter = Snapshotter::start();
-        snapshotter.at_its_place();
+        snapshotter.link_default_socket();
         Node::of(Containerd::start_importing(etc, sandbox), snapshotter)
     }
 
@@ -99,7 +99,7 @@ impl Node {
     /// Kills its process, and keeps the container.
     pub(super) fn kill(&self, name: &str) {
         succeed(&mut self.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", name]));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.containerd.k8s(&["tasks", "rm", name]).output().unwrap().status.success() {
             assert!(Instant::now() < deadline, "the task did not end");
             sleep(Duration::from_millis(100));
@@ -115,7 +115,7 @@ impl Node {
     }
 
     pub(super) fn until_nothing_is_left(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.snapshotter.client.names(&[]).is_empty() {
             assert!(Instant::now() < deadline, "{:?}", self.snapshotter.client.names(&[]));
             sleep(Duration::from_millis(100));
@@ -358,7 +358,7 @@ fn containers_outlive_the_snapshotter() {
             };
             let count = |node: &Node| exec(node, "cat /count").trim().parse::<u64>().unwrap_or(0);
             let counts_on = |node: &Node| {
-                let (before, deadline) = (count(node), Instant::now() + PATIENCE);
+                let (before, deadline) = (count(node), Instant::now() + TIMEOUT);
                 while count(node) <= before {
                     assert!(Instant::now() < deadline, "the container made no progress");
                     sleep(Duration::from_millis(100));
@@ -368,7 +368,7 @@ fn containers_outlive_the_snapshotter() {
             node.snapshotter.kill();
             counts_on(&node);
             // ctr sometimes loses the output of a short process. Its exit code is reliable.
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + TIMEOUT;
             let mut printed = exec(&node, "cat /file-0 /file-1");
             while printed.is_empty() && Instant::now() < deadline {
                 printed = exec(&node, "cat /file-0 /file-1");
@@ -377,7 +377,7 @@ fn containers_outlive_the_snapshotter() {
             node.snapshotter.restart();
             counts_on(&node);
             // containerd can need a moment to find it again.
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + TIMEOUT;
             while !node.run(&["--rm"], reference, "next", "cat /file-1").output().unwrap().status.success() {
                 assert!(
                     Instant::now() < deadline,

@@ -11,21 +11,21 @@ use larder_model::runtime::Containerd;
 use larder_testing::image::{Format, Image};
 use larder_testing::layer::LayerBuilder;
 
-use super::attached::Place;
+use super::attached::NodePaths;
 use super::containers::{NEEDS, Node, SIZE, fetched, image};
 use super::preload::pause;
 use crate::harness::served::Served;
 use crate::harness::{Need, exits, isolated, succeed};
 
 /// Returns `larder attach` without `--preload`.
-fn attach(place: &Place, node: &Node, volume: &Path, name: &str) -> Command {
+fn attach(place: &NodePaths, node: &Node, volume: &Path, name: &str) -> Command {
     let mut attach = place.larder(node, "attach", volume);
     attach.args(["--runtime", "containerd", "--no-unit", "--containerd"]);
     attach.arg(node.containerd.socket()).arg("--at").arg(place.at(name));
     attach
 }
 
-fn start(place: &Place, sandbox: &str) -> Node {
+fn start(place: &NodePaths, sandbox: &str) -> Node {
     Node::start_importing(&place.dir.path().join("etc/containerd"), sandbox)
 }
 
@@ -64,7 +64,7 @@ fn images_are_pulled_again_when_their_volume_went() {
             let references = served.references();
             let [sandbox, cached, newer, apart] = &references[..] else { panic!() };
             let volume = build(&served, "v", &[newer, apart]);
-            let place = Place::new();
+            let place = NodePaths::new();
             let mut node = start(&place, sandbox);
             succeed(&mut attach(&place, &node, &volume, "a"));
             node.containerd.restart();
@@ -123,7 +123,7 @@ fn an_upgrade_needs_no_consent() {
             let references = served.references();
             let [sandbox, cached, old] = &references[..] else { panic!() };
             let (before, after) = (build(&served, "before", &[]), build(&served, "after", &[old]));
-            let place = Place::new();
+            let place = NodePaths::new();
             let mut node = start(&place, sandbox);
             succeed(&mut attach(&place, &node, &before, "a"));
             node.containerd.restart();
@@ -151,12 +151,12 @@ fn an_upgrade_needs_no_consent() {
 
 /// `attach` as the agent of a cluster's node runs it: the operator has configured containerd.
 #[case]
-fn a_containerd_that_was_not_told_is_asked() {
+fn a_containerd_without_a_configuration_is_queried() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
+        let (node, place) = (Node::start_with_sandbox(&references[0]), NodePaths::new());
         let mut attach = place.larder(&node, "attach", &volume);
         succeed(attach.args(["--runtime", "podman", "--no-unit", "--at"]).arg(place.at("a")));
         node.pull(&references[1]);
@@ -175,12 +175,12 @@ fn a_containerd_that_was_not_told_is_asked() {
 /// The snapshotter also serves layers of volumes that were attached for containerd's EROFS snapshotter.
 /// Debian's containerd has no such snapshotter, so the test writes the record.
 #[case]
-fn a_volume_for_another_snapshotter_is_asked_for_as_well() {
+fn a_volume_for_another_snapshotter_is_queried_as_well() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]).with(LayerFormat::Erofs);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
+        let (node, place) = (Node::start_with_sandbox(&references[0]), NodePaths::new());
         let at = node.snapshotter.attach(&volume, "v");
         let records = Attachments::new(node.snapshotter.state().join("attached"));
         let mut record = records.list().unwrap().remove(0);
@@ -202,7 +202,7 @@ fn what_no_image_has_is_swept() {
         let served = Served::new([pause(), image("cached", 2)]);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
+        let (node, place) = (Node::start_with_sandbox(&references[0]), NodePaths::new());
         succeed(&mut attach(&place, &node, &volume, "a"));
         node.pull(&references[1]);
         let snapshots = |arguments: &[&str]| {
@@ -229,8 +229,8 @@ fn a_container_from_before_does_not_hold_a_volume() {
         let references = served.references();
         let volume = build(&served, "v", &[]);
         for runtime in ["containerd", "podman"] {
-            let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
-            node.snapshotter.at_its_place();
+            let (node, place) = (Node::start_with_sandbox(&references[0]), NodePaths::new());
+            node.snapshotter.link_default_socket();
             node.pull(&references[1]);
             let script = "trap 'exit 0' TERM; while true; do sleep 1 & wait; done";
             succeed(&mut node.run(&["--detach"], &references[1], "long", script));
@@ -254,7 +254,7 @@ fn images_of_a_volume_that_is_lost() {
         let references = served.references();
         let [sandbox, lost, kept] = &references[..] else { panic!() };
         let (one, other) = (build(&served, "one", &[kept]), build(&served, "other", &[lost]));
-        let (node, place) = (Node::start_with_sandbox(sandbox), Place::new());
+        let (node, place) = (Node::start_with_sandbox(sandbox), NodePaths::new());
         succeed(&mut attach(&place, &node, &one, "a"));
         succeed(&mut attach(&place, &node, &other, "b"));
         for reference in [lost, kept] {
@@ -278,7 +278,7 @@ fn a_containerd_that_never_used_it_need_not_run() {
         let served = Served::new([pause(), image("cached", 1)]);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let place = Place::new();
+        let place = NodePaths::new();
         let mut node = start(&place, &references[0]);
         succeed(&mut attach(&place, &node, &volume, "a"));
         node.containerd.kill();
@@ -303,7 +303,7 @@ fn a_preload_needs_a_containerd_that_was_restarted() {
         let served = Served::new([pause(), image("cached", 1)]);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let place = Place::new();
+        let place = NodePaths::new();
         let mut node = start(&place, &references[0]);
         let said = exits(64, attach(&place, &node, &volume, "a").arg("--preload"));
         assert!(

@@ -193,7 +193,7 @@ fn a_layer_on_a_parent_that_was_pulled() {
 }
 
 #[case]
-fn many_ask_at_once() {
+fn many_concurrent_requests() {
     isolated(&[Need::Erofs], || {
         let served = Served::new(images()).with(LayerFormat::Erofs);
         let volume = served.volume();

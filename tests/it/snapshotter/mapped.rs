@@ -188,7 +188,7 @@ fn what_starts_after_an_upgrade_stands_on_the_newer_volume() {
 }
 
 #[case]
-fn a_mapping_that_is_none_is_refused() {
+fn an_invalid_mapping_is_refused() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
         for bad in ["", "1:2:3", "0:1:2,ro"] {

@@ -14,7 +14,7 @@ use larder_model::job::LayerFormat;
 use larder_testing::image::{Format, Image, busybox, push_index};
 use larder_testing::layer::LayerBuilder;
 
-use super::containers::{NEEDS, Node, PATIENCE, SIZE, image};
+use super::containers::{NEEDS, Node, SIZE, TIMEOUT, image};
 use crate::harness::cri::Cri;
 use crate::harness::served::{Served, cache};
 use crate::harness::{Need, exits, isolated, larder, succeed};
@@ -59,7 +59,7 @@ impl Node {
 
     /// Waits until CRI, which learns of changes later, lists this many images.
     pub(super) fn until_cri_knows(&self, images: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.cri().images().len() != images {
             assert!(Instant::now() < deadline, "{:?}", self.cri().images());
             std::thread::sleep(std::time::Duration::from_millis(50));
@@ -88,7 +88,7 @@ impl Sealed {
         let references = served.references().into_iter().chain(more).collect();
         served.registry = larder_testing::registry::Registry::spawn();
         let sealed = Sealed { served, volume, references };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while TcpStream::connect(sealed.host()).is_ok() {
             assert!(Instant::now() < deadline, "the registry still answers");
         }
@@ -113,7 +113,7 @@ pub(super) fn pause() -> Image {
 }
 
 #[case]
-fn images_are_there_with_no_registry() {
+fn preloaded_images_need_no_registry() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let foreign = Image::builder(Format::Oci)
@@ -205,7 +205,7 @@ fn images_are_there_with_no_registry() {
 }
 
 #[case]
-fn what_is_in_use_is_not_forgotten() {
+fn images_in_use_are_not_removed() {
     isolated(&NEEDS, || {
         let sealed = Sealed::new(LayerFormat::Overlay, [image("cached", 2), pause()], |_| Vec::new());
         let node = Node::start_with_sandbox(&sealed.references[1]);
@@ -225,7 +225,7 @@ fn what_is_in_use_is_not_forgotten() {
         let snapshots = |arguments: &[&str]| {
             node.containerd.k8s(&[&["snapshots", "--snapshotter", "larder"], arguments].concat())
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             succeed(&mut snapshots(&["view", "looked-at", &base]));
             // Without this label, containerd can collect it.

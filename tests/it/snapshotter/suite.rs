@@ -25,7 +25,7 @@ fn read(path: &Path) -> String {
 }
 
 #[case]
-fn snapshots_stand_on_each_other() {
+fn snapshots_have_parents() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
         let client = &snapshotter.client;

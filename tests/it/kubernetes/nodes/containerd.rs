@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use larder_model::runtime::Containerd as Place;
+use larder_model::runtime::Containerd as DefaultPaths;
 use nix::mount::{MsFlags, mount};
 
 use super::Scene;
@@ -12,8 +12,8 @@ use crate::harness::containerd::Containerd;
 use crate::harness::{Need, cri, isolated, succeed};
 
 /// Starts a containerd at the path that the DaemonSet mounts, with the agent's snapshotter.
-fn at_its_place(snapshotter: &Path) -> Containerd {
-    let socket = Path::new(Place::ADDRESS);
+fn start_at_default_path(snapshotter: &Path) -> Containerd {
+    let socket = Path::new(DefaultPaths::ADDRESS);
     let parent = socket.parent().unwrap();
     fs::create_dir_all(parent).unwrap();
     mount(Some("test"), parent, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
@@ -28,7 +28,7 @@ fn images_that_need_a_disk_go_with_it() {
         let Some(scene) = Scene::new() else { return };
         let agent = scene.agent("node-a", "keep_minutes = 0");
         scene.until(&agent, "the snapshotter answers", || agent.client.list(&[]).ok());
-        let containerd = at_its_place(&agent.at("socket"));
+        let containerd = start_at_default_path(&agent.at("socket"));
         let images = || succeed(&mut containerd.k8s(&["images", "ls", "--quiet"]));
         scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
         scene.told(&agent, &scene.world.team, "app", "ImageCacheAttached");

@@ -84,7 +84,7 @@ fn after_a_boot_it_is_attached_again() {
 }
 
 #[case]
-fn an_api_server_that_fails_is_waited_for() {
+fn a_failing_api_server_is_retried() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let team = scene.world.team.clone();

@@ -60,7 +60,7 @@ impl Etc {
 }
 
 #[case]
-fn the_real_one_reads_it_as_it_is_meant() {
+fn containerd_reads_the_file_as_intended() {
     isolated(&[Need::Program("containerd")], || {
         let main = "version = 2\nimports = ['ETC/conf.d/*.toml']\nroot = '/var/lib/elsewhere'\n\
                     [plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'pause:mine'\n\
@@ -112,7 +112,7 @@ fn why_the_section_of_cri_is_repeated() {
 }
 
 #[case]
-fn what_is_said_of_imports_is_so() {
+fn the_detection_of_imports_is_correct() {
     isolated(&[Need::Program("containerd")], || {
         for (imports, may_be_absent) in [
             ("", false),

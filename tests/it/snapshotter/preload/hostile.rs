@@ -49,7 +49,7 @@ fn a_volume_with_another_document_is_refused() {
 }
 
 #[case]
-fn what_is_not_set_up_is_said() {
+fn missing_setup_is_reported() {
     isolated(&NEEDS, || {
         let sealed = Sealed::new(LayerFormat::Overlay, [image("cached", 1)], |_| Vec::new());
         let preload = |socket: &Path| {

@@ -52,7 +52,7 @@ impl Gate {
 }
 
 #[case]
-fn whoever_was_killed_goes_on() {
+fn a_killed_preload_resumes() {
     isolated(&NEEDS, || {
         let sealed =
             Sealed::new(LayerFormat::Overlay, [image("cached", 2), image("second", 1)], |_| Vec::new());

@@ -25,7 +25,7 @@ fn record(node: &Node, name: &str, target: Descriptor) {
 }
 
 #[case]
-fn what_others_made_stays() {
+fn records_of_others_stay() {
     isolated(&NEEDS, || {
         let sealed =
             Sealed::new(LayerFormat::Overlay, [image("cached", 1), image("second", 1)], |_| Vec::new());
