@@ -146,7 +146,7 @@ fn an_impossible_export_is_refused_with_a_hint() {
 
 /// A reference by digest names the manifest of the registry, but the archive has another manifest.
 #[case]
-fn a_reference_by_digest_is_not_exported_as_such() {
+fn the_reference_by_digest_is_that_of_the_archive() {
     isolated(&[Need::Program("skopeo")], || {
         let image =
             Image::builder(Format::Oci).layer(layer(&[Member::file("a", "b")], Packing::Gzip)).build();

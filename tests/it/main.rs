@@ -12,7 +12,6 @@ mod accepted;
 mod access;
 mod attach;
 mod bench;
-mod beside;
 mod build;
 mod cap;
 mod cli;
@@ -57,6 +56,7 @@ mod tamper;
 mod tenants;
 mod tls;
 mod unit;
+mod write_behind;
 
 fn main() -> std::process::ExitCode {
     larder_testing::runner::main()

@@ -124,7 +124,7 @@ fn check(path: &Path, acknowledged: &mut Acknowledged) {
 }
 
 #[case]
-fn confirmed_snapshots_survive_a_kill() {
+fn confirmed_records_survive_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("larder.db");
     let mut acknowledged = Acknowledged::new();

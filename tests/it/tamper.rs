@@ -308,7 +308,7 @@ fn what_hides_and_what_was_settled() {
 }
 
 #[case]
-fn files_beside_the_layers() {
+fn files_next_to_the_layers() {
     each(&[
         ("tar-split changed", &["BASE"], |v| flip(&v.tar_split(0), 40)),
         ("tar-split truncated", &["BASE"], |v| {

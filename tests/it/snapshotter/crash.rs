@@ -13,7 +13,7 @@ use crate::harness::snapshots::{Client, Mounted, Snapshotter};
 use crate::harness::{exits, isolated, larder};
 
 #[case]
-fn confirmed_records_survive_a_kill() {
+fn confirmed_snapshots_survive_a_kill() {
     isolated(&[], || {
         let mut snapshotter = Snapshotter::start();
         let mut kept: Vec<String> = Vec::new();
