@@ -10,7 +10,7 @@ PATH=$root/target/tools/bin:$PATH
 # A missing tool is a failure, not a database that cannot be fetched.
 cargo deny --version
 if ! cargo deny fetch db; then
-    echo "advisories: nothing was checked, because the RustSec database could not be fetched" >&2
+    echo "advisories: could not fetch the RustSec database, so nothing was checked" >&2
     echo "  Run 'make advisories' on a machine that can clone it" >&2
     exit 69
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks for the programs that build ISA-L (feature `isal`, x86-64 only) and names the missing ones. Cargo itself finds out
-# only after minutes.
+# Checks for the programs that build ISA-L (feature `isal`, x86-64 only) and names the missing ones. Cargo
+# itself would fail only after minutes.
 set -euo pipefail
 
 [[ $(uname -m) == x86_64 ]] || exit 0

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs containerd's own suite for snapshotters against `larder snapshotter`. As root; it mounts, in a namespace of its own.
+# Runs containerd's own suite for snapshotters against `larder snapshotter`. Needs root: it mounts in a
+# private namespace.
 #
-# `make test` holds the same expectations in our own words (tests/it/snapshotter/suite.rs). The suite itself takes Go and
-# Debian's source of containerd, 860 MB of packages, which is why it is not among what every machine needs:
+# `make test` has equivalent tests (tests/it/snapshotter/suite.rs). The suite itself needs Go and Debian's
+# source of containerd. These packages take 860 MB, so they are not required on every machine:
+#
 #   apt-get install --no-install-recommends golang-go golang-github-containerd-containerd-dev
 set -euo pipefail
 

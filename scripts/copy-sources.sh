@@ -6,7 +6,7 @@ set -euo pipefail
 to=$(realpath --canonicalize-missing "${1:?usage: scripts/copy-sources.sh DIRECTORY}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Git lists a tracked file that was deleted, too. Without git, as in an unpacked archive, only `target` is left out.
+# Git also lists deleted tracked files. Without git, as in an unpacked archive, only `target` is left out.
 list() {
     if git ls-files --error-unmatch Cargo.toml >/dev/null 2>&1; then
         git ls-files -z --cached --others --exclude-standard

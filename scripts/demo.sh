@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The whole way in a minute: a real registry with real images, an image cache ordered from the daemon, and a container
-# from its sealed volume with the registry and the daemon stopped. Everything happens in one temporary directory and is
-# gone at the end. Needs root.
+# Runs the whole workflow in a minute: a real registry with real images, an image cache ordered from the
+# daemon, and a container from its sealed volume while the registry and the daemon are stopped. All files are
+# in one temporary directory, which is removed at the end. Needs root.
 set -euo pipefail
 
 larder=${LARDER:-$(dirname "$0")/../target/release/larder}
 larder=$(realpath "$larder")
 
 if ((EUID != 0)); then
-    echo "demo: run it as root: layers keep owners and devices, and podman starts a container" >&2
+    echo "demo: run this script as root, because layers keep owners and devices, and podman starts a container" >&2
     exit 77
 fi
 if [[ ${1:-} != --in-namespace ]]; then
-    # A mount namespace of its own: whatever is mounted below is gone with the last process in it.
+    # A private mount namespace: all mounts below are removed with its last process.
     exec unshare --mount --propagation private "$0" --in-namespace
 fi
 
@@ -102,15 +102,15 @@ for _ in {1..100}; do
 done
 echo "larder serve at $LARDER_HOST"
 
-step "What an image cache of both images would fetch"
+step "Plan: the layers that an image cache of both images would fetch"
 show "$larder" cache plan demo "$host/demo/app:1" "$host/demo/shell:1"
 
-step "The order: images in, a sealed volume out"
+step "Create: a sealed volume with both images"
 show "$larder" cache create demo "$host/demo/app:1" "$host/demo/shell:1" --wait
 show "$larder" cache ls
 show "$larder" cache show demo
 
-step "The daemon stops. What lies on the volume, and the proof from its own bytes"
+step "The daemon stops. The content of the volume, and its verification"
 stop_daemon
 volume=$(echo "$dir"/state/tenants/admin/volumes/*)
 show "$larder" inspect "$volume"
@@ -120,14 +120,14 @@ step "The registry stops"
 stop_registry
 rm -rf "$dir/registry"
 if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-    echo "demo: something still answers at $host" >&2
+    echo "demo: a process still answers at $host" >&2
     exit 70
 fi
 echo "nothing answers at $host any more"
 
-step "A container from the volume, mounted read-only; podman's own store is empty, there is no network"
+step "A container from the volume, mounted read-only; podman's own store is empty, and there is no network"
 if [[ $(stat --file-system --format %T /sys/fs/cgroup) != cgroup2fs ]]; then
-    # crun refuses a hybrid of cgroup versions; this is seen in this namespace alone.
+    # crun refuses a hybrid of cgroup versions. The change is visible only in this namespace.
     umount --recursive /sys/fs/cgroup
     mount -t cgroup2 none /sys/fs/cgroup
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the cargo plugins that `make lint` and `make sbom` need, from crates.io, into target/tools.
 #
-# This is the one place that pins their versions; `--locked` pins their dependencies too. Nothing happens when the pinned
+# Only this script pins their versions; `--locked` pins their dependencies too. It does nothing if the pinned
 # versions are installed already. To update a tool, change its version here.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -18,7 +18,7 @@ wanted=(
 
 missing=()
 for tool in "${wanted[@]}"; do
-    # Cargo keeps this list of what it installed; asking cargo itself would need the network.
+    # Cargo keeps this list of installed programs. A query through cargo itself would need the network.
     grep --quiet --fixed-strings "\"${tool/@/ } (" "$tools/.crates.toml" 2>/dev/null && [[ -x $tools/bin/${tool%@*} ]] ||
         missing+=("$tool")
 done
@@ -26,7 +26,7 @@ if ((${#missing[@]} == 0)); then
     exit
 fi
 
-# One build directory for all, because the tools share many packages. It is large and of no use afterwards.
+# One build directory for all tools, because they share many packages. It is large and not needed afterwards.
 build=$(mktemp -d "${TMPDIR:-/tmp}/larder-tools.XXXXXX")
 trap 'rm -rf "$build"' EXIT
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs what nodes do with image caches (attach, start, upgrade, detach, ...) with every container runtime at hand, and prints
-# a table of the outcomes as Markdown. See --help.
+# Tests the operations of nodes on image caches (attach, start, upgrade, detach, ...) with every available
+# container runtime, and prints a table of the results as Markdown. See --help.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,26 +10,25 @@ usage() {
     cat <<'TEXT'
 Usage: interop.sh [--only PATTERN] [--keep DIR]
 
-Runs the features of scripts/interop/*.sh with each container runtime, each feature on a node of its own: a copy-on-write
-copy of this machine in its own mount, process, network and cgroup namespaces, with a local registry. Prints a table as
-Markdown on standard output. Needs root, and no network.
+Tests the features of scripts/interop/*.sh with each container runtime. Each feature runs on a simulated node: a
+copy-on-write copy of this machine in its own mount, process, network and cgroup namespaces, with a local registry. Prints
+a table as Markdown on standard output. Needs root, but no network.
 
-  --only PATTERN   only the cells whose name matches this regular expression; a name is RUNTIME/FEATURE
+  --only PATTERN   run only the cells whose name matches this regular expression; a name is RUNTIME/FEATURE
   --list           print the names of the cells, and run none
   --keep DIR       keep the log of each cell in DIR
 
-The programs on PATH are used: containerd, podman and crio, if they are installed. Environment variables name others, which
-are run as well:
+Uses containerd, podman and crio from PATH, if they are installed. Environment variables name further programs to test:
 
   LARDER                  larder; default: target/release/larder
   LARDER_TEST_CONTAINERD  containerd, with ctr and containerd-shim-runc-v2 in the same directory
   LARDER_TEST_PODMAN      podman
   LARDER_TEST_CRIO        crio, with pinns in the same directory
-  LARDER_TEST_CRICTL      crictl; without it nothing of CRI is run
+  LARDER_TEST_CRICTL      crictl; without it all cells that need CRI are skipped
   LARDER_TEST_RUNC        runc for the runtimes above; default: the one on PATH
   LARDER_TEST_CRUN        crun for the runtimes above; default: the one on PATH
   LARDER_TEST_CONMON      conmon for the runtimes above; default: the one on PATH
-  LARDER_TEST_NETAVARK    netavark for the podman above, which does not start without one; default: the one installed
+  LARDER_TEST_NETAVARK    netavark for the podman above, which does not start without it; default: the installed one
   LARDER_TEST_MKFS_EROFS  mkfs.erofs for the containerd above; default: the one on PATH
 
 Exit codes: 0 if no cell fails, 1 if one fails, 77 if nothing can be run.
@@ -42,7 +41,7 @@ die() {
 }
 
 only=. keep='' list=''
-# A cell is this script again, in namespaces of its own.
+# This script runs itself for each cell, in private namespaces.
 if [[ ${1:-} == --cell ]]; then
     shift
     # shellcheck source-path=SCRIPTDIR source=interop/cell.sh
@@ -82,7 +81,8 @@ for program in docker-registry skopeo python3 busybox jq unshare pivot_root; do
     command -v "$program" >/dev/null || die "$program is not installed (make deps)"
 done
 if [[ -z $inside ]]; then
-    # Programs and the upper layers of nodes: a tmpfs is mounted here, because overlayfs refuses an upper directory in a lower one.
+    # Programs and the upper layers of nodes. A tmpfs is mounted here, because overlayfs refuses an upper
+    # directory inside a lower one.
     memory=$(mktemp -d)
     # Volumes and the directories of runtimes.
     disk=$(mktemp -d)
@@ -90,7 +90,7 @@ if [[ -z $inside ]]; then
     cgroup+=/larder-interop.$$
     mkdir "$cgroup"
     export memory disk cgroup
-    # What is mounted or started goes with the namespaces.
+    # Mounts and processes end with the namespaces.
     trap 'find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true; rm -rf "$disk" "$memory"' EXIT
     trap 'kill -KILL "$child"; wait "$child" 2>/dev/null || true; exit 130' INT TERM
     arguments=(--inside --only "$only")

@@ -37,7 +37,7 @@ for registry in "$cargo_home"/registry/src/*/; do
 done
 for path in "${!names[@]}"; do
     if [[ $path == *[[:space:]=]* ]]; then
-        echo "release-env: the path '$path' contains white space or '=', which the flags of a C compiler cannot hold" >&2
+        echo "release-env: the path '$path' contains white space or '=', which the flags of a C compiler cannot contain" >&2
         echo "  Build in another directory" >&2
         exit 64
     fi
@@ -50,7 +50,7 @@ while read -r _ path; do
     c+=("-ffile-prefix-map=$path=${names[$path]}")
 done < <(for path in "${!names[@]}"; do echo "${#path} $path"; done | sort -n)
 
-# What a user's own flags change is another program: they are replaced, not extended.
+# A user's own flags would change the program, so they are replaced instead of extended.
 unset RUSTFLAGS LDFLAGS CPPFLAGS "${!CARGO_PROFILE_@}"
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; echo "${rust[*]}")
 export CARGO_ENCODED_RUSTFLAGS

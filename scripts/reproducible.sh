@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Proves that the release build does not depend on where it is made: builds it in this directory and again in another one,
-# with another cargo home, and compares the two programs byte by byte.
+# Checks that the release build does not depend on its directory. Builds it in this directory and again in
+# another one, with another cargo home, and compares the two programs byte by byte.
 #
 # usage: scripts/reproducible.sh [PROGRAM]
 #
-# With PROGRAM, for example a published release, only the second build is made and compared with it. What is built is the
-# working tree, without ignored files. Needs the network for crates that are not downloaded yet, and 3 GB of disk.
+# With PROGRAM, for example a published release, the script makes only the second build and compares the two.
+# It builds the working tree, without ignored files. Needs the network for crates that are not downloaded yet,
+# and 3 GB of disk.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"
@@ -21,7 +22,7 @@ if [[ -z $program ]]; then
 fi
 program=$(realpath "$program")
 
-# Another depth and length of path than this directory has.
+# The depth and the length of the path differ from those of this directory.
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/larder-reproducible.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 sources=$work/second/copy/of/the/sources
@@ -29,7 +30,8 @@ home=$work/cargo-home
 mkdir -p "$home/registry"
 scripts/copy-sources.sh "$sources"
 
-# Downloads and settings are taken over; the sources are unpacked again, at a path of their own. Credentials stay behind.
+# Downloads and settings are copied. The sources are unpacked again, at another path. Credentials are not
+# copied.
 first=${CARGO_HOME:-$HOME/.cargo}
 for part in registry/cache registry/index config.toml; do
     [[ ! -e $first/$part ]] || cp --recursive "$first/$part" "$home/$part"

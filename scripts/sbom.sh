@@ -15,7 +15,7 @@ cd "$root"
 PATH=$root/target/tools/bin:$PATH
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 
-# The tool writes its file beside Cargo.toml, so it works on a copy.
+# The tool writes its file next to Cargo.toml, so it runs on a copy.
 work=$(mktemp -d "${TMPDIR:-/tmp}/larder-sbom.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 work=$(realpath "$work")

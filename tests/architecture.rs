@@ -1,5 +1,5 @@
-//! The import rule of docs/ARCHITECTURE.md: modules of the root package and crates of the workspace import only what its
-//! tables allow, and no siblings import each other in a circle.
+//! Checks the import rule of docs/ARCHITECTURE.md: modules of the root package and crates of the workspace
+//! import only what its tables allow, and siblings have no import cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ use regex::Regex;
 
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
-/// A module, as the names that lead to it from its crate's root.
+/// A module, as the path of names from its crate's root.
 type Module = Vec<String>;
 
 #[test]
@@ -58,7 +58,7 @@ fn no_siblings_import_each_other_in_a_circle() {
             );
         }
     }
-    assert!(circles.is_empty(), "circles of imports:\n{}", circles.join("\n"));
+    assert!(circles.is_empty(), "import cycles:\n{}", circles.join("\n"));
 }
 
 #[test]
@@ -131,7 +131,7 @@ impl Sources {
         Sources(modules)
     }
 
-    /// Every import of one module by another.
+    /// Returns every import of one module by another.
     fn imports(&self) -> Vec<(Module, Module)> {
         let path =
             Regex::new(r"\b((?:crate|super(?:::super)*)(?:::\w+)*)(?:::\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\})?")
@@ -164,7 +164,7 @@ impl Sources {
         found
     }
 
-    /// The imports between the children of each module, by that module.
+    /// Returns the imports between the children of each module, by that module.
     fn between_siblings(&self) -> BTreeMap<Module, Edges> {
         let mut siblings: BTreeMap<Module, Edges> = BTreeMap::new();
         for (from, to) in self.imports() {
@@ -178,7 +178,7 @@ impl Sources {
     }
 }
 
-/// Removes comments, and unit tests, which end a file.
+/// Removes comments, and the unit tests at the end of a file.
 fn code(text: &str) -> String {
     let text = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
     text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
@@ -205,7 +205,7 @@ fn split(group: &str) -> Vec<String> {
     items
 }
 
-/// Removes modules without imports, and those that only such modules import; a circle is what remains.
+/// Removes modules without imports, and modules that only such modules import. Whatever remains is a cycle.
 fn circle(edges: &Edges) -> Option<String> {
     let mut edges = edges.clone();
     loop {
@@ -219,7 +219,7 @@ fn circle(edges: &Edges) -> Option<String> {
             break;
         }
     }
-    // Importers of the circle that nothing in it imports.
+    // Remove modules that import from the cycle and that nothing in it imports.
     loop {
         let imported: BTreeSet<String> = edges.values().flatten().cloned().collect();
         let before = edges.len();

@@ -1,5 +1,6 @@
-//! `config/helm/larder` makes the same objects as `config/kubernetes`. Rendered by `helm` if it is installed, else by a part of its
-//! template language (`chart/render.rs`).
+//! Checks that `config/helm/larder` creates the same objects as `config/kubernetes`. The chart is rendered by
+//! `helm` if it is installed, otherwise by an implementation of the part of its template language that the
+//! chart uses (`chart/render.rs`).
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -32,7 +33,7 @@ fn is_there(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
 }
 
-/// The objects of the chart for values, or why there are none.
+/// Renders the chart with these values, and returns its objects or the error.
 fn rendered(namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
     let own = render::render(&chart(), namespace, values);
     if !is_there("helm") {
@@ -47,7 +48,7 @@ fn rendered(namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
     helm
 }
 
-/// The same by `helm template`.
+/// Renders the chart by `helm template`.
 fn helm(namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), values.to_string()).unwrap();
@@ -65,7 +66,7 @@ fn helm(namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
     Ok(documents(&String::from_utf8(done.stdout).unwrap()))
 }
 
-/// The objects of a directory by `kubectl kustomize`.
+/// Returns the objects of a directory, as `kubectl kustomize` prints them.
 fn kustomized(directory: &str) -> Vec<Value> {
     let done = Command::new("kubectl").arg("kustomize").arg(root().join(directory)).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -78,7 +79,7 @@ fn documents(text: &str) -> Vec<Value> {
     documents.map(|document| serde_saphyr::from_str(document).unwrap()).collect()
 }
 
-/// Objects by kind, namespace and name.
+/// Maps objects by kind, namespace and name.
 fn keyed(objects: &[Value]) -> BTreeMap<String, Value> {
     let mut keyed = BTreeMap::new();
     for object in objects {
@@ -110,8 +111,9 @@ fn whole(value: &mut Value) {
     }
 }
 
-/// Objects without what the two must say differently: Kustomize ends the name of a configuration in a hash, and the chart annotates
-/// pods with one; and the chart keeps some objects when it is removed. Configurations are compared as TOML.
+/// Removes the parts that must differ between the two. Kustomize appends a hash to the name of a
+/// configuration, the chart annotates pods with a hash, and the chart keeps some objects when it is
+/// uninstalled. Configurations are compared as TOML.
 fn comparable(objects: &[Value]) -> BTreeMap<String, Value> {
     fn strip(value: &mut Value) {
         match value {
@@ -144,7 +146,7 @@ fn comparable(objects: &[Value]) -> BTreeMap<String, Value> {
     keyed(&objects)
 }
 
-/// Fails with the first object that differs.
+/// Panics with the first object that differs.
 fn same(chart: &[Value], kustomization: &[Value]) {
     let (chart, kustomization) = (comparable(chart), comparable(kustomization));
     let (ours, theirs): (Vec<_>, Vec<_>) = (chart.keys().collect(), kustomization.keys().collect());
@@ -154,7 +156,7 @@ fn same(chart: &[Value], kustomization: &[Value]) {
     }
 }
 
-/// A name without the hash that Kustomize adds.
+/// Returns a name without the hash that Kustomize appends.
 fn plain(name: &str) -> &str {
     match name.rsplit_once('-') {
         Some((plain, hash)) if hash.len() == 10 => plain,
@@ -180,7 +182,7 @@ fn the_chart_makes_the_objects_of_the_kustomization() {
     let directories = ["", "/node", "/node/readiness", "/node/required", "/monitoring"];
     let mut objects: Vec<Value> =
         directories.iter().flat_map(|below| kustomized(&format!("kubernetes{below}"))).collect();
-    // What docs/kubernetes.md tells administrators to set in the configurations for these parts.
+    // Settings that docs/kubernetes.md describes for these parts.
     for object in objects.iter_mut().filter(|object| object["kind"] == "ConfigMap") {
         let text = object["data"]["larder.toml"].as_str().unwrap();
         let text =
@@ -313,7 +315,7 @@ fn each_value_has_its_effect() {
     assert!(refused.contains("node.readiness"), "{refused}");
 }
 
-/// The configurations load in the program, with what the values say.
+/// The program accepts the configurations, and they contain the values.
 #[test]
 fn configurations_are_valid() {
     let values = json!({
@@ -373,7 +375,7 @@ fn another_namespace_is_used_everywhere() {
     }
 }
 
-/// The schema has the keys of values.yaml, and no others, wherever keys are fixed.
+/// The schema has exactly the keys of values.yaml, wherever keys are fixed.
 #[test]
 fn the_schema_refuses_unknown_keys() {
     fn compare(values: &Value, schema: &Value, path: &str) {
@@ -407,7 +409,7 @@ fn the_schema_refuses_unknown_keys() {
     }
 }
 
-/// The versions of chart and program are one.
+/// The chart and the program have the same version.
 #[test]
 fn the_chart_has_the_version_of_the_program() {
     let about: Value =

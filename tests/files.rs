@@ -1,4 +1,5 @@
-//! `config/kubernetes`: each document is what Kubernetes has, by its types, and agrees with the others and with the program.
+//! Checks `config/kubernetes`: each document is valid for its Kubernetes type, and consistent with the others
+//! and with the program.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -35,7 +36,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Namespaces of agents, and of what they make.
+/// Namespaces of agents, and of the objects that they create.
 const NODES: [&str; 2] = ["larder-nodes", "larder-volumes"];
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -44,7 +45,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes")
 }
 
-/// What Kustomize takes of a kustomization.yaml (v1beta1), as far as ours say it.
+/// The fields of a kustomization.yaml (v1beta1) that the shipped ones use.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Kustomization {
@@ -63,7 +64,8 @@ struct Generator {
     files: Vec<String>,
 }
 
-/// A ServiceMonitor of the Prometheus operator (monitoring.coreos.com/v1), as far as ours says it.
+/// The fields of a ServiceMonitor of the Prometheus operator (monitoring.coreos.com/v1) that the shipped one
+/// uses.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ServiceMonitor {
@@ -109,7 +111,7 @@ struct Authority {
     secret: k8s_openapi::api::core::v1::SecretKeySelector,
 }
 
-/// A document, and the file that it is in.
+/// A document and its file.
 #[derive(Debug)]
 struct Document {
     file: String,
@@ -142,7 +144,7 @@ fn files(below: &Path, found: &mut Vec<PathBuf>) {
     found.sort_unstable();
 }
 
-/// All documents of all YAML files.
+/// Returns all documents of all YAML files.
 fn documents() -> Vec<Document> {
     let mut paths = Vec::new();
     files(&root(), &mut paths);
@@ -169,7 +171,8 @@ fn only<T: DeserializeOwned>(kind: &str) -> T {
     found.remove(0)
 }
 
-/// Where `given` says what `known`, which a type wrote of it, does not.
+/// Collects the paths in `given` that are missing from `known`, the same document after a round trip through
+/// its type.
 fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
     match (given, known) {
         (Value::Object(given), Value::Object(known)) => {
@@ -178,7 +181,7 @@ fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
                 match known.get(key) {
                     Some(other) => unknown(value, other, &path, found),
                     None if value.as_array().is_some_and(Vec::is_empty) => {}
-                    // An empty selector is all.
+                    // An empty selector selects everything.
                     None if value.as_object().is_some_and(serde_json::Map::is_empty) => {}
                     None => found.push(path),
                 }
@@ -196,8 +199,8 @@ fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Fields of a document that its type does not have.
-fn strange(value: &Value) -> Vec<String> {
+/// Returns the fields of a document that its type does not have.
+fn unknown_fields(value: &Value) -> Vec<String> {
     fn read<T: Serialize + DeserializeOwned>(value: &Value) -> Result<Value, String> {
         let typed: T = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
         Ok(serde_json::to_value(typed).unwrap())
@@ -222,7 +225,7 @@ fn strange(value: &Value) -> Vec<String> {
         ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
             read::<ValidatingAdmissionPolicyBinding>(value)
         }
-        // v1 since Kubernetes 1.36, with the fields of v1alpha1 in the level that is compiled in.
+        // v1 since Kubernetes 1.36, with the fields of v1alpha1 at the API level that is compiled in.
         ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicy") => {
             read::<MutatingAdmissionPolicy>(&as_alpha(value)).map(as_stable)
         }
@@ -240,7 +243,7 @@ fn strange(value: &Value) -> Vec<String> {
         ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => read::<CustomResourceDefinition>(value),
         ("monitoring.coreos.com/v1", "ServiceMonitor") => read::<ServiceMonitor>(value),
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => read::<Kustomization>(value),
-        other => panic!("what is {other:?}?"),
+        other => panic!("unknown type {other:?}"),
     };
     let mut found = Vec::new();
     match known {
@@ -253,15 +256,15 @@ fn strange(value: &Value) -> Vec<String> {
 #[test]
 fn every_document_is_what_its_type_says() {
     for document in documents() {
-        let strange = strange(&document.value);
-        assert!(strange.is_empty(), "{}: {strange:#?}", document.file);
+        let unknown_fields = unknown_fields(&document.value);
+        assert!(unknown_fields.is_empty(), "{}: {unknown_fields:#?}", document.file);
     }
-    // And what is not would be told.
+    // An unknown field would be reported.
     let mut deployment = documents().into_iter().find(|document| document.kind() == "Deployment").unwrap();
     deployment.value["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readonly"] =
         true.into();
     deployment.value["spec"]["replica"] = 2.into();
-    assert_eq!(strange(&deployment.value).len(), 2);
+    assert_eq!(unknown_fields(&deployment.value).len(), 2);
 }
 
 #[test]
@@ -287,7 +290,7 @@ fn everything_is_in_the_kustomization_once() {
             kustomization.resources.iter().chain(generated).map(|file| dir.join(file).display().to_string()),
         );
     }
-    // Each tenant's administrator agrees for himself.
+    // Each tenant's administrator applies these.
     listed.extend(["tenant-miss.yaml", "tenant.yaml"].map(str::to_owned));
     listed.sort_unstable();
     let mut there = Vec::new();
@@ -397,14 +400,14 @@ fn pods_are_selected_by_the_labels_that_they_have() {
     let budget: PodDisruptionBudget = only("PodDisruptionBudget");
     let budget = budget.spec.unwrap();
     daemons_alone(budget.selector.unwrap().match_labels);
-    // A drain can go on, and one daemon stays.
+    // A drain can continue, and one daemon stays.
     assert!(
         matches!(budget.min_available, Some(IntOrString::Int(least)) if 0 < least && least < spec.replicas.unwrap())
     );
     for constraint in spec.template.spec.unwrap().topology_spread_constraints.unwrap() {
         daemons_alone(constraint.label_selector.unwrap().match_labels);
     }
-    // The service is what is monitored, by its own labels.
+    // The monitor selects the service by its own labels.
     let monitor: ServiceMonitor = only("ServiceMonitor");
     let service = only::<Service>("Service").metadata.labels.unwrap();
     assert!(meets(&monitor.spec.selector.match_labels.unwrap(), &service));
@@ -423,14 +426,14 @@ fn pods_are_selected_by_the_labels_that_they_have() {
     assert!(selects("larder-none", &daemon) && selects("larder-none", &builder));
     assert!(selects("larder", &daemon) && !selects("larder", &builder));
     assert!(!selects("larder-builder", &daemon) && selects("larder-builder", &builder));
-    // A verifier has no network: the one policy that selects it permits nothing.
+    // A verifier has no network: the one policy that selects it allows nothing.
     for name in policies.keys() {
         assert_eq!(selects(name, &verifier), name == "larder-none", "{name}");
     }
     for policy in policies.values() {
         assert_eq!(policy.policy_types.as_deref().unwrap(), ["Ingress", "Egress"]);
     }
-    // Those who ask registries leave out what no order of a tenant reaches.
+    // Pods that contact registries exclude all addresses that a tenant's order cannot reach.
     for policy in [&policies["larder"], &policies["larder-builder"]] {
         let peers: Vec<_> =
             policy.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten()).collect();
@@ -455,7 +458,7 @@ fn pods_are_selected_by_the_labels_that_they_have() {
         ] {
             assert!(left_out.iter().any(|out| out.contains(hidden.parse().unwrap(), 80)), "{hidden}");
         }
-        // A pod is reached where its namespace says that registries are there.
+        // Pods are reachable only in namespaces that are labelled to have registries.
         for namespaces in peers.iter().filter_map(|peer| peer.namespace_selector.as_ref()) {
             assert!(namespaces.match_labels.as_ref().is_some_and(|labels| !labels.is_empty()));
         }
@@ -471,7 +474,7 @@ fn the_daemon_finds_what_its_configuration_names() {
     let container = &pod.containers[0];
     let config = Config::load(Some(&root().join("larder.toml")), []).unwrap();
     let cluster = kubernetes(&config.cluster).unwrap();
-    // All that an administrator need not say is as it is without saying.
+    // Settings that an administrator need not change have their default values.
     let told = Cluster {
         uid: "this".into(),
         runner: Runner::Kubernetes,
@@ -484,7 +487,8 @@ fn the_daemon_finds_what_its_configuration_names() {
     assert_eq!(pod.service_account_name.as_deref(), Some(MANAGER));
     assert_eq!(container.args.as_deref().unwrap(), ["serve"]);
 
-    // The configuration is where it is looked for, by the name of the file that it is made of.
+    // The configuration is mounted at the path where the program looks for it, under the name of its source
+    // file.
     let mounts: BTreeMap<_, _> = container
         .volume_mounts
         .iter()
@@ -503,7 +507,7 @@ fn the_daemon_finds_what_its_configuration_names() {
         (generator.files.as_slice(), generator.namespace.as_str()),
         (&["larder.toml".to_owned()][..], "larder")
     );
-    // What it writes to is writable; and every volume is mounted.
+    // All directories that the daemon writes to are writable, and every volume is mounted.
     for path in [config.state.dir.as_path(), config.api.socket.parent().unwrap(), Path::new("/tmp")] {
         assert!(volume(path.to_str().unwrap()).empty_dir.is_some(), "{}", path.display());
     }
@@ -512,7 +516,7 @@ fn the_daemon_finds_what_its_configuration_names() {
     assert_eq!(config.api.tls_certificate.as_deref(), Some(Path::new("/tls/tls.crt")));
     assert_eq!(config.api.tls_key.as_deref(), Some(Path::new("/tls/tls.key")));
 
-    // One port, by one name, for all who ask.
+    // Every reference to the port uses one name.
     let port = &container.ports.as_ref().unwrap()[0];
     assert_eq!(i32::from(config.api.tcp.unwrap().port()), port.container_port);
     let name = IntOrString::String(port.name.clone().unwrap());
@@ -534,7 +538,7 @@ fn the_daemon_finds_what_its_configuration_names() {
         }
     }
 
-    // It runs as whom the image knows, with no right at all.
+    // It runs as the user of the image, without any capability.
     let context = pod.security_context.as_ref().unwrap();
     let user = Some(i64::from(packaging::USER));
     assert_eq!((context.run_as_user, context.run_as_group, context.fs_group), (user, user, user));
@@ -547,7 +551,7 @@ fn the_daemon_finds_what_its_configuration_names() {
     let capabilities = context.capabilities.as_ref().unwrap();
     assert_eq!(capabilities.drop.as_deref().unwrap(), ["ALL"]);
     assert!(capabilities.add.is_none());
-    // It has as long for its end as on a host.
+    // It has the same time to stop as on a host.
     let unit =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/larder.service")).unwrap();
     assert!(unit.contains(&format!("\nTimeoutStopSec={}s\n", pod.termination_grace_period_seconds.unwrap())));
@@ -562,7 +566,7 @@ fn the_agent_finds_what_its_configuration_names() {
     let pod = spec.template.spec.unwrap();
     let container = &pod.containers[0];
     let config = Config::load(Some(&root().join("node/larder.toml")), []).unwrap();
-    // All that an administrator need not say is as it is without saying.
+    // Settings that an administrator need not change have their default values.
     let listen = config.node.listen;
     let told = Node { image: format!("larder:{VERSION}"), listen, verify_layers: true, ..Node::default() };
     assert_eq!(config.node, told);
@@ -573,7 +577,8 @@ fn the_agent_finds_what_its_configuration_names() {
     let field = name.value_from.unwrap().field_ref.unwrap().field_path;
     assert_eq!((name.name.as_str(), field.as_str()), ("NODE_NAME", "spec.nodeName"));
 
-    // By the paths of the node; where the agent mounts the node sees it, and where the kubelet mounts the agent does.
+    // Paths are the same as on the node. The node sees mounts of the agent, and the agent sees mounts of the
+    // kubelet.
     let socket = Path::new("/run/larder-snapshotter");
     let pods = told.kubelet.join("pods");
     let mut places = BTreeMap::new();
@@ -595,7 +600,7 @@ fn the_agent_finds_what_its_configuration_names() {
     let context = container.security_context.as_ref().unwrap();
     assert_eq!((context.privileged, context.read_only_root_filesystem), (Some(true), Some(true)));
 
-    // One port for all who ask, and nobody else is let in.
+    // Every reference to the port uses one name, and no other port is open.
     let port = &container.ports.as_ref().unwrap()[0];
     assert_eq!(i32::from(listen.unwrap().port()), port.container_port);
     let by_name = IntOrString::String(port.name.clone().unwrap());
@@ -611,7 +616,8 @@ fn the_agent_finds_what_its_configuration_names() {
         }
     }
 
-    // Where agents may make pods, these are harmless; where agents run, they may make none.
+    // The namespace in which agents create pods allows only restricted pods. The namespace of the agents
+    // themselves allows privileged ones.
     for namespace in all::<Namespace>("Namespace") {
         let enforced =
             namespace.metadata.labels.as_ref().unwrap()["pod-security.kubernetes.io/enforce"].as_str();

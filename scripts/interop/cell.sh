@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# One cell of the table: a node of its own, a registry, and a function that fails where the feature does.
+# One cell of the table: a simulated node, a registry, and a function that fails if the feature fails.
 
 run_cell() {
     local runtime=$1 feature=$2
@@ -21,7 +21,7 @@ run_cell() {
     set -E
     trap 'failed "$LINENO" "$BASH_COMMAND"' ERR
     "feature_$feature"
-    # A feature that has not said what it fetched fetched nothing but what the registry says.
+    # A feature that has not written the fetched bytes takes the total of the registry.
     [[ -f $result/bytes ]] || fetched >"$result/bytes"
 }
 
@@ -32,7 +32,7 @@ failed() {
     tail -n 20 "$result"/*.out 2>/dev/null || true
 }
 
-# Ends a cell that fails, with the reason.
+# Ends a cell as failed, with the reason.
 fails() {
     trap - ERR
     echo "$*" >"$result/why"
@@ -47,7 +47,7 @@ not_run() {
     exit 77
 }
 
-# Ends a cell in which a documented limit of this runtime shows, with the limit.
+# Ends a cell that reaches a documented limit of this runtime, with the limit.
 differs() {
     trap - ERR
     echo "$*" >"$result/why"
@@ -58,7 +58,7 @@ expect() {
     [[ $2 == "$3" ]] || fails "$1: \`${2:0:300}\`, expected \`$3\`"
 }
 
-# Something that a reader of the table should know of a cell that works.
+# Adds a note to a cell that works, for readers of the table.
 note() { echo "$*" >>"$result/notes"; }
 
 # Runs a command and keeps its output in "$output" and its exit code in "$code".
@@ -69,7 +69,7 @@ try() {
     printf '$ %s\n%s\n=> %s\n' "$*" "$output" "$code"
 }
 
-# The same, and notes how long it took if it succeeded.
+# Does the same as "try", and notes the duration of a successful command.
 timed() {
     local what=$1 began
     shift
@@ -83,7 +83,8 @@ succeeded() {
     ((code == 0)) || fails "$1 exits with $code: $(why)"
 }
 
-# The first line of the last output that names a fault, else its last line; without the middle of a long one.
+# Prints the first line of the last output that contains an error, otherwise its last line. Shortens a long
+# line in the middle.
 why() {
     local line
     line=$(grep --max-count 1 'desc = ' <<<"$output" ||
@@ -96,22 +97,22 @@ why() {
     echo "$line"
 }
 
-# Compressed bytes of layers that the registry has served.
+# Prints the compressed bytes of layers that the registry has served.
 fetched() {
     awk 'FILENAME == ARGV[1] { layer[$1]; next }
         $6 == "\"GET" && ($9 == 200 || $9 == 206) && split($7, path, "/blobs/") == 2 && path[2] in layer { sum += $10 }
         END { print sum + 0 }' "$memory/layers" "$result/registry"
 }
 
-# Checks that so many bytes of layers were fetched since the cell began.
+# Checks how many bytes of layers were fetched since the cell began.
 expect_fetched() { expect "bytes of layers fetched" "$(fetched)" "$1"; }
 
-# The compressed size of the layer on top of an image.
+# Prints the compressed size of the topmost layer of an image.
 top_layer() {
     skopeo inspect --raw --tls-verify=false "docker://$address/$1" | jq '.layers[-1].size'
 }
 
-# Waits until a command succeeds, 30 s at most.
+# Waits up to 30 s until a command succeeds.
 until_ok() {
     local end=$((SECONDS + 30))
     until "$@" >/dev/null 2>&1; do

@@ -1,11 +1,12 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# containerd with `larder snapshotter`: the features of its column. Kubelets are played by crictl.
+# containerd with `larder snapshotter`: the features of its column. crictl acts as the kubelet.
 
 socket=/run/containerd/containerd.sock
-# Set by what starts it.
+# Set when containerd is started.
 containerd=''
 
-# Writes containerd's configuration as an operator would; Larder's file is imported. The image of sandboxes is in the caches.
+# Writes containerd's configuration as an operator would, which imports Larder's file. The sandbox image is in
+# the caches.
 configure() {
     local version
     version=$(containerd --version | grep --only-matching --max-count 1 --extended-regexp 'v?[0-9]+\.[0-9]+\.[0-9]+')
@@ -55,7 +56,7 @@ restart_containerd() {
 
 ctr() { command ctr --namespace k8s.io "$@"; }
 
-# A node with a volume: attached, and containerd restarted as attach advises.
+# Creates a node with a volume: attached, and containerd restarted as attach advises.
 node_with() {
     start_containerd
     attached "/volumes/$1" --runtime containerd "${@:2}"
@@ -93,7 +94,7 @@ feature_hard_link_to_a_lower_layer_and_118_layers() {
     expect_fetched 0
 }
 
-# Makes the images known without a pull.
+# Registers the images without a pull.
 preload() {
     node_with "$1"
     attached "/volumes/$1" --runtime containerd --preload
@@ -105,7 +106,8 @@ feature_run_with_no_registry() {
     checks app:1
 }
 
-# The first attach of a node comes before containerd has read Larder's file. Larder can refuse, if it says what to do.
+# The first attach of a node happens before containerd has read Larder's file. Larder can refuse if its
+# message has a solution.
 feature_first_attach_with_preload() {
     start_containerd
     start_snapshotter
@@ -115,7 +117,7 @@ feature_first_attach_with_preload() {
         [[ ! -e $icv ]] || fails "exits with $code, and the volume is attached: $(why)"
         [[ $output != *"attach without --preload"* ]] || attached /volumes/a-directory --runtime containerd
         [[ -f /etc/containerd/conf.d/99-larder.toml ]] ||
-            fails "no file of Larder's is there after what the message says: $(why)"
+            fails "Larder's file is missing after the steps of the message: $(why)"
         restart_containerd
         attached /volumes/a-directory --runtime containerd --preload
     fi
@@ -141,7 +143,7 @@ feature_detach_while_in_use() {
     stop_pod "$pod"
 }
 
-# No image that CRI lists may fail to start, and new pods must start.
+# Every image that CRI lists must start, and so must new pods.
 everything_listed_starts() {
     local image command
     for image in $(crictl images --output json | jq --raw-output '.images[].repoTags[]' | sort -u); do
@@ -194,10 +196,10 @@ feature_detach_while_the_runtime_is_stopped() {
     wait "$containerd" 2>/dev/null || true
     rm -rf /run/containerd
     detached /volumes/a-directory
-    [[ ! -e $icv ]] || fails "$icv is still there"
+    [[ ! -e $icv ]] || fails "$icv still exists"
 }
 
-# A pod runs from the old cache all the time, if it can.
+# A pod runs from the old cache all the time, if possible.
 upgrade() {
     node_with "$1"
     pull app:1
@@ -241,7 +243,7 @@ feature_runtime_restarted() {
     expect_fetched 0
 }
 
-# As at a boot. With a socket unit the socket is there first; without one the snapshotter can be late.
+# The order at boot. With a socket unit the socket exists first; without one the snapshotter can be late.
 feature_runtime_started_before_the_snapshotter() {
     node_with a-directory
     pull app:1
@@ -270,12 +272,12 @@ feature_reboot_with_no_registry() {
     checks app:1
 }
 
-# Images of the volume cannot start. The others can, and after a detach the rest is pulled again.
+# Images of the volume cannot start, but others can. After a detach the missing images are pulled again.
 boot_without_the_volume() {
     reboot_without_volumes
     "$@"
     detach "$icv" --remove-images
-    succeeded "detach of the volume that is not there"
+    succeeded "detach of the missing volume"
     restart_containerd
     everything_listed_starts
     pull other:1

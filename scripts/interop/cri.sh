@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# What a kubelet asks of a runtime, by crictl.
+# Requests of a kubelet to a runtime, sent by crictl.
 
 number=0
-# Of pods: on the network of the node.
+# Namespaces of pods that use the network of the node.
 namespaces='{"network": 2, "pid": 1, "ipc": 2}'
-# Of pods in a user namespace, which have a network of their own.
+# User namespace of pods, which have their own network.
 ids='[{"host_id": 100000, "container_id": 0, "length": 65536}]'
 user_namespaces='{"network": 0, "pid": 1, "ipc": 0, "userns_options": {"mode": 0, "uids": '$ids', "gids": '$ids'}}'
 
@@ -17,7 +17,7 @@ pull() {
     succeeded "pulling $1"
 }
 
-# A network for pods that have their own; false without the plugins.
+# Creates a network for pods that do not use the node's. Fails without the plugins.
 pod_network() {
     local plugins
     for plugins in /opt/cni/bin /usr/lib/cni /usr/libexec/cni; do
@@ -30,7 +30,7 @@ pod_network() {
         "ipam": {"type": "host-local", "subnet": "10.88.0.0/24"}}]}\n' >/etc/cni/net.d/10-interop.conflist
 }
 
-# Runs an image of 60 MiB in a pod with a user namespace; a copy of it would be below /var/lib/$1.
+# Runs an image of 60 MiB in a pod with a user namespace. A copy of the image would be below /var/lib/$1.
 in_a_user_namespace() {
     local before after
     before=$(written "$1")
@@ -69,10 +69,10 @@ start() {
 
 ended() { [[ $(crictl inspect --output go-template --template '{{.status.state}}' "$container") == CONTAINER_EXITED ]]; }
 
-# Runs a command in a container of an image to its end; sets "printed".
+# Runs a command in a container of an image to its end. Sets "printed".
 printed=''
 runs() {
-    # Not those of a pod that stays.
+    # Local, to keep the variables of a pod that stays.
     local pod container
     start "$@"
     until_ok ended
@@ -82,13 +82,13 @@ runs() {
     stop_pod "$pod"
 }
 
-# Runs a program in the container that was started last, and expects what it prints.
+# Runs a program in the container that was started last, and checks its output.
 expect_exec() {
     try crictl exec "$container" "${@:2}"
     expect "in a running container" "$output" "$1"
 }
 
-# Ends a pod, by default the one that was started last.
+# Stops a pod, by default the one that was started last.
 stop_pod() {
     try crictl stopp "${1:-$pod}"
     try crictl rmp --force "${1:-$pod}"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# CRI-O, which reads volumes as additional image stores: the features of its column. Kubelets are played by crictl.
+# CRI-O, which reads volumes as additional image stores: the features of its column. crictl acts as the kubelet.
 
 socket=/run/crio/crio.sock
 crio=''
@@ -117,10 +117,10 @@ feature_detach_while_the_runtime_is_stopped() {
     node_with a-directory
     stop_crio
     detached /volumes/a-directory
-    [[ ! -e $icv ]] || fails "$icv is still there"
+    [[ ! -e $icv ]] || fails "$icv still exists"
 }
 
-# app:2 is an image of CRI-O's own store that needs the volume. Only an operator removes it.
+# app:2 is an image in CRI-O's own store that needs the volume. Only an operator removes it.
 feature_detach_with_a_newer_tag_in_the_own_store() {
     node_with a-directory
     pull app:2
@@ -140,11 +140,11 @@ feature_detach_with_a_newer_tag_in_the_own_store() {
     restart_crio
     try crictl images
     succeeded "the list of images"
-    [[ $output == *app* ]] || fails "detach succeeds without a word, and app:2 is gone"
+    [[ $output == *app* ]] || fails "detach succeeds without a message, and app:2 is gone"
     checks app:2
 }
 
-# A pod runs from the old cache all the time, if it can.
+# A pod runs from the old cache all the time, if possible.
 upgrade() {
     node_with "$1"
     start app:1

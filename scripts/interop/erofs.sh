@@ -1,10 +1,12 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# containerd's own EROFS snapshotter, which takes layers of EROFS images from a volume by diff ID: the features of its column.
+# containerd's own EROFS snapshotter, which reads the EROFS images of a volume by diff ID: the features of its
+# column.
 
 # shellcheck source-path=SCRIPTDIR source=containerd.sh
 source "$parts/containerd.sh"
 
-# Attaches a volume, and writes the settings that attach prints for the operator, as they are.
+# Attaches a volume, and writes the settings that attach prints for the operator to containerd's
+# configuration.
 own_node_with() {
     start_containerd
     attached_or_refused "/volumes/$1" --runtime containerd --snapshotter erofs "${@:2}"
@@ -13,7 +15,7 @@ own_node_with() {
 }
 
 settings() {
-    # They are the indented lines.
+    # The settings are the indented lines.
     local printed
     printed=$(grep '^  ' <<<"$output" | sed 's/^  //') || return 0
     printf 'version = 3\n%s\n' "$printed" >/etc/containerd/conf.d/50-operator.toml
@@ -35,7 +37,8 @@ feature_run_where_mkfs_erofs_is_not_installed() {
     own_from_volume a-erofs
 }
 
-# By diff ID a layer cannot depend on its parents: docs/reference/runtimes.md lists what differs.
+# Layers that are addressed by diff ID cannot depend on their parents: docs/reference/runtimes.md lists the
+# differences.
 feature_tree_of_merged_layers() {
     own_node_with a-erofs
     pull app:1

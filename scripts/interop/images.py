@@ -153,7 +153,7 @@ def main():
     layout.image("pause", [base], ["/pause"])
     for tag in ("app-1", "app-2"):
         layout.image(tag, [base, middle, layout.layer(upper(tag))])
-    # podman and containerd cannot pull this one: its second name is in another layer than its first.
+    # podman and containerd cannot pull this image, because its hard link is in another layer than the target.
     links = Layer().hard_link("etc/second", "etc/below").add("check", '#!/bin/sh\nstat -c %h /etc/second\ncat /etc/second\n')
     layout.image("link", [base, middle, layout.layer(links)])
     deep = [layout.layer(Layer().add(f"deep/{number}", str(number))) for number in range(DEEP)]
@@ -163,7 +163,7 @@ def main():
     for number in range(60):
         big.add(f"big/{number}", noise.randbytes(BIG // 60))
     layout.image("big", [base, layout.layer(big)], ["/bin/sh", "-c", "ls /big | wc -l"])
-    # Not in any cache, and no layer of it is.
+    # Not in any cache, and neither are its layers.
     layout.image("other", [layout.layer(shell().add("check", "#!/bin/sh\necho other\n"))])
     layout.finish()
     with open(f"{target}/layers", "w") as file:

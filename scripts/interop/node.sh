@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# A node: a copy-on-write copy of this machine with the programs of one runtime, and what Larder starts on it.
+# A node: a copy-on-write copy of this machine with the programs of one runtime, and Larder's processes on it.
 
 icv=/icv
 
@@ -13,16 +13,16 @@ enter_node() {
     mount -t sysfs sysfs "$root/sys"
     mount -t tmpfs -o mode=0755 tmpfs "$root/run"
     mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-    # The one thing of the machine that stays what it is: results and volumes.
+    # Results and volumes are the only directories that the node shares with the machine.
     mkdir -p "$root$memory" "$root$disk"
     mount --bind "$memory" "$root$memory"
     mount --bind "$disk" "$root$disk"
-    # Runtimes and the snapshotter need a file system that takes upper directories.
+    # Runtimes and the snapshotter need a file system that supports upper directories of overlayfs.
     for name in containerd containers crio larder; do
         mkdir -p "$disk/node/$name" "$root/var/lib/$name"
         mount --bind "$disk/node/$name" "$root/var/lib/$name"
     done
-    # That of the cell, which has no controllers: see without_controllers.
+    # The cgroup of the cell, which has no controllers: see without_controllers.
     mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
     cd "$root" || return
     mkdir -p .old
@@ -40,8 +40,8 @@ enter_node() {
     export HOME=/root TMPDIR=/tmp
 }
 
-# Writes /usr/local/bin/NAME-without-controllers, which runs NAME on a bundle without limits. The cgroup of a cell has processes,
-# so its children can have no controllers; on a machine with cgroup 1 there are none.
+# Writes /usr/local/bin/NAME-without-controllers, which runs NAME on a bundle without limits. The cgroup of a
+# cell has processes, so its children cannot have controllers. On a machine with cgroup 1 there are none.
 without_controllers() {
     cat >"/usr/local/bin/$1-without-controllers" <<SH
 #!/bin/bash
@@ -59,12 +59,12 @@ SH
     chmod 755 "/usr/local/bin/$1-without-controllers"
 }
 
-# larder as an operator calls it.
+# Runs larder as an operator does.
 larder() { /usr/bin/larder --log-level warn "$@"; }
 
 socket_unit() { [[ -f $memory/systemd/larder-snapshotter.socket ]]; }
 
-# What larder-snapshotter.service runs; by its socket unit, where Larder has one: systemd then owns the socket.
+# Starts the command of larder-snapshotter.service. If Larder has a socket unit, systemd owns the socket.
 start_snapshotter() {
     local start=(/usr/bin/larder snapshotter)
     mkdir -p /run/larder-snapshotter
@@ -90,7 +90,7 @@ attached() {
     succeeded attach
 }
 
-# The same where Larder may refuse the combination, if it does before it changes anything.
+# Attaches a volume in a combination that Larder is allowed to refuse, if it does so before any change.
 attached_or_refused() {
     attach "$@"
     ((code == 0)) || compgen -G '/icv*' >/dev/null || compgen -G '/etc/containerd/conf.d/*larder*' >/dev/null ||
@@ -103,7 +103,8 @@ detached() {
     succeeded detach
 }
 
-# Detaches a volume that nothing runs from. Images that depend on it can be a reason to refuse; then the operator agrees.
+# Detaches a volume that no container uses. If Larder refuses because of dependent images, the operator
+# agrees.
 detach_with_consent() {
     local consent=--remove-images
     detach "$@"
@@ -120,7 +121,8 @@ attach_the_new_cache() {
     succeeded "attach of the new cache"
 }
 
-# Detaches the older cache: at once if the newer one has the layers of what runs, else when that has ended.
+# Detaches the older cache: at once if the newer one has the layers of the running container, otherwise after
+# its end.
 detach_the_old_cache() {
     local first
     timed "detach the old cache under a running container" detach_with_consent "/volumes/$1"
@@ -134,17 +136,18 @@ detach_the_old_cache() {
     fi
 }
 
-# The bytes below /var/lib/$1 without what is mounted there: views of a volume can be of the same file system.
+# Prints the bytes below /var/lib/$1 without mounts inside it, because views of a volume can be on the same
+# file system.
 written() { du --summarize --block-size 1 "$disk/node/$1" | cut -f 1; }
 
-# What a power cut leaves: no process, no mount, an empty /run. This is the first process of its namespace, and the only one
-# that stays.
+# Simulates a power cut: no process, no mount, an empty /run. Only this process stays, the first of its
+# namespace.
 power_cut() {
     local path
     (($$ == 1)) || fails "this is not the first process of a namespace"
     kill -KILL -1
     sleep 0.5
-    # Mounts on mounts: from the last to the first.
+    # Unmount in reverse order, because mounts can be nested.
     awk '{ print $5 }' /proc/self/mountinfo | tac | while read -r path; do
         case $path in
             /icv* | /run/?* | /var/lib/*/?*) umount --lazy "$path" ;;
@@ -153,7 +156,8 @@ power_cut() {
     find /run -mindepth 1 -delete
 }
 
-# A reboot at which the volumes are not there, for example because a disk failed. Units fail, and nothing else may.
+# Simulates a reboot at which the volumes are missing, for example because a disk failed. Units can fail, but
+# nothing else.
 reboot_without_volumes() {
     local unit
     power_cut "$@"
@@ -165,7 +169,7 @@ reboot_without_volumes() {
     start_registry "$result/registry" true
 }
 
-# Runs the units of attached volumes, as systemd does at a boot.
+# Runs the units of attached volumes, as systemd does at boot.
 boot_units() {
     local unit
     for unit in /etc/systemd/system/larder-attach-*.service; do

@@ -15,7 +15,7 @@ checks() {
     expect "tree of $1" "$output" ok
 }
 
-# Starts a container that stays. Sets "container".
+# Starts a container that continues to run. Sets "container".
 start() {
     try container_of --detach "$1" /pause
     succeeded "starting a container of $1"
@@ -80,7 +80,7 @@ feature_detach_while_in_use() {
     stop
 }
 
-# No image that podman lists may fail to start.
+# Every image that podman lists must start.
 everything_listed_starts() {
     local image
     try podman images
@@ -97,16 +97,17 @@ feature_detach_with_nothing_running() {
     checks app:1
     detached /volumes/a-directory
     everything_listed_starts
-    [[ ! -e $icv ]] || fails "$icv is still there"
+    [[ ! -e $icv ]] || fails "$icv still exists"
 }
 
-# Detaches a volume that an image of podman's own store needs: with a word of it, and only with consent.
+# Detaches a volume that an image in podman's own store needs: the message names the image, and consent is
+# required.
 detach_with_dependent_image() {
     detach /volumes/a-directory
     if ((code == 0)); then
         everything_listed_starts
         try podman images
-        [[ $output == *"$address/${1%:*}"* ]] || fails "detach succeeds without a word, and $1 is gone"
+        [[ $output == *"$address/${1%:*}"* ]] || fails "detach succeeds without a message, and $1 is gone"
         return
     fi
     [[ $output == *"$1"* ]] || fails "detach exits with $code, and does not name $1"
@@ -147,7 +148,7 @@ feature_detach_with_an_image_built_on_a_cached_one() {
     detach_with_dependent_image built:1
 }
 
-# A container runs from the old cache all the time, if it can.
+# A container runs from the old cache all the time, if possible.
 upgrade() {
     node_with "$1"
     start app:1
@@ -213,13 +214,13 @@ feature_user_namespace_from_EROFS_images() {
     expect "tree of app:1" "$output" ok
 }
 
-# podman of a user who is not root.
+# Runs podman as a user who is not root.
 as_user() {
     setpriv --reuid interop --regid interop --init-groups env --ignore-environment PATH="$PATH" HOME=/run/user-home \
         XDG_RUNTIME_DIR=/run/user/interop podman --cgroup-manager cgroupfs --events-backend none "$@"
 }
 
-# With podman's own defaults what attach writes must not be in the way of a user, and a user can name the store.
+# With podman's own defaults, the files of attach must not disturb a user, and a user can configure the store.
 feature_rootless_images() {
     useradd --create-home --home-dir /run/user-home interop 2>/dev/null || not_run "useradd fails"
     mkdir -p /run/user/interop
@@ -239,7 +240,8 @@ feature_rootless_images() {
     fi
 }
 
-# buildah of Debian 12 reads storage.conf alone; podman 6 reads drop-ins, and of storage.conf more than older versions do.
+# buildah of Debian 12 reads only storage.conf; podman 6 reads drop-ins, and more settings of storage.conf
+# than older versions.
 feature_rootless_images_on_a_node_with_older_programs() {
     [[ ! -x /usr/bin/buildah ]] || not_run "this podman is as old as the buildah of this machine"
     [[ -x $memory/buildah ]] || not_run "buildah is not installed"

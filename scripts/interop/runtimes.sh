@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# Which runtimes there are, which features each of them is tried with, and the programs of a node.
+# The runtimes, the features to test with each of them, and the programs of a node.
 
-# Names of columns: NAME-path is the one on PATH, NAME-named the one of an environment variable.
+# Names of columns: NAME-path is the program on PATH, NAME-named is the program of an environment variable.
 runtimes=(containerd-path containerd-named erofs-named podman-path podman-named crio-path crio-named)
 
-# The program of a column, or nothing.
+# Prints the program of a column, or nothing.
 program() {
     case $1 in
         containerd-path) command -v containerd ;;
@@ -18,7 +18,7 @@ program() {
 
 crictl() { echo "${LARDER_TEST_CRICTL:-$(command -v crictl || true)}"; }
 
-# Why a column cannot be run; false if it can.
+# Prints the reason why a column cannot be run. Fails if it can.
 missing() {
     local program
     program=$(program "$1")
@@ -29,13 +29,13 @@ missing() {
             *) echo "LARDER_TEST_$(tr '[:lower:]' '[:upper:]' <<<"${1%-*}") names no program" ;;
         esac
     elif [[ $1 != podman-* && ! -x $(crictl) ]]; then
-        echo "crictl is not installed, and LARDER_TEST_CRICTL names none"
+        echo "crictl is not installed, and LARDER_TEST_CRICTL names no program"
     else
         return 1
     fi
 }
 
-# What a reader of the table calls a column.
+# Prints the title of a column in the table.
 title() {
     local program version
     program=$(program "$1")
@@ -43,7 +43,8 @@ title() {
         echo "${1%-*}"
         return
     fi
-    # "containerd REPOSITORY v2.4.0 REVISION", "podman version 6.0.0", "crio version 1.37.0" and more lines.
+    # Output such as "containerd REPOSITORY v2.4.0 REVISION", "podman version 6.0.0", or "crio version 1.37.0"
+    # and more lines.
     version=$("$program" --version 2>/dev/null | head -n 1 | grep --only-matching --extended-regexp '[0-9]+\.[0-9]+\.[0-9][^ ]*' | head -n 1)
     case $1 in
         erofs-*) echo "containerd $version, own EROFS snapshotter" ;;
@@ -51,7 +52,7 @@ title() {
     esac
 }
 
-# The file that has the features of a column.
+# Prints the name of the file with the features of a column.
 file_of() {
     case $1 in
         containerd-*) echo containerd ;;
@@ -59,7 +60,7 @@ file_of() {
     esac
 }
 
-# RUNTIME/FEATURE for each cell, in the order of the rows of the table.
+# Prints RUNTIME/FEATURE for each cell, in the order of the rows of the table.
 cells() {
     local runtime
     for runtime in "${runtimes[@]}"; do
@@ -68,7 +69,7 @@ cells() {
     done
 }
 
-# The layer of a node that has the programs of a column, and hides every other runtime.
+# Creates the layer of a node that contains the programs of a column, and hides every other runtime.
 make_programs() {
     local bin=$memory/programs/$1/usr/bin sbin=$memory/programs/$1/usr/sbin name source
     [[ ! -d $bin ]] || return 0
@@ -91,11 +92,11 @@ make_programs() {
     put "$LARDER" larder
     [[ ! -x $(crictl) ]] || put "$(crictl)" crictl
     if [[ $1 == *-path ]]; then
-        # With podman on PATH there is often buildah, which reads the same files.
+        # A machine with podman on PATH often has buildah, which reads the same files.
         [[ $1 != podman-path ]] || ! command -v buildah >/dev/null || put "$(command -v buildah)" buildah
         return
     fi
-    # For a node with programs of different age.
+    # For a node with programs of different versions.
     [[ $1 != podman-named ]] || ! command -v buildah >/dev/null || cp "$(command -v buildah)" "$memory/buildah"
     for name in ctr containerd-shim-runc-v2 pinns; do
         [[ ! -x ${program%/*}/$name ]] || put "${program%/*}/$name" "$name"
@@ -105,7 +106,7 @@ make_programs() {
         name=$(tr '[:upper:]_' '[:lower:].' <<<"$name")
         [[ -z ${!source:-} ]] || put "${!source}" "$name"
     done
-    # podman looks for this one in its own directories only, and does not start without it.
+    # podman looks for this program only in its own directories, and does not start without it.
     if [[ -n ${LARDER_TEST_NETAVARK:-} ]]; then
         mkdir -p "$memory/programs/$1/usr/libexec/podman"
         cp "$LARDER_TEST_NETAVARK" "$memory/programs/$1/usr/libexec/podman/netavark"

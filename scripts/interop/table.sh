@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# The outcomes as Markdown.
+# The results as Markdown.
 
 cell_text() {
     local result=$memory/results/$1.$2 outcome
@@ -19,7 +19,7 @@ print_table() {
         missing "$runtime" >/dev/null || ran+=("$runtime")
     done
     echo "larder $("$LARDER" --version | cut -d ' ' -f 2), kernel $(uname -r)."
-    echo "Cells: outcome, and the compressed bytes of layers that were fetched from the registry."
+    echo "Cells: result, and the compressed bytes of layers that were fetched from the registry."
     echo
     line='| feature |' rule='|---|'
     for runtime in "${ran[@]}"; do
@@ -36,14 +36,14 @@ print_table() {
         [[ -z $any ]] || echo "$line"
     done
     list works "What was measured and noted" notes
-    list differs "Documented limits that show" why
-    list fails "What fails" why
+    list differs "Documented limits" why
+    list fails "Failures" why
     list 'not run' "What was not run" why
     grep --quiet --line-regexp --extended-regexp 'works|differs|fails' "$memory"/results/*/outcome || return 77
     ! grep --quiet --line-regexp fails "$memory"/results/*/outcome
 }
 
-# Prints the file "$3" of each cell with the outcome "$1" under a heading, if there are any.
+# Prints the file "$3" of each cell with the result "$1" under a heading, if there are any.
 list() {
     local result runtime heading="$2" text last=''
     for result in "$memory"/results/*; do
@@ -51,7 +51,7 @@ list() {
         runtime=$(basename "$result")
         text=$(paste --serial --delimiters ';' "$result/$3" | sed 's/;/; /g')
         if missing "${runtime%%.*}" >/dev/null; then
-            # One line, not one for each feature.
+            # Print one line, not one for each feature.
             [[ $last != "${runtime%%.*}" ]] || continue
             last=${runtime%%.*} runtime=$last.everything
         fi

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Names and sizes as people read them.
+# Names and sizes in a readable form.
 
 # "feature_run_from_a_directory" is "run from a directory".
 words() { echo "${1//_/ }"; }

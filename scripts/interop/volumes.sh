@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
-# The registry, and the volumes that nodes attach: made once, then only read.
+# The registry, and the volumes that nodes attach: created once, then read-only.
 
 address=127.0.0.1:5000
 
-# Starts the registry with what "$disk/registry" holds, and waits for it. It logs to "$1".
+# Starts the registry with the content of "$disk/registry", and waits for it. It logs to "$1".
 start_registry() {
     local mode=$2
     cat >"$1.yml" <<YAML
@@ -27,14 +27,14 @@ stop_registry() {
     wait "$registry" 2>/dev/null || true
 }
 
-# Cache a: what a node has. Cache b: the next one, with app:1 and app:2.
+# Cache a is the current one of a node. Cache b is the next one, with app:1 and app:2.
 volumes=(a-directory a-disk a-erofs a-verity b-directory b-erofs)
 
 make_volumes() {
     local name images options
-    # Nodes have a /tmp of their own.
+    # Nodes have a private /tmp.
     cp -r "$here/../systemd" "$memory/systemd"
-    echo "interop: making images and volumes" >&2
+    echo "interop: creating images and volumes" >&2
     python3 "$parts/images.py" "$memory"
     start_registry "$memory/registry.log" false
     for name in pause:pause app:app-1 app:app-2 link:link deep:deep big:big other:other; do
@@ -63,7 +63,7 @@ make_volumes() {
     stop_registry
 }
 
-# "app-2" is app:2, "pause" is pause:1.
+# Converts "app-2" to app:2, and "pause" to pause:1.
 tag() {
     case $1 in
         *-*) echo "${1/-/:}" ;;

@@ -1,5 +1,5 @@
-//! Install, upgrade and removal of the chart on the API server of tests, as Helm does them: objects that are rendered are applied, and
-//! those that are rendered no more are deleted, unless they are to be kept.
+//! Installs, upgrades and removes the chart on the API server of the tests as Helm does: it applies the
+//! rendered objects, and deletes the ones that are no longer rendered, unless they are marked to be kept.
 
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
@@ -20,7 +20,7 @@ fn api(client: &Client, object: &Value) -> Api<DynamicObject> {
     }
 }
 
-/// Makes a release have these objects.
+/// Updates a release from the objects `before` to the objects `now`.
 async fn release(client: &Client, before: &[Value], now: &[Value]) {
     // Namespaces and definitions first, as Helm orders kinds.
     let rank = |object: &Value| match object["kind"].as_str() {
@@ -76,7 +76,7 @@ async fn a_release_is_installed_upgraded_and_removed() {
     assert_eq!(daemons["spec"]["replicas"], 3);
     assert_eq!(daemons["spec"]["template"]["spec"]["containers"][0]["image"], "larder:2");
     let checksum = "/spec/template/metadata/annotations/checksum~1config";
-    assert!(daemons.pointer(checksum).unwrap() != old.pointer(checksum).unwrap(), "pods start again");
+    assert!(daemons.pointer(checksum).unwrap() != old.pointer(checksum).unwrap(), "pods restart");
     assert_eq!(cluster.peek_all("apps", "daemonsets", ""), Vec::<Value>::new());
     assert_eq!(cluster.peek_all("admissionregistration.k8s.io", "mutatingadmissionpolicies", "").len(), 0);
 
@@ -86,6 +86,6 @@ async fn a_release_is_installed_upgraded_and_removed() {
     {
         assert_eq!(cluster.peek_all(group, plural, ""), Vec::<Value>::new(), "{plural}");
     }
-    // The records of tenants stay.
+    // The records of tenants are kept.
     assert_eq!(cluster.peek_all("larder.dev", "imagecaches", "").len(), 1);
 }

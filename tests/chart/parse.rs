@@ -1,4 +1,5 @@
-//! The templates of the chart, parsed: a small part of Go's text/template, as the chart uses it. Everything else is a panic.
+//! Parses the templates of the chart: the small part of Go's text/template that the chart uses. Anything else
+//! panics.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,15 +7,15 @@ use std::collections::{BTreeMap, VecDeque};
 pub(crate) enum Node {
     Text(String),
     Print(Call),
-    /// `$x := …`, and with `false` `$x = …`.
+    /// `$x := …`; with `false`, `$x = …`.
     Assign(String, bool, Call),
-    /// Conditions with their bodies; the last one may be without a condition.
+    /// Conditions with their bodies. The last one can lack a condition.
     If(Vec<(Option<Call>, Vec<Node>)>),
-    /// The variables, what they go over, and the body.
+    /// Variables, the value to iterate over, and the body.
     Range(Vec<String>, Call, Vec<Node>),
 }
 
-/// A function with its arguments, or one argument alone.
+/// A function with its arguments, or a single argument.
 #[derive(Debug)]
 pub(crate) struct Call(pub(crate) Vec<Term>);
 
@@ -22,27 +23,27 @@ pub(crate) struct Call(pub(crate) Vec<Term>);
 pub(crate) enum Term {
     Text(String),
     Number(u64),
-    /// A function.
+    /// A function name.
     Name(String),
-    /// `.a.b` or `$x.a.b`: the variable (`.` is none), and the fields.
+    /// `.a.b` or `$x.a.b`: the variable (`None` for `.`) and the fields.
     Path(Option<String>, Vec<String>),
     Call(Call),
 }
 
-/// Definitions by name; the template itself is without a name.
+/// Definitions by name. The template itself has no name.
 #[derive(Debug, Default)]
 pub(crate) struct Templates(pub(crate) BTreeMap<String, Vec<Node>>);
 
 impl Templates {
-    /// Parses a file. Returns what is outside of definitions.
+    /// Parses a file. Returns the nodes outside of definitions.
     pub(crate) fn add(&mut self, source: &str) -> Vec<Node> {
         let mut pieces = split(source);
         let (nodes, end) = self.block(&mut pieces);
-        assert_eq!(end, None, "an end without a beginning");
+        assert_eq!(end, None, "an `end` without a beginning");
         nodes
     }
 
-    /// Nodes up to `end` or `else`, which is returned.
+    /// Parses nodes up to `end` or `else`, and returns that word.
     fn block(&mut self, pieces: &mut VecDeque<Piece>) -> (Vec<Node>, Option<String>) {
         let mut nodes = Vec::new();
         while let Some(piece) = pieces.pop_front() {
@@ -86,7 +87,7 @@ impl Templates {
         loop {
             let (body, end) = self.block(pieces);
             branches.push((condition.take(), body));
-            let end = end.unwrap_or_else(|| panic!("an if without an end"));
+            let end = end.unwrap_or_else(|| panic!("an `if` without an `end`"));
             match end.strip_prefix("else") {
                 None => return Node::If(branches),
                 Some("") => {}
@@ -105,7 +106,7 @@ enum Piece {
     Action(String),
 }
 
-/// Splits at actions. Comments are left out, and `{{-` and `-}}` take the white space beside them.
+/// Splits at actions. Drops comments; `{{-` and `-}}` also remove the adjacent white space.
 fn split(source: &str) -> VecDeque<Piece> {
     let mut pieces = VecDeque::new();
     let (mut rest, mut trims) = (source, false);
@@ -155,7 +156,7 @@ fn terms(words: &mut VecDeque<String>) -> Call {
                 Term::Path(Some(variable.to_owned()).filter(|name| !name.is_empty()), fields.collect())
             }
             name => {
-                assert!(name.chars().all(char::is_alphanumeric), "{name} is not understood");
+                assert!(name.chars().all(char::is_alphanumeric), "the name {name} is not supported");
                 Term::Name(name.to_owned())
             }
         });

@@ -1,4 +1,4 @@
-//! Renders the chart, as `helm template` does, with the functions that the chart uses. Everything else is a panic.
+//! Renders the chart as `helm template` does, with the functions that the chart uses. Anything else panics.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::parse::{Call, Node, Templates, Term};
 use super::value::Value;
 
-/// The objects of the chart, or what `fail` says.
+/// Returns the objects of the chart, or the message of `fail`.
 pub(crate) fn render(chart: &Path, namespace: &str, values: &Json) -> Result<Vec<Json>, String> {
     let read = |path: &str| fs::read_to_string(chart.join(path)).unwrap();
     let about: Json = serde_saphyr::from_str(&read("Chart.yaml")).unwrap();
@@ -44,7 +44,7 @@ pub(crate) fn render(chart: &Path, namespace: &str, values: &Json) -> Result<Vec
     Ok(objects)
 }
 
-/// Values that are given over those of the chart.
+/// Merges the given values over those of the chart.
 fn merge(all: &mut Json, given: &Json) {
     match (all, given) {
         (Json::Object(all), Json::Object(given)) => {
@@ -194,7 +194,7 @@ impl Engine<'_> {
             ("replace", [_, _, _]) => Value::text(text(2).replace(&text(0), &text(1))),
             ("splitList", [_, _]) => Value::list(text(1).split(&text(0)).map(Value::text).collect()),
             ("fromYaml", [_]) => Value::from(&serde_saphyr::from_str::<Json>(&text(0)).unwrap()),
-            // JSON is YAML.
+            // JSON is valid YAML.
             ("toYaml" | "toJson", [value]) => Value::text(value.json().to_string()),
             ("sha256sum", [_]) => {
                 let hash = Sha256::digest(text(0));
@@ -206,12 +206,12 @@ impl Engine<'_> {
                 Value::text(self.run(body, dot)?)
             }
             ("fail", [_]) => return Err(text(0)),
-            (name, arguments) => panic!("{name} with {} arguments is not understood", arguments.len()),
+            (name, arguments) => panic!("{name} with {} arguments is not supported", arguments.len()),
         })
     }
 }
 
-/// What `range` goes over: indexes or keys, with their values.
+/// Returns the pairs that `range` iterates over: indexes or keys, with their values.
 fn pairs(value: &Value) -> Vec<(Value, Value)> {
     match value {
         Value::Map(fields) => {
@@ -224,6 +224,6 @@ fn pairs(value: &Value) -> Vec<(Value, Value)> {
             .map(|(at, item)| (Value::Scalar(at.into()), item.clone()))
             .collect(),
         Value::Scalar(Json::Null) => Vec::new(),
-        other => panic!("range over {other:?}"),
+        other => panic!("cannot range over {other:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Values of templates. Maps and lists are shared, because `set` changes the map that it is given.
+//! Values of templates. Maps and lists are shared, because `set` changes its map in place.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ impl Value {
         }
     }
 
-    /// Whether `if` takes it for true (text/template, IsTrue).
+    /// Reports whether `if` treats the value as true (text/template, IsTrue).
     pub(crate) fn is_true(&self) -> bool {
         match self {
             Value::Scalar(Json::Null) => false,
@@ -67,34 +67,34 @@ impl Value {
         }
     }
 
-    /// A field of a map; null if the map does not have it.
+    /// Returns a field of a map; null if the map does not have it.
     pub(crate) fn field(&self, name: &str) -> Self {
         match self {
             Value::Map(fields) => fields.borrow().get(name).cloned().unwrap_or_else(Value::null),
-            other => panic!("the field {name} of {other:?}"),
+            other => panic!("cannot read the field {name} of {other:?}"),
         }
     }
 
-    /// As an action prints it.
+    /// Formats the value as an action prints it.
     pub(crate) fn print(&self) -> String {
         match self {
             Value::Scalar(Json::String(text)) => text.clone(),
             Value::Scalar(scalar @ (Json::Number(_) | Json::Bool(_))) => scalar.to_string(),
-            other => panic!("a template prints {other:?}"),
+            other => panic!("a template cannot print {other:?}"),
         }
     }
 
     pub(crate) fn as_text(&self) -> String {
         match self {
             Value::Scalar(Json::String(text)) => text.clone(),
-            other => panic!("{other:?} is no text"),
+            other => panic!("{other:?} is not a string"),
         }
     }
 
     pub(crate) fn items(&self) -> Vec<Value> {
         match self {
             Value::List(items) => items.borrow().clone(),
-            other => panic!("{other:?} is no list"),
+            other => panic!("{other:?} is not a list"),
         }
     }
 }

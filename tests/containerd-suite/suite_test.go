@@ -1,5 +1,5 @@
-// Package suite runs containerd's own suite for snapshotters against `larder snapshotter`, by containerd's own client:
-// scripts/containerd-suite.sh.
+// Package suite runs containerd's own suite for snapshotters against `larder snapshotter`, through containerd's own
+// client. Run it with scripts/containerd-suite.sh.
 package suite
 
 import (
@@ -19,12 +19,12 @@ import (
 	"google.golang.org/grpc"
 )
 
-// start runs a snapshotter on root, with its socket and an empty state directory beside it.
+// start runs a snapshotter on root, with its socket and an empty state directory next to it.
 func start(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-	beside := filepath.Dir(root)
-	socket := filepath.Join(beside, "socket")
+	parent := filepath.Dir(root)
+	socket := filepath.Join(parent, "socket")
 	larder := exec.Command(os.Getenv("LARDER"), "snapshotter", "--socket", socket, "--root", root)
-	larder.Env = append(os.Environ(), "LARDER_STATE__DIR="+filepath.Join(beside, "state"))
+	larder.Env = append(os.Environ(), "LARDER_STATE__DIR="+filepath.Join(parent, "state"))
 	larder.Stderr = os.Stderr
 	if err := larder.Start(); err != nil {
 		return nil, nil, err
@@ -34,7 +34,7 @@ func start(_ context.Context, root string) (snapshots.Snapshotter, func() error,
 		_ = larder.Wait()
 		return nil
 	}
-	// The socket is there when it can be asked.
+	// The socket exists as soon as it accepts connections.
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := os.Stat(socket); err == nil {
 			break
@@ -44,7 +44,7 @@ func start(_ context.Context, root string) (snapshots.Snapshotter, func() error,
 			return nil, nil, fmt.Errorf("no socket at %s", socket)
 		}
 	}
-	// The gRPC of Debian 12 knows no newer word for a connection without TLS.
+	// The gRPC version of Debian 12 has no newer option for a connection without TLS.
 	connection, err := grpc.Dial(dialer.DialAddress(socket), grpc.WithInsecure(), grpc.WithContextDialer(dialer.ContextDialer))
 	if err != nil {
 		_ = stop()

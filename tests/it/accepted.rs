@@ -1,4 +1,5 @@
-//! What containerd, podman and skopeo agree to accept, Larder accepts, and a container sees the same.
+//! Larder accepts everything that containerd, podman and skopeo all accept, and a container sees the same
+//! files.
 
 mod documents;
 mod layers;
@@ -14,10 +15,10 @@ use crate::harness::overlay::View;
 use crate::harness::tree::{Tree, scan};
 use crate::harness::{larder, succeed};
 
-/// Both forms of layers.
+/// Both layer formats.
 const FORMS: [&str; 2] = ["overlay", "erofs"];
 
-/// Builds a sealed volume of one image, which verifies.
+/// Builds and verifies a sealed volume of one image.
 fn build(volume: &Path, form: &str, reference: &str) {
     let mut build = larder();
     build.arg("build").arg("--volume").arg(volume).args(["--layer-format", form, "--sizing", "warn"]);
@@ -25,7 +26,7 @@ fn build(volume: &Path, form: &str, reference: &str) {
     succeed(larder().arg("verify").arg(volume));
 }
 
-/// What a container of `image` sees of the layers on a volume.
+/// Returns the tree that a container of `image` sees of the layers on a volume.
 fn seen(volume: &Path, form: &str, image: &Image) -> Tree {
     let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let view = match form {
@@ -35,7 +36,7 @@ fn seen(volume: &Path, form: &str, image: &Image) -> Tree {
     scan(&view.path())
 }
 
-/// The image with another config and another manifest.
+/// Returns the image with another config and another manifest.
 fn edited(image: &Image, config: impl Fn(&mut Value), manifest: impl Fn(&mut Value)) -> Image {
     let read = |document: &Document| serde_json::from_slice(&document.bytes).unwrap();
     let mut of_config: Value = read(&image.config);

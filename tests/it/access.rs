@@ -1,4 +1,5 @@
-//! Who may attach a cache of private images: registries are asked as whoever attaches, and nobody answers for them.
+//! Access checks when a cache of private images is attached: the registries decide, with the credentials of
+//! the caller.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ fn image(content: &str) -> Image {
     Image::builder(Format::Oci).layer(layer).build()
 }
 
-/// What a volume of `images` says of itself, built with the credentials in `docker_config`.
+/// Builds `images` with the credentials in `docker_config`. Returns the content of `cache.json`.
 fn build(dir: &Path, images: &[&str], docker_config: &Path) -> Content {
     let mut larder = larder();
     larder.arg("build").arg("--volume").arg(dir).args(["--size", "64MiB", "--sizing", "warn"]);
@@ -40,8 +41,8 @@ fn build(dir: &Path, images: &[&str], docker_config: &Path) -> Content {
     cache(dir).content
 }
 
-/// Nobody's credentials.
-fn nobody() -> RegistryOrder {
+/// Registry options without credentials.
+fn no_credentials() -> RegistryOrder {
     RegistryOrder {
         connections_per_host: 4,
         limit_rate: None,
@@ -55,7 +56,7 @@ fn nobody() -> RegistryOrder {
 }
 
 fn with(docker_config: PathBuf) -> RegistryOrder {
-    RegistryOrder { docker_configs: vec![docker_config], ..nobody() }
+    RegistryOrder { docker_configs: vec![docker_config], ..no_credentials() }
 }
 
 fn wrong(dir: &Path, host: &str) -> RegistryOrder {
@@ -64,7 +65,7 @@ fn wrong(dir: &Path, host: &str) -> RegistryOrder {
     with(dir.to_owned())
 }
 
-/// Impatient, and without this machine's own `certs.d`.
+/// A configuration without retries and without this machine's own `certs.d`.
 fn config() -> Config {
     let mut config = Config::default();
     config.registry.retries = 1;
@@ -85,7 +86,7 @@ fn verify(content: &Content, order: &RegistryOrder, config: &Config) -> Result<(
 }
 
 fn refused(content: &Content, order: &RegistryOrder, config: &Config) -> (Class, Vec<Refusal>, String) {
-    let error = verify(content, order, config).expect_err("nobody may read these images");
+    let error = verify(content, order, config).expect_err("these credentials cannot read the images");
     let (class, text) = (error.class(), error.to_string());
     match error {
         AccessError::Refused(refused) => (class, refused.images, text),
@@ -109,13 +110,13 @@ fn only_who_may_read_the_images_attaches_them() {
 
             verify(&content, &with(registry.docker_config()), &config()).unwrap();
 
-            let (class, images, text) = refused(&content, &nobody(), &config());
+            let (class, images, text) = refused(&content, &no_credentials(), &config());
             assert_eq!(class, Class::Denied, "{text}");
             let named: Vec<&str> = images.iter().map(|refusal| refusal.image.as_str()).collect();
             assert_eq!(
                 named,
                 [&private, &again],
-                "every reference to it is named, and the public one is not"
+                "every reference to it must be named, but not the public one"
             );
             assert!(text.starts_with("2 of 3 images") && text.contains(&registry.host()), "{text}");
             assert!(text.contains("give a pull secret or a docker config"), "{text}");
@@ -125,7 +126,7 @@ fn only_who_may_read_the_images_attaches_them() {
             assert_eq!(class, Class::Denied, "{text}");
             assert!(text.contains("refused: check them"), "{text}");
 
-            check_blocking(Policy::Any, &content, &nobody(), &config()).unwrap();
+            check_blocking(Policy::Any, &content, &no_credentials(), &config()).unwrap();
         }
     });
 }
@@ -143,7 +144,7 @@ fn pull_secrets_are_credentials_and_absent_ones_are_named() {
         let secrets = |name: &str| RegistryOrder {
             secrets_dir: Some(dir.path().join("secrets")),
             pull_secrets: vec![name.parse().unwrap()],
-            ..nobody()
+            ..no_credentials()
         };
         verify(&content, &secrets("team-a:registry"), &config()).unwrap();
         let (class, _, text) = refused(&content, &secrets("team-b:registry"), &config());
@@ -153,7 +154,7 @@ fn pull_secrets_are_credentials_and_absent_ones_are_named() {
 }
 
 #[case]
-fn what_the_registry_no_longer_has_is_nobodys() {
+fn an_image_missing_from_its_registry_is_refused() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open();
@@ -166,26 +167,26 @@ fn what_the_registry_no_longer_has_is_nobodys() {
             (format!("{host}/team/indexed:1"), registry.push(&image("plain"), "team/plain", "1"));
         let content = build(&dir.path().join("volume"), &[&indexed, &plain], &registry.docker_config());
         assert_eq!(content.images[0].index.as_ref(), Some(&index));
-        verify(&content, &nobody(), &config()).unwrap();
+        verify(&content, &no_credentials(), &config()).unwrap();
 
         registry.delete("team/indexed", &index);
-        let (class, images, text) = refused(&content, &nobody(), &config());
+        let (class, images, text) = refused(&content, &no_credentials(), &config());
         assert_eq!((class, images.len()), (Class::Denied, 1), "{text}");
         assert!(images[0].image == indexed && text.contains(&index.to_string()), "{text}");
         assert!(text.contains("not found (404") && text.contains("build the cache again"), "{text}");
 
         registry.delete("team/plain", &content.images[1].manifest);
-        let (_, images, text) = refused(&content, &nobody(), &config());
+        let (_, images, text) = refused(&content, &no_credentials(), &config());
         assert_eq!(images.len(), 2, "{text}");
 
         registry.stop();
-        let (class, images, text) = refused(&content, &nobody(), &config());
+        let (class, images, text) = refused(&content, &no_credentials(), &config());
         assert_eq!((class, images.len()), (Class::Transient, 2), "{text}");
         assert!(text.contains("try again later"), "{text}");
     });
 }
 
-/// A volume of one image from a registry with a password, and its registry.
+/// Builds a volume of one image from a registry with a password. Returns its registry as well.
 fn private(dir: &TempDir) -> (Registry, Image, Content) {
     let registry = Registry::with_password();
     let image = image("private");
@@ -195,7 +196,7 @@ fn private(dir: &TempDir) -> (Registry, Image, Content) {
 }
 
 #[case]
-fn nobody_answers_for_a_registry() {
+fn no_mirror_answers_for_a_registry() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         let (registry, image, content) = private(&dir);
@@ -208,7 +209,7 @@ fn nobody_answers_for_a_registry() {
             plain_http: true,
             ..Host::default()
         }];
-        // What the mirror gives to all, it gives to a build.
+        // A build can use content that the mirror serves to everyone.
         let toml = dir.path().join("larder.toml");
         let host = registry.host();
         let text = format!("registry.host = [{{ name = '{host}', mirrors = ['http://{}'] }}]", mirror.host());
@@ -218,10 +219,10 @@ fn nobody_answers_for_a_registry() {
         assert!(mirror.requests("/manifests/") > 0);
 
         mirror.forget();
-        let (class, _, text) = refused(&content, &nobody(), &mirrored);
+        let (class, _, text) = refused(&content, &no_credentials(), &mirrored);
         assert_eq!(class, Class::Denied, "{text}");
         verify(&content, &with(registry.docker_config()), &mirrored).unwrap();
-        assert_eq!(mirror.requests(""), 0, "the mirror was asked");
+        assert_eq!(mirror.requests(""), 0, "the mirror received a request");
     });
 }
 
@@ -245,14 +246,14 @@ fn credentials_of_the_node_are_not_those_of_the_caller() {
             registry: larder::config::registry::Registry { certs_d, ..config().registry },
             ..config()
         };
-        let (class, _, text) = refused(&content, &nobody(), &config);
+        let (class, _, text) = refused(&content, &no_credentials(), &config);
         assert_eq!(class, Class::Denied, "{text}");
         verify(&content, &with(registry.docker_config()), &config).unwrap();
     });
 }
 
 #[case]
-fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed() {
+fn transient_errors_are_retried_and_false_manifests_rejected() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         let mut registry = bad::Registry::spawn();
@@ -268,24 +269,24 @@ fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed()
         };
 
         registry.fault(busy(1));
-        verify(&content, &nobody(), &config()).unwrap();
+        verify(&content, &no_credentials(), &config()).unwrap();
         registry.fault(busy(1000));
-        let (class, refusals, text) = refused(&content, &nobody(), &config());
+        let (class, refusals, text) = refused(&content, &no_credentials(), &config());
         assert_eq!((class, refusals.len()), (Class::Transient, 1), "{text}");
         assert_eq!(refusals[0].image, images[0]);
 
-        // A denial decides: another try does not heal it.
+        // A denial is the final result, because a retry cannot change it.
         let forbidden =
             Fault::Status { path: "team/two/manifests".into(), status: 403, times: 1000, retry_after: None };
         registry.fault(forbidden);
-        let (class, refusals, text) = refused(&content, &nobody(), &config());
+        let (class, refusals, text) = refused(&content, &no_credentials(), &config());
         assert_eq!((class, refusals.len()), (Class::Denied, 2), "{text}");
         let (denied, transient) = (text.find("access denied").unwrap(), text.find("503 Service").unwrap());
-        assert!(denied < transient, "what decides is told first: {text}");
+        assert!(denied < transient, "the deciding error must be first: {text}");
 
         registry.heal();
         registry.fault(Fault::WrongManifest);
-        let (class, _, text) = refused(&content, &nobody(), &config());
+        let (class, _, text) = refused(&content, &no_credentials(), &config());
         assert_eq!(class, Class::Corrupt, "{text}");
     });
 }
@@ -302,14 +303,14 @@ fn a_volume_that_calls_an_image_by_two_names_is_not_asked_about() {
         let change = |change: &dyn Fn(&mut Content)| {
             let mut changed = content.clone();
             change(&mut changed);
-            // Its digest holds, as an enemy would have it.
+            // The digest matches, as an attacker would make it.
             CacheManifest::new(changed).unwrap().content
         };
         for lie in [
             change(&|content| content.images[0].name = "docker.io/library/nginx:1".into()),
             change(&|content| content.images[0].reference = "\x1b[2J".into()),
         ] {
-            let error = verify(&lie, &nobody(), &config()).unwrap_err();
+            let error = verify(&lie, &no_credentials(), &config()).unwrap_err();
             assert_eq!(error.class(), Class::Corrupt, "{error}");
         }
         assert_eq!(registry.requests(""), 0);

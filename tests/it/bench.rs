@@ -1,4 +1,4 @@
-//! `larder bench`: a node's own numbers, of an image in a real registry, and nothing left of it.
+//! `larder bench`: measures the node with an image in a real registry, and removes all temporary files.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 const REGISTRY: Need = Need::Program("docker-registry");
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Three layers, one in each form in which layers come.
+/// Returns an image of three layers, one with each compression.
 fn image() -> Image {
     let mut many = LayerBuilder::new().dir("many");
     for number in 0..250 {
@@ -33,7 +33,7 @@ fn image() -> Image {
     Image::builder(Format::Oci).layers(layers).build()
 }
 
-/// `larder bench`, in `dir`.
+/// Returns `larder bench` in `dir`.
 fn bench(kind: &str, reference: &str, dir: &Path) -> Command {
     let mut larder = larder();
     larder.env("LARDER_REGISTRY__RETRIES", "0").args(["bench", kind, reference, "--dir"]).arg(dir);
@@ -72,7 +72,7 @@ fn every_kind_names_its_stages_and_what_binds() {
             let of = |name| report.stages.iter().find(|stage| stage.stage == name);
             assert_eq!(of(StageName::Network).unwrap().bytes, Some(report.image.compressed_bytes()));
             assert!(report.image.tar_bytes() > 3 << 20);
-            // 251 in the first, 1 in the second, 2 in the third; only a build has read them.
+            // 251 in the first, 1 in the second, 2 in the third. Only a build reads them.
             assert_eq!(report.image.entries(), kind.builds().then_some(254));
             assert_eq!(of(StageName::Create).and_then(|stage| stage.entries), kind.builds().then_some(254));
             assert_eq!(report.image.layers.len(), 3);
@@ -91,7 +91,8 @@ fn every_kind_names_its_stages_and_what_binds() {
             assert!(said.contains(&format!("\n{word} took ")) && said.contains("; bottleneck: "), "{said}");
             assert!(is_empty(dir.path()), "{word}");
         }
-        // Once in each of six runs for the stage, and once more in the two that build from the registry.
+        // Each of six runs reads them once for the staging, and the two builds from the registry read them
+        // once more.
         let layers = image().layers;
         let served = registry.blobs_served();
         for layer in &layers {
@@ -101,7 +102,7 @@ fn every_kind_names_its_stages_and_what_binds() {
     });
 }
 
-/// What is kept of an image is resolved again, so it has to say the same of itself.
+/// The staged image is resolved again, so its documents must still match.
 #[case]
 fn an_index_is_measured_by_tag_and_by_digest() {
     isolated(&[REGISTRY], || {
@@ -126,7 +127,7 @@ fn an_index_is_measured_by_tag_and_by_digest() {
 }
 
 #[case]
-fn rights_that_are_missing_are_told_before_anything_is_fetched() {
+fn missing_rights_are_reported_before_a_fetch() {
     isolated(&[REGISTRY, Need::Program("setpriv")], || {
         let registry = Registry::open();
         let reference = registry.push(&image(), "app", "1");
@@ -152,7 +153,7 @@ fn rights_that_are_missing_are_told_before_anything_is_fetched() {
 }
 
 #[case]
-fn images_as_layers_make_no_names() {
+fn erofs_layers_have_no_create_limit() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
         let reference = registry.push(&image(), "app", "1");
@@ -165,7 +166,7 @@ fn images_as_layers_make_no_names() {
 }
 
 #[case]
-fn what_cannot_be_measured_is_told_and_leaves_nothing() {
+fn a_failed_measurement_is_reported_and_leaves_nothing() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
         let reference = registry.push(&image(), "app", "1");
@@ -193,7 +194,7 @@ fn what_cannot_be_measured_is_told_and_leaves_nothing() {
 fn bytes_that_are_not_the_layer_are_refused() {
     isolated(&[], || {
         let mut bad = image();
-        // Its blob is what it should be, and inflates, to another tar.
+        // The blob matches its digest, but decompresses to another tar.
         bad.layers[0].diff_id = Digest::sha256(b"another");
         let served = Served::new([Image::builder(Format::Oci).layers(bad.layers).build()]);
         let dir = tempfile::tempdir().unwrap();

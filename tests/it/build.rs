@@ -20,7 +20,7 @@ use crate::harness::{Need, exits, isolated, larder, skopeo, succeed};
 const REGISTRY: Need = Need::Program("docker-registry");
 const PODMAN: Need = Need::Program("podman");
 
-/// A shell, a second layer with every kind of change, and a third with one file.
+/// Returns an image of a shell, a second layer with every kind of change, and a third layer with one file.
 pub(crate) fn three_layers(packing: Packing) -> Image {
     let changes = [
         Member::whiteout("etc/.wh.group"),
@@ -51,7 +51,7 @@ fn cache(volume: &Path) -> CacheManifest {
     CacheManifest::parse(&fs::read(volume.join("cache.json")).unwrap()).unwrap()
 }
 
-/// Builds, stops the registry, runs a container and copies the image out.
+/// Builds the image, stops the registry, runs a container and copies the image out.
 fn one_image(packing: Packing) {
     let registry = Registry::open();
     let image = three_layers(packing);
@@ -182,12 +182,12 @@ fn the_same_job_again_writes_nothing() {
         let other = registry.push(&three_layers(Packing::Zstd), "team/other", "1");
         exits(73, &mut build(dir.path(), &[&other]));
         let changed = differences(&before, &scan(dir.path()), Tolerance::default());
-        assert_eq!(changed, Vec::<String>::new(), "another job's volume was touched");
+        assert_eq!(changed, Vec::<String>::new(), "the volume of another job was changed");
     });
 }
 
 #[case]
-fn a_directory_that_is_not_ours_is_left_alone() {
+fn a_foreign_directory_is_left_alone() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
         let reference = registry.push(&three_layers(Packing::Gzip), "team/app", "1");
@@ -212,7 +212,7 @@ fn plan_moves_no_layer_byte() {
         plan.arg("plan").arg("--volume").arg(&volume);
         let printed = succeed(plan.args(["--size", "256MiB", &reference]));
         assert!(printed.contains(&image.manifest.digest.to_string()), "{printed}");
-        assert!(!volume.exists(), "plan made the volume");
+        assert!(!volume.exists(), "plan created the volume");
         let layers: Vec<_> = image.layers.iter().map(|l| l.digest.to_string()).collect();
         let served = registry.blobs_served();
         assert!(served.iter().all(|(digest, _)| !layers.contains(digest)), "{served:?}");
@@ -238,7 +238,8 @@ fn the_three_times_rule_is_enforced() {
         let layers: Vec<_> = image.layers.iter().map(|l| l.digest.to_string()).collect();
         let served = registry.blobs_served();
         assert!(served.iter().all(|(digest, _)| !layers.contains(digest)), "{served:?}");
-        // At the edge the rule holds; what then fits is for the cap to say, so a size that is enough is given.
+        // The rule holds exactly at the limit. Whether the layers then fit depends on the cap, so the size is
+        // sufficient.
         succeed(&mut sized(256 << 20, "enforce"));
     });
 }
@@ -274,7 +275,7 @@ fn credentials_for_passwords_and_tokens() {
         refused_then_built(&password);
         let tokens = Registry::with_tokens(Duration::from_secs(300));
         refused_then_built(&tokens);
-        assert_eq!(tokens.tokens_issued(), 1, "one token serves a whole build");
+        assert_eq!(tokens.tokens_issued(), 1, "one token must be enough for a whole build");
     });
 }
 
@@ -299,7 +300,8 @@ fn what_is_not_there_is_named() {
     });
 }
 
-/// What tar-split has to hold because no file of the tree does: replaced content, sparse members, sizes on links.
+/// Content that only tar-split can preserve, because no file of the tree has it: replaced content, sparse
+/// members, sizes on links.
 #[case]
 fn corners_of_tar_split_come_out_bit_for_bit() {
     isolated(&[REGISTRY, Need::Program("skopeo")], || {

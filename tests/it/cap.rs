@@ -1,4 +1,5 @@
-//! The cap: never passed at any instant, and not wasted either; and what a full file system becomes.
+//! The size cap: never exceeded at any time, used almost completely, and reported correctly when the file
+//! system is full.
 
 use std::fs;
 use std::path::Path;
@@ -43,9 +44,9 @@ fn layer(name: &str) -> Layer {
                 .file(format!("r/{n}"), random(n, 9000))
                 .symlink(format!("r/{n}"), "x")
         }),
-        other => panic!("no layer {other}"),
+        other => panic!("unknown layer {other}"),
     };
-    // The tar itself is small where it is compressed well, so that much is written for every byte that comes in.
+    // The tar is small if it compresses well, so each input byte causes many written bytes.
     built.gzip().into()
 }
 
@@ -63,10 +64,10 @@ fn image(names: &[&str]) -> Image {
     Image::builder(Format::Oci).layers(names.iter().map(|name| layer(name))).build()
 }
 
-/// Runs a build that must keep to `size`, whatever becomes of it.
+/// Runs a build with the cap `size`, with any result.
 fn capped(served: &Served, volume: &Path, size: u64) -> Watched {
     let seen = watch(&mut served.build(volume, size), volume);
-    assert!(seen.most <= size, "{} of {size} bytes\n{}", seen.most, seen.said());
+    assert!(seen.max_bytes <= size, "{} of {size} bytes\n{}", seen.max_bytes, seen.said());
     seen
 }
 
@@ -76,8 +77,8 @@ fn empty(volume: &Path) {
     }
 }
 
-/// What it needs, what it does with a hundredth more (a tenth for images), and with less.
-fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
+/// Checks the required size, a build with 1 % more (10 % for EROFS images), and builds with less.
+fn check_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
     let served = Served::new([image(names)]).with(form);
     let disk = FileSystem::new(kind, 2 * PLENTY);
     let volume = disk.path().join("volume");
@@ -86,12 +87,12 @@ fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
     eprintln!("{kind:?} {form:?} {names:?}: need {need}");
 
     empty(&volume);
-    // Ends of files wait beside the image of their layer until it is complete.
+    // The ends of files wait next to the image of their layer until it is complete.
     let used = if form == LayerFormat::Erofs { 90 } else { 99 };
     let size = need * 100 / used + 1;
     let tight = capped(&served, &volume, size);
-    eprintln!("    with {size}: at most {} in {} looks", tight.most, tight.looks);
-    assert_eq!(tight.code(), Some(0), "{need} bytes do not fit {size}\n{}", tight.said());
+    eprintln!("    with {size}: at most {} in {} samples", tight.max_bytes, tight.samples);
+    assert_eq!(tight.code(), Some(0), "{need} bytes do not fit in {size}\n{}", tight.said());
     succeed(larder().arg("verify").arg(&volume));
 
     empty(&volume);
@@ -104,45 +105,45 @@ fn keeps_to_the_cap(kind: Kind, form: LayerFormat, names: &[&str]) {
         LayerFormat::Erofs => fs::read_dir(volume.join("erofs/tar-split")).unwrap().count(),
     };
     succeed(&mut served.build(&volume, PLENTY));
-    eprintln!("    with {}: {kept} layers were kept", need * 9 / 10);
+    eprintln!("    with {}: {kept} layers are kept", need * 9 / 10);
     succeed(larder().arg("verify").arg(&volume));
 }
 
-/// The message names a layer of the image, what was needed and what was left.
+/// The message names a layer of the image, the required space and the available space.
 fn refused_for_space(served: &Served, build: &Watched) {
     assert_eq!(Class::NoSpace.exit_code(), 73);
     let said = build.said();
     let layers = &served.images[0].layers;
-    assert!(layers.iter().any(|layer| said.contains(&layer.digest.to_string())), "no layer: {said}");
+    assert!(layers.iter().any(|layer| said.contains(&layer.digest.to_string())), "no layer is named: {said}");
     assert!(said.contains("needs") && said.contains("are left"), "no need and have: {said}");
-    assert!(said.contains("--size"), "no remedy: {said}");
+    assert!(said.contains("--size"), "no hint: {said}");
 }
 
 #[case]
 fn the_cap_holds_on_ext4() {
-    isolated(&TOOLS, || keeps_to_the_cap(Kind::Ext4 { inodes: 100_000 }, LayerFormat::Overlay, &LAYERS));
+    isolated(&TOOLS, || check_cap(Kind::Ext4 { inodes: 100_000 }, LayerFormat::Overlay, &LAYERS));
 }
 
 #[case]
 fn the_cap_holds_on_xfs() {
-    isolated(&TOOLS, || keeps_to_the_cap(Kind::Xfs, LayerFormat::Overlay, &LAYERS));
+    isolated(&TOOLS, || check_cap(Kind::Xfs, LayerFormat::Overlay, &LAYERS));
 }
 
 #[case]
 fn the_cap_holds_on_tmpfs() {
-    isolated(&TOOLS, || keeps_to_the_cap(Kind::Tmpfs, LayerFormat::Overlay, &LAYERS));
+    isolated(&TOOLS, || check_cap(Kind::Tmpfs, LayerFormat::Overlay, &LAYERS));
 }
 
 #[case]
 fn the_cap_holds_for_images() {
     isolated(&TOOLS, || {
         for kind in [Kind::Ext4 { inodes: 100_000 }, Kind::Xfs, Kind::Tmpfs] {
-            keeps_to_the_cap(kind, LayerFormat::Erofs, &LAYERS);
+            check_cap(kind, LayerFormat::Erofs, &LAYERS);
         }
     });
 }
 
-/// A hard link to a sparse file of a lower layer copies it up: holes and all.
+/// A hard link to a sparse file of a lower layer copies the file, holes included.
 #[case]
 fn a_sparse_file_that_is_copied_up_stays_sparse() {
     isolated(&TOOLS, || {
@@ -194,7 +195,7 @@ fn inodes_that_run_out_are_named_and_more_of_them_heal() {
         assert!(full.said().contains("inodes"), "{}", full.said());
         assert!(full.said().contains(&served.references()[0]), "{}", full.said());
         assert!(nothing_staged(&volume));
-        // A file system with more inodes, and what was kept copied to it.
+        // A file system with more inodes, and a copy of the committed content.
         let larger = FileSystem::new(Kind::Ext4 { inodes: 20_000 }, 200 * MIB);
         let moved = larger.path().join("volume");
         succeed(Command::new("cp").arg("-a").arg(&volume).arg(&moved));

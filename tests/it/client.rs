@@ -1,4 +1,4 @@
-//! `larder cache` against the daemon: over its socket as root, over TLS with a token, over TCP with keys.
+//! `larder cache` with the daemon: over its socket as root, over TLS with a token, over TCP with keys.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -54,7 +54,7 @@ fn an_operator_over_the_socket() {
             listed.starts_with("NAME") && listed.contains("Available") && listed.contains(&id),
             "{listed}"
         );
-        assert_eq!(run(&["ls", "--name", "we"]).lines().count(), 1, "names match whole");
+        assert_eq!(run(&["ls", "--name", "we"]).lines().count(), 1, "--name must match whole names");
         let shown = run(&["show", "web"]);
         assert!(shown.contains("sha256:") && shown.contains("fetched") && shown.contains("1/1"), "{shown}");
         assert_eq!(json(&run(&["show", &id, "--json"]))["details"]["layers"][0]["state"], "committed");
@@ -70,27 +70,27 @@ fn an_operator_over_the_socket() {
         run(&["refresh", "web", "--wait"]);
         assert_ne!(json(&run(&["show", "web", "--json"]))["details"]["digest"], before);
 
-        // What a refresh replaced stays while somebody has it mounted, and a deletion waits for it.
+        // A snapshot that a refresh replaced stays while it is mounted, and a deletion waits for it.
         let snapshots = |state: &str| {
             let told = json(&run(&["snapshots", "web", "--json"]));
             let found = told["snapshots"].as_array().unwrap().clone();
             found.into_iter().filter(|snapshot| snapshot[state] == true).collect::<Vec<_>>()
         };
-        let [served] = &snapshots("served")[..] else { panic!("one is served") };
+        let [served] = &snapshots("served")[..] else { panic!("expected one served snapshot") };
         assert_eq!((&served["generation"], &served["in_use"]), (&2.into(), &false.into()));
         let mount = tempfile::tempdir().unwrap();
         let path = served["path"].as_str().unwrap();
         succeed(Command::new("mount").args(["--bind", path]).arg(mount.path()));
         run(&["refresh", "web", "--wait"]);
-        let [used] = &snapshots("in_use")[..] else { panic!("one is in use") };
+        let [used] = &snapshots("in_use")[..] else { panic!("expected one snapshot in use") };
         assert_eq!((&used["path"], &used["served"]), (&path.into(), &false.into()));
         assert!(run(&["snapshots", "web"]).contains("in use"));
         unmount(mount.path());
-        // What a create would be refused for, a plan is.
+        // A plan is refused for the same reasons as a create.
         let planned = daemon.explain(|| exits(73, &mut cache(&socket, &["plan", "web", &reference])));
         assert!(planned.contains("taken"), "{planned}");
 
-        // What goes wrong has the exit code of its class, and says what to do.
+        // Each failure has the exit code of its class and a hint.
         let fails =
             |code: i32, arguments: &[&str]| daemon.explain(|| exits(code, &mut cache(&socket, arguments)));
         assert!(fails(73, &["create", "web", &reference]).contains("taken"));
@@ -130,7 +130,7 @@ fn a_tenant_by_token_and_by_keys() {
         let mut by_token = cache(&host, &["show", "web"]);
         assert!(succeed(by_token.env("LARDER_TOKEN", A.token())).contains("Available"));
 
-        // Signed and sent alike, whatever is in it.
+        // The name is encoded the same way for the signature and for the request, whatever it contains.
         for name in ["two words", "a+b", "é/%&=~"] {
             let none = exits(64, &mut with_keys(&secret, &["show", name]));
             assert!(none.contains("there is no image cache"), "{none}");
@@ -143,7 +143,8 @@ fn a_tenant_by_token_and_by_keys() {
     });
 }
 
-/// `larder cache` as a user who is nobody, in these further groups, by a copy of the program that everybody can reach.
+/// Returns `larder cache` as the user `nobody`, with these supplementary groups, from a copy of the program
+/// that everyone can execute.
 fn as_nobody(groups: &str, program: &Path, socket: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534"]);
@@ -170,26 +171,27 @@ fn users_at_the_socket() {
             let socket = format!("unix://{}", place.join("larder.sock").display());
             as_nobody(groups, &program, &socket, arguments)
         };
-        // Its group is the tenant admin, whatever else its members are; others do not come in.
+        // Members of the socket group are the tenant admin, regardless of their other groups. Other users are
+        // refused.
         let daemon = Daemon::start(&[A], &format!("{ROOMY}api.socket_group = '54321'\n"));
         let order = ["create", "web", "localhost:1/nothing"];
         succeed(&mut nobody(&daemon, "54321", &order));
         let socket = format!("unix://{}", daemon.config().with_file_name("larder.sock").display());
         assert!(
             succeed(&mut cache(&socket, &["ls"])).contains("localhost:1/nothing"),
-            "root is the same tenant"
+            "root must be the same tenant"
         );
         let denied = exits(77, &mut nobody(&daemon, "", &["ls"]));
         assert!(denied.contains("permission denied") && denied.contains("api.socket_group"), "{denied}");
         drop(daemon);
 
-        // Without one nobody but root is, though the mode of the socket lets root's group in.
+        // Without a socket group only root is, although the mode of the socket admits root's group.
         let daemon = Daemon::start(&[A], ROOMY);
         let denied = exits(77, &mut nobody(&daemon, "0", &["ls"]));
         assert!(denied.contains("403 CCE.01403001"), "{denied}");
         succeed(nobody(&daemon, "0", &["ls"]).env("LARDER_TOKEN", A.token()));
 
-        // The daemon's own file is none of a client's business.
+        // A client does not need the daemon's own file.
         succeed(Command::new("mount").args(["-t", "tmpfs", "none", "/etc"]));
         fs::create_dir("/etc/larder").unwrap();
         fs::write("/etc/larder/larder.toml", "surprise = 1\n").unwrap();

@@ -1,4 +1,5 @@
-//! Builds in the sandbox: everything that an image asks for is still there, and processes end with their parents.
+//! Builds in the sandbox: it supports everything that an image can need, and processes end with their
+//! parents.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -32,7 +33,7 @@ const KEPT: u64 = 0x8800_001b | 1 << 21;
 /// Revision 2 with CAP_NET_BIND_SERVICE permitted and effective (linux/capability.h, vfs_cap_data).
 const FILE_CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// What takes privileges, and links from one directory to another.
+/// Returns an image with content that needs privileges, and with links between directories.
 pub(crate) fn demanding() -> Image {
     let below = [
         Member::directory("emptied/").owner(5, 6),
@@ -86,10 +87,10 @@ fn a_confined_build_is_the_same_as_another() {
         let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         for chain in ChainId::chain(&diff_ids) {
             let of = |volume: &Path| scan(&volume.join("overlay").join(chain.hex()).join("diff"));
-            // A directory that no layer names has no time of its own.
+            // A directory that no layer contains has no defined time.
             let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
             let mut free = of(&free);
-            // Nor has a whiteout.
+            // The same applies to a whiteout.
             free.values_mut().filter(|e| e.kind == Kind::Character(0)).for_each(|e| e.mtime = None);
             let differ = differences(&free, &of(&confined), tolerance);
             assert!(differ.is_empty(), "{differ:#?}");
@@ -153,14 +154,14 @@ fn a_confined_build_finds_names_and_asks_for_tokens() {
             .unwrap();
         let mut build = build(&dir.path().join("volume"), &format!("{host}/team/app:1"));
         build.arg("--secrets").arg(dir.path().join("secrets")).args(["--pull-secret", "team:pull"]);
-        // A helper of this user's that is not there gives no credential.
+        // A credential helper that does not exist gives no credential.
         fs::write(dir.path().join("config.json"), r#"{"credsStore":"none"}"#).unwrap();
         succeed(build.env("DOCKER_CONFIG", dir.path()));
         assert!(registry.tokens_issued() > 0);
     });
 }
 
-/// A layer that takes seconds at the rate that [`slow`] asks for.
+/// Returns an image whose layer takes seconds at the rate that [`slow`] sets.
 fn large() -> Image {
     let layer = Layer::from(LayerBuilder::new().file("large", random(1, 8 << 20)).gzip());
     Image::builder(Format::Oci).layer(layer).build()
@@ -192,14 +193,14 @@ fn a_running_builder_has_few_rights() {
             let score: i32 = fs::read_to_string(proc.join("oom_score_adj")).unwrap().trim().parse().unwrap();
             assert!(score >= 500, "{score}");
             if field(&of(&proc), "Seccomp:") == "0" {
-                // It waits outside of the namespace for the one that works.
+                // The parent waits outside of the namespace for the worker.
                 assert_eq!(rights(&of(&proc), "CapPrm:"), 0);
                 continue;
             }
             let kept = rights(&of(&proc), "CapEff:");
             *if kept == 0 { &mut fetchers } else { &mut extractors } += 1;
             assert_eq!((kept & !KEPT, kept & 0x8800_001b), (0, if kept == 0 { 0 } else { 0x8800_001b }));
-            // Every thread, for each has its own.
+            // Check every thread, because rights are per thread.
             let mut threads = 0;
             for thread in fs::read_dir(proc.join("task")).unwrap() {
                 let thread = thread.unwrap().path();
@@ -218,17 +219,17 @@ fn a_running_builder_has_few_rights() {
                 // proc_pid_stat(5): nice is the 19th field, the 17th after the name.
                 let stat = fs::read_to_string(thread.join("stat")).unwrap();
                 let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
-                // The lowest there is: a test that is nice itself cannot be nicer.
+                // The maximum, because a niceness of the test itself could not be lowered.
                 assert_eq!(nice, "19", "{stat}");
                 threads += 1;
             }
-            assert!(threads > 1, "the runtime has threads");
+            assert!(threads > 1, "expected more than one thread");
         }
         assert_eq!((fetchers, extractors), (1, 1));
     });
 }
 
-/// A field of proc_pid_status(5).
+/// Returns a field of proc_pid_status(5).
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
     status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim()
 }
@@ -243,7 +244,7 @@ fn a_builder_ends_with_its_parent() {
         let served = Served::new([large()]);
         let volume = served.volume();
         let build = served.build(&volume, 256 << 20);
-        // A shell between us and the builder; it tells the builder's process ID and waits.
+        // A shell between the test and the builder. It prints the builder's process ID and waits.
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", "\"$@\" >/dev/null 2>&1 & echo $!; wait", "sh"]).arg(build.get_program());
         shell.args(build.get_args()).args(SLOW).env("LARDER_REGISTRY__RETRIES", "1");
@@ -255,14 +256,14 @@ fn a_builder_ends_with_its_parent() {
         let mut said = String::new();
         out.read_to_string(&mut said).unwrap();
         let stat = Path::new("/proc").join(said.trim()).join("stat");
-        // An orphan that has ended may stay as a zombie until its new parent looks.
+        // An orphan that has ended can stay a zombie until its new parent reaps it.
         let gone = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
         let deadline = Instant::now() + Duration::from_secs(10);
         while !gone() {
-            assert!(Instant::now() < deadline, "the builder outlives its parent");
+            assert!(Instant::now() < deadline, "the builder outlived its parent");
             sleep(Duration::from_millis(5));
         }
-        assert!(!volume.join("cache.json").exists(), "it was killed, not done");
+        assert!(!volume.join("cache.json").exists(), "the builder finished before the kill");
     });
 }
 
@@ -287,7 +288,7 @@ fn a_parent_that_is_gone_already_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let volume = dir.path().join("volume");
     let mut build = build(&volume, "localhost:1/a:1");
-    // Nobody's process ID is 2^32 - 1.
+    // No process has the ID 2^32 - 1.
     let said = exits(130, build.arg("--die-with-parent=4294967295"));
     assert!(said.contains("has ended"), "{said}");
     assert!(!volume.exists());

@@ -1,4 +1,5 @@
-//! The harness itself, without larder: where one of these fails, the machine is at fault and not the builder.
+//! Tests of the harness itself, without larder: a failure here is a problem of the machine, not of the
+//! builder.
 
 use std::fs;
 use std::process::Command;
@@ -40,7 +41,7 @@ fn podman_and_skopeo_read_an_additional_store() {
 }
 
 #[case]
-fn registries_ask_who_is_there() {
+fn registries_require_authentication() {
     let programs = ["htpasswd", "openssl", "skopeo", "busybox"].map(Need::Program);
     isolated(&[&[REGISTRY], &programs[..]].concat(), || {
         for registry in [Registry::with_password(), Registry::with_tokens(Duration::from_secs(300))] {

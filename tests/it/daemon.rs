@@ -1,4 +1,4 @@
-//! `larder serve` as a process: it starts, refuses to start, stops, dies, and goes on where it was.
+//! `larder serve` as a process: it starts, refuses to start, stops, is killed, and resumes its work.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -21,7 +21,7 @@ const NEEDS: &[Need] = &[Need::Program("docker-registry")];
 const A: Tenant = Tenant("team-a");
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Several layers, so that a build has many points at which it can be cut off.
+/// Returns an image with several layers, so that a build has many points at which it can be interrupted.
 fn image() -> Image {
     let layer =
         |seed: u64| Layer::from(LayerBuilder::new().file(format!("f{seed}"), random(seed, 6 << 20)).gzip());
@@ -42,7 +42,7 @@ fn a_second_daemon_on_the_same_state_ends_at_once() {
 }
 
 #[case]
-fn tcp_for_nobody_is_refused() {
+fn tcp_without_tenants_is_refused() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         configure(dir.path(), Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), &[], "");
@@ -83,20 +83,20 @@ fn records_outlive_a_stop_and_a_kill() {
 }
 
 #[case]
-fn a_daemon_killed_while_it_builds_goes_on() {
+fn a_daemon_killed_while_it_builds_resumes() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let image = registry.push(&image(), "team/app", "1");
         let mut daemon = Daemon::start(&[A], ROOMY);
         for (number, pause) in [0, 20, 60, 150, 300, 600].into_iter().enumerate() {
             let id = daemon.order(A, &format!("web-{number}"), std::slice::from_ref(&image));
-            // Not a wait for anything: the point at which the blow falls.
+            // This chooses the moment of the kill, and waits for nothing.
             std::thread::sleep(Duration::from_millis(pause));
             daemon.kill();
             daemon.restart();
             daemon.settle(A, &id, "Available", LIMIT);
         }
-        assert!(daemon.children().is_empty(), "a builder outlived its work\n{}", daemon.log());
+        assert!(daemon.children().is_empty(), "a builder is left\n{}", daemon.log());
     });
 }
 
@@ -114,10 +114,10 @@ fn a_killed_builder_is_started_again() {
                 if let Some(child) = daemon.children().first() {
                     break *child;
                 }
-                assert!(Instant::now() < deadline, "no builder is started\n{}", daemon.log());
+                assert!(Instant::now() < deadline, "no builder was started\n{}", daemon.log());
             };
             std::thread::sleep(Duration::from_millis(number * 40));
-            // One that has ended by now was faster than the blow.
+            // A child that has ended by now was faster than the signal.
             killed += usize::from(kill(Pid::from_raw(child), Signal::SIGKILL).is_ok());
             daemon.settle(A, &id, "Available", LIMIT);
         }
@@ -126,7 +126,7 @@ fn a_killed_builder_is_started_again() {
 }
 
 #[case]
-fn a_daemon_killed_while_it_refreshes_goes_on() {
+fn a_daemon_killed_while_it_refreshes_resumes() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let reference = registry.push(&image(), "team/app", "1");
@@ -142,7 +142,7 @@ fn a_daemon_killed_while_it_refreshes_goes_on() {
             std::thread::sleep(Duration::from_millis(pause));
             daemon.kill();
             daemon.restart();
-            // What was there is served until the new one has taken its place.
+            // The old cache is served until the new one has replaced it.
             let details = || daemon.ask(A, "GET", &format!("/larder/v1/caches/{id}"), None).expect(200);
             let deadline = Instant::now() + LIMIT;
             let manifest = json!(changed.manifest.digest.to_string());
@@ -162,7 +162,7 @@ fn a_daemon_killed_while_it_refreshes_goes_on() {
         while fs::read_dir(&volumes).unwrap().count() > 1
             || fs::read_dir(daemon.state().join("trash")).unwrap().count() > 0
         {
-            assert!(Instant::now() < deadline, "old volumes stay\n{}", daemon.log());
+            assert!(Instant::now() < deadline, "old volumes are left\n{}", daemon.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         let volume = fs::read_dir(&volumes).unwrap().next().unwrap().unwrap().path();
@@ -171,7 +171,7 @@ fn a_daemon_killed_while_it_refreshes_goes_on() {
 }
 
 #[case]
-fn a_damaged_database_is_told_and_nothing_is_made_anew() {
+fn a_damaged_database_is_reported_and_not_replaced() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let image = registry.push(&image(), "team/app", "1");
@@ -200,7 +200,7 @@ fn a_damaged_database_is_told_and_nothing_is_made_anew() {
         fs::remove_file(&database).unwrap();
         let said = exits(65, &mut serve(daemon.config().parent().unwrap()));
         assert!(said.contains("volumes of tenants exist") && !database.exists(), "{said}");
-        // With the backup back in its place all is as it was.
+        // With the backup restored, everything works as before.
         fs::write(&database, &whole).unwrap();
         daemon.restart();
         let cache = daemon.ask(A, "GET", &format!("/v5/imagecaches/{id}"), None).expect(200);
@@ -208,7 +208,7 @@ fn a_damaged_database_is_told_and_nothing_is_made_anew() {
     });
 }
 
-/// What a daemon holds: descriptors, control groups of builders, their secrets, and children.
+/// Returns the resources of a daemon: descriptors, control groups of builders, their secrets, and children.
 fn held(daemon: &Daemon) -> (usize, Vec<String>, usize, usize) {
     let groups = ["memory", "cpu", "pids"].map(|controller| format!("/sys/fs/cgroup/{controller}"));
     let own = format!("larder-{}.", daemon.pid());
@@ -222,7 +222,7 @@ fn held(daemon: &Daemon) -> (usize, Vec<String>, usize, usize) {
 }
 
 #[case]
-fn nothing_is_left_of_what_is_over() {
+fn ended_builds_leave_no_resources() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let image = registry.push(&image(), "team/app", "1");
@@ -239,7 +239,7 @@ fn nothing_is_left_of_what_is_over() {
             let status =
                 daemon.ask(A, "POST", &format!("/larder/v1/caches/{cancelled}/cancel"), None).0.status;
             assert!([202, 409].contains(&status), "{status}");
-            // Whoever asks for a plan hangs up, and its process goes with them.
+            // If the client of a plan disconnects, its process is killed.
             let plan =
                 json!({"name": "x", "images": images, "building_config": {"cluster": "here"}}).to_string();
             for _ in 0..3 {
@@ -272,7 +272,7 @@ fn nothing_is_left_of_what_is_over() {
         round(0);
         let first = round(1);
         let last = (2..7).map(round).min().unwrap();
-        assert!(last <= first + 2, "{first} descriptors became {last}");
+        assert!(last <= first + 2, "the number of descriptors grew from {first} to {last}");
         let state = daemon.state();
         assert_eq!(fs::read_dir(state.join("tenants/team-a/volumes")).unwrap().count(), 0);
         let deadline = Instant::now() + LIMIT;
@@ -280,7 +280,7 @@ fn nothing_is_left_of_what_is_over() {
             .iter()
             .any(|dir| fs::read_dir(state.join(dir)).unwrap().count() > 0)
         {
-            assert!(Instant::now() < deadline, "something stays\n{}", daemon.log());
+            assert!(Instant::now() < deadline, "resources are left\n{}", daemon.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     });
@@ -312,11 +312,11 @@ fn a_slow_client_is_cut_while_others_are_served() {
         while !slow.is_empty() {
             assert!(
                 Instant::now() < deadline,
-                "{} slow clients are still there\n{}",
+                "{} slow clients are still connected\n{}",
                 slow.len(),
                 daemon.log()
             );
-            // A byte now and then, which a time-out that starts anew with each would take for progress.
+            // Send a byte now and then. A timeout that restarts with each byte would count this as progress.
             slow.retain_mut(|stream| stream.write_all(b"x").is_ok() && !has_ended(stream));
             let answer = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
             assert_eq!(answer, json!({"image_caches": []}));
@@ -325,7 +325,7 @@ fn a_slow_client_is_cut_while_others_are_served() {
     });
 }
 
-/// Whether the other side has closed the connection.
+/// Reports whether the other side has closed the connection.
 fn has_ended(stream: &mut TcpStream) -> bool {
     let mut buffer = [0; 4096];
     loop {
@@ -343,7 +343,8 @@ fn connections_are_bounded() {
         let more = "api.max_connections = 8\napi.header_timeout_seconds = 2\n";
         let daemon = Daemon::start(&[A], &format!("{ROOMY}{more}"));
         let idle: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(daemon.address()).unwrap()).collect();
-        // Those beyond wait until the first are cut, so everybody is served in the end.
+        // Connections beyond the limit wait until the first ones are closed, so every client is served
+        // eventually.
         let answer = send(daemon.address(), "GET", "/healthz", &[], &[]).unwrap();
         assert_eq!(answer.status, 200);
         drop(idle);

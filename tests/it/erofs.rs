@@ -1,4 +1,4 @@
-//! Images of the EROFS writer against the kernel and Debian's fsck.erofs.
+//! Images of the EROFS writer, checked with the kernel and Debian's fsck.erofs.
 
 pub(crate) mod found;
 mod model;
@@ -47,29 +47,29 @@ fn named_writer(dir: &TempDir, name: &str) -> Writer<'static> {
     Writer::new(image, &Dir::open(dir.path()).unwrap(), &Uncounted, options).unwrap()
 }
 
-/// Finishes the image, lets fsck.erofs judge it, and compares what the kernel shows of it with the model.
+/// Finishes the image, checks it with fsck.erofs, and compares the kernel's view of it with the model.
 fn check(dir: &TempDir, model: Model<'_>) -> Summary {
     let (expected, writer) = model.finish();
     let summary = writer.finish().unwrap();
     let image = dir.path().join("image");
     assert_eq!(fs::metadata(&image).unwrap().len(), summary.size);
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something is left beside the image");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left next to the image");
     assert_eq!(fsck(&image), "");
     let lines = differences(&expected, &reader::scan(File::open(&image).unwrap(), usize::MAX).unwrap());
-    assert!(lines.is_empty(), "our own reader: {}", lines.join("\n"));
+    assert!(lines.is_empty(), "Larder's own reader: {}", lines.join("\n"));
     mounted(&image, |root| {
         let lines = differences(&expected, &scan(root));
         assert!(lines.is_empty(), "{}", lines.join("\n"));
         copy(dir, root, "copy");
     });
-    // The image of the mounted tree shows the same, and so does the image of that, byte by byte.
+    // An image of the mounted tree shows the same, and an image of that is identical byte by byte.
     mounted(&dir.path().join("copy"), |root| {
         let lines = differences(&expected, &scan(root));
         assert!(lines.is_empty(), "{}", lines.join("\n"));
         copy(dir, root, "again");
     });
     let [copy, again] = ["copy", "again"].map(|name| fs::read(dir.path().join(name)).unwrap());
-    assert!(copy == again, "{} bytes are not {}", copy.len(), again.len());
+    assert!(copy == again, "the copies differ: {} and {} bytes", copy.len(), again.len());
     summary
 }
 
@@ -81,7 +81,7 @@ impl TreeObserver for Unwatched {
     }
 }
 
-/// Writes the image of the tree at `root`.
+/// Writes an image of the tree at `root`.
 fn copy(dir: &TempDir, root: &Path, name: &str) {
     let mut writer = named_writer(dir, name);
     writer.tree(Dir::open(root).unwrap(), &mut Unwatched).unwrap();
@@ -89,7 +89,8 @@ fn copy(dir: &TempDir, root: &Path, name: &str) {
     assert_eq!(fsck(&dir.path().join(name)), "");
 }
 
-/// What fsck.erofs finds wrong. Its exit code alone is no witness: that of 1.5 is 0 for a bad checksum.
+/// Returns the errors that fsck.erofs finds. The exit code alone is not reliable: version 1.5 returns 0 for a
+/// bad checksum.
 pub(crate) fn fsck(image: &Path) -> String {
     let output = Command::new("fsck.erofs").arg(image).output().unwrap();
     let [out, errors] =
@@ -138,7 +139,7 @@ fn names_in_the_order_of_their_bytes() {
     });
 }
 
-/// What lies where in a file: the start of each run of data, and its end.
+/// Returns the start and the end of each run of data in a file.
 fn data(file: &File) -> Vec<(i64, i64)> {
     let (mut runs, mut at) = (Vec::new(), 0);
     while let Ok(start) = lseek(file, at, Whence::SeekData) {
@@ -232,7 +233,7 @@ fn a_damaged_superblock_is_refused() {
         let path = dir.path().join("image");
         assert_eq!(fsck(&path), "");
         let image = File::options().read(true).write(true).open(&path).unwrap();
-        // Anywhere behind it, up to the end of the first block: the root inode lies there.
+        // Any offset after it, up to the end of the first block, which contains the root inode.
         for at in [1024 + 64, 1024 + 127, 1160, 4095] {
             let mut byte = [0];
             image.read_exact_at(&mut byte, at).unwrap();
@@ -245,12 +246,12 @@ fn a_damaged_superblock_is_refused() {
     });
 }
 
-/// Leaves names out, and stops after some bytes.
-struct Picky {
+/// A source that omits names, and stops after some bytes.
+struct PartialSource {
     left: u64,
 }
 
-impl TreeObserver for Picky {
+impl TreeObserver for PartialSource {
     fn is_skipped(&self, path: &[u8]) -> bool {
         path == b"d/out" || path == b"directory-out"
     }
@@ -277,7 +278,7 @@ fn the_image_of_a_directory() {
         fs::write(at("directory-out/below/file"), "left out").unwrap();
         fs::write(at("d/file"), "content").unwrap();
         fs::hard_link(at("d/file"), at("a second name")).unwrap();
-        // One of its names is not in the image.
+        // One of its names is outside the image.
         fs::hard_link(at("d/file"), at("directory-out/third")).unwrap();
         let holes = File::create(at("holes")).unwrap();
         holes.set_len(8 << 30).unwrap();
@@ -287,7 +288,7 @@ fn the_image_of_a_directory() {
 
         let summary = {
             let mut writer = writer(&dir);
-            writer.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 1 << 20 }).unwrap();
+            writer.tree(Dir::open(top.path()).unwrap(), &mut PartialSource { left: 1 << 20 }).unwrap();
             writer.finish().unwrap()
         };
         assert!(summary.size < 1 << 20, "{summary:?}");
@@ -303,7 +304,7 @@ fn the_image_of_a_directory() {
         });
 
         let mut stopped = named_writer(&dir, "stopped");
-        let result = stopped.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 10 });
+        let result = stopped.tree(Dir::open(top.path()).unwrap(), &mut PartialSource { left: 10 });
         assert!(matches!(result, Err(TreeError::Stopped)));
     });
 }
@@ -325,7 +326,7 @@ fn a_damaged_image_ends_the_reading_and_nothing_else() {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(600);
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let blocks = bytes.len() / 4096;
-    // Most of the metadata lies in the last third.
+    // Most of the metadata is in the last third.
     let place = prop_oneof![(0..blocks), (blocks * 2 / 3..blocks)];
     let damage = prop::collection::vec((place, 0..4096usize, any::<u8>()), 1..20);
     let (refused, read) = (Cell::new(0), Cell::new(0));
@@ -334,7 +335,7 @@ fn a_damaged_image_ends_the_reading_and_nothing_else() {
         for (block, offset, byte) in damage {
             bytes[block * 4096 + offset] = byte;
         }
-        // The checksum would hide the root.
+        // Without a correct checksum, the reader would stop before it reaches the root.
         let sum = crc(&bytes[1024..4096]);
         bytes[1028..1032].copy_from_slice(&sum);
         damaged.write_all_at(&bytes, 0).unwrap();
@@ -348,11 +349,11 @@ fn a_damaged_image_ends_the_reading_and_nothing_else() {
     assert!(refused.get() > 0 && read.get() > 0, "{refused:?} {read:?}");
 }
 
-/// The checksum of a superblock, by a table of its own making.
+/// Returns the checksum of a superblock, with an independent table.
 fn crc(block: &[u8]) -> [u8; 4] {
     let mut crc = u32::MAX;
     for (at, byte) in block.iter().enumerate() {
-        // The checksum itself counts as zeros.
+        // The checksum field itself counts as zeros.
         crc ^= if (4..8).contains(&at) { 0 } else { u32::from(*byte) };
         for _ in 0..8 {
             crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
@@ -365,9 +366,9 @@ fn crc(block: &[u8]) -> [u8; 4] {
 fn both_forms_of_a_layer_agree() {
     isolated(&[FSCK, Need::Erofs], || {
         let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
-        // Of this thread alone, whose file system context is its own.
+        // For this thread alone, which has its own file system context.
         process::clear_umask();
-        // What chance once found.
+        // A case that a random run once found.
         let found = [sink::Piece::Attribute(10), sink::Piece::Symlink("a".into(), "a".into())];
         sink::check(&sink::tar(&found), 0);
         let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });

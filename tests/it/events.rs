@@ -1,4 +1,4 @@
-//! Who watches an image cache: what is told while it happens, to a program, to a person, and across a restart.
+//! Event streams of an image cache: for programs, for people, and across a restart.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use crate::harness::{Need, isolated, larder};
 
 const A: Tenant = Tenant("team-a");
 const LIMIT: Duration = Duration::from_secs(60);
-/// A registry that says nothing is asked again soon, and often enough for a test.
+/// Settings that retry a stalled registry soon, and often enough for a test.
 const PATIENT: &str = "\
 caches.capacity = '1TiB'
 registry.stall_timeout_seconds = 2
@@ -23,14 +23,15 @@ registry.retries = 20
 registry.backoff_max_seconds = 1
 ";
 
-/// A registry in which the one layer of `team/app:1` stops half way until it is healed, and the order for it.
-struct Half {
+/// A registry in which the only layer of `team/app:1` stalls half way until it is healed, and the order for
+/// it.
+struct StalledBuild {
     registry: Registry,
     daemon: Daemon,
     id: String,
 }
 
-impl Half {
+impl StalledBuild {
     fn new() -> Self {
         let mut registry = Registry::spawn();
         let layer = Layer::from(LayerBuilder::new().file("f", random(1, 4 << 20)).gzip());
@@ -41,10 +42,10 @@ impl Half {
         registry.fault(Fault::StallAt { digest: blob.digest.clone(), offsets: stalled });
         let daemon = Daemon::start(&[A], PATIENT);
         let id = daemon.order(A, "web", &[format!("{}/team/app:1", registry.host())]);
-        Half { registry, daemon, id }
+        StalledBuild { registry, daemon, id }
     }
 
-    /// `larder cache` with the token of the tenant.
+    /// Returns `larder cache` with the token of the tenant.
     fn cache(&self, arguments: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("exec {:?} cache {arguments}", larder().get_program())]);
@@ -67,12 +68,12 @@ struct Stream {
 }
 
 impl Stream {
-    /// Reads until `end` was told; none is the end of the stream.
+    /// Reads events up to the event `end`; `None` reads to the end of the stream.
     fn until(&mut self, end: Option<&str>) -> &str {
         let deadline = Instant::now() + LIMIT;
         let mut buffer = [0; 4096];
         while !end.is_some_and(|end| self.told.contains(end)) {
-            assert!(Instant::now() < deadline, "{end:?} was not told: {}", self.told);
+            assert!(Instant::now() < deadline, "no event {end:?}: {}", self.told);
             match self.stream.read(&mut buffer) {
                 Ok(0) if end.is_none() => break,
                 Ok(0) => panic!("the stream ended before {end:?}: {}", self.told),
@@ -84,7 +85,7 @@ impl Stream {
     }
 }
 
-/// What a command has printed when it ends by itself.
+/// Waits until a command ends by itself, and returns its output.
 fn ends(child: Child) -> (bool, String) {
     let output = child.wait_with_output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -96,9 +97,9 @@ fn piped(command: &mut Command) -> Child {
 }
 
 #[case]
-fn progress_is_told_while_it_happens() {
+fn progress_is_reported_during_a_build() {
     isolated(&[], || {
-        let half = Half::new();
+        let half = StalledBuild::new();
         let mut stream = half.watch("");
         let told = stream.until(Some("\"event\":\"layer_progress\""));
         assert!(told.contains("event: build\n") && told.contains("id: 1\n"), "{told}");
@@ -108,7 +109,7 @@ fn progress_is_told_while_it_happens() {
         let told = stream.until(None);
         assert!(told.contains("\"event\":\"layer_committed\""), "{told}");
         assert!(told.contains("\"status\":\"Available\""), "{told}");
-        // Who comes back gets what is missing and the end.
+        // A client that reconnects receives the missed events and the last one.
         let mut again = half.watch("Last-Event-ID: 2\r\n");
         let told = again.until(None);
         assert!(!told.contains("\"sequence\":2,") && told.contains("\"sequence\":3,"), "{told}");
@@ -116,11 +117,11 @@ fn progress_is_told_while_it_happens() {
 }
 
 #[case]
-fn a_person_sees_bars_also_of_what_began_before() {
+fn progress_bars_include_layers_begun_before() {
     isolated(&[Need::Program("script")], || {
-        let half = Half::new();
+        let half = StalledBuild::new();
         half.watch("").until(Some("\"event\":\"layer_progress\""));
-        // A terminal of its own, for a command that finds half of the layer there.
+        // A second client, whose wait starts when half of the layer is there.
         let wait = half.cache("wait web");
         let mut terminal = Command::new("script");
         terminal.args(["--quiet", "--return", "--flush", "--command"]);
@@ -138,7 +139,7 @@ fn a_person_sees_bars_also_of_what_began_before() {
         while !half_way(&printed) {
             assert!(Instant::now() < deadline, "no bar at half: {:.2000?}", printed);
             let read = terminal.read(&mut buffer).unwrap();
-            assert!(read > 0, "it ended: {printed:?}");
+            assert!(read > 0, "the command ended: {printed:?}");
             printed.push_str(&String::from_utf8_lossy(&buffer[..read]));
         }
         half.registry.heal();
@@ -149,13 +150,13 @@ fn a_person_sees_bars_also_of_what_began_before() {
 }
 
 #[case]
-fn who_waits_and_who_watches_outlast_a_restart() {
+fn waits_and_watches_survive_a_restart() {
     isolated(&[], || {
-        let mut half = Half::new();
+        let mut half = StalledBuild::new();
         let commands = ["wait web", "events web", "events web --json"];
         half.watch("").until(Some("\"event\":\"layer_progress\""));
         let waiting = commands.map(|arguments| piped(&mut half.cache(arguments)));
-        // Until each of them has been answered: a daemon that never answered is not waited for.
+        // Until each client has received a response: the test must not hang on a daemon that never answers.
         let deadline = Instant::now() + LIMIT;
         let followed = "route=\"/larder/v1/caches/{id}/events\" status=200";
         while half.daemon.log().matches(followed).count() < 1 + commands.len() {
@@ -169,7 +170,8 @@ fn who_waits_and_who_watches_outlast_a_restart() {
             let (good, printed) = ends(child);
             assert!(good && printed.contains("Available"), "{arguments}: {printed}");
             if arguments != "wait web" {
-                // A stop is no attempt that failed: the one that continues has the same number, and is noted once.
+                // An attempt that a stop interrupted does not count as failed: its continuation has the same
+                // number, and is reported once.
                 let told =
                     ["ordered", "attempt 1 began", "sealed: "].map(|text| printed.matches(text).count());
                 assert_eq!(told, [1, 1, 1], "{printed}");

@@ -1,4 +1,4 @@
-//! `larder export` and `larder import`: there and back, and into the tools that take archives.
+//! `larder export` and `larder import`: round trips, and imports by the tools that read archives.
 
 mod atomic;
 mod consumers;
@@ -19,7 +19,7 @@ use crate::harness::layers::{Member, Packing, layer};
 use crate::harness::served::{Served, cache};
 use crate::harness::{Need, exits, isolated, larder, skopeo, succeed};
 
-/// Every kind of archive, and how its layers are compressed.
+/// Every archive format, and how its layers are compressed.
 const ARCHIVES: [(&str, &str); 4] =
     [("oci-archive", "none"), ("oci-archive", "gzip"), ("oci-archive", "zstd"), ("docker-archive", "")];
 
@@ -27,7 +27,7 @@ const SCRIPT: &str = "cat /etc/greeting; /usr/bin/tool; stat -c %a:%h /usr/bin/t
                       test -e /etc/group || echo no group";
 const PRINTED: &str = "hello from the cache\n0\n4755:2\n1000:1001\nno group\n";
 
-/// A sealed volume of two images that share a base: one with every kind of change, one with a label.
+/// Builds a sealed volume of two images that share a base: one with every kind of change, one with a label.
 fn sealed() -> (Served, PathBuf) {
     let plain = Image::builder(Format::Docker).layer(image::busybox().unwrap()).label("n", "2").build();
     let served = Served::new([three_layers(Packing::Gzip), plain]);
@@ -51,7 +51,8 @@ fn import(archive: &Path, volume: &Path) -> Command {
     larder
 }
 
-/// What must be the same wherever an image went: its name, its ID, and with that its diff IDs.
+/// Returns the properties that every copy of an image must preserve: its name and its ID, which covers its
+/// diff IDs.
 fn identities(volume: &Path) -> Vec<(String, String)> {
     let images = cache(volume).content.images;
     images.into_iter().map(|image| (image.name, image.config.to_string())).collect()
@@ -71,7 +72,7 @@ fn every_archive_comes_back() {
             assert_eq!(identities(&back), identities(&volume), "{format} {compression}");
             let found = cache(&back).content.layers.into_iter().map(|layer| layer.chain_id);
             assert_eq!(found.collect::<Vec<_>>(), layers, "{format} {compression}");
-            // What came by these tools goes the same way again, byte for byte, manifests and all.
+            // Content from these tools is exported again byte for byte, including the manifests.
             if format == "oci-archive" {
                 let again = served.beside(&format!("{format}-{compression}-again"));
                 succeed(&mut export(&back, &again, format, compression));
@@ -124,7 +125,7 @@ fn some_of_the_images() {
 }
 
 #[case]
-fn what_cannot_be_is_refused_with_a_remedy() {
+fn an_impossible_export_is_refused_with_a_hint() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
         let out = served.beside("out");
@@ -143,9 +144,9 @@ fn what_cannot_be_is_refused_with_a_remedy() {
     });
 }
 
-/// A reference by digest is the manifest's of the registry; in the archive the manifest is another one.
+/// A reference by digest names the manifest of the registry, but the archive has another manifest.
 #[case]
-fn a_name_by_digest_tells_the_truth() {
+fn the_reference_by_digest_is_that_of_the_archive() {
     isolated(&[Need::Program("skopeo")], || {
         let image =
             Image::builder(Format::Oci).layer(layer(&[Member::file("a", "b")], Packing::Gzip)).build();

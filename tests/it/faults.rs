@@ -1,4 +1,4 @@
-//! The real binary against a registry that misbehaves on purpose: what each fault becomes, and what it says.
+//! The real binary with a registry that injects faults: the exit code and the message of each fault.
 
 use std::path::Path;
 use std::process::Command;
@@ -146,7 +146,7 @@ fn faults_that_fail_the_build_by_class() {
             assert!(said.contains(words) && said.contains("team/app:1"), "{fault:?}: {said}");
             let staging = bench.volume().join(".larder/staging");
             assert!(!staging.exists() || staging.read_dir().unwrap().next().is_none(), "{fault:?}");
-            // Healed, the same command ends well.
+            // After the fault is removed, the same command succeeds.
             bench.registry.heal();
             succeed(&mut bench.build());
         }
@@ -161,7 +161,11 @@ fn all_images_that_fail_are_named() {
         let (gone, other) = (format!("{host}/team/gone:1"), format!("{host}/team/app:9"));
         let said = exits(64, &mut build(&bench.volume(), &[&bench.reference(), &gone, &other]));
         assert!(said.contains(&gone) && said.contains(&other), "{said}");
-        assert_eq!(bench.registry.requests("/blobs/"), 1, "only the config of the image that is there");
+        assert_eq!(
+            bench.registry.requests("/blobs/"),
+            1,
+            "only the config of the existing image must be fetched"
+        );
     });
 }
 
@@ -188,7 +192,7 @@ fn credentials_stay_with_their_host() {
         let said = succeed(
             bench.build().arg("--docker-config").arg(bench.dir.path()).args(["--log-level", "trace"]),
         );
-        assert!(!storage.seen().is_empty(), "blobs come from the other host");
+        assert!(!storage.seen().is_empty(), "blobs must come from the other host");
         assert!(storage.seen().iter().all(|seen| seen.authorization.is_none()));
         assert!(!said.contains("p4ss"));
     });
@@ -216,7 +220,7 @@ fn manifests_that_share_a_config_and_a_diff_id_used_twice() {
         let other = Layer::from(LayerBuilder::new().dir("etc").gzip());
         let twice = [layer.clone(), other.clone(), layer.clone()];
         let bench = Bench::of(Image::builder(Format::Oci).layers(twice.clone()).build());
-        // The same config under a manifest of its own, whose layers are compressed otherwise.
+        // The same config under another manifest, whose layers are compressed differently.
         let layers: Vec<_> = [&again, &other, &again]
             .map(|layer| {
                 let media_type = Format::Oci.layer(layer.suffix);
@@ -240,7 +244,7 @@ fn manifests_that_share_a_config_and_a_diff_id_used_twice() {
         let served = bench.registry.served(&layer.digest) + bench.registry.served(&again.digest);
         assert!(
             served == layer.blob.len() as u64 || served == again.blob.len() as u64,
-            "fetched once: {served}"
+            "must be fetched once: {served}"
         );
         let images = std::fs::read_to_string(bench.volume().join("overlay-images/images.json")).unwrap();
         let images: serde_json::Value = serde_json::from_str(&images).unwrap();

@@ -1,4 +1,4 @@
-//! What strangers at the front door of the daemon can take from its tenants, and what its files may be.
+//! Unauthenticated clients cannot starve the tenants of the daemon, and its files must have safe modes.
 
 use std::fs::{self, Permissions};
 use std::io::{ErrorKind, Read, Write};
@@ -21,8 +21,8 @@ use crate::harness::{Need, exits, isolated};
 const A: Tenant = Tenant("team-a");
 const PROBE: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
 
-/// Keeps `many` connections, sends a probe over each one every second, and opens those that were closed again. Returns how
-/// many were closed.
+/// Keeps `many` connections open, sends a probe over each one every second, and reopens closed ones. Returns
+/// how many were closed.
 fn flood(address: SocketAddr, many: usize, stop: &AtomicBool) -> usize {
     let mut connections: Vec<Option<TcpStream>> = (0..many).map(|_| None).collect();
     let mut closed = 0;
@@ -41,7 +41,7 @@ fn flood(address: SocketAddr, many: usize, stop: &AtomicBool) -> usize {
     closed
 }
 
-/// Sends a probe; false if the connection was closed.
+/// Sends a probe. Returns false if the connection was closed.
 fn probe(stream: &mut TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     let mut buffer = [0; 4096];
@@ -53,7 +53,7 @@ fn probe(stream: &mut TcpStream) -> bool {
 }
 
 #[case]
-fn three_hundred_slow_connections_shut_nobody_out() {
+fn three_hundred_slow_connections_block_no_client() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A], ROOMY);
         let stop = AtomicBool::new(false);
@@ -112,7 +112,7 @@ fn a_request_is_http_by_the_letter() {
     });
 }
 
-/// The exit code and the message of a daemon whose file at `path` has this mode.
+/// Returns the exit code and the message of a daemon whose file at `path` has this mode.
 fn refused(dir: &Path, path: &Path, mode: u32) -> String {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     let told = exits(77, &mut serve(dir));

@@ -1,4 +1,4 @@
-//! What the tests stand on: registries, consumers and file systems of this machine, each gone when it is dropped.
+//! Test harness: registries, consumers and file systems of this machine. Each is removed when it is dropped.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -33,12 +33,12 @@ pub(crate) mod tree;
 
 pub(crate) use need::{Need, isolated};
 
-/// The `larder` under test.
+/// Returns a command that runs the `larder` under test.
 pub(crate) fn larder() -> Command {
     Command::new(env!("CARGO_BIN_EXE_larder"))
 }
 
-/// A shell's `script`, to which `$0` is a path and `$@` a command.
+/// Returns a command that runs a shell script. `$0` is `path`, and `$@` is `command`.
 pub(crate) fn in_shell(script: &str, path: &Path, command: &Command) -> Command {
     let mut shell = Command::new("bash");
     shell.arg("-c").arg(script).arg(path).arg(command.get_program()).args(command.get_args());
@@ -51,14 +51,14 @@ pub(crate) fn in_shell(script: &str, path: &Path, command: &Command) -> Command 
     shell
 }
 
-/// Runs a command to its end and panics with what it printed unless it succeeded.
+/// Runs a command to its end. Panics with its output if it failed.
 pub(crate) fn succeed(command: &mut Command) -> String {
     let output = run(command);
     assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs a command to its end and checks its exit code; returns both streams as one text.
+/// Runs a command to its end and checks its exit code. Returns both streams as one text.
 pub(crate) fn exits(code: i32, command: &mut Command) -> String {
     let output = run(command);
     let text = text(&output);
@@ -66,7 +66,7 @@ pub(crate) fn exits(code: i32, command: &mut Command) -> String {
     text
 }
 
-/// Runs a command that must end within `limit`, and answers how it did.
+/// Runs a command that must end within `limit`. Returns its output and exit status.
 pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Output {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -1,5 +1,6 @@
-//! The container image of `make image`, run by podman as pods run it: the builder by what its Job says, the daemon by what
-//! `config/kubernetes/deployment.yaml` says. The program in it is the one that all tests use, linked statically.
+//! The container image of `make image`, run by podman with the settings that pods use: the builder as its Job
+//! specifies, the daemon as `config/kubernetes/deployment.yaml` specifies. It contains the statically linked
+//! program that all tests use.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -29,7 +30,7 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 const NEEDS: &[Need] = &[Need::Static, Need::Program("podman"), Need::Program("docker-registry")];
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What Pod Security "baseline" lets a builder have.
+/// The capabilities that Pod Security "baseline" allows for a builder.
 const CAPABILITIES: &str = "CHOWN,DAC_OVERRIDE,FOWNER,FSETID,MKNOD,SETFCAP";
 
 /// Revision 2 with CAP_NET_BIND_SERVICE permitted and effective (linux/capability.h, vfs_cap_data).
@@ -43,7 +44,7 @@ struct Packaged {
 
 impl Packaged {
     fn new(more: &[&str]) -> Self {
-        // podman takes the path of a layout for a name, which has no capitals.
+        // podman treats the path of a layout as a name, which cannot contain capitals.
         let name = format!("larder-image-{}", uuid::Uuid::new_v4().simple());
         let dir = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
         succeed(package().arg(dir.path().join("image")).args(more));
@@ -54,7 +55,7 @@ impl Packaged {
         self.dir.path().join(name)
     }
 
-    /// A directory or file of this test as a mount.
+    /// Returns the option that mounts a directory or file of this test.
     fn mount(&self, name: &str, to: &str, options: &str) -> String {
         format!("--volume={}:{to}:{options}", self.at(name).display())
     }
@@ -74,7 +75,7 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
-/// Files of many kinds and owners: what takes each of the six capabilities.
+/// Returns an image whose files have many types and owners, and need each of the six capabilities.
 fn demanding() -> Image {
     let below = LayerBuilder::new().file("etc/x", random(1, 300_000)).owner(5, 6).mode(0o555).dir("emptied");
     let below = below.owner(7, 8).file("emptied/a", "a");
@@ -86,7 +87,7 @@ fn demanding() -> Image {
 }
 
 #[case]
-fn it_is_made_of_the_program_alone_and_is_the_same_again() {
+fn it_contains_only_the_program_and_is_reproducible() {
     isolated(NEEDS, || {
         let packaged = Packaged::new(&["--revision", "abc"]);
         succeed(package().arg(packaged.at("again")).args(["--revision", "abc"]));
@@ -117,7 +118,8 @@ fn it_builds_as_in_a_pod() {
         let packaged = Packaged::new(&[]);
         let registry = Registry::open();
         registry.push(&demanding(), "team/app", "1");
-        // A name that the search list of a pod completes: the C library in the program asks DNS without the machine's.
+        // A name that the search list of a pod completes. The C library in the program must query DNS without
+        // the machine's resolver.
         let (_, port) =
             registry.host().rsplit_once(':').map(|(host, port)| (host.to_owned(), port.to_owned())).unwrap();
         let names = NameServer::start(Ipv4Addr::new(127, 0, 0, 77), "registry.team.svc.larder.test");
@@ -154,7 +156,8 @@ fn it_builds_as_in_a_pod() {
         let sealed = cache(&packaged.at("cache"));
         assert_eq!(sealed.content.images.len(), 1);
 
-        // Without them it says what it lacks; and as whom the image names, with no right at all, it keeps what it can.
+        // Without the capabilities the builder names the missing one. As the user of the image, without any,
+        // EROFS images still work.
         let without = [options, mounts("nobody")].concat();
         let said = exits(77, &mut packaged.run(&without, &build));
         assert!(said.contains("CAP_") || said.contains("not permitted"), "{said}");
@@ -213,7 +216,7 @@ fn its_authorities_are_those_that_it_was_given() {
     });
 }
 
-/// Options of podman for what the Deployment says of its pod, but for what is mounted from files.
+/// Returns the podman options that correspond to the Deployment's pod, except mounts of files.
 fn of_deployment() -> (Vec<String>, Vec<String>) {
     let deployment: Deployment = serde_json::from_value(shipped("deployment.yaml").remove(0)).unwrap();
     let pod = deployment.spec.unwrap().template.spec.unwrap();
@@ -235,7 +238,7 @@ fn of_deployment() -> (Vec<String>, Vec<String>) {
     );
     for volume in pod.volumes.iter().flatten().filter(|volume| volume.empty_dir.is_some()) {
         let mount = container.volume_mounts.iter().flatten().find(|mount| mount.name == volume.name).unwrap();
-        // As a kubelet makes it (pkg/volume/emptydir), for fsGroup.
+        // The kubelet creates it this way (pkg/volume/emptydir), for fsGroup.
         options.push(format!("--tmpfs={}:mode=2777", mount.mount_path));
     }
     (options, container.args.clone().unwrap())
@@ -260,7 +263,7 @@ fn it_serves_as_in_the_deployment() {
         let port = free.local_addr().unwrap().port();
         drop(free);
 
-        // The shipped configuration, with what is an administrator's.
+        // The shipped configuration, with the settings of an administrator.
         let team = Tenant("team-a");
         let shipped =
             fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes/larder.toml"))
@@ -282,7 +285,7 @@ fn it_serves_as_in_the_deployment() {
             assert_eq!(text.matches(from).count(), 1, "{from}");
             text.replace(from, &to)
         });
-        // The registry of the test is on loopback, where no order of a tenant gets.
+        // The registry of the test is on loopback, which a tenant's order cannot reach by default.
         let config = config + "\n[registry]\nallow = ['127.0.0.0/8']\n";
         fs::write(packaged.at("etc/larder.toml"), config).unwrap();
         fs::write(packaged.at("etc/token"), world.fake().token(LARDER)).unwrap();
@@ -291,7 +294,7 @@ fn it_serves_as_in_the_deployment() {
         for name in ["tls/tls.crt", "etc/larder.toml", "etc/token", "etc/kubeconfig"] {
             fs::set_permissions(packaged.at(name), fs::Permissions::from_mode(0o644)).unwrap();
         }
-        // As the kubelet lays it out: `defaultMode` and `fsGroup` of the Deployment.
+        // With the modes and owners that the kubelet sets: `defaultMode` and `fsGroup` of the Deployment.
         chown(packaged.at("tls/tls.key"), None, Some(65532)).unwrap();
         fs::set_permissions(packaged.at("tls/tls.key"), fs::Permissions::from_mode(0o440)).unwrap();
 
@@ -324,10 +327,14 @@ fn it_serves_as_in_the_deployment() {
         let deadline = Instant::now() + LIMIT;
         while !ask("GET", "/readyz", "").output().unwrap().status.success() {
             let said = || fs::read_to_string(&log).unwrap();
-            assert!(!daemon.has_ended() && Instant::now() < deadline, "it does not serve:\n{}", said());
+            assert!(
+                !daemon.has_ended() && Instant::now() < deadline,
+                "the daemon did not start:\n{}",
+                said()
+            );
             sleep(Duration::from_millis(100));
         }
-        // A plan is a process of its own in the container; a build is a pod.
+        // A plan is a process in the container; a build is a pod.
         let image = &world.images()[0];
         let order =
             json!({"name": "api", "images": [image], "building_config": {"cluster": "here"}}).to_string();

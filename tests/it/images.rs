@@ -1,4 +1,5 @@
-//! Volumes whose layers are EROFS images: what is on them, that no bit of it can change unseen, and what building them takes.
+//! Volumes whose layers are EROFS images: their content, the detection of every changed bit, and interrupted
+//! builds.
 
 mod daemon;
 mod earlier;
@@ -24,7 +25,8 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 const SIZE: u64 = 64 << 20;
 const FSCK: Need = Need::Program("fsck.erofs");
 
-/// Two layers that depend on each other in every way, a third on top, and one that is in both images, on two others.
+/// Returns two images. Two layers depend on each other in every way, a third is on top, and one is in both
+/// images, with different parents.
 pub(crate) fn images() -> [Image; 2] {
     let base = LayerBuilder::new()
         .mtime(1_600_000_000)
@@ -64,14 +66,14 @@ pub(crate) fn images() -> [Image; 2] {
     ]
 }
 
-/// A build of the images of a registry into images.
+/// Returns a build of EROFS images from the images of a registry.
 pub(crate) fn build(served: &Served, volume: &Path) -> Command {
     let mut command = served.build(volume, SIZE);
     command.args(["--layer-format", "erofs"]);
     command
 }
 
-/// Every regular file below `root`, by its path from there.
+/// Returns every regular file below `root`, by its relative path.
 pub(crate) fn files(root: &Path) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
     let mut pending = vec![root.to_owned()];
@@ -90,7 +92,7 @@ fn contents(root: &Path) -> BTreeMap<String, Digest> {
     files(root).into_iter().map(|(name, path)| (name, Digest::sha256(&fs::read(path).unwrap()))).collect()
 }
 
-/// What `larder export` makes of a volume.
+/// Returns the bytes that `larder export` writes for a volume.
 fn exported(volume: &Path, to: &Path) -> Vec<u8> {
     succeed(larder().arg("export").arg(volume).arg(to).args(["--format", "oci-archive"]));
     fs::read(to).unwrap()
@@ -114,11 +116,11 @@ fn a_volume_of_images() {
             let fixup = volume.join(format!("erofs/chain/{}.erofs", layer.chain_id.hex()));
             assert_eq!(fs::metadata(fixup).ok().map(|facts| facts.len()), recorded.fixup_size);
         }
-        // Nothing is there twice, and nothing of a store of directories.
+        // Nothing exists twice, and there are no directories of an overlay store.
         let names: Vec<String> = files(&volume.join("erofs")).into_keys().collect();
         assert_eq!(names.iter().filter(|name| name.starts_with("sha256/")).count(), 5);
         assert_eq!(names.iter().filter(|name| name.starts_with("tar-split/")).count(), 5);
-        // What is in `etc` under the first image, and nothing of it under the second.
+        // The shared layer needs a fixup for `etc` in the first image, and none in the second.
         let fixups: Vec<bool> =
             layers.iter().map(|layer| layer.image.as_ref().unwrap().fixup_size.is_some()).collect();
         assert_eq!(fixups.iter().filter(|has| **has).count(), 2, "{layers:?}");
@@ -135,14 +137,14 @@ fn a_volume_of_images() {
         assert!(said.contains("inherited (2)\n    .\n    etc\n"), "{said}");
         succeed(larder().args(["inspect", "--extents"]).arg(&volume));
 
-        // In whatever order layers come, and with what was there already, the same bytes.
+        // The bytes are the same in whatever order layers arrive, and with leftovers of an earlier build.
         for (name, flags) in [("many", ["--concurrency", "8"]), ("again", ["--concurrency", "8"])] {
             let other = served.beside(name);
             succeed(build(&served, &other).args(flags));
             assert_eq!(contents(&volume.join("erofs")), contents(&other.join("erofs")));
             assert_eq!(cache(&other), cache(&volume));
         }
-        // The same archive as from directories, and back.
+        // The archive is the same as from directories, and can be imported again.
         let directories = served.beside("directories");
         succeed(&mut served.build(&directories, SIZE));
         let archive = served.beside("images.tar");
@@ -166,7 +168,7 @@ fn the_format_of_a_volume_that_was_begun_is_kept() {
         succeed(&mut served.build(&volume, SIZE));
         let said = exits(73, served.build(&volume, SIZE).args(["--layer-format", "overlay"]));
         assert!(said.contains("another job"), "{said}");
-        // The configuration is asked where nobody else says it.
+        // The configuration applies if neither the command line nor the volume decides.
         let configured = served.beside("configured");
         succeed(served.build(&configured, SIZE).env("LARDER_BUILD__LAYER_FORMAT", "erofs"));
         assert!(configured.join("erofs").exists());
@@ -180,7 +182,7 @@ fn the_format_of_a_volume_that_was_begun_is_kept() {
     });
 }
 
-/// Flips bits in every image of a sealed volume, one at a time: none is ever unseen.
+/// Flips bits in every image of a sealed volume, one at a time. Each flip must be detected.
 #[case]
 fn any_flipped_bit_is_found() {
     isolated(&[], || {
@@ -197,18 +199,18 @@ fn any_flipped_bit_is_found() {
             for n in 0..cases {
                 let place = random(n + sound.len() as u64, 8);
                 let place = u64::from_le_bytes(place.try_into().unwrap()) % (sound.len() as u64 * 8);
-                // The first bytes hold what is easiest to overlook.
+                // The first bytes contain the fields whose changes are easiest to miss.
                 let place = if n % 3 == 0 { place % (sound.len() as u64 * 8).min(1200 * 8) } else { place };
                 let mut changed = sound.clone();
                 changed[usize::try_from(place / 8).unwrap()] ^= 1 << (place % 8);
                 fs::write(&path, changed).unwrap();
-                // gzip has bits that mean nothing; what is read of the file proves itself.
+                // gzip has bits without meaning, and the decompressed content has its own checksum.
                 let may_pass = name.ends_with(".gz");
                 let output = larder().arg("verify").arg(&volume).output().unwrap();
                 let code = output.status.code();
                 assert!(code == Some(65) || may_pass && code == Some(0), "bit {place} of {name}: {output:?}");
             }
-            // Cut, and longer.
+            // Truncated and extended files.
             for size in [0, sound.len() as u64 / 2, sound.len() as u64 + 1] {
                 fs::write(&path, &sound).unwrap();
                 fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
@@ -227,7 +229,7 @@ fn any_flipped_bit_is_found() {
 }
 
 #[case]
-fn a_killed_build_goes_on_and_keeps_what_it_had() {
+fn a_killed_build_resumes_with_its_layers() {
     isolated(&[], || {
         let served = Served::new(images());
         let volume = served.volume();
@@ -241,7 +243,7 @@ fn a_killed_build_goes_on_and_keeps_what_it_had() {
             let mut running = Running::start(&mut build(&served, &volume));
             landed += u32::from(running.until(|| served.registry.served_total() > total * part / 8));
             running.kill();
-            // Left-overs of all kinds, which no line of the journal vouches for.
+            // Leftovers of all types, which no journal line lists.
             if volume.join("erofs/chain").exists() {
                 fs::create_dir_all(volume.join("erofs/sha256/zz")).unwrap();
                 fs::write(volume.join("erofs/sha256/zz/x.erofs"), "x").unwrap();
@@ -253,8 +255,8 @@ fn a_killed_build_goes_on_and_keeps_what_it_had() {
             succeed(larder().arg("verify").arg(&volume));
             assert_eq!(contents(&whole.join("erofs")), contents(&volume.join("erofs")), "part {part}");
         }
-        assert!(landed > 0, "every build ended before it could be killed");
-        // A layer that is there under one chain is not fetched for another.
+        assert!(landed > 0, "every build ended before the kill");
+        // A layer that is committed with one chain ID is not fetched again for another.
         let _ = fs::remove_dir_all(&volume);
         let last = served.images[1].layers[0].digest.clone();
         served.registry.fault(larder_testing::registry::Fault::StallAt { digest: last, offsets: vec![10] });

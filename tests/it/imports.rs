@@ -1,4 +1,4 @@
-//! Image caches of a daemon from archives that are sent to it, without a registry.
+//! Image caches of a daemon from uploaded archives, without a registry.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -22,30 +22,30 @@ use crate::harness::{Need, exits, isolated, larder, run_within, succeed};
 const A: Tenant = Tenant("team-a");
 const B: Tenant = Tenant("team-b");
 const LIMIT: Duration = Duration::from_secs(120);
-/// The query of an import as it has to be, with the names that [`Sent`] gives.
+/// The required query of an import, with the names that [`Upload`] uses.
 const QUERY: &str = "name=web&cluster=local&image=r.example.com/app-0:1";
 
-/// Archives of one image, made by `larder export`; the registry that it came from is gone.
-struct Sent {
+/// Archives of one image, created by `larder export`. Their registry is stopped.
+struct Upload {
     served: Served,
     config: Digest,
 }
 
-impl Sent {
+impl Upload {
     fn new(image: Image) -> Self {
         let config = image.config.digest.clone();
         let served = Served::new([image]);
         succeed(&mut served.build(&served.volume(), 512 << 20));
         served.registry.forget();
-        Sent { served, config }
+        Upload { served, config }
     }
 
-    /// Layers of 3 MiB that do not compress.
+    /// Creates archives of an image with layers of 3 MiB that do not compress.
     fn random(layers: u64) -> Self {
         let layer = |seed: u64| {
             Layer::from(LayerBuilder::new().file(format!("f{seed}"), random(seed, 3 << 20)).gzip())
         };
-        Sent::new(Image::builder(Format::Oci).layers((0..layers).map(layer)).build())
+        Upload::new(Image::builder(Format::Oci).layers((0..layers).map(layer)).build())
     }
 
     fn reference(&self) -> String {
@@ -65,17 +65,17 @@ impl Sent {
         fs::read(self.archive(format)).unwrap()
     }
 
-    /// The query that names it.
+    /// Returns the query that names the image.
     fn query(&self, name: &str) -> String {
         format!("name={name}&cluster=local&image={}", self.reference())
     }
 
-    fn nothing_was_asked(&self) {
+    fn assert_no_requests(&self) {
         assert_eq!(self.served.registry.seen().len(), 0, "{:?}", self.served.registry.seen());
     }
 }
 
-/// `larder cache import` as a tenant.
+/// Returns `larder cache import` as a tenant.
 fn import(daemon: &Daemon, tenant: Tenant, name: &str, source: &Path) -> Command {
     let mut command = larder();
     for variable in ["LARDER_ACCESS_KEY", "LARDER_SECRET_KEY", "LARDER_CA"] {
@@ -95,7 +95,7 @@ fn volume(daemon: &Daemon, tenant: Tenant, id: &str) -> PathBuf {
     daemon.state().join("tenants").join(tenant.0).join("volumes").join(format!("{id}.1"))
 }
 
-/// One import by hand.
+/// Sends one import request.
 fn post(daemon: &Daemon, tenant: Tenant, query: &str, more: &[(&str, &str)], body: &[u8]) -> Answer {
     let token = tenant.token();
     let mut headers = vec![("X-Auth-Token", token.as_str())];
@@ -107,7 +107,7 @@ fn post(daemon: &Daemon, tenant: Tenant, query: &str, more: &[(&str, &str)], bod
     Answer(send(daemon.address(), "POST", &path, &headers, body).unwrap())
 }
 
-/// The head of an import whose body is said to have `length` bytes.
+/// Sends the headers of an import whose body has the declared `length`.
 fn begin(daemon: &Daemon, query: &str, length: &str) -> TcpStream {
     let mut stream = TcpStream::connect(daemon.address()).unwrap();
     let head = format!(
@@ -130,7 +130,7 @@ fn files(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
 }
 
-/// Archives that the daemon holds open, with a name or without.
+/// Returns the number of archives that the daemon has open, including unlinked files.
 fn held(daemon: &Daemon) -> usize {
     let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
     let links = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
@@ -146,9 +146,9 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-/// Neither archive nor volume nor record.
+/// Checks that neither an archive nor a volume nor an additional record is left.
 fn nothing_is_left(daemon: &Daemon, records: usize) {
-    until(daemon, "something is left", || {
+    until(daemon, "a record or file is left", || {
         let volumes = daemon.state().join("tenants/team-a/volumes");
         files(&daemon.state().join("imports")) + files(&volumes) + files(&daemon.state().join("trash")) == 0
             && held(daemon) == 0
@@ -161,7 +161,7 @@ fn nothing_is_left(daemon: &Daemon, records: usize) {
 fn archives_become_caches_without_a_registry() {
     isolated(&["busybox", "podman"].map(Need::Program), || {
         let shell = Image::builder(Format::Oci).layer(busybox().unwrap()).build();
-        let sent = Sent::new(shell);
+        let sent = Upload::new(shell);
         let daemon = Daemon::start(&[A], ROOMY);
         let volume_of_mine = sent.served.volume();
         let sources =
@@ -186,13 +186,13 @@ fn archives_become_caches_without_a_registry() {
             assert!(events.contains("was received") && events.contains("sealed"), "{events}");
             let refused = daemon.ask(A, "POST", &format!("{path}/refresh"), None).expect(409);
             assert!(refused["errorMessage"].as_str().unwrap().contains("archive"), "{refused}");
-            // The layout is made of the same blobs as the archive of one.
+            // The layout consists of the same blobs as the archive of one image.
             let origin = &shown["details"]["layers"][0]["origin"];
             assert_eq!(origin, if name == "oci-layout" { "reused" } else { "fetched" }, "{name}");
             assert!(daemon.log().lines().all(|line| !line.contains("ustar")));
         }
-        sent.nothing_was_asked();
-        until(&daemon, "an archive is kept", || files(&daemon.state().join("imports")) == 0);
+        sent.assert_no_requests();
+        until(&daemon, "an archive is left", || files(&daemon.state().join("imports")) == 0);
         let list = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
         for one in list["image_caches"].as_array().unwrap() {
             let path = format!("/v5/imagecaches/{}", one["id"].as_str().unwrap());
@@ -205,11 +205,12 @@ fn archives_become_caches_without_a_registry() {
     });
 }
 
-/// From standard input, compressed as a whole, by keys, and under a name of the sender's.
+/// An upload from standard input, compressed as a whole, with access keys, and under a name that the sender
+/// chooses.
 #[case]
 fn other_ways_to_send() {
     isolated(&[], || {
-        let sent = Sent::random(2);
+        let sent = Upload::random(2);
         let daemon = Daemon::start(&[A], ROOMY);
         let packed = sent.served.beside("packed");
         fs::write(&packed, zstd::encode_all(&sent.bytes("oci-archive")[..], 1).unwrap()).unwrap();
@@ -235,20 +236,20 @@ fn other_ways_to_send() {
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&none.stderr);
-        // The path of the host is nobody's business.
+        // The message must not reveal the path on the host.
         let told = format!("the archive contains no image of that name; it contains {}", sent.reference());
         assert!(none.status.code() == Some(64) && said.contains(&told), "{said}");
-        sent.nothing_was_asked();
+        sent.assert_no_requests();
     });
 }
 
 #[case]
 fn a_damaged_archive_fails_and_leaves_nothing() {
     isolated(&[], || {
-        let sent = Sent::random(2);
+        let sent = Upload::random(2);
         let daemon = Daemon::start(&[A], ROOMY);
         let whole = sent.bytes("docker-archive");
-        // In the content of a file, far from every header.
+        // An offset in the content of a file, far from every header.
         let inside = random(1, 3 << 20)[1 << 20..][..64].to_vec();
         let at = whole.windows(64).position(|window| window == inside).unwrap();
         let mut flipped = whole.clone();
@@ -268,7 +269,7 @@ fn a_damaged_archive_fails_and_leaves_nothing() {
             assert!(!message.contains(daemon.state().to_str().unwrap()), "{message}");
             nothing_is_left(&daemon, number + 1);
         }
-        sent.nothing_was_asked();
+        sent.assert_no_requests();
     });
 }
 
@@ -296,7 +297,7 @@ fn what_cannot_be_is_refused() {
         let stranger =
             send(daemon.address(), "POST", &format!("/larder/v1/import?{QUERY}"), &[], &tar).unwrap();
         assert_eq!(stranger.status, 401);
-        // Nothing of these is read: the answer comes before a byte of the body.
+        // The daemon refuses these from the headers, before it reads the body.
         let gib = |gib: u64| format!("Content-Length: {}", gib << 30);
         let cases = [
             (format!("{QUERY}&image_cache_size=20"), gib(21), "413"),
@@ -308,7 +309,7 @@ fn what_cannot_be_is_refused() {
         for (query, length, want) in cases {
             let mut stream = begin(&daemon, &query, &format!("{length}\r\nExpect: 100-continue"));
             let got = status(&mut stream);
-            // Where the disk of this machine is small it is the disk that refuses.
+            // If the disk of this machine is small, the request is refused for lack of disk space.
             assert!(got == want || (want == "100" && got == "507"), "{query} {length}: {got}");
         }
         nothing_is_left(&daemon, 0);
@@ -316,7 +317,7 @@ fn what_cannot_be_is_refused() {
 }
 
 #[case]
-fn who_hangs_up_leaves_nothing() {
+fn a_disconnected_client_leaves_nothing() {
     isolated(&[], || {
         let more = "api.body_timeout_seconds = 10\n";
         let daemon = Daemon::start(&[A], &format!("{}{more}", ROOMY.replace("20TiB", "60GiB")));
@@ -330,17 +331,21 @@ fn who_hangs_up_leaves_nothing() {
                     stream
                 })
                 .collect();
-            until(&daemon, "nothing is received", || held(&daemon) == 2);
-            assert_eq!(files(&daemon.state().join("imports")), 0, "what is not whole has no name");
+            until(&daemon, "the upload was not received", || held(&daemon) == 2);
+            assert_eq!(
+                files(&daemon.state().join("imports")),
+                0,
+                "an incomplete archive must not have a name"
+            );
             let list = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
             assert_eq!(list["image_caches"].as_array().unwrap().len(), 0, "{list}");
-            // As many as one tenant may send, and all the room that there is: both are given back.
+            // The uploads reach the limit of one tenant and use all the space. Both are released afterwards.
             assert_eq!(status(&mut begin(&daemon, QUERY, "Content-Length: 100")), "429");
             let order = serde_json::json!({"name": "x", "images": ["a:1"], "image_cache_size": 30,
                 "building_config": {"cluster": "here"}});
             daemon.ask(A, "POST", "/larder/v1/plan", Some(&order)).expect(507);
             if number == 0 {
-                // Who is silent is cut.
+                // A stalled client is disconnected.
                 assert_eq!(status(&mut streams[0]), "400");
             }
             drop(streams);
@@ -348,7 +353,7 @@ fn who_hangs_up_leaves_nothing() {
         }
         let mut stream = begin(&daemon, QUERY, "Content-Length: 100000000");
         stream.write_all(&half).unwrap();
-        until(&daemon, "nothing is received", || held(&daemon) == 1);
+        until(&daemon, "the upload was not received", || held(&daemon) == 1);
         let mut daemon = daemon;
         daemon.stop();
         daemon.restart();
@@ -357,23 +362,23 @@ fn who_hangs_up_leaves_nothing() {
 }
 
 #[case]
-fn a_daemon_killed_while_it_imports_goes_on() {
+fn a_daemon_killed_while_it_imports_resumes() {
     isolated(&[], || {
-        let sent = Sent::random(6);
+        let sent = Upload::random(6);
         let bytes = sent.bytes("docker-archive");
         let mut daemon = Daemon::start(&[A], ROOMY);
         let mut stream = begin(&daemon, QUERY, &format!("Content-Length: {}", bytes.len()));
         stream.write_all(&bytes[..bytes.len() / 2]).unwrap();
-        until(&daemon, "nothing is received", || held(&daemon) == 1);
+        until(&daemon, "the upload was not received", || held(&daemon) == 1);
         daemon.kill();
-        assert_eq!(files(&daemon.state().join("imports")), 0, "a crash leaves an archive");
+        assert_eq!(files(&daemon.state().join("imports")), 0, "a crash left an archive");
         daemon.restart();
         nothing_is_left(&daemon, 0);
         for (number, pause) in [0, 10, 40, 100, 200].into_iter().enumerate() {
             let query = sent.query(&format!("web-{number}"));
             let answer = post(&daemon, A, &query, &[], &bytes).expect(201);
             let id = answer["image_cache"]["id"].as_str().unwrap();
-            // Not a wait for anything: the point at which the blow falls.
+            // This chooses the moment of the kill, and waits for nothing.
             sleep(Duration::from_millis(pause));
             daemon.kill();
             daemon.restart();
@@ -381,22 +386,22 @@ fn a_daemon_killed_while_it_imports_goes_on() {
             succeed(larder().arg("verify").arg(volume(&daemon, A, id)));
             daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
         }
-        until(&daemon, "an archive is kept", || files(&daemon.state().join("imports")) == 0);
-        // An archive that no record knows, as a crash between the two leaves it.
+        until(&daemon, "an archive is left", || files(&daemon.state().join("imports")) == 0);
+        // An archive without a record, as a crash between the two steps leaves it.
         daemon.stop();
         let orphan =
             daemon.state().join("imports").join(larder_model::image_cache::CacheId::random().to_string());
         fs::write(&orphan, "x").unwrap();
         daemon.restart();
-        until(&daemon, "an orphan stays", || !orphan.exists());
-        sent.nothing_was_asked();
+        until(&daemon, "the orphan is left", || !orphan.exists());
+        sent.assert_no_requests();
     });
 }
 
 #[case]
 fn cancelled_and_deleted_like_any_build() {
     isolated(&[], || {
-        let sent = Sent::random(6);
+        let sent = Upload::random(6);
         let bytes = sent.bytes("oci-archive");
         let daemon = Daemon::start(&[A], &format!("{ROOMY}caches.max_concurrent_builds = 1\n"));
         let order = |name: &str| {
@@ -412,7 +417,7 @@ fn cancelled_and_deleted_like_any_build() {
             daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
         }
         assert!(cancelled > 0);
-        until(&daemon, "archives are kept", || files(&daemon.state().join("imports")) == 0);
+        until(&daemon, "archives are left", || files(&daemon.state().join("imports")) == 0);
         let last = order("last");
         daemon.settle(A, &last, "Available", LIMIT);
     });
@@ -421,7 +426,7 @@ fn cancelled_and_deleted_like_any_build() {
 #[case]
 fn tenants_and_keys() {
     isolated(&[], || {
-        let sent = Sent::random(2);
+        let sent = Upload::random(2);
         let (bytes, other) = (sent.bytes("oci-archive"), sent.bytes("docker-archive"));
         let daemon = Daemon::start(&[A, B], &format!("{ROOMY}caches.max_per_tenant = 2\n"));
         let key = [("Idempotency-Key", "k-1")];
@@ -433,9 +438,9 @@ fn tenants_and_keys() {
         assert_eq!(reused["errorCode"], "CCE.01400103");
         let taken = post(&daemon, A, &sent.query("web"), &[], &bytes).expect(409);
         assert_eq!(taken["errorCode"], "CCE.01409001");
-        until(&daemon, "an archive is kept", || files(&daemon.state().join("imports")) == 0);
+        until(&daemon, "an archive is left", || files(&daemon.state().join("imports")) == 0);
 
-        // Another tenant sees nothing of it, has the name free, and reuses none of its layers.
+        // Another tenant cannot see it, can use the same name, and reuses none of its layers.
         let path = format!("/larder/v1/caches/{id}");
         daemon.ask(B, "GET", &path, None).expect(404);
         let of_b = post(&daemon, B, &sent.query("web"), &key, &bytes).expect(201);
@@ -451,7 +456,7 @@ fn tenants_and_keys() {
         post(&daemon, A, &sent.query("web-2"), &[], &bytes).expect(201);
         let quota = post(&daemon, A, &sent.query("web-3"), &[], &bytes).expect(403);
         assert_eq!(quota["errorCode"], "CCE.01403101");
-        // As a client sees it that has much more to send than the daemon reads.
+        // The client reports the refusal even if it has much more to send than the daemon reads.
         let large = sent.served.beside("large");
         fs::write(&large, &bytes).unwrap();
         fs::File::options().write(true).open(&large).unwrap().set_len(19 << 30).unwrap();

@@ -1,4 +1,5 @@
-//! Larder in a cluster: from an order to a snapshot, whatever happens on the way. The pods are the real `larder build`.
+//! Larder in a cluster: from an order to a snapshot, with faults on the way. The pods run the real `larder
+//! build`.
 
 mod builds;
 mod chaos;

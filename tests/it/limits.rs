@@ -1,4 +1,4 @@
-//! Space, inodes and memory: what runs out is named, and nothing is used beyond what was granted.
+//! Limits of space, inodes and memory: the error names the exhausted resource, and no limit is exceeded.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 const REGISTRY: Need = Need::Program("docker-registry");
 const MIB: u64 = 1 << 20;
 
-/// `larder build` of one image with a cap of `size` bytes.
+/// Returns `larder build` of one image with a cap of `size` bytes.
 fn build(volume: &Path, size: u64, reference: &str) -> Command {
     let mut larder = larder();
     larder.arg("build").arg("--volume").arg(volume);
@@ -23,20 +23,20 @@ fn build(volume: &Path, size: u64, reference: &str) -> Command {
     larder
 }
 
-/// An image whose one layer has `count` files of `size` bytes; a file is all zeros, so it compresses well.
+/// Returns an image whose only layer has `count` files of `size` zeros, so it compresses well.
 fn files(count: usize, size: usize) -> Image {
     let members: Vec<_> =
         (0..count).map(|n| Member::new(&format!("f/{n}"), Node::File(vec![0; size]))).collect();
     Image::builder(Format::Oci).layer(layer(&members, Packing::Gzip)).build()
 }
 
-/// Bytes that `du -s -B1` counts.
+/// Returns the bytes that `du -s -B1` counts.
 fn used(volume: &Path) -> u64 {
     let printed = succeed(Command::new("du").args(["-s", "-B1"]).arg(volume));
     printed.split('\t').next().unwrap().parse().unwrap()
 }
 
-/// No staging and no seal is left of a build that failed.
+/// Checks that neither staging nor a seal is left of a failed build.
 fn nothing_visible(volume: &Path) {
     assert!(!volume.join("cache.json").exists());
     let layers = fs::read_dir(volume.join("overlay")).into_iter().flatten();

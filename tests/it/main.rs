@@ -1,7 +1,7 @@
-//! Integration tests: the real `larder` against a real registry, with real consumers of the sealed volume.
+//! Integration tests: the real `larder` with a real registry, and real consumers of the sealed volume.
 //!
-//! Each test that needs a program or a privilege asks [`harness::Need`] first. Without it the test is reported as
-//! ignored, or fails if `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
+//! Each test that needs a program or a privilege checks [`harness::Need`] first. If one is missing, the test
+//! is reported as ignored. It fails if `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
@@ -12,7 +12,6 @@ mod accepted;
 mod access;
 mod attach;
 mod bench;
-mod beside;
 mod build;
 mod cap;
 mod cli;
@@ -57,6 +56,7 @@ mod tamper;
 mod tenants;
 mod tls;
 mod unit;
+mod write_behind;
 
 fn main() -> std::process::ExitCode {
     larder_testing::runner::main()

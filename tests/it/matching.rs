@@ -1,4 +1,4 @@
-//! `larder match`: the best cache of this node and of a daemon.
+//! `larder match`: finds the best cache of this node and of a daemon.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
@@ -66,7 +66,7 @@ impl Node {
         sealed(volume, age);
     }
 
-    /// The volume of a daemon's cache.
+    /// Returns the path of the volume of a daemon's cache.
     fn of_daemon(&self, id: CacheId, generation: u32) -> PathBuf {
         let tenant = "team-a".parse().unwrap();
         fs::create_dir_all(self.state().volumes(&tenant)).unwrap();
@@ -115,7 +115,8 @@ fn the_best_volume_of_the_node() {
         node.build(&named, &["small:1"], 30);
         node.build(&mounted, &["small:1", "other:1"], 20);
 
-        // Of the daemon's volumes the newest of each cache, sealed, is looked at, and nothing that is not named like one.
+        // Only the newest sealed volume of each cache of the daemon is examined, and no entries with other
+        // names.
         let found = node.found(&["small:1"], &[]);
         assert_eq!((&found["place"], &found["tenant"]), (&"state".into(), &"team-a".into()));
         assert_eq!(found["id"], ours.to_string());
@@ -126,7 +127,7 @@ fn the_best_volume_of_the_node() {
         exits(64, &mut node.command(&["small:1"]));
         assert_eq!(node.found(&["large:1"], &[])["volume"], text(&node.of_daemon(ours, 2)));
 
-        // Most images, then most bytes, then the newest.
+        // The order is: most images, then most bytes, then the newest.
         let volumes = ["--volume", text(&named), "--volume", text(&mounted)];
         assert_eq!(node.found(&["small:1"], &volumes)["volume"], text(&named));
         let found = node.found(&["small:1", "other:1", "absent:1", "absent:1"], &volumes);
@@ -138,7 +139,7 @@ fn the_best_volume_of_the_node() {
         assert_eq!(found["bytes"], cache(&mounted).content.totals.compressed_size);
         assert_eq!(node.found(&["small:1", "large:1"], &volumes)["volume"], text(&node.of_daemon(ours, 2)));
 
-        // Attached, it is found without being named, also while it is not mounted; alike, it comes before others.
+        // An attached volume is found without being named, also while it is not mounted. It wins ties.
         let at = node.path("at");
         let records = Attachments::new(node.state().attached());
         records.note(&Attachment::new(&mounted, &at, Utc::now())).unwrap();
@@ -146,9 +147,17 @@ fn the_best_volume_of_the_node() {
         assert_eq!((&found["place"], &found["at"]), (&"attached".into(), &text(&at).into()));
         assert_eq!(found["volume"], text(&mounted));
         sealed(&named, 20);
-        assert_eq!(node.found(&["small:1"], &volumes)["volume"], text(&mounted), "attached before named");
+        assert_eq!(
+            node.found(&["small:1"], &volumes)["volume"],
+            text(&mounted),
+            "attached must win over named"
+        );
         sealed(&named, 21);
-        assert_eq!(node.found(&["small:1"], &volumes)["volume"], text(&named), "newer before attached");
+        assert_eq!(
+            node.found(&["small:1"], &volumes)["volume"],
+            text(&named),
+            "newer must win over attached"
+        );
 
         let mut another = Attachment::new(&mounted, &at, Utc::now());
         another.cache = Some(cache(&named).digest);
@@ -166,7 +175,7 @@ fn the_best_volume_of_the_node() {
 }
 
 #[case]
-fn who_must_not_pull_is_told_what_is_missing() {
+fn missing_images_are_listed_for_users_who_must_not_pull() {
     isolated(&[], || {
         let node = Node::new();
         let volume = node.path("volume");
@@ -182,7 +191,11 @@ fn who_must_not_pull_is_told_what_is_missing() {
         assert!(said.contains(&missing) && said.contains("1 of 3"), "{said}");
         let said = exits(64, of(&["small:1", "large:1"]).arg("--json"));
         let json: Value = serde_json::from_str(&said[..said.rfind("}\n").unwrap() + 1]).unwrap();
-        assert_eq!(json["match"]["missing"].as_array().unwrap().len(), 1, "what there is, is told");
+        assert_eq!(
+            json["match"]["missing"].as_array().unwrap().len(),
+            1,
+            "the match must be printed nevertheless"
+        );
         let said = exits(64, of(&["large:1"]).arg("--json"));
         assert!(said.contains("\"match\": null"), "{said}");
     });
@@ -210,7 +223,7 @@ fn digests_of_image_and_index_are_held_and_other_machines_images_are_not() {
 }
 
 #[case]
-fn what_cannot_be_looked_at_is_told() {
+fn unreadable_volumes_are_reported() {
     isolated(&[], || {
         let node = Node::new();
         let (id, volume) = (CacheId::random(), node.path("volume"));
@@ -228,7 +241,7 @@ fn what_cannot_be_looked_at_is_told() {
         assert!(output.status.success(), "{said}");
         assert_eq!(said.matches("skipping a volume").count(), 2, "{said}");
         assert!(said.contains("0.json") && said.contains("changed after the seal"), "{said}");
-        // What is named has to be there.
+        // A named volume must exist.
         exits(64, node.command(&["small:1"]).args(["--volume", "/nowhere"]));
         exits(65, node.command(&["small:1"]).arg("--volume").arg(node.of_daemon(id, 1)));
         exits(73, node.command(&["small:1"]).arg("--volume").arg(node.dir.path()));
@@ -236,7 +249,7 @@ fn what_cannot_be_looked_at_is_told() {
 }
 
 #[case]
-fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
+fn an_unreadable_daemon_state_is_skipped() {
     isolated(&[Need::Program("setpriv"), Need::Root], || {
         let node = Node::new();
         let volume = node.path("volume");
@@ -246,7 +259,7 @@ fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
         for (path, mode) in [(node.dir.path(), 0o755), (node.state().root(), 0o700), (&volume, 0o755)] {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         }
-        // Somebody without rights cannot run a binary below a home directory of root.
+        // A user without rights cannot run a binary below a home directory of root.
         let binary = node.path("larder");
         succeed(Command::new("cp").arg(larder().get_program()).arg(&binary));
         let nobody = |more: &[&str]| {
@@ -264,7 +277,7 @@ fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
 }
 
 #[case]
-fn a_disk_is_looked_into() {
+fn a_disk_is_searched() {
     isolated(&[Need::Root], || {
         let node = Node::new();
         let disk = node.path("disk");
@@ -278,7 +291,7 @@ fn a_disk_is_looked_into() {
 }
 
 #[case]
-fn a_daemon_is_asked_where_one_is_named() {
+fn a_daemon_is_queried_only_if_named() {
     isolated(&[], || {
         let node = Node::new();
         let daemon = Daemon::start(&[A], ROOMY);
@@ -296,7 +309,7 @@ fn a_daemon_is_asked_where_one_is_named() {
         };
         let elsewhere = node.path("larder.toml");
 
-        // Nobody asks a daemon that is not named.
+        // Without the name of a daemon, none is queried.
         exits(64, &mut ask(&elsewhere, &["small:1"]));
         for by_flag in [true, false] {
             let mut command = ask(&elsewhere, &["small:1", "other:1"]);
@@ -314,7 +327,7 @@ fn a_daemon_is_asked_where_one_is_named() {
         let said = exits(64, require.args(["--require", "--host", &daemon.endpoint()]));
         assert!(said.contains(&format!("not cached: {}", node.reference("other:1"))), "{said}");
 
-        // Its volume is here.
+        // Its volume is on this host.
         let found_here = found(ask(&daemon.config(), &["small:1"]).args(["--host", &daemon.endpoint()]));
         assert_eq!((&found_here["place"], &found_here["id"]), (&"state".into(), &id.as_str().into()));
         assert_eq!(
@@ -322,17 +335,22 @@ fn a_daemon_is_asked_where_one_is_named() {
             text(&Layout::new(daemon.state()).volume(&"team-a".parse().unwrap(), &id.parse().unwrap(), 1))
         );
 
-        // By bytes the daemon's wins, and the volume here as soon as it has more of the images.
+        // By bytes the daemon's cache wins. The local volume wins as soon as it has more of the images.
         let volume = node.path("volume");
         let with = |command: &mut Command| {
             found(command.args(["--host", &daemon.endpoint(), "--volume", text(&volume)]))["place"].clone()
         };
         node.build(&volume, &["small:1", "other:1"], 10);
         assert_eq!(with(&mut ask(&elsewhere, &["small:1", "large:1"])), "daemon");
-        assert_eq!(with(&mut ask(&elsewhere, &["small:1"])), "daemon", "as many bytes, and newer");
+        assert_eq!(
+            with(&mut ask(&elsewhere, &["small:1"])),
+            "daemon",
+            "the daemon's cache has as many bytes and is newer"
+        );
         assert_eq!(with(&mut ask(&elsewhere, &["small:1", "other:1"])), "named");
 
-        // A daemon that was named and does not answer may have had the best one.
+        // If a named daemon does not answer, the command fails, because that daemon might have the best
+        // cache.
         exits(69, ask(&elsewhere, &["small:1"]).args(["--host", "http://127.0.0.1:1"]));
     });
 }

@@ -1,4 +1,5 @@
-//! Memory that does not depend on what is built: a layer of 4 GiB, a directory of 100,000 entries, twenty images at once.
+//! Memory use that is independent of the images: a layer of 4 GiB, a directory of 100,000 entries, twenty
+//! images at once.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -19,7 +20,7 @@ use crate::harness::{Need, isolated};
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 256 * MIB;
 
-/// Builds under the limit, and answers the most memory that the process held itself, page cache not counted, bytes.
+/// Builds under the limit. Returns the peak memory of the process itself, in bytes, without page cache.
 fn peak(name: &str, served: &Served, build: &Command) -> u64 {
     let cgroup = MemoryCgroup::new(name, LIMIT);
     let log = served.beside("log");
@@ -50,7 +51,8 @@ fn peak(name: &str, served: &Served, build: &Command) -> u64 {
 
 const BLOCKS: u64 = 4096;
 
-/// An image of one layer of one file of 4 GiB, in as many gzip members as it has mebibytes. Only one of them is kept.
+/// Returns an image of one layer with one file of 4 GiB, in one gzip member per MiB. Only one of the members
+/// is in memory.
 fn four_gibibytes(served: &Served) -> String {
     let block = [random(9, 512 << 10), vec![b'z'; 512 << 10]].concat();
     let size = BLOCKS * MIB;

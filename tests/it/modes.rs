@@ -1,6 +1,7 @@
-//! The mode of everything that a command creates, whatever the umask of its caller.
+//! The mode of every file and directory that a command creates, independent of the umask of its caller.
 //!
-//! Content of layers keeps the modes that the image gives and is left out; what is above it decides who gets there.
+//! The content of layers has the modes of the image and is left out. The directories above it control the
+//! access to it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -19,11 +20,12 @@ use crate::harness::{in_shell, isolated, larder, succeed};
 const UMASKS: [&str; 3] = ["000", "022", "077"];
 const SIZE: u64 = 64 << 20;
 
-/// Expected modes by path below the place where a command writes. The first pattern that matches counts; `*` is any part of a
-/// path, `**` anything from there on.
+/// Expected modes by path below the output of a command. The first pattern that matches counts; `*` is any
+/// part of a path, `**` any rest of it.
 type Table = &'static [(&'static str, u32)];
 
-/// A volume of directories. Its top lets nobody but the owner in; below it modes are those that consumers see through a mount.
+/// A volume of directories. Only the owner can enter its top directory. The modes below it are those that
+/// consumers see through a mount.
 const DIRECTORY: Table = &[
     ("", 0o700),
     (".larder", 0o700),
@@ -70,13 +72,13 @@ const EROFS: Table = &[
     ("*", 0o755),
 ];
 
-/// The directory of a disk: nothing in it is for others.
+/// The directory of a disk. Other users have no access to anything in it.
 const DISK: Table = &[
     ("", 0o700),
     ("disk.img", 0o400),
     (".larder", 0o700),
     (".larder/*", 0o600),
-    // Copies of what lies on the disk, with its modes.
+    // Copies of files on the disk, with their modes.
     ("cache.json", 0o644),
     ("cache.json.sig", 0o644),
     ("*", 0o600),
@@ -86,12 +88,12 @@ const DISK: Table = &[
 const OWNERS: Table =
     &[("layout", 0o700), ("layout/blobs", 0o700), ("layout/blobs/sha256", 0o700), ("**", 0o600)];
 
-/// State of a daemon.
+/// The state directory of a daemon.
 const STATE: Table = &[("**", OWNERS_ALONE)];
 
 /// Symbolic links have no mode.
 const SYMLINK: u32 = u32::MAX;
-/// 0700 of a directory, 0600 of a file.
+/// 0700 for a directory, 0600 for a file.
 const OWNERS_ALONE: u32 = u32::MAX - 1;
 
 fn matches(pattern: &str, path: &str) -> bool {
@@ -113,7 +115,8 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// Compares everything below `root`, except the content of layers and directories called `skip`, with the table.
+/// Compares everything below `root` with the table, except the content of layers and directories called
+/// `skip`.
 fn compare(root: &Path, table: Table, skip: &str) {
     let mut wrong = Vec::new();
     let mut seen = 0;
@@ -151,7 +154,7 @@ fn image() -> Image {
     Image::builder(Format::Oci).layers([layer("a").into(), layer("b").into()]).build()
 }
 
-/// The command as somebody with this umask runs it.
+/// Returns the command, run with this umask.
 fn under(umask: &str, command: &Command) -> Command {
     in_shell(&format!("umask {umask} && exec \"$@\""), Path::new("sh"), command)
 }
@@ -172,7 +175,7 @@ fn volumes_are_the_owners_alone() {
         compare(&volume, DIRECTORY, "");
         assert_eq!(fs::metadata(&result).unwrap().mode() & 0o7777, 0o600, "umask {umask}");
 
-        // A directory that was there before is made private, too.
+        // An existing directory is made private, too.
         let given = served.beside("given");
         fs::create_dir(&given).unwrap();
         fs::set_permissions(&given, Permissions::from_mode(0o777)).unwrap();
@@ -235,8 +238,8 @@ fn state_of_a_daemon_is_the_owners_alone() {
     }
 }
 
-/// Calls that take their mode from the umask alone. Control groups and /proc have modes of their own; the others are in a file system
-/// in memory that only this process sees, or set the mode in the next call.
+/// Calls that take their mode from the umask alone. Control groups and /proc have their own modes. The other
+/// exceptions are in a private file system in memory, or set the mode in the next call.
 const WITHOUT_MODE: [&str; 4] = ["fs::create_dir(", "create_dir_all(", "File::create(", "fs::write("];
 const EXCEPT: [&str; 5] =
     ["sys/cgroup.rs", "sys/confine/namespaces.rs", "sys/process.rs", "rootfs.rs", "node/view/tree.rs"];
@@ -265,5 +268,5 @@ fn every_creation_names_a_mode() {
             }
         }
     }
-    assert!(found.is_empty(), "files or directories made without a mode:\n{}", found.join("\n"));
+    assert!(found.is_empty(), "files or directories created without a mode:\n{}", found.join("\n"));
 }

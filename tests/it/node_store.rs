@@ -1,4 +1,5 @@
-//! Volumes as additional image stores of the real podman and buildah: as they are, and by a view where layers are images.
+//! Volumes as additional image stores of the real podman and buildah: directly, and through a view if the
+//! layers are EROFS images.
 
 mod configured;
 mod hostile;
@@ -22,14 +23,14 @@ const SIZE: u64 = 128 << 20;
 const NEEDS: [Need; 3] = [Need::Erofs, Need::Program("podman"), Need::Program("busybox")];
 const PODMAN: Consumers = Consumers { podman: true, crio: false };
 
-/// All that there is, with what it holds.
+/// Lists all files, with their content.
 const EVERYTHING: &str = "\
 find / -xdev ! -path '/etc/host*' ! -path /etc/resolv.conf | sort | while read -r path; do \
 stat -c '%n %f %u %g %t:%T' \"$path\"; readlink \"$path\"; done; \
 find / -xdev -type f ! -path '/etc/host*' ! -path /etc/resolv.conf | sort | while read -r path; do md5sum \"$path\"; done; true";
 
-/// Two images on one base. Layers of the first depend on what is below in every way; the last layer of both is the same, on
-/// other parents.
+/// Returns two images on one base. Layers of the first depend on lower layers in every way. The last layer of
+/// both is the same, on different parents.
 fn images() -> [Image; 2] {
     let base = LayerBuilder::new()
         .mode(0o700)
@@ -70,7 +71,7 @@ fn images() -> [Image; 2] {
     ]
 }
 
-/// An image of busybox and `depth` layers, every third of which takes a file of the one before away.
+/// Returns an image of busybox and `depth` layers. Every third layer removes a file of the one before.
 fn deep(depth: usize) -> Image {
     let layers = (0..depth).map(|number| {
         let layer = LayerBuilder::new().file(format!("file-{number}"), number.to_string());
@@ -87,7 +88,7 @@ fn change(node: &Node, stores: &[&Path]) -> Change {
     config::change(&larder::node::podman::node::Node::read(&node.root()).unwrap(), PODMAN, &stores)
 }
 
-/// Makes a new directory at `at` a view of the volume.
+/// Creates the directory `at` and makes it a view of the volume.
 fn attach(volume: &Path, at: &Path) {
     fs::create_dir_all(at).unwrap();
     view::make(volume, &cache(volume).content, at).unwrap();
@@ -97,7 +98,7 @@ fn mountinfo() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
-/// Volumes of the same images in both forms, with nothing left to be fetched.
+/// Builds volumes of the same images in both formats, and stops the registry.
 fn both_forms(images: impl IntoIterator<Item = Image>) -> (Served, [PathBuf; 2]) {
     let mut served = Served::new(images);
     let volumes = [LayerFormat::Overlay, LayerFormat::Erofs].map(|form| (served.beside(form.word()), form));
@@ -120,7 +121,7 @@ fn containers_of_a_view_see_what_those_of_directories_see() {
         let before = mountinfo();
         attach(&volume, &at);
         let after = mountinfo();
-        // The same again is nothing new.
+        // Attaching it again changes nothing.
         attach(&volume, &at);
         assert_eq!(mountinfo(), after);
         assert!(view::is_there(&at).unwrap());
@@ -135,14 +136,14 @@ fn containers_of_a_view_see_what_those_of_directories_see() {
         let references = served.references();
         let plain = place.path().join("plain");
         attach(&directories, &plain);
-        // Also beside each other, in either order: they give some trees the same names.
+        // Together, in either order, because they use the same names for some trees.
         let stores: [&[&Path]; 5] =
             [&[&directories], &[&at], &[&directories, &plain], &[&directories, &at], &[&at, &directories]];
         let seen: Vec<Vec<String>> = stores
             .map(|stores| {
                 let node = Node::with_podman();
                 node.apply(&change(&node, stores));
-                // The view of directories has no images.
+                // The view of a volume of directories has no images.
                 let listed = stores.iter().filter(|store| **store != plain).count();
                 assert_eq!(node.images().len(), 2 * listed);
                 references.iter().map(|reference| node.printed(reference, EVERYTHING)).collect()
@@ -161,7 +162,7 @@ fn containers_of_a_view_see_what_those_of_directories_see() {
         for gone in ["/gone", "/link", "/opaque/old", "/deep"] {
             assert!(!found.contains(&format!("{gone} ")), "{gone}\n{found}");
         }
-        // Out again, bit for bit, also the layers that are two images.
+        // Copied out bit for bit, including the layers that consist of two EROFS images.
         let node = Node::with_podman();
         for (reference, image) in references.iter().zip(&served.images) {
             let copied = skopeo::copy_out(&at, reference, &node.root());
@@ -187,7 +188,7 @@ fn a_view_in_use_stays() {
         let node = Node::with_podman();
         node.apply(&change(&node, &[&at]));
         let there = mountinfo();
-        // A file that somebody has open, in any of the mounts.
+        // A process has a file open, in any of the mounts.
         let base = cache(&volume).content.layers[0].diff_id.hex().to_owned();
         let open = fs::File::open(at.join("overlay").join(base).join("diff/bin/sh")).unwrap();
         for _ in 0..3 {
@@ -216,7 +217,7 @@ fn a_view_in_use_stays() {
     });
 }
 
-/// How many layers the store of the node itself has.
+/// Returns the number of layers in the node's own store.
 fn own_layers(node: &Node) -> usize {
     let layers = fs::read(node.root().join("var/lib/containers/storage/overlay-layers/layers.json")).unwrap();
     serde_json::from_slice::<Vec<serde_json::Value>>(&layers).unwrap().len()
@@ -249,10 +250,11 @@ fn buildah_builds_on_images_of_a_store() {
         build(&node, first, "cat /kept/extra > /srv/built && rm /srv/top");
         let printed = node.printed("localhost/built:1", "cat /srv/built; ls /srv");
         assert_eq!(printed, "in a directory that this layer impliesbuilt\n");
-        // What is below its own layer stays where it is.
+        // The lower layers are not copied.
         assert_eq!(own_layers(&node), 1);
         drop(node);
-        // Layers of directories go by other names: without a view all but the base, which goes by its diff ID, are copied.
+        // Layers of directories have other names. Without a view all layers are copied except the base, whose
+        // name is its diff ID.
         let node = Node::with_podman();
         node.apply(&change(&node, &[&directories]));
         build(&node, second, "cat /kept/shared > /built");
@@ -277,7 +279,7 @@ fn buildah_builds_on_images_of_a_store() {
     });
 }
 
-/// As many layers as an image is promised to have, at the longest path that is said to do.
+/// The maximum supported number of layers, at the longest path that is documented to work.
 #[case]
 fn images_of_many_layers_start_at_the_longest_mount_point() {
     isolated(&NEEDS, || {

@@ -1,4 +1,4 @@
-//! What the service manager is told (sd_notify(3)), by a socket that stands in for it.
+//! Messages to the service manager (sd_notify(3)), received on a socket of the test.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
@@ -14,20 +14,20 @@ use crate::harness::isolated;
 use crate::harness::served::Running;
 
 const LIMIT: Duration = Duration::from_secs(30);
-/// `WatchdogSec=` of this manager.
+/// `WatchdogSec=` of this service manager.
 const WATCHDOG: Duration = Duration::from_secs(1);
 
-/// The manager's end.
+/// The service manager's end of the socket.
 struct Manager(UnixDatagram);
 
 impl Manager {
-    /// The next message of which a line begins with `wanted`.
-    fn hears(&self, wanted: &str) -> Vec<String> {
+    /// Waits for the next message with a line that begins with `wanted`.
+    fn wait_for(&self, wanted: &str) -> Vec<String> {
         let deadline = Instant::now() + LIMIT;
         let mut buffer = [0; 4096];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{wanted} is not said within {LIMIT:?}");
+            assert!(!left.is_zero(), "no message {wanted} within {LIMIT:?}");
             self.0.set_read_timeout(Some(left)).unwrap();
             let Ok(len) = self.0.recv(&mut buffer) else { continue };
             let message = std::str::from_utf8(&buffer[..len]).unwrap();
@@ -44,7 +44,7 @@ fn monotonic() -> Duration {
 }
 
 #[case]
-fn the_service_manager_is_told_from_start_to_stop() {
+fn the_service_manager_is_notified_from_start_to_stop() {
     isolated(&[], || {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
@@ -61,28 +61,28 @@ fn the_service_manager_is_told_from_start_to_stop() {
         command.env_remove("WATCHDOG_PID").stdin(Stdio::null());
         let mut daemon = Running::start(&mut command);
 
-        let ready = manager.hears("READY=1");
+        let ready = manager.wait_for("READY=1");
         assert!(ready.iter().any(|line| line.starts_with("STATUS=")), "{ready:?}");
-        // Said when it is true, not before.
+        // The message is sent when the daemon is ready, not before.
         assert_eq!(send(free, "GET", "/readyz", &[], &[]).unwrap().status, 200);
 
-        // More than one in the time after which it would be taken for dead.
-        manager.hears("WATCHDOG=1");
+        // More than one message within the watchdog timeout.
+        manager.wait_for("WATCHDOG=1");
         let first = Instant::now();
-        manager.hears("WATCHDOG=1");
+        manager.wait_for("WATCHDOG=1");
         assert!(first.elapsed() < WATCHDOG, "{:?}", first.elapsed());
 
         let before = monotonic();
         daemon.signal(Signal::SIGHUP);
-        let reloading = manager.hears("RELOADING=1");
+        let reloading = manager.wait_for("RELOADING=1");
         let at = reloading.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).unwrap();
         let at = Duration::from_micros(at.parse().unwrap());
-        // The time is told in whole microseconds.
+        // The time has a resolution of one microsecond.
         assert!(at + Duration::from_micros(1) > before && at <= monotonic(), "{at:?}");
-        manager.hears("READY=1");
+        manager.wait_for("READY=1");
 
         daemon.signal(Signal::SIGTERM);
-        manager.hears("STOPPING=1");
+        manager.wait_for("STOPPING=1");
         assert_eq!(daemon.code_within(LIMIT), Some(0));
     });
 }

@@ -1,4 +1,5 @@
-//! Image configs that strangers wrote: what the runtimes' readers refuse is refused at build, and what is built they can read.
+//! Image configs from unknown sources: a build refuses configs that the runtimes cannot read, and the
+//! runtimes can read everything that is built.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +24,7 @@ fn layer() -> Layer {
     LayerBuilder::new().file("file", "x").gzip().into()
 }
 
-/// An image with this config, in which `DIFF` stands for the diff ID.
+/// Returns an image with this config, in which `DIFF` stands for the diff ID.
 fn image(format: Format, config: &[u8]) -> Image {
     let layer = layer();
     let text = replace(config, b"DIFF", layer.diff_id.to_string().as_bytes());
@@ -40,14 +41,14 @@ fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     [&bytes[..at], to, &bytes[at + from.len()..]].concat()
 }
 
-/// A config with more members before its root file system and in its `config`.
+/// Returns a config with more members before `rootfs`, and with more members in `config`.
 fn with(more: &str, process: &str) -> Vec<u8> {
     let platform = r#""os":"linux","architecture":"amd64","#;
     format!(r#"{{{platform}{more}"config":{{{process}}},"rootfs":{{"type":"layers","diff_ids":["DIFF"]}}}}"#)
         .into_bytes()
 }
 
-/// Configs that podman refuses, and the field.
+/// Returns configs that podman refuses, and the field.
 fn refused() -> Vec<(Vec<u8>, &'static str)> {
     let top = |more: &str| with(&format!("{more},"), "");
     let process = |process: &str| with("", process);
@@ -70,7 +71,7 @@ fn refused() -> Vec<(Vec<u8>, &'static str)> {
     ]
 }
 
-/// Configs that podman takes.
+/// Returns configs that podman accepts.
 fn accepted() -> Vec<Vec<u8>> {
     let top = |more: &str| with(&format!("{more},"), "");
     let process = |process: &str| with("", process);
@@ -98,7 +99,7 @@ fn import(archive: &Path, volume: &Path) -> Command {
     larder
 }
 
-/// An OCI layout with one image.
+/// Writes an OCI layout with one image.
 fn layout(image: &Image, at: &Path) {
     let blobs = at.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
@@ -121,12 +122,12 @@ fn what_runtimes_cannot_read_is_not_built() {
             let said = exits(65, &mut served.build(&served.volume(), SIZE));
             for (reference, (_, field)) in served.references().iter().zip(&refused) {
                 let found = said.lines().find(|line| line.contains(reference.as_str()));
-                let found = found.unwrap_or_else(|| panic!("{reference} is not named\n{said}"));
+                let found = found.unwrap_or_else(|| panic!("no error names {reference}\n{said}"));
                 assert!(found.contains(&format!("its field {field}")), "{field}: {found}");
             }
             assert!(!served.volume().join("cache.json").exists());
         }
-        // podman agrees: it does not pull them, or cannot read them.
+        // podman also fails: it does not pull them, or cannot read them.
         let registry = Registry::open();
         let podman_takes = |config: &[u8]| {
             let reference = registry.push(&image(Format::Oci, config), "odd", "1");
@@ -141,7 +142,7 @@ fn what_runtimes_cannot_read_is_not_built() {
         };
         assert!(podman_takes(&with("", "")));
         for (config, field) in &refused {
-            assert!(!podman_takes(config), "podman takes {field}");
+            assert!(!podman_takes(config), "podman accepted {field}");
         }
         let dir = tempfile::tempdir().unwrap();
         for (number, (config, field)) in refused.iter().enumerate() {
@@ -187,7 +188,7 @@ fn what_runtimes_can_read_is_built_and_read() {
     });
 }
 
-/// Pieces that configs are made of: (field, value), some of them wrong.
+/// Parts of random configs: (field, value), some of them wrong.
 const FIELDS: [&str; 13] = [
     "created",
     "Created",
@@ -246,7 +247,7 @@ const VALUES: [&str; 26] = [
     "[{\"created\":\"2024-01-01T00:00:00.5-07:00\"}]",
 ];
 
-/// Whatever is built from random configs, podman lists all of it.
+/// podman can list everything that is built from random configs.
 #[case]
 fn podman_lists_every_image_of_a_store_that_was_built() {
     isolated(&NEEDS, || {
@@ -271,7 +272,7 @@ fn podman_lists_every_image_of_a_store_that_was_built() {
                 Err(_) => refused += 1,
             }
         }
-        assert!(refused > 20, "the generator makes no odd configs");
+        assert!(refused > 20, "the generator created too few unusual configs");
         all_are_read(configs);
     });
 }

@@ -1,4 +1,5 @@
-//! What an operator has of the daemon: its log, its metrics, its configuration, and what it takes up while it runs.
+//! Operation of the daemon: its log, its metrics, its configuration, and changes that it applies while it
+//! runs.
 
 use std::fs;
 use std::thread::sleep;
@@ -35,7 +36,7 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-/// All fields of a line of the log, those of the spans around it among them.
+/// Returns all fields of a log line, including those of its spans.
 fn fields(line: &str) -> Value {
     let mut line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
     let mut fields = line["fields"].take();
@@ -48,7 +49,7 @@ fn fields(line: &str) -> Value {
 }
 
 #[case]
-fn logs_for_machines_say_whose_and_what() {
+fn structured_logs_name_the_tenant_and_the_cache() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         image(&[1]).push(&mut registry, "team/app", "1").unwrap();
@@ -77,7 +78,7 @@ fn logs_for_machines_say_whose_and_what() {
 }
 
 #[case]
-fn metrics_tell_what_was_done() {
+fn metrics_count_the_work() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         let image = image(&[1, 2]);
@@ -90,7 +91,7 @@ fn metrics_tell_what_was_done() {
             token.hex()
         );
         let daemon = Daemon::start(&[A], &more);
-        // Fetched after a second try, reused, and never to be had.
+        // Fetched at the second attempt, reused, and never available.
         let busy = |times| Fault::Status {
             path: "/blobs/".into(),
             status: 503,
@@ -115,7 +116,9 @@ fn metrics_tell_what_was_done() {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
         };
-        until(&daemon, "no build is counted as running", || value(&scrape(), "larder_builds_running") == 0.0);
+        until(&daemon, "the metric of running builds is 0", || {
+            value(&scrape(), "larder_builds_running") == 0.0
+        });
         let text = scrape();
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let (fetched, capacity) = (blobs as f64, (20u64 << 40) as f64);
@@ -144,7 +147,7 @@ fn metrics_tell_what_was_done() {
 }
 
 #[case]
-fn a_full_queue_says_when_to_come_again() {
+fn a_full_queue_returns_a_retry_time() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         let image = image(&[1]);
@@ -160,7 +163,7 @@ fn a_full_queue_says_when_to_come_again() {
             ),
         );
         daemon.order(A, "first", &images);
-        until(&daemon, "the first is under way", || registry.served(&blob) > 0);
+        until(&daemon, "the first build is running", || registry.served(&blob) > 0);
         let [second, third] =
             [(A, "second"), (B, "third")].map(|(tenant, name)| daemon.order(tenant, name, &images));
         let order = json!({"name": "fourth", "images": images, "building_config": {"cluster": "here"}});
@@ -178,7 +181,7 @@ fn a_full_queue_says_when_to_come_again() {
 }
 
 #[case]
-fn builders_are_given_what_was_read_again() {
+fn builders_use_the_reloaded_configuration() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();
         let images = [registry.push(&image(&[1]), "team/private", "1")];
@@ -231,7 +234,7 @@ fn a_configuration_is_shown_and_checked() {
     {
         assert!(shown.contains(line), "{line}: {shown}");
     }
-    // What is shown is a configuration, the same.
+    // The output is a valid configuration that prints as itself.
     fs::write(&file, &shown).unwrap();
     assert_eq!(succeed(&mut config("show")), shown);
 

@@ -1,5 +1,6 @@
-//! Whether a container sees what it should: Larder's layers, mounted, against an independent reference applier, and
-//! the reference against podman and containerd. What runtimes disagree on is in docs/reference/runtimes.md.
+//! Checks the tree that a container sees: Larder's layers, mounted, against an independent reference
+//! implementation, and the reference against podman and containerd. docs/reference/runtimes.md lists the
+//! cases in which runtimes disagree.
 
 use std::cell::Cell;
 use std::fs;
@@ -25,7 +26,7 @@ use reference::Reference;
 
 const REGISTRY: Need = Need::Program("docker-registry");
 
-/// A stack of layers with the corners that all runtimes agree on, and implied directories.
+/// Returns a stack of layers with the corner cases on which all runtimes agree, and with implied directories.
 fn corners() -> Image {
     let base = [
         Member::directory("./").mode(0o755),
@@ -95,7 +96,7 @@ fn diff_ids(image: &Image) -> Vec<Digest> {
     image.layers.iter().map(|layer| layer.diff_id.clone()).collect()
 }
 
-/// Differences between the reference and the mounted layers of a volume built from `image`.
+/// Returns the differences between the reference and the mounted layers of a volume built from `image`.
 fn larder_differs(registry: &Registry, image: &Image, name: &str) -> Vec<String> {
     let reference = registry.push(image, name, "1");
     let dir = tempfile::tempdir().unwrap();
@@ -106,7 +107,7 @@ fn larder_differs(registry: &Registry, image: &Image, name: &str) -> Vec<String>
     differences(&reference_of(image).tree(), &scan(&view.path()), Tolerance::default())
 }
 
-/// The same for layers that are images, which the volume's own verification and fsck.erofs must find in order.
+/// Does the same for EROFS images. The volume's own verification and fsck.erofs must also accept them.
 fn images_differ(registry: &Registry, image: &Image, name: &str) -> Vec<String> {
     let reference = registry.push(image, name, "1");
     let dir = tempfile::tempdir().unwrap();
@@ -120,7 +121,7 @@ fn images_differ(registry: &Registry, image: &Image, name: &str) -> Vec<String> 
     let view = View::mount_images(dir.path(), &diff_ids(image));
     let applied = reference_of(image);
     let mut found = scan(&view.path());
-    // The time of the root alone is no reason for a second image: a container has a root of its own.
+    // A different time of the root alone causes no fixup image, because a container has its own root.
     if let (Some(found), Some(want)) = (found.get_mut(""), applied.tree().get(""))
         && applied.implied().contains(&String::new())
         && found.mtime == Some((0, 0))
@@ -130,7 +131,7 @@ fn images_differ(registry: &Registry, image: &Image, name: &str) -> Vec<String> 
     differences(&applied.tree(), &found, Tolerance::default())
 }
 
-/// All images of a volume.
+/// Returns all EROFS images of a volume.
 fn images(volume: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending = vec![volume.join("erofs")];

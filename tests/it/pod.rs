@@ -1,5 +1,5 @@
-//! `larder build` as a pod runs it: Job, Secret and claim of a cluster, whose kubelet starts the real builder, up to the snapshot of
-//! what it has sealed.
+//! `larder build` as a pod runs it, with a cluster's Job, Secret and claim. A kubelet starts the real
+//! builder, and the result is a snapshot of the sealed volume.
 
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -27,7 +27,7 @@ struct World {
 }
 
 impl World {
-    /// A cluster with one node, and a registry that holds one image.
+    /// Creates a cluster with one node, and a registry with one image.
     fn new(layer: LayerBuilder) -> Self {
         let registry = Registry::with_password();
         let image = Image::builder(Format::Oci).layer(Layer::from(layer.gzip())).build();
@@ -51,7 +51,7 @@ impl World {
         World { cluster, registry, reference }
     }
 
-    /// The objects of facts/kubernetes.md, 1.
+    /// Creates the objects of facts/kubernetes.md, 1.
     fn build(&self, password: &str) {
         let auth = BASE64_STANDARD.encode(format!("{USER}:{password}"));
         let auths = json!({"auths": {self.registry.host(): {"auth": auth}}});
@@ -110,7 +110,7 @@ impl World {
         }));
     }
 
-    /// Waits for the end of the Job: its condition, the reason, and the one pod.
+    /// Waits for the end of the Job. Returns its condition, the reason, and the only pod.
     fn ended(&self) -> (String, String, Value) {
         let (condition, reason) = until(|| {
             let job = self.cluster.peek("batch", "jobs", NAMESPACE, "ic")?;
@@ -123,7 +123,7 @@ impl World {
         (condition, reason, pods.remove(0)["status"]["containerStatuses"][0]["state"]["terminated"].take())
     }
 
-    /// Takes a snapshot of the claim and answers its copy.
+    /// Takes a snapshot of the claim and returns its copy.
     fn snapshot(&self) -> PathBuf {
         self.cluster.install(&json!({
             "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot",
@@ -141,14 +141,14 @@ impl World {
     }
 }
 
-/// Waits until `probe` answers.
+/// Waits until `probe` returns a value.
 fn until<T>(probe: impl Fn() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(Instant::now() < deadline, "not in time");
+        assert!(Instant::now() < deadline, "timeout");
         sleep(Duration::from_millis(20));
     }
 }
@@ -164,7 +164,7 @@ fn a_pod_fills_a_claim_and_its_snapshot_is_proven() {
         world.build(PASSWORD);
         let (condition, reason, terminated) = world.ended();
         assert_eq!((condition.as_str(), reason.as_str()), ("Complete", "CompletionsReached"), "{terminated}");
-        // One line in the termination message, the same as the last event.
+        // The termination message is one line, the same as the last event.
         let result: Value = serde_json::from_str(&text(&terminated, "/message")).unwrap();
         assert_eq!((&terminated["exitCode"], &result["status"]), (&json!(0), &json!("ok")), "{result}");
         let copy = world.snapshot();

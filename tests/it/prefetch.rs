@@ -1,4 +1,5 @@
-//! `prefetch.list`: what a container opens before its program runs is on it, and `larder prefetch` reads it.
+//! `prefetch.list` names the files that a container opens before its program runs, and `larder prefetch`
+//! reads them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -20,21 +21,21 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 
 const REGISTRY: Need = Need::Program("docker-registry");
 
-/// A file of this machine at its own path.
+/// Returns a member with a file of this machine at its own path.
 fn copy(path: &str) -> Member {
     let content = fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
     Member::new(path.trim_start_matches('/'), Node::File(content)).mode(0o755)
 }
 
-/// Loader and libraries of programs of this machine.
+/// Returns the loader and the libraries of programs of this machine.
 fn libraries(programs: &[&str]) -> BTreeSet<String> {
     let listed = succeed(Command::new("ldd").args(programs));
     let words = listed.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
     words.map(str::to_owned).collect()
 }
 
-/// An image of three layers whose entrypoint is a script for dash that runs Python. With `cache`, the loader finds the
-/// libraries by this machine's ld.so.cache.
+/// Returns an image of three layers whose entrypoint is a script for dash that runs Python. With `cache`, the
+/// loader finds the libraries through this machine's ld.so.cache.
 fn python(cache: bool) -> Image {
     let python = fs::canonicalize("/usr/bin/python3").unwrap().into_os_string().into_string().unwrap();
     let libraries = libraries(&[&python, "/bin/dash"]);
@@ -48,7 +49,7 @@ fn python(cache: bool) -> Image {
     let top = [
         Member::file("srv/entry.sh", "#!/bin/dash -e\nread line </data/unlisted\nexec \"$@\"\n").mode(0o755),
         Member::file("data/unlisted", "by the program itself\n"),
-        // Hides the one of the base.
+        // Hides that of the base layer.
         copy(libc),
     ];
     Image::builder(Format::Oci)
@@ -86,7 +87,7 @@ impl Sealed {
         self.dir.path().join("volume")
     }
 
-    /// Files on the list of the image, in its order.
+    /// Returns the files on the list of the image, in its order.
     fn list(&self, image: usize) -> Vec<Entry> {
         let sections = list::parse(&fs::read(self.volume().join("prefetch.list")).unwrap()).unwrap();
         assert_eq!(sections.len(), self.references.len());
@@ -100,7 +101,7 @@ impl Sealed {
         prefetch
     }
 
-    /// The layer that shows `path` in the container.
+    /// Returns the layer whose `path` the container sees.
     fn shows(&self, image: usize, path: &str) -> String {
         let chain = &self.cache.content.images[image].chain;
         let at = |hex: &str| self.volume().join("overlay").join(hex).join("diff").join(path);
@@ -109,10 +110,10 @@ impl Sealed {
     }
 }
 
-/// Starts `command` in the view of the image and compares what was opened with the list.
+/// Runs `command` in the view of the image and compares the opened files with the list.
 ///
-/// A file that the program opens itself, after its loader is done, is not promised. Those are named in `later`, and must be
-/// all that is opened beyond the list.
+/// The list need not contain files that the program opens itself after its loader is done. `later` names
+/// those, and no other opened file can be missing from the list.
 fn opens_what_is_listed(sealed: &Sealed, number: usize, image: &Image, command: &[&str], later: &[&str]) {
     let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let view = View::mount(&sealed.volume(), &diff_ids);
@@ -149,7 +150,8 @@ fn a_start_opens_nothing_that_is_not_listed() {
         for (number, image) in images[..2].iter().enumerate() {
             let command = ["/srv/entry.sh", "py", "--version"];
             opens_what_is_listed(&sealed, number, image, &command, &["data/unlisted"]);
-            // The program, the two loaders' worth of libraries, and what a runtime reads: it is no list of everything.
+            // The program, the libraries of two loaders, and the files that a runtime reads. The list does
+            // not contain everything.
             assert!(sealed.list(number).len() < 20, "{:?}", sealed.list(number));
         }
         opens_what_is_listed(&sealed, 2, &images[2], &["/bin/sh", "-c", "exec true"], &[]);
@@ -157,7 +159,7 @@ fn a_start_opens_nothing_that_is_not_listed() {
     });
 }
 
-/// Pages of a file in the cache of the kernel.
+/// Returns the number of pages of a file in the page cache.
 fn cached(path: &Path) -> u64 {
     let pages = succeed(Command::new("fincore").args(["--noheadings", "--output", "PAGES"]).arg(path));
     pages.trim().parse().unwrap()
@@ -196,7 +198,7 @@ fn what_is_listed_is_read_into_the_cache() {
         assert!(said.starts_with(&format!("{} files, ", listed.len())), "{said}");
         let pages: u64 = listed.iter().map(|path| cached(path)).sum();
         assert!(pages * 4096 >= bytes, "{pages} pages of {bytes} bytes");
-        assert_eq!(cached(&hidden), 0, "not on the list");
+        assert_eq!(cached(&hidden), 0, "this file is not on the list");
 
         assert!(evict());
         succeed(sealed.prefetch().arg("--all"));
@@ -205,7 +207,7 @@ fn what_is_listed_is_read_into_the_cache() {
 }
 
 #[case]
-fn a_hostile_volume_is_read_nowhere_else() {
+fn a_hostile_volume_causes_no_read_outside_it() {
     isolated(&[REGISTRY], || {
         let sealed = Sealed::new(&[&Image::builder(Format::Oci).layer(image::busybox().unwrap()).build()]);
         let volume = sealed.volume();
@@ -239,7 +241,7 @@ fn a_hostile_volume_is_read_nowhere_else() {
         assert!(exits(65, &mut sealed.prefetch()).contains("does not agree with cache.json"));
         fs::remove_file(&list).unwrap();
         assert!(exits(64, &mut sealed.prefetch()).contains("give --all"));
-        // Links and pipes are no regular files; all others are read.
+        // Links and pipes are not regular files. All others are read.
         succeed(sealed.prefetch().arg("--all"));
         fs::remove_file(volume.join("cache.json")).unwrap();
         exits(73, &mut sealed.prefetch());
@@ -255,7 +257,7 @@ fn inspect_says_in_how_many_pieces_the_layers_lie() {
         let layer = sealed.cache.content.layers[0].chain_id.to_string();
         let (total, layer) = (&json["placement"]["total"], &json["placement"]["layers"][layer]);
         assert_eq!(total, layer);
-        // Busybox, by whatever names, and two files of /etc.
+        // Busybox, with any of its names, and two files of /etc.
         assert_eq!(total["files"].as_u64().unwrap() + total["unknown"].as_u64().unwrap(), 3);
         assert!(total["extents"].as_u64() >= total["pieces"].as_u64());
         assert!(inspect(&["--extents"]).contains("  on disk   "));

@@ -1,4 +1,4 @@
-//! What a build needs of capabilities(7), and what it does with fewer.
+//! Capabilities (capabilities(7)) that a build needs, and builds with fewer.
 
 use std::fs;
 use std::path::Path;
@@ -78,7 +78,7 @@ fn missing_privileges_are_named_one_by_one() {
             said.contains("CAP_CHOWN") && said.contains("CAP_MKNOD") && !said.contains("CAP_FOWNER"),
             "{said}"
         );
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was begun");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the build must not start");
     });
 }
 
@@ -93,9 +93,9 @@ fn a_rootless_build_records_what_it_cannot_keep() {
         for path in [dir.path(), &volume] {
             std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
         }
-        // Somebody without rights cannot run a binary below a home directory of root.
+        // A user without rights cannot run a binary below a home directory of root.
         let binary = dir.path().join("larder");
-        // Not by this process: a fork meanwhile would keep it open for writing.
+        // `cp` writes the copy: in this process, a concurrent fork would keep it open for writing.
         succeed(Command::new("cp").arg(larder().get_program()).arg(&binary));
         let nobody = || {
             let mut command = Command::new("setpriv");
@@ -115,7 +115,7 @@ fn a_rootless_build_records_what_it_cannot_keep() {
         build.args(["build", "--rootless", "--size", "64MiB", "--volume"]);
         succeed(build.arg(&volume).arg(&reference));
         succeed(nobody().arg("verify").arg(&volume));
-        // Its user could change it at any time, so it proves nothing to root.
+        // Its owner could change it at any time, so root does not trust it.
         exits(65, larder().arg("verify").arg(&volume));
         let said = succeed(larder().arg("inspect").arg(&volume));
         assert!(said.contains("emptied/new: owner 1000:1001"), "{said}");

@@ -1,4 +1,4 @@
-//! Builds that end before their time, and the same command again.
+//! Interrupted builds, which the same command resumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,9 +21,9 @@ use crate::harness::tree::{Tolerance, differences, scan};
 use crate::harness::{exits, isolated, larder, succeed};
 
 const SIZE: u64 = 64 << 20;
-const SOON: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Layers that do not compress, one upon the other.
+/// Returns an image whose layers do not compress, and are stacked.
 fn image(layers: u64) -> Image {
     let layer = |seed: u64| {
         let size = 40_000 + usize::try_from(seed).unwrap() * 10_000;
@@ -33,7 +33,7 @@ fn image(layers: u64) -> Image {
     Image::builder(Format::Oci).layers((0..layers).map(layer)).build()
 }
 
-/// A build that has committed everything but its last layer, whose blob stalls in the middle.
+/// Starts a build that commits everything but its last layer, whose blob stalls in the middle.
 fn all_but_the_last(served: &Served) -> Running {
     let last = served.images[0].layers.last().unwrap();
     served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
@@ -43,7 +43,8 @@ fn all_but_the_last(served: &Served) -> Running {
     running
 }
 
-/// Runs the same command to its end: sealed, proven, and nothing fetched again that was in `kept`.
+/// Runs the same command to its end. The result is sealed and verified, and no blob in `kept` is fetched
+/// again.
 fn resume(served: &Served, kept: &BTreeSet<Digest>) {
     let volume = served.volume();
     until_gone(&volume);
@@ -59,7 +60,7 @@ fn resume(served: &Served, kept: &BTreeSet<Digest>) {
     }
 }
 
-/// What a journal says, line by line as far as the sums hold.
+/// The lines of a journal, as far as their checksums match.
 #[derive(Debug, Default)]
 struct Journal {
     lines: Vec<Value>,
@@ -95,7 +96,7 @@ fn rewrite(volume: &Path, lines: &[Value]) {
     fs::write(journal_path(volume), lines.iter().map(line).collect::<String>()).unwrap();
 }
 
-/// Kills a build as soon as `ready`, and runs it again. Returns false if the build ended before it could be killed.
+/// Kills a build as soon as `ready`, and runs it again. Returns false if the build ended before the kill.
 fn killed(served: &Served, what: &str, ready: impl Fn(&Path) -> bool) -> bool {
     let volume = served.volume();
     let _ = fs::remove_dir_all(&volume);
@@ -133,7 +134,7 @@ fn killed_at_every_stage() {
         for count in 1..=LAYERS {
             let placed = |volume: &Path| {
                 fs::read_dir(volume.join("overlay")).is_ok_and(|names| {
-                    // One more for the directory of short names.
+                    // One more entry is the directory of short names.
                     names.count() as u64 > count
                 })
             };
@@ -157,10 +158,10 @@ fn killed_again_and_again() {
             landed += u32::from(running.until(|| journal(&volume).committed.len() > most));
             running.kill();
             let now = journal(&volume).committed.len();
-            assert!(now >= most, "a committed layer was lost");
+            assert!(now >= most, "a committed layer is lost");
             most = now;
         }
-        assert!(landed > 0, "every build ended before it could be killed");
+        assert!(landed > 0, "every build ended before the kill");
         resume(&served, &journal(&volume).committed);
     });
 }
@@ -172,7 +173,7 @@ fn signals_leave_a_volume_that_resumes() {
             let served = Served::new([image(4)]);
             let mut running = all_but_the_last(&served);
             running.signal(signal);
-            assert_eq!(running.code_within(SOON), Some(code));
+            assert_eq!(running.code_within(TIMEOUT), Some(code));
             assert!(nothing_staged(&served.volume()));
             assert!(!served.volume().join("cache.json").exists());
             let journal = journal(&served.volume());
@@ -189,7 +190,7 @@ fn a_second_signal_ends_at_once() {
         let served = Served::new([image(3)]);
         let last = served.images[0].layers.last().unwrap();
         served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
-        // Nobody reads the events and the pipe is full, so an orderly end waits for ever.
+        // No process reads the events and the pipe is full, so an orderly shutdown would wait forever.
         let (reader, mut writer) = std::io::pipe().unwrap();
         writer.write_all(&[b'\n'; 64 << 10]).unwrap();
         let mut command = served.build(&served.volume(), SIZE);
@@ -222,7 +223,7 @@ fn after_a_reboot_only_synced_layers_count() {
         let two = &lines[..2];
         let kept = two.iter().map(|line| committed(line, "blob").parse().unwrap()).collect();
         let synced: Vec<_> = two.iter().map(|line| committed(line, "chain_id")).collect();
-        // What was never flushed may be anything after a power cut.
+        // Data that was never flushed can have any content after a power cut.
         let lost = committed(&lines[2], "chain_id");
         let (_, lost) = lost.split_once(':').unwrap();
         fs::remove_dir_all(volume.join("overlay").join(lost).join("diff/d")).unwrap();
@@ -262,7 +263,7 @@ fn a_torn_journal_ends_where_it_is_torn() {
 }
 
 #[case]
-fn a_journal_of_noise_counts_for_nothing() {
+fn a_journal_of_random_bytes_is_ignored() {
     isolated(&[], || {
         let served = Served::new([image(3)]);
         all_but_the_last(&served).kill();
@@ -358,7 +359,7 @@ fn a_sealed_volume_answers_its_job_without_a_write_or_a_request() {
         resume(&served, &BTreeSet::new());
         let times = change_times(&volume);
         served.registry.forget();
-        // The size is not what makes a job.
+        // The size is not part of the job's identity.
         let printed = succeed(served.build(&volume, 2 * SIZE).args(["--output", "json"]));
         let last: Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
         let cache = cache(&volume);
@@ -412,7 +413,7 @@ fn the_result_file_is_one_short_line() {
             serde_json::from_str(&text).unwrap()
         };
         let volume = served.volume();
-        // Hundreds of images that all fail, with names as long as they may be.
+        // Hundreds of images that all fail, with names of maximum length.
         let mut absent = larder();
         absent.arg("build").arg("--volume").arg(&volume).args(["--size", "1GiB"]);
         absent.args((0..200).map(|n| format!("{}/{}/{n}:1", served.registry.host(), "absent".repeat(30))));
@@ -429,8 +430,8 @@ fn the_result_file_is_one_short_line() {
     });
 }
 
-/// Overwrites the content of a committed layer with zeros: what a disk has that came back without its last writes.
-fn lose(volume: &Path, layer: &Value) {
+/// Overwrites the content of a committed layer with zeros, like a disk that lost its last writes.
+fn overwrite_layer(volume: &Path, layer: &Value) {
     let hex = |field: &str| layer[field].as_str().unwrap().split_once(':').unwrap().1.to_owned();
     let diff_id = hex("diff_id");
     let image = volume.join("erofs/sha256").join(&diff_id[..2]).join(format!("{diff_id}.erofs"));
@@ -451,7 +452,7 @@ fn lose(volume: &Path, layer: &Value) {
     }
 }
 
-/// The committed layers, in order.
+/// Returns the committed layers, in order.
 fn committed(volume: &Path) -> Vec<Value> {
     let lines = journal(volume).lines.into_iter();
     lines.map(|line| line["committed"]["layer"].clone()).filter(|layer| !layer.is_null()).collect()
@@ -471,12 +472,12 @@ fn layers_that_the_disk_lost_are_fetched_again() {
                 assert!(running.until(|| committed(&volume).len() == 3));
                 running.kill();
                 let layers = committed(&volume);
-                // Lines of this boot, and no flush that covers them.
+                // Lines of this boot, which no flush covers.
                 let mut lines = journal(&volume).lines;
                 lines.retain(|line| line.get("synced").is_none());
                 rewrite(&volume, &lines);
                 // A child is committed after its parent.
-                lose(&volume, &layers[lost]);
+                overwrite_layer(&volume, &layers[lost]);
                 let kept =
                     layers[..kept].iter().map(|layer| layer["blob"].as_str().unwrap().parse().unwrap());
                 let kept: BTreeSet<Digest> = kept.collect();
@@ -494,7 +495,7 @@ fn a_layer_that_cannot_be_reused_any_more_is_fetched_by_the_next_run() {
         };
         let two = |seeds: [u64; 2]| Image::builder(Format::Oci).layers(seeds.map(layer)).build();
         for format in ["overlay", "erofs"] {
-            // The second layer is needed on two parents, and one of them does not come.
+            // The second layer is needed on two parents, and one of them never arrives.
             let served = Served::new([two([1, 2]), two([3, 2])]);
             let stalled = served.images[1].layers[0].digest.clone();
             served.registry.fault(Fault::StallAt { digest: stalled, offsets: vec![10_000] });
@@ -507,7 +508,7 @@ fn a_layer_that_cannot_be_reused_any_more_is_fetched_by_the_next_run() {
             lines.truncate(2);
             lines.push(json!({"synced": layers.iter().map(|layer| &layer["chain_id"]).collect::<Vec<_>>()}));
             rewrite(&volume, &lines);
-            lose(&volume, layers.iter().find(|layer| !layer["parent"].is_null()).unwrap());
+            overwrite_layer(&volume, layers.iter().find(|layer| !layer["parent"].is_null()).unwrap());
             served.registry.heal();
             let said = exits(69, &mut served.build(&volume, SIZE));
             assert!(said.contains("is damaged") && said.contains("check the disk"), "{said}");

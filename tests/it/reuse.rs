@@ -1,5 +1,5 @@
-//! Layers that another volume has: reused instead of fetched, fetched once by builders that run at the same time, and
-//! fetched after all when the copy is of no use.
+//! Reuse of layers from other volumes: copied instead of fetched, fetched once by concurrent builders, and
+//! fetched anyway if the copy is unusable.
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -19,7 +19,7 @@ use crate::harness::served::{Running, cache, random};
 use crate::harness::{exits, isolated, larder, succeed};
 
 const SIZE: u64 = 64 << 20;
-const SOON: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A directory of shared layers, and images `app-0:1` … in a registry.
 struct Shared {
@@ -53,7 +53,7 @@ impl Shared {
         command
     }
 
-    /// Builds to the end; the sealed volume verifies. Returns the events.
+    /// Builds to the end and verifies the sealed volume. Returns the events.
     fn built(&self, name: &str, image: usize) -> Events {
         let events = Events::parse(&succeed(&mut self.build(name, image)));
         succeed(larder().arg("verify").arg(self.volume(name)));
@@ -65,12 +65,12 @@ impl Shared {
         self.dir.path().join("layers").join(name)
     }
 
-    /// What says of a layer where it is.
+    /// Returns the entry that records the location of a layer.
     fn entry_json(&self, layer: &Layer) -> Value {
         serde_json::from_slice(&fs::read(self.entry(layer)).unwrap_or_default()).unwrap_or_default()
     }
 
-    /// Whole blobs that were served of an image, layer by layer.
+    /// Returns how often the registry served each layer of an image, in whole blobs.
     fn times_served(&self, image: usize) -> Vec<f64> {
         let layers = &self.images[image].layers;
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
@@ -90,7 +90,7 @@ impl Events {
         self.0.iter().filter(|event| event["event"] == kind).collect()
     }
 
-    /// Warnings that name a volume.
+    /// Returns the number of warnings that name a volume.
     fn warned_of(&self, volume: &str) -> usize {
         let named = format!("volume {volume}:");
         self.of("warning").iter().filter(|w| w["message"].as_str().unwrap().contains(&named)).count()
@@ -101,7 +101,7 @@ fn layer(seed: u64) -> Layer {
     let size = 60_000 + usize::try_from(seed).unwrap() * 10_000;
     let builder = LayerBuilder::new().dir("d").file(format!("d/{seed}"), random(seed, size));
     let builder = builder.file(format!("d/large-{seed}"), vec![b'z'; 3 << 20]);
-    // Content that a later member replaces is in the tar-split file only.
+    // Content that a later member replaces is only in the tar-split file.
     let builder = builder.file("again", random(seed, 9000)).file("again", random(seed + 1, 9000));
     Layer::from(builder.symlink("d/link", format!("{seed}")).whiteout("d/none").gzip())
 }
@@ -110,10 +110,10 @@ fn image(seeds: &[u64]) -> Image {
     Image::builder(Format::Oci).layers(seeds.iter().map(|seed| layer(*seed))).build()
 }
 
-/// Builds that end, both well, within [`SOON`].
+/// Waits until two builds end successfully within [`TIMEOUT`].
 fn both_end(mut first: Running, mut second: Running) {
-    assert_eq!(first.code_within(SOON), Some(0));
-    assert_eq!(second.code_within(SOON), Some(0));
+    assert_eq!(first.code_within(TIMEOUT), Some(0));
+    assert_eq!(second.code_within(TIMEOUT), Some(0));
 }
 
 #[case]
@@ -143,13 +143,13 @@ fn a_reused_volume_is_the_fetched_one() {
         assert_eq!(shared.times_served(0), [1.0; 4]);
         let read = |name: &str| fs::read(shared.volume(name).join("cache.json")).unwrap();
         assert_eq!(read("a"), read("b"));
-        // What is read is kept meanwhile, and free afterwards.
+        // A source volume has a lease while it is read, and none afterwards.
         let root = larder_sys::Dir::open(&shared.volume("a")).unwrap();
         assert!(Lease::exclusive(&root).unwrap().is_some());
     });
 }
 
-/// Inode number and links of the image of a layer.
+/// Returns the inode number and the link count of a layer's EROFS image.
 fn image_of(volume: &Path, layer: &Layer) -> (u64, u64) {
     let hex = layer.diff_id.hex();
     let facts = fs::metadata(volume.join(format!("erofs/sha256/{}/{hex}.erofs", &hex[..2]))).unwrap();
@@ -173,20 +173,20 @@ fn images_are_shared_by_copies() {
         assert_eq!(events.of("layer_reused").len(), 2);
         for layer in &shared.images[1].layers[1..] {
             let (a, b) = (image_of(&shared.volume("a"), layer), image_of(&shared.volume("b"), layer));
-            assert_ne!(a.0, b.0, "a fault in one build does not reach another");
+            assert_ne!(a.0, b.0, "damage to one volume must not reach another");
             assert_eq!((a.1, b.1), (1, 1));
         }
-        // Deleting one is no matter to the other.
+        // Deleting one volume does not affect the other.
         fs::remove_dir_all(shared.volume("a")).unwrap();
         succeed(larder().arg("verify").arg(shared.volume("b")));
-        // From images to directories, and back.
+        // From EROFS images to directories, and back.
         shared.registry.forget();
         build("c", 1, "overlay");
         assert_eq!(shared.times_served(1), [0.0; 3]);
         fs::remove_dir_all(shared.volume("b")).unwrap();
         build("d", 1, "erofs");
         assert_eq!(shared.times_served(1), [0.0; 3]);
-        // A copy that was changed is not taken.
+        // A modified copy is not reused.
         let layer = &shared.images[2].layers[1];
         let hex = layer.diff_id.hex();
         fs::remove_dir_all(shared.volume("c")).unwrap();
@@ -212,7 +212,7 @@ fn images_are_shared_by_copies() {
 fn builds_at_the_same_time_fetch_once() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2, 3])]);
-        // Slow enough that each sees the other at work.
+        // Slow enough that the builds overlap.
         let start = |name: &str| Running::start(shared.build(name, 0).args(["--limit-rate", "100KiB/s"]));
         both_end(start("a"), start("b"));
         assert_eq!(shared.times_served(0), [1.0; 4]);
@@ -223,7 +223,7 @@ fn builds_at_the_same_time_fetch_once() {
     });
 }
 
-/// A build that holds the lock of the last layer, whose blob stalls.
+/// Starts a build that holds the lock of the last layer, whose blob stalls.
 fn holds(shared: &Shared, name: &str) -> Running {
     let last = shared.images[0].layers.last().unwrap();
     shared.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
@@ -237,23 +237,27 @@ fn holds(shared: &Shared, name: &str) -> Running {
 }
 
 #[case]
-fn a_killed_holder_is_succeeded() {
+fn a_killed_lock_holder_is_replaced() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2])]);
         let mut holder = holds(&shared, "a");
         let mut waiter = Running::start(&mut shared.build("b", 0));
-        // What is committed already is reused from a volume that is not sealed.
+        // Committed layers are reused from a volume that is not sealed.
         assert!(
             waiter.until(|| fs::read_dir(shared.volume("b").join("overlay")).is_ok_and(|n| n.count() == 3))
         );
         assert_eq!(shared.times_served(0)[..2], [1.0, 1.0]);
-        assert!(!waiter.has_ended(), "it waits for the holder");
+        assert!(!waiter.has_ended(), "it must wait for the lock");
         holder.kill();
-        assert_eq!(waiter.code_within(SOON), Some(0));
+        assert_eq!(waiter.code_within(TIMEOUT), Some(0));
         succeed(larder().arg("verify").arg(shared.volume("b")));
         shared.registry.forget();
         shared.built("a", 0);
-        assert_eq!(shared.times_served(0), [0.0; 3], "the killed one takes the rest from its successor");
+        assert_eq!(
+            shared.times_served(0),
+            [0.0; 3],
+            "the killed build must reuse the layers of its successor"
+        );
     });
 }
 
@@ -272,7 +276,7 @@ fn a_waiter_can_be_interrupted() {
 }
 
 #[case]
-fn a_volume_that_is_gone_is_done_without() {
+fn a_missing_volume_is_not_needed() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1])]);
         shared.built("a", 0);
@@ -281,7 +285,7 @@ fn a_volume_that_is_gone_is_done_without() {
         assert_eq!(events.warned_of("a"), 2);
         assert_eq!(shared.times_served(0), [2.0; 2]);
 
-        // One that is being removed is as good as gone.
+        // A volume that is being removed counts as missing.
         let root = larder_sys::Dir::open(&shared.volume("b")).unwrap();
         let leaving = Lease::exclusive(&root).unwrap().unwrap();
         assert_eq!(shared.built("c", 0).warned_of("b"), 2);
@@ -291,7 +295,7 @@ fn a_volume_that_is_gone_is_done_without() {
 }
 
 #[case]
-fn a_volume_removed_while_it_is_read_is_done_without() {
+fn a_volume_removed_during_reuse_is_not_needed() {
     isolated(&[], || {
         let big = Layer::from(LayerBuilder::new().file("f", vec![b'x'; 48 << 20]).gzip());
         let shared = Shared::new([Image::builder(Format::Oci).layers([big]).build()]);
@@ -300,11 +304,11 @@ fn a_volume_removed_while_it_is_read_is_done_without() {
         let events = fs::File::create(&output).unwrap();
         let mut command = shared.build("b", 0);
         let mut running = Running::of(command.stdout(events).stderr(Stdio::null()).spawn().unwrap());
-        // Without regard for the lease, and whenever that falls: before, amid or after the reading.
+        // The volume is removed despite the lease, at any time: before, during or after the reading.
         let started = || fs::read_to_string(&output).is_ok_and(|text| text.contains("layer_started"));
         assert!(running.until(started), "the build ended before it started a layer");
         fs::remove_dir_all(shared.volume("a")).unwrap();
-        assert_eq!(running.code_within(SOON), Some(0));
+        assert_eq!(running.code_within(TIMEOUT), Some(0));
         succeed(larder().arg("verify").arg(shared.volume("b")));
     });
 }
@@ -324,7 +328,7 @@ fn a_corrupt_copy_is_found_and_fetched() {
         assert_eq!(events.warned_of("a"), 2);
         assert_eq!(events.of("layer_reused").len(), 0);
         assert_eq!(shared.times_served(0), [1.0; 2]);
-        // The next one is told of the good copy.
+        // The entry names the good copy for the next build.
         assert_eq!(shared.built("c", 0).of("layer_reused").len(), 2);
         exits(65, larder().arg("verify").arg(shared.volume("a")));
     });
@@ -354,13 +358,13 @@ fn lies_cost_a_read_at_most() {
         let read = |name: &str| fs::read(shared.volume(name).join("cache.json")).unwrap();
         assert_eq!(read("a"), read("b"));
 
-        // What is promised for ever by nobody is fetched after a while.
+        // If no build fulfils a promise, the layer is fetched after a while.
         let promise = r#"{"v":1,"layer":{"ready":{"volume":"never"}}}"#;
         fs::write(shared.entry(&shared.images[1].layers[0]), promise).unwrap();
         shared.built("c", 1);
         assert_eq!(shared.times_served(1), [1.0]);
 
-        // A link in the place of a file is not followed, and the layer is not shared.
+        // A symbolic link at the path of the entry is not followed, and the layer is not shared.
         let precious = shared.dir.path().join("precious");
         fs::write(&precious, "mine").unwrap();
         fs::remove_file(shared.entry(&layers[0])).unwrap();
@@ -373,7 +377,8 @@ fn lies_cost_a_read_at_most() {
 #[case]
 fn crossed_orders_end() {
     isolated(&[], || {
-        // The larger blob comes first, so each gets the layer that is above the one the other gets.
+        // The larger blob is fetched first, so each build first gets the layer that is the upper one in the
+        // other image.
         let shared = Shared::new([image(&[7, 8]), image(&[8, 7])]);
         let start = |name: &str, image| {
             Running::start(shared.build(name, image).args(["--limit-rate", "60KiB/s", "--concurrency", "1"]))
@@ -383,7 +388,7 @@ fn crossed_orders_end() {
         assert!(first.until(|| shared.registry.served(&large.digest) > 0));
         both_end(first, start("b", 1));
         let times = shared.times_served(0);
-        assert!(times.iter().sum::<f64>() > 2.0, "they waited for each other: {times:?}");
+        assert!(times.iter().sum::<f64>() > 2.0, "the builds waited for each other: {times:?}");
         for name in ["a", "b"] {
             succeed(larder().arg("verify").arg(shared.volume(name)));
         }

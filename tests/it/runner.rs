@@ -1,4 +1,4 @@
-//! Builders as children of a daemon: the real binary, and programs that are none.
+//! Builders as children of a daemon: the real binary, and programs that imitate or break it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -36,7 +36,7 @@ use crate::harness::served::{Served, cache, descendants, random};
 use crate::harness::{Need, isolated, larder, succeed};
 
 const PASSWORD: &str = "swordfish-9c1";
-const LONG: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn image(layers: u64) -> Image {
     let layer =
@@ -60,7 +60,7 @@ impl Host {
         settings.cgroups = Arc::new(Cgroups::none("not in this test"));
         fs::create_dir_all(served.beside("share/volumes")).unwrap();
         let mut config = Config::default();
-        // Builders on disks are two processes, and are in tests/privileged.
+        // Builders on disks consist of two processes, and have tests in tests/privileged.
         config.caches.volume_kind = Holder::Directory;
         config.secrets.dir = served.beside("secrets");
         (config.registry.retries, config.registry.backoff_max_seconds) = (2, 1);
@@ -68,7 +68,7 @@ impl Host {
         Host { served, settings, config, runtime: Runtime::new().unwrap() }
     }
 
-    /// A host whose `larder` is a shell script.
+    /// Creates a host whose `larder` is a shell script.
     fn with_program(script: &str) -> Self {
         let mut host = Host::new(image(1));
         host.settings.program = host.served.beside("program");
@@ -122,7 +122,7 @@ impl Host {
         ChildRunner::new(self.settings.clone(), &self.config).unwrap()
     }
 
-    /// Builds to the end; what `meanwhile` does is done beside it.
+    /// Builds to the end, and runs `meanwhile` at the same time.
     fn build(&self, order: BuildOrder, meanwhile: impl FnOnce(&CancellationToken)) -> (Ended, Vec<Line>) {
         let (sender, mut lines) = mpsc::channel(16);
         let (runner, stop) = (self.runner(), CancellationToken::new());
@@ -137,7 +137,7 @@ impl Host {
                     all
                 };
                 let both = async { tokio::join!(runner.build(order, sender, asked), collect) };
-                self.runtime.block_on(async { tokio::time::timeout(LONG, both).await.unwrap() })
+                self.runtime.block_on(async { tokio::time::timeout(TIMEOUT, both).await.unwrap() })
             });
             meanwhile(&stop);
             building.join().unwrap()
@@ -160,16 +160,16 @@ impl Host {
         }
     }
 
-    /// Holds the build at its last layer, and answers how many bytes come before it.
+    /// Stalls the build at its last layer. Returns the number of bytes before it.
     fn stall_at_the_last_layer(&self) -> usize {
         let layers = &self.served.images[0].layers;
         let digest = layers.last().unwrap().digest.clone();
-        // As often as it is tried again.
+        // For every retry.
         self.served.registry.fault(Fault::StallAt { digest, offsets: vec![10_000, 11_000, 12_000, 13_000] });
         layers[..layers.len() - 1].iter().map(|layer| layer.blob.len()).sum()
     }
 
-    /// Waits until the builder has committed all layers but the last, and answers its process.
+    /// Waits until the builder has committed all layers but the last. Returns its process.
     fn stalled(&self) -> Pid {
         let journal = self.volume().join(".larder/journal");
         let layers = self.served.images[0].layers.len();
@@ -186,12 +186,12 @@ impl Host {
 fn until(ready: impl Fn() -> bool) {
     let started = Instant::now();
     while !ready() {
-        assert!(started.elapsed() < LONG, "it does not come to pass");
+        assert!(started.elapsed() < TIMEOUT, "timeout");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// The `larder` that has the volume on its command line.
+/// Returns the `larder` process with the volume on its command line.
 fn process_of(volume: &Path) -> Option<Pid> {
     let volume = volume.to_str().unwrap();
     let processes = fs::read_dir("/proc").unwrap().flatten();
@@ -244,13 +244,13 @@ fn a_private_image_is_sealed_and_no_secret_shows() {
 }
 
 #[case]
-fn secrets_that_give_no_credential_are_told_in_the_same_words() {
+fn secrets_without_a_credential_give_the_same_message() {
     isolated(&[], || {
         let host = Host::new(image(1));
         host.private();
         host.secret("broken", "{");
         host.secret("theirs", &host.auths());
-        // Unknown; malformed content; not the tenant's, though it would open the image; no name at all.
+        // Unknown; malformed content; another tenant's, although it would give access; an invalid name.
         let kinds: [(&[&str], &[&str], &str); 4] = [
             (&["team:missing"], &[], "team:missing"),
             (&["team:broken"], &[], "team:broken"),
@@ -274,7 +274,7 @@ fn secrets_that_give_no_credential_are_told_in_the_same_words() {
         }
         assert!(said.iter().all(|texts| *texts == said[0]), "{said:#?}");
 
-        // Whatever the order, and what is public needs none.
+        // The message is independent of the order. A public image needs no secret.
         let outcome = host.result(host.order(&["team:missing"], &["b:b", "a:a"]));
         assert!(
             outcome.message.ends_with("in the pull secret a:a, b:b, team:missing)"),
@@ -302,7 +302,7 @@ fn what_is_stopped_can_be_resumed() {
         host.served.registry.forget();
         assert_eq!(host.result(host.order(&[], &[])).status, Status::Ok);
         for layer in &host.served.images[0].layers[..3] {
-            assert_eq!(host.served.registry.served(&layer.digest), 0, "it was fetched again");
+            assert_eq!(host.served.registry.served(&layer.digest), 0, "the layer was fetched again");
         }
         let (ended, lines) = host.build_stopped();
         assert!(matches!(ended, Ended::Stopped) && lines.is_empty());
@@ -310,7 +310,7 @@ fn what_is_stopped_can_be_resumed() {
 }
 
 impl Host {
-    /// A build that is stopped before it begins.
+    /// Runs a build that is stopped before it begins.
     fn build_stopped(&self) -> (Ended, Vec<Line>) {
         let (sender, mut lines) = mpsc::channel(16);
         let stop = CancellationToken::new();
@@ -346,14 +346,14 @@ fn a_builder_that_takes_too_much_memory_is_killed() {
         host.config.caches.build_memory = ByteSize(1 << 20);
         let how = host.died();
         assert!(how.contains("killed by signal 9; out of memory: its limit is 1 MiB"), "{how}");
-        // The same in a group that is wide enough.
+        // The same in a group with enough memory.
         host.config.caches.build_memory = ByteSize(256 << 20);
         assert_eq!(host.result(host.order(&[], &[])).status, Status::Ok);
     });
 }
 
 #[case]
-fn what_is_no_builder_is_killed() {
+fn a_program_that_is_no_builder_is_killed() {
     isolated(&[], || {
         for (script, said) in [
             ("echo '{\"v\":1'; exec sleep 1000", "a line that is not an event: {\"v\":1"),
@@ -390,11 +390,11 @@ fn a_builder_that_does_not_obey_is_killed() {
         let (ended, _) = host.build(order, |_| ());
         assert!(matches!(&ended, Ended::Died(how) if how.contains("did not end in time")), "{ended:?}");
 
-        // Its children go with it.
+        // Its children are killed with it.
         let group = fs::read_to_string(&pid).unwrap().trim().parse::<i32>().unwrap();
         until(|| nix::sys::signal::killpg(Pid::from_raw(group), None).is_err());
 
-        // A result is the end.
+        // Nothing can follow a result.
         let result = json!({"v": 1, "time": "2026-01-01T00:00:00Z", "event": "result", "status": "ok",
             "exit_code": 0, "message": "", "elapsed_ms": 0});
         let how = Host::with_program(&format!("echo '{result}'; exec sleep 1000")).died();
@@ -424,7 +424,7 @@ fn plans_are_reports_or_failures() {
         assert_eq!(report.distinct_bytes, host.served.images[0].compressed_size() as u64);
         assert_eq!(host.served.registry.served(&host.served.images[0].layers[0].digest), 0);
 
-        // A volume that is too small is still planned.
+        // A volume that is too small can still be planned.
         (job.size, job.sizing) = (Some(ByteSize(1)), Some(Sizing::Enforce));
         assert_eq!(plan(&host, job.clone()).unwrap().fits, Some(false));
 

@@ -1,5 +1,5 @@
-//! The sandbox of each role, from inside: a program of the tests enters it as the processes of a build do, and tries what an attacker
-//! would.
+//! The sandbox of each role, tested from inside: a test program enters it as the processes of a build do, and
+//! tries what an attacker would.
 
 use std::fs::{self, Permissions};
 use std::net::TcpListener;
@@ -12,11 +12,11 @@ use crate::harness::{isolated, succeed};
 
 const ROLES: [&str; 4] = ["fetcher", "extractor", "images", "reader"];
 
-/// Somebody without privileges (Debian: nobody).
+/// A user without privileges (Debian: `nobody`).
 const NOBODY: u32 = 65534;
 
-/// What each probe answers to root, in the order of [`ROLES`]: the fetcher, the extractor of directories, the extractor of EROFS
-/// images, and a reader of volumes.
+/// The result of each probe for root, in the order of [`ROLES`]: the fetcher, the extractor of directories,
+/// the extractor of EROFS images, and a reader of volumes.
 const TABLE: &[(&str, [&str; 4])] = &[
     ("walls", ["all"; 4]),
     ("socket-inet-stream", ["ok", "EPERM", "EPERM", "EPERM"]),
@@ -135,7 +135,7 @@ const TABLE: &[(&str, [&str; 4])] = &[
     ("read-dev-urandom", ["ok"; 4]),
 ];
 
-/// Probes whose answer is another one without privileges: an extractor cannot make devices then.
+/// Probes with another result without privileges, because such an extractor cannot create devices.
 const UNPRIVILEGED: &[(&str, [&str; 4])] = &[
     ("write-hosts", ["EACCES", "ENOENT", "ENOENT", "ENOENT"]),
     ("make-disk-node", ["EPERM", "EPERM", "EPERM", "EPERM"]),
@@ -144,7 +144,7 @@ const UNPRIVILEGED: &[(&str, [&str; 4])] = &[
     ("open-memory-node", ["ENOENT", "ENOENT", "ENOENT", "ENOENT"]),
 ];
 
-/// Compares the answers of all probes in all roles, run by the user `uid`, with the tables.
+/// Runs all probes in all roles as the user `uid`, and compares the results with the tables.
 fn compare(uid: u32, except: &[(&str, [&str; 4])]) {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
@@ -165,7 +165,7 @@ fn compare(uid: u32, except: &[(&str, [&str; 4])]) {
             chown(path.join("file"), Some(uid), Some(uid)).unwrap();
         }
         let answers = run(uid, &probe, role, &[&volume, &outside, &socket], port);
-        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{role} wrote outside of its volume");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{role} wrote outside its volume");
         for (name, wanted) in TABLE {
             let wanted =
                 except.iter().find(|(other, _)| other == name).map_or(wanted, |(_, wanted)| wanted)[at];
@@ -190,11 +190,11 @@ fn run(uid: u32, probe: &Path, role: &str, paths: &[&Path; 3], port: u16) -> Str
 }
 
 #[case]
-fn root_is_held_by_every_wall() {
+fn the_sandbox_confines_root() {
     isolated(&[], || compare(0, &[]));
 }
 
 #[case]
-fn an_ordinary_user_is_held_by_every_wall() {
+fn the_sandbox_confines_an_ordinary_user() {
     isolated(&[], || compare(NOBODY, UNPRIVILEGED));
 }

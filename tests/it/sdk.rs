@@ -1,4 +1,5 @@
-//! The daemon as its tenants meet it: by the vendor's own SDK from PyPI, by plain HTTP, and by a fuzzer of its OpenAPI document.
+//! The daemon from the view of its tenants: the vendor's SDK from PyPI, plain HTTP, and a fuzzer of its
+//! OpenAPI document.
 
 use std::fs;
 use std::path::Path;
@@ -25,12 +26,12 @@ fn small() -> Image {
     Image::builder(Format::Oci).layer(layer).build()
 }
 
-/// The configuration of one cluster, and what else is asked for.
+/// Returns a configuration with one cluster, and `more` settings.
 fn one_cluster(more: &str) -> String {
     format!("{ROOMY}{more}\n[[cluster]]\nuid = '{CLUSTER}'\n")
 }
 
-/// What the tests in Python have to know.
+/// Returns the parameters of the tests in Python.
 fn stage(daemon: &Daemon, registry: &Registry, image: &str) -> Value {
     json!({
         "endpoint": daemon.endpoint(), "cluster": CLUSTER, "image": image, "registry": registry.host(),
@@ -46,7 +47,7 @@ fn the_vendors_sdk() {
         let private = Registry::with_password();
         let secret_image = private.push(&small(), "team/private", "1");
         let daemon = Daemon::start(&[A, B], &one_cluster(""));
-        // Both tenants have a secret of the name; each may use its own.
+        // Both tenants have a secret with this name, and each can use its own.
         for tenant in [A, B] {
             let dir = daemon.secrets().join(tenant.0).join("registry");
             fs::create_dir_all(&dir).unwrap();
@@ -88,7 +89,7 @@ fn fifty_image_caches_at_once() {
     });
 }
 
-/// Every host is this registry, so that no reference that the fuzzer makes up leaves this machine.
+/// Redirects every host to this registry, so that no reference of the fuzzer leaves this machine.
 fn one_registry_for_all(dir: &Path, registry: &Registry) -> String {
     let default = dir.join("_default");
     fs::create_dir(&default).unwrap();
@@ -97,7 +98,7 @@ fn one_registry_for_all(dir: &Path, registry: &Registry) -> String {
 }
 
 #[case]
-fn nothing_that_a_fuzzer_sends_is_a_fault_of_ours() {
+fn a_fuzzer_causes_no_internal_error() {
     isolated(NEEDS, || {
         let registry = Registry::open();
         let image = registry.push(&small(), "team/small", "1");
@@ -122,20 +123,20 @@ fn nothing_that_a_fuzzer_sends_is_a_fault_of_ours() {
         daemon.explain(|| {
             let printed = succeed_within(&mut fuzzer, work.path(), limit);
             eprintln!("{printed}");
-            // It came past the front door: every call has been answered as asked at least once.
+            // The fuzzer passed authentication and validation: every call succeeded at least once.
             let log = daemon.log();
-            assert!(!log.contains(" status=5"), "answered with a fault of ours");
+            assert!(!log.contains(" status=5"), "a response reported an internal error");
             let answered = |method: &str, route: &str, status: u16| {
                 log.contains(&format!("method=\"{method}\" route=\"{route}\" status={status}"))
             };
             for (method, route, status) in ANSWERED {
-                assert!(answered(method, route, status), "{method} {route} never answered {status}");
+                assert!(answered(method, route, status), "{method} {route} never returned {status}");
             }
         });
     });
 }
 
-/// What the fuzzer must have met.
+/// Responses that the fuzzer must have received.
 const ANSWERED: [(&str, &str, u16); 12] = [
     ("POST", "/v5/imagecaches", 201),
     ("GET", "/v5/imagecaches", 200),

@@ -1,4 +1,5 @@
-//! A pod's contract: the job as a file, pull secrets as a directory, events on stdout, the result in a file.
+//! The contract of a pod: the job in a file, pull secrets in a directory, events on stdout, the result in a
+//! file.
 
 use std::fs;
 use std::path::Path;
@@ -61,7 +62,7 @@ fn a_pod_pulls_with_its_secrets_in_order() {
         assert!(line.len() < 4096 && line.trim_end().lines().count() == 1);
         assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["status"], "ok");
 
-        // Unknown and malformed secrets are told in the same words.
+        // The message is the same for unknown and malformed secrets.
         let mut said = Vec::new();
         for name in ["missing", "broken"] {
             write_job(&[&format!("team:{name}")]);

@@ -1,4 +1,4 @@
-//! The doors of the daemon and its configuration while it runs: TLS, what SIGHUP takes up, a disk that is full.
+//! The listeners of the daemon and changes while it runs: TLS, configuration reload by SIGHUP, a full disk.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -51,7 +51,7 @@ fn tls_with_an_authority_of_ones_own() {
         configure(dir.path(), Some(address), &[A], &format!("{ROOMY}{tls}"));
         let mut daemon = Running::start(&mut serve(dir.path()));
         let socket = dir.path().join("larder.sock");
-        until("the socket is there", || socket.exists());
+        until("the socket exists", || socket.exists());
         let mode = fs::symlink_metadata(&socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660, "{mode:o}");
 
@@ -62,7 +62,7 @@ fn tls_with_an_authority_of_ones_own() {
             command
         };
         until("it answers over TLS", || list("ca.pem").output().unwrap().status.success());
-        // A certificate that is made anew is served after SIGHUP, without a restart.
+        // SIGHUP loads a new certificate without a restart.
         let other = dir.path().join("other");
         fs::create_dir(&other).unwrap();
         let second = Authority::new(&other);
@@ -87,16 +87,16 @@ fn tenants_come_and_go_with_sighup() {
         configure(&dir, Some(daemon.address()), &[B], ROOMY);
         daemon.signal(Signal::SIGHUP);
         until("the new tenant is known", || status(&daemon, B) == 200);
-        assert_eq!(status(&daemon, A), 401, "the old token is worth nothing any more");
+        assert_eq!(status(&daemon, A), 401, "the old token must be invalid");
 
         fs::write(daemon.config(), "[[tenant]]\nname = 'team-a'\nsurprise = 1\n").unwrap();
         daemon.signal(Signal::SIGHUP);
-        until("the fault is told", || daemon.log().contains("surprise"));
+        until("the log shows the error", || daemon.log().contains("surprise"));
         assert_eq!(status(&daemon, B), 200, "{}", daemon.log());
     });
 }
 
-/// Writes zeros until nothing more fits.
+/// Writes zeros until the file system is full.
 fn fill(path: &Path) {
     succeed(
         Command::new("sh").arg("-c").arg(format!("cat /dev/zero > '{}' 2>/dev/null || true", path.display())),
@@ -104,7 +104,7 @@ fn fill(path: &Path) {
 }
 
 #[case]
-fn a_full_disk_of_the_state_is_told_and_heals() {
+fn a_full_state_disk_is_reported_and_recovers() {
     isolated(&[Need::Program("docker-registry")], || {
         let registry = Registry::open();
         let layer = Layer::from(LayerBuilder::new().file("etc/x", "x").gzip());
@@ -122,7 +122,7 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
         let filler = state.join("filler");
         fill(&filler);
         let mut refused = 0;
-        // What the write-ahead log has room for is still taken.
+        // Orders are accepted while the write-ahead log has space.
         for number in 0..200 {
             let order = json!({"name": format!("n{number}"), "images": [image], "building_config": {"cluster": "here"}});
             let answer = daemon.ask(A, "POST", "/v5/imagecaches", Some(&order));
@@ -135,9 +135,11 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
         }
         assert_eq!(refused, 1, "no order was refused\n{}", daemon.log());
         daemon.ask(A, "GET", &format!("/v5/imagecaches/{kept}"), None).expect(200);
-        // Whoever deletes makes room, and is not turned away for want of it.
+        // A deletion frees space, and is not refused for lack of it.
         daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{gone}"), None).expect(202);
-        until("it goes", || daemon.ask(A, "GET", &format!("/v5/imagecaches/{gone}"), None).0.status == 404);
+        until("the cache is deleted", || {
+            daemon.ask(A, "GET", &format!("/v5/imagecaches/{gone}"), None).0.status == 404
+        });
 
         fs::remove_file(&filler).unwrap();
         let after = daemon.order(A, "after", std::slice::from_ref(&image));

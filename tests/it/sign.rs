@@ -1,4 +1,5 @@
-//! Volumes that are signed when they are sealed, and whom one believes; against OpenSSL, which reads and writes the same keys.
+//! Signatures of sealed volumes, and trusted keys. Checked with OpenSSL, which reads and writes the same
+//! keys.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -28,7 +29,7 @@ fn image() -> Image {
     Image::builder(Format::Oci).layers([layer(1).into(), layer(2).into()]).build()
 }
 
-/// A key in a file of its own.
+/// A key in a file.
 struct Key {
     file: PathBuf,
     line: String,
@@ -45,7 +46,7 @@ impl Key {
         Digest::sha256(&STANDARD.decode(&self.line).unwrap()).to_string()
     }
 
-    /// The line of base64 in its file, which nobody may ever see.
+    /// Returns the line of base64 in its file, which no output can contain.
     fn secret(&self) -> String {
         fs::read_to_string(&self.file).unwrap().lines().nth(1).unwrap().to_owned()
     }
@@ -74,7 +75,7 @@ fn read_signature(volume: &Path) -> Value {
     serde_json::from_slice(&fs::read(signature(volume)).unwrap()).unwrap()
 }
 
-/// What is signed, as the documentation says.
+/// Returns the signed statement, as the documentation specifies it.
 fn statement(volume: &Path) -> String {
     let stated = read_signature(volume);
     format!(
@@ -86,7 +87,7 @@ fn statement(volume: &Path) -> String {
     )
 }
 
-/// The same of version 1.
+/// Returns the statement in the format of version 1.
 fn bare_statement(volume: &Path) -> String {
     format!("larder cache.json 1\n{}\n", Digest::sha256(&fs::read(volume.join("cache.json")).unwrap()))
 }
@@ -100,7 +101,7 @@ fn openssl_and_larder_take_each_others_keys_and_signatures() {
             openssl.args(args).current_dir(served.beside("."));
             openssl
         };
-        // Ours, read by OpenSSL.
+        // OpenSSL reads a key of Larder.
         let ours = Key::new(&served, "ours.pem");
         assert_eq!(fs::metadata(&ours.file).unwrap().permissions().mode() & 0o7777, 0o600);
         let said = exits(73, larder().args(["key", "generate"]).arg(&ours.file));
@@ -111,7 +112,7 @@ fn openssl_and_larder_take_each_others_keys_and_signatures() {
         fs::write(served.beside("ours.pub"), &pem).unwrap();
         let der = openssl(&["pkey", "-pubin", "-in", "ours.pub", "-outform", "DER"]).output().unwrap().stdout;
         assert_eq!(Digest::sha256(&der).to_string(), ours.id());
-        // Its own, read by us.
+        // Larder reads a key of OpenSSL.
         succeed(&mut openssl(&["genpkey", "-algorithm", "ed25519", "-out", "theirs.pem"]));
         let theirs = served.beside("theirs.pem");
         fs::set_permissions(&theirs, Permissions::from_mode(0o640)).unwrap();
@@ -143,7 +144,7 @@ fn openssl_and_larder_take_each_others_keys_and_signatures() {
             exits(64, &mut verify(&served.volume(), &[served.beside("other.pub").to_str().unwrap()]));
         }
 
-        // What we sign, OpenSSL proves, by either key.
+        // OpenSSL verifies signatures of Larder with both keys.
         for (key, public) in [(&ours, "ours.pub"), (&theirs, "theirs.pub")] {
             let volume = served.volume();
             let _ = fs::remove_dir_all(&volume);
@@ -156,10 +157,10 @@ fn openssl_and_larder_take_each_others_keys_and_signatures() {
             let proves = || openssl(&[&check[..], &["-in", "statement", "-sigfile", "sig"]].concat());
             succeed(&mut proves());
             fs::write(served.beside("statement"), format!("{} ", statement(&volume))).unwrap();
-            assert!(!proves().output().unwrap().status.success(), "openssl takes anything");
+            assert!(!proves().output().unwrap().status.success(), "openssl accepted a wrong signature");
         }
 
-        // And what OpenSSL signs, we prove.
+        // Larder verifies signatures of OpenSSL.
         let volume = served.volume();
         let old = json!({"version": 1, "key": ours.line});
         let new = json!({"version": 2, "key": ours.line, "name": "web",
@@ -181,8 +182,8 @@ fn openssl_and_larder_take_each_others_keys_and_signatures() {
     });
 }
 
-/// Whoever changes what lies there, or signs with another key, is not believed.
-fn believed(form: LayerFormat) {
+/// Checks that a changed volume, and a signature by another key, are rejected.
+fn check_tampering(form: LayerFormat) {
     isolated(&[], move || {
         let served = Served::new([image()]).with(form);
         let volume = served.volume();
@@ -209,7 +210,7 @@ fn believed(form: LayerFormat) {
             "created": stated["created"], "sequence": stated["sequence"]});
         assert_eq!(shown["signature"], want);
 
-        // A bit of either file.
+        // Flip a bit of either file.
         let files = [volume.join("cache.json"), signature(&volume)];
         for file in &files {
             let whole = fs::read(file).unwrap();
@@ -223,7 +224,7 @@ fn believed(form: LayerFormat) {
             }
             fs::write(file, &whole).unwrap();
         }
-        // A seal that is sound in itself, with other content.
+        // A consistent seal with other content.
         let whole = fs::read(&files[0]).unwrap();
         let mut content = cache(&volume).content;
         content.larder.push('x');
@@ -236,7 +237,7 @@ fn believed(form: LayerFormat) {
         let said = succeed(larder().arg("inspect").arg(&volume));
         assert!(said.contains("THE SIGNATURE IS INVALID"), "{said}");
         fs::write(&files[0], &whole).unwrap();
-        // No signature, a link to one, one that is too long, and the other's key under ours.
+        // No signature, a symbolic link to one, one that is too long, and another key in the signature.
         let sound = fs::read(&files[1]).unwrap();
         fs::remove_file(&files[1]).unwrap();
         let said = exits(77, &mut verify(&volume, &[&ours.line]));
@@ -254,7 +255,7 @@ fn believed(form: LayerFormat) {
         exits(65, &mut verify(&volume, &[]));
         fs::write(&files[1], &sound).unwrap();
         succeed(&mut verify(&volume, &[&ours.line]));
-        // Keys that are none.
+        // Invalid keys.
         for (bad, words) in [("nowhere", "No such file"), (ours.file.to_str().unwrap(), "private key")] {
             let said = exits(64, &mut verify(&volume, &[bad]));
             assert!(said.contains(words) && !said.contains(&ours.secret()), "{said}");
@@ -264,12 +265,12 @@ fn believed(form: LayerFormat) {
 
 #[case]
 fn directories_of_layers_are_signed() {
-    believed(LayerFormat::Overlay);
+    check_tampering(LayerFormat::Overlay);
 }
 
 #[case]
 fn images_of_layers_are_signed() {
-    believed(LayerFormat::Erofs);
+    check_tampering(LayerFormat::Erofs);
 }
 
 #[case]
@@ -289,7 +290,7 @@ fn a_sealed_volume_is_signed_already_or_never() {
         }
         assert_eq!((change_times(&volume), change_times(&plain)), before);
 
-        // A key that cannot be had: before anything is made.
+        // A key that cannot be read is an error before any file is created.
         let nothing = served.beside("nothing");
         fs::set_permissions(&other.file, Permissions::from_mode(0o644)).unwrap();
         let said = exits(77, &mut signed(&served, &nothing, &other));
@@ -300,13 +301,13 @@ fn a_sealed_volume_is_signed_already_or_never() {
             build
         };
         exits(64, &mut configured(&nothing, &served.beside("absent")));
-        // By the configuration; a plan has no use for it.
+        // A key in the configuration. A plan does not use it.
         succeed(&mut configured(&nothing, &ours.file));
         succeed(&mut verify(&nothing, &[&ours.line]));
         let mut plan = larder();
         plan.env("LARDER_BUILD__SIGN_KEY", served.beside("absent")).arg("plan").args(served.references());
         succeed(&mut plan);
-        // What the file says is taken away by an empty variable.
+        // An empty variable removes the setting of the file.
         let config = served.beside("larder.toml");
         fs::write(&config, "[build]\nsign_key = '/absent'\n").unwrap();
         let with_file = |volume: &str| {
@@ -321,14 +322,15 @@ fn a_sealed_volume_is_signed_already_or_never() {
     });
 }
 
-/// The machine may stop at any call: what is sealed then is signed.
+/// The machine can stop at any system call: a sealed volume is always signed.
 #[case]
 fn killed_at_every_call_of_the_seal() {
     isolated(&[Need::Program("strace")], || {
         let served = Served::new([image()]);
         let key = Key::new(&served, "key.pem");
         let (mut ended, mut between) = (0, 0);
-        // strace counts calls by thread; those in the volume's own directory are all of the thread that seals.
+        // strace counts calls per thread. All calls in the volume's own directory are made by the thread that
+        // seals.
         let calls = [
             ("renameat", false),
             ("fsync", false),
@@ -363,14 +365,14 @@ fn killed_at_every_call_of_the_seal() {
                 succeed(&mut verify(&volume, &[&key.line]));
             }
         }
-        eprintln!("ended by {ended} calls, {between} times between signature and seal");
+        eprintln!("{ended} calls ended the build, {between} of them between signature and seal");
         assert!(ended >= 6 && between >= 1, "{ended}, {between}");
     });
 }
 
-/// A signature that an interrupted build left is not that of another build.
+/// The signature of an interrupted build is not used for another build.
 #[case]
-fn what_an_interrupted_build_signed_does_not_stay() {
+fn the_signature_of_an_interrupted_build_is_removed() {
     isolated(&[], || {
         let served = Served::new([image()]);
         let (ours, other) = (Key::new(&served, "ours.pem"), Key::new(&served, "other.pem"));
@@ -378,7 +380,7 @@ fn what_an_interrupted_build_signed_does_not_stay() {
         let interrupted = || {
             let _ = fs::remove_dir_all(&volume);
             succeed(&mut signed(&served, &volume, &ours));
-            // The signature is durable, the seal is not there yet.
+            // The signature is durable, but the seal does not exist yet.
             fs::remove_file(volume.join("cache.json")).unwrap();
             fs::write(volume.join("cache.json.sig.tmp"), "half").unwrap();
         };
@@ -393,7 +395,7 @@ fn what_an_interrupted_build_signed_does_not_stay() {
 }
 
 #[case]
-fn the_private_key_is_nowhere() {
+fn the_private_key_is_never_written() {
     isolated(&[], || {
         let served = Served::new([image()]);
         let key = Key::new(&served, "key.pem");
@@ -420,7 +422,7 @@ fn the_private_key_is_nowhere() {
     });
 }
 
-/// All regular files below `dir`.
+/// Returns all regular files below `dir`.
 fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
@@ -457,7 +459,7 @@ fn archives_are_signed_when_they_are_imported() {
         succeed(import(&archive, &back).arg("--sign-key").arg(&key.file));
         succeed(&mut verify(&back, &[&key.line]));
 
-        // One image of the whole volume keeps the seal, and who vouches for it.
+        // The export of the whole volume as one EROFS image contains the seal and its signature.
         let (image, disk) = (export("erofs"), served.beside("disk"));
         succeed(&mut verify(&image, &[&key.line]));
         let said = exits(64, import(&image, &disk).arg("--sign-key").arg(&key.file));
@@ -499,7 +501,7 @@ fn the_caches_of_a_daemon_are_signed() {
             assert!(!bytes.windows(20).any(|window| window == &key.secret().as_bytes()[24..44]));
         }
 
-        // Nobody waits for a build to hear that it cannot sign.
+        // A bad key is reported at the start, not after a build.
         fs::set_permissions(&key.file, Permissions::from_mode(0o644)).unwrap();
         let dir = tempfile::tempdir().unwrap();
         configure(dir.path(), None, &[TEAM], &configuration);

@@ -1,4 +1,4 @@
-//! `larder snapshotter` at its socket, with real mounts.
+//! `larder snapshotter` through its socket, with real mounts.
 
 mod activation;
 mod attached;

@@ -1,4 +1,4 @@
-//! The database of records, killed in the middle of a write and with no room to write.
+//! The database of records, killed in the middle of a write, and on a full disk.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,14 +17,14 @@ use tokio::runtime::Runtime;
 use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::{Need, isolated};
 
-/// Names the database to [`writer`].
+/// Passes the path of the database to [`writer`].
 const DATABASE: &str = "LARDER_TEST_DATABASE";
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What the writer was told is done: the version of each record, none for one that was removed.
+/// Changes that the writer saw confirmed: the version of each record, `None` for a removed one.
 type Acknowledged = BTreeMap<CacheId, Option<u64>>;
 
-/// The process that is killed: writes for ever and says what was answered.
+/// The process that is killed: writes in an endless loop and prints each confirmation.
 #[case(hidden)]
 fn writer() {
     let Some(path) = env::var_os(DATABASE) else { return };
@@ -37,7 +37,7 @@ fn writer() {
             let id = record.id;
             let key = suite::key(&id.to_string(), 1);
             let Created::New(stored) = store.create(record, suite::ROOM, key).await.unwrap() else {
-                panic!("not new")
+                panic!("the record exists already")
             };
             say(&format!("{id} {}", stored.version));
             let stored = store.replace(stored).await.unwrap();
@@ -52,12 +52,13 @@ fn writer() {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // In one piece: a killed writer leaves no half line.
+    // One write call, so that a killed writer leaves no partial line.
     out.write_all(format!("answered {line}\n").as_bytes()).unwrap();
     out.flush().unwrap();
 }
 
-/// Starts a writer, kills it (SIGKILL) once `when` says so of the answers it has heard of, and notes what was answered.
+/// Starts a writer, kills it (SIGKILL) once `when` returns true for the number of confirmations, and collects
+/// them.
 fn killed(path: &Path, acknowledged: &mut Acknowledged, mut when: impl FnMut(usize) -> bool) {
     let mut child = larder_testing::runner::command("store::writer")
         .unwrap()
@@ -77,12 +78,12 @@ fn killed(path: &Path, acknowledged: &mut Acknowledged, mut when: impl FnMut(usi
         }
     });
     let start = Instant::now();
-    let mut heard = 0;
-    while !when(heard) {
-        assert!(start.elapsed() < DEADLINE, "the writer is stuck after {heard} answers");
+    let mut confirmed = 0;
+    while !when(confirmed) {
+        assert!(start.elapsed() < DEADLINE, "the writer is stuck after {confirmed} confirmations");
         if let Ok((id, version)) = answers.recv_timeout(Duration::from_micros(100)) {
             acknowledged.insert(id, version);
-            heard += 1;
+            confirmed += 1;
         }
     }
     child.kill().unwrap();
@@ -92,7 +93,7 @@ fn killed(path: &Path, acknowledged: &mut Acknowledged, mut when: impl FnMut(usi
     acknowledged.extend(answers);
 }
 
-/// The records are what was answered, but for at most one change that was under way.
+/// Checks that the records equal the confirmed changes, except for at most one unfinished change.
 fn check(path: &Path, acknowledged: &mut Acknowledged) {
     Runtime::new().unwrap().block_on(async {
         let store = SqliteStore::open(path, !acknowledged.is_empty()).unwrap();
@@ -104,7 +105,7 @@ fn check(path: &Path, acknowledged: &mut Acknowledged) {
                 Some(answered) if answered == version => {}
                 Some(Some(1)) if *version == Some(2) => under_way.push(*id),
                 None if *version == Some(1) => under_way.push(*id),
-                other => panic!("{id}: answered {other:?}, found {version:?}"),
+                other => panic!("{id}: confirmed {other:?}, found {version:?}"),
             }
         }
         for (id, answered) in acknowledged.iter() {
@@ -123,12 +124,12 @@ fn check(path: &Path, acknowledged: &mut Acknowledged) {
 }
 
 #[case]
-fn what_was_answered_outlives_a_kill() {
+fn confirmed_records_survive_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("larder.db");
     let mut acknowledged = Acknowledged::new();
     for round in 0..24 {
-        killed(&path, &mut acknowledged, |heard| heard > round * 2);
+        killed(&path, &mut acknowledged, |confirmed| confirmed > round * 2);
         check(&path, &mut acknowledged);
     }
     assert!(acknowledged.len() > 24);
@@ -141,7 +142,7 @@ fn a_kill_while_the_database_is_made() {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("larder.db");
             let mut acknowledged = Acknowledged::new();
-            killed(&path, &mut acknowledged, |heard| heard > 0 || dir.path().join(file).exists());
+            killed(&path, &mut acknowledged, |confirmed| confirmed > 0 || dir.path().join(file).exists());
             check(&path, &mut acknowledged);
         }
     }
@@ -157,7 +158,8 @@ fn a_full_ext4() {
     isolated(&[Need::Program("mkfs.ext4")], || full(&FileSystem::new(Kind::Ext4 { inodes: 64 }, 8 << 20)));
 }
 
-/// Without room a write fails as such and changes nothing; with room again the same store goes on.
+/// Checks that a write on a full disk fails without changes, and that the same store continues when there is
+/// space again.
 fn full(file_system: &FileSystem) {
     let path = file_system.path().join("state/larder.db");
     let filler = file_system.path().join("filler");
@@ -172,7 +174,7 @@ fn full(file_system: &FileSystem) {
         let (mut number, mut spent) = (0, 0);
         for round in 1..=6 {
             fill(&filler);
-            // So that it is another piece of a transaction that finds no room.
+            // Vary the space, so that another part of a transaction fails.
             let taken = fs::metadata(&filler).unwrap().len();
             File::options().write(true).open(&filler).unwrap().set_len(taken - round * 20_480).unwrap();
             let refused = loop {
@@ -187,7 +189,7 @@ fn full(file_system: &FileSystem) {
             };
             assert_full(&refused);
             assert_eq!(store.list(None).await.unwrap(), written);
-            // Deleting is what makes room, and has some to itself.
+            // A deletion frees space, and has reserved space for itself.
             let mut leaving = written.remove(0);
             leaving.record.turn(Status::Deleting, suite::at(0), "deletion requested");
             let leaving = store.replace(leaving).await.unwrap();
@@ -196,14 +198,15 @@ fn full(file_system: &FileSystem) {
             assert_eq!(store.list(None).await.unwrap(), written);
             fs::remove_file(&filler).unwrap();
             store.note(suite::noted(suite::at(number))).await.unwrap();
-            assert!(reserve.exists(), "it is not made again");
+            assert!(reserve.exists(), "the reserve was not created again");
             number += 1;
             let record = suite::record("team", &format!("after-{round}"), number);
             written.push(suite::create(&store, record).await);
             assert_eq!(store.list(None).await.unwrap(), written);
         }
-        assert!(spent > 0, "there was room without it");
-        // It stops while there is no room, and starts without any: what was answered is there, or it says why not.
+        assert!(spent > 0, "the reserve was never needed");
+        // The store closes and opens on a full disk. All confirmed records are there, or the error gives the
+        // reason.
         fill(&filler);
         drop(store);
         fill(&filler);
@@ -222,12 +225,12 @@ fn assert_full(e: &StoreError) {
     assert_eq!(e.class(), Class::Transient);
 }
 
-/// Takes all the room there is, to the last byte that a file gets.
+/// Fills the file system to the last byte that a file can get.
 fn fill(path: &Path) {
     let mut file = File::options().create(true).append(true).open(path).unwrap();
     for size in [1 << 16, 1 << 12, 1] {
         while file.write_all(&vec![0; size]).is_ok() {}
     }
-    // Some file systems tell only now.
+    // Some file systems report the error only now.
     let _ = file.sync_all();
 }

@@ -1,4 +1,4 @@
-//! What a release consists of, and that it does not depend on where it is built.
+//! The contents of a release, and its independence of the build directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The top directory of the sources.
+/// Returns the top directory of the sources.
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -20,7 +20,7 @@ fn run(command: &mut Command) -> Vec<u8> {
     stdout
 }
 
-/// False if scripts/install-tools.sh did not install `tool`. Fails instead if `LARDER_REQUIRE_ALL` is set.
+/// Reports whether scripts/install-tools.sh installed `tool`. Panics if not and `LARDER_REQUIRE_ALL` is set.
 fn installed(tool: &str) -> bool {
     let found = root().join("target/tools/bin").join(tool).is_file();
     if !found {
@@ -30,13 +30,14 @@ fn installed(tool: &str) -> bool {
     found
 }
 
-/// The bill of materials that the script in `sources` writes.
+/// Returns the bill of materials that the script in `sources` writes.
 fn bill(sources: &Path, out: &Path) -> String {
     run(Command::new(sources.join("scripts/sbom.sh")).arg(out).env("SOURCE_DATE_EPOCH", "1700000000"));
     fs::read_to_string(out.join("larder.cdx.json")).unwrap()
 }
 
-/// Name and version of each package that is linked into the program of `make build`, or whose macros wrote code of it.
+/// Returns the name and version of each package that is linked into the program of `make build`, or whose
+/// macros generated its code.
 fn linked() -> BTreeSet<(String, String)> {
     let tree = run(Command::new("cargo").current_dir(root()).args([
         "tree",
@@ -58,7 +59,7 @@ fn linked() -> BTreeSet<(String, String)> {
         .collect()
 }
 
-/// SHA-256 of each package of Cargo.lock, by name and version.
+/// Returns the SHA-256 of each package of Cargo.lock, by name and version.
 fn checksums() -> BTreeMap<(String, String), String> {
     let lock: toml::Table = toml::from_str(&fs::read_to_string(root().join("Cargo.lock")).unwrap()).unwrap();
     let text = |package: &toml::Value, key| package.get(key).map(|value| value.as_str().unwrap().to_owned());
@@ -99,21 +100,21 @@ fn bill_of_materials_lists_what_is_linked_and_no_path() {
     assert_eq!(linked.difference(&required).collect::<Vec<_>>(), Vec::<&(String, String)>::new());
     assert!(excluded.iter().all(|value| value["scope"] == "excluded"), "{excluded:?}");
 
-    // Each is the package of the lock file, by its checksum.
+    // The checksum of each package matches the lock file.
     let checksums = checksums();
     for value in components {
         let hash = value["hashes"][0]["content"].as_str();
         assert_eq!(hash, checksums.get(&component(value)).map(String::as_str), "{value}");
     }
 
-    // The same sources elsewhere, without git.
+    // The same sources in another directory, without git.
     let copy = dir.path().join("another/copy");
     run(Command::new(root().join("scripts/copy-sources.sh")).arg(&copy));
     fs::create_dir(copy.join("target")).unwrap();
     std::os::unix::fs::symlink(root().join("target/tools"), copy.join("target/tools")).unwrap();
     assert_eq!(text, bill(&copy, &dir.path().join("second")));
     for path in [root(), dir.path(), &PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cargo")] {
-        assert!(!text.contains(path.to_str().unwrap()), "{} is in the bill", path.display());
+        assert!(!text.contains(path.to_str().unwrap()), "{} is in the bill of materials", path.display());
     }
 }
 
@@ -148,7 +149,7 @@ impl Package {
         Self { dir, home }
     }
 
-    /// Compiles Rust and C, with the full path of the C file as build scripts give it, and returns the two results.
+    /// Compiles Rust and C and returns the two results. The C file is given by its full path, as in build scripts.
     fn build(&self, wrapper: &[PathBuf]) -> [Vec<u8>; 2] {
         let script = format!(
             "cargo build --quiet --release --locked && cc $CFLAGS -g -c {0}/code.c -o {0}/code.o",
@@ -160,7 +161,7 @@ impl Package {
             .args(words)
             .current_dir(&self.dir)
             .env("CARGO_HOME", &self.home)
-            // Cargo sets them for this test, and a user may set others.
+            // Cargo sets them for this test, and users can set others.
             .env_remove("CARGO_TARGET_DIR")
             .env("RUSTFLAGS", "-C target-cpu=native"));
         ["target/release/small", "code.o"].map(|name| fs::read(self.dir.join(name)).unwrap())
@@ -182,7 +183,7 @@ fn release_environment_gives_the_same_program_in_two_directories() {
     assert!(first[1] == second[1], "the C objects differ");
     let needle = dir.path().as_os_str().as_encoded_bytes();
     for bytes in first {
-        assert!(!bytes.windows(needle.len()).any(|window| window == needle), "a path is left");
+        assert!(!bytes.windows(needle.len()).any(|window| window == needle), "a program contains a path");
     }
 }
 

@@ -1,4 +1,4 @@
-//! One change of each kind to a sealed volume: `larder verify` finds it and names it.
+//! One change of each kind to a sealed volume: `larder verify` detects and names it.
 
 use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -14,7 +14,8 @@ use rustix::fs::{XattrFlags, lremovexattr, lsetxattr};
 use crate::harness::served::{Served, cache};
 use crate::harness::{exits, isolated, larder, succeed};
 
-/// Two layers with an inode of every kind; the upper one hides, inherits and links what the lower one has.
+/// Returns an image of two layers with every inode type. The upper layer hides, inherits and links files of
+/// the lower one.
 fn image() -> Image {
     let base = LayerBuilder::new()
         .mtime(1_600_000_000)
@@ -50,7 +51,7 @@ fn image() -> Image {
     Image::builder(Format::Oci).layer(base.gzip().into()).layer(top.zstd().into()).build()
 }
 
-/// A copy of the sealed volume that a mutation may do with as it likes.
+/// A copy of the sealed volume for one mutation.
 struct Copy {
     root: PathBuf,
     cache: CacheManifest,
@@ -65,12 +66,12 @@ impl Copy {
         self.root.join(path)
     }
 
-    /// A path in the tree of the lower layer.
+    /// Returns a path in the tree of the lower layer.
     fn base(&self, path: &str) -> PathBuf {
         self.at(&format!("overlay/{}/diff/{path}", self.hex(0)))
     }
 
-    /// A path in the tree of the upper layer.
+    /// Returns a path in the tree of the upper layer.
     fn top(&self, path: &str) -> PathBuf {
         self.at(&format!("overlay/{}/diff/{path}", self.hex(1)))
     }
@@ -83,29 +84,29 @@ impl Copy {
         self.at(&format!("oci/blobs/sha256/{}", digest.hex()))
     }
 
-    /// Rewrites `cache.json` with a digest that holds.
+    /// Rewrites `cache.json` with a matching digest.
     fn reseal(&self, change: impl FnOnce(&mut Content)) {
         let mut content = self.cache.content.clone();
         change(&mut content);
-        assert_ne!(content, self.cache.content, "nothing was changed");
+        assert_ne!(content, self.cache.content, "the change had no effect");
         let sealed = CacheManifest::new(content).unwrap();
         fs::write(self.at("cache.json"), serde_json::to_vec_pretty(&sealed).unwrap()).unwrap();
     }
 }
 
-/// Does something to `path` and gives it, where it is still there, its modification time back.
+/// Changes `path` and, if it still exists, restores its modification time.
 fn keeping_time(path: &Path, change: impl FnOnce()) {
     let before = fs::symlink_metadata(path).unwrap().modified().unwrap();
     change();
     File::open(path).unwrap().set_times(FileTimes::new().set_modified(before)).unwrap();
 }
 
-/// Does something to the name `path` and gives its directory the modification time back.
+/// Changes the name `path` and restores the modification time of its directory.
 fn in_directory(path: &Path, change: impl FnOnce(&Path)) {
     keeping_time(path.parent().unwrap(), || change(path));
 }
 
-/// Replaces `path` by what `make` makes there, with the old owner and modification time.
+/// Replaces `path` by a file that `make` creates, with the old owner and modification time.
 fn replace(path: &Path, make: impl FnOnce(&Path)) {
     let before = fs::symlink_metadata(path).unwrap();
     in_directory(path, |path| {
@@ -140,10 +141,10 @@ fn set_xattr(path: &Path, name: &str, value: &str) {
     lsetxattr(path, name, value.as_bytes(), XattrFlags::empty()).unwrap();
 }
 
-/// Name, what verify has to say, and the change.
+/// The name, the words that verify must print, and the change.
 type Case = (&'static str, &'static [&'static str], fn(&Copy));
 
-/// Builds once; each case changes a copy, and verify must end with 65 and say all of the given.
+/// Builds once. Each case changes a copy, and verify must exit with 65 and print all of the given words.
 fn each(cases: &'static [Case]) {
     isolated(&[], move || {
         let served = Served::new([image()]);
@@ -235,7 +236,7 @@ fn files_of_a_layer() {
             in_directory(&v.base("right"), |path| fs::rename(path, path.with_file_name("rigid")).unwrap());
         }),
         ("swapped", &["BASE", "one"], |v| {
-            // Content, size and every attribute of `left` under another name.
+            // The content, size and attributes of `left` under another name.
             let (one, left) = (v.base("one"), v.base("left"));
             keeping_time(one.parent().unwrap(), || {
                 fs::rename(&one, one.with_file_name("swap")).unwrap();
@@ -307,7 +308,7 @@ fn what_hides_and_what_was_settled() {
 }
 
 #[case]
-fn files_beside_the_layers() {
+fn files_next_to_the_layers() {
     each(&[
         ("tar-split changed", &["BASE"], |v| flip(&v.tar_split(0), 40)),
         ("tar-split truncated", &["BASE"], |v| {
@@ -362,7 +363,7 @@ fn files_beside_the_layers() {
             fs::write(v.at("oci/blobs/sha256/more"), "").unwrap();
         }),
         ("extra layer", &["overlay/more"], |v| fs::create_dir(v.at("overlay/more")).unwrap()),
-        ("extra beside a tree", &["BASE", "work"], |v| {
+        ("extra file next to a tree", &["BASE", "work"], |v| {
             fs::create_dir(v.at(&format!("overlay/{}/work", v.hex(0)))).unwrap();
         }),
         ("extra in .larder", &[".larder/staging"], |v| fs::create_dir(v.at(".larder/staging")).unwrap()),

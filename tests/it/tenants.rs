@@ -1,4 +1,4 @@
-//! What tenants of one daemon share and what they do not, and what becomes of a cache over its life.
+//! Sharing and isolation between the tenants of one daemon, and the life cycle of a cache.
 
 use std::fs;
 use std::thread::sleep;
@@ -31,7 +31,7 @@ fn details(daemon: &Daemon, tenant: Tenant, id: &str) -> Value {
     daemon.ask(tenant, "GET", &format!("/larder/v1/caches/{id}"), None).expect(200)["details"].clone()
 }
 
-/// Waits until `ready`.
+/// Waits until `ready` returns true.
 fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !ready() {
@@ -41,7 +41,7 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
 }
 
 #[case]
-fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
+fn layers_are_reused_only_within_a_tenant() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         let image = image(&[1, 2]);
@@ -56,22 +56,22 @@ fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
         assert_eq!(served(), blobs);
         let second = daemon.order(A, "second", &images);
         daemon.settle(A, &second, "Available", LIMIT);
-        assert_eq!(served(), blobs, "fetched again");
+        assert_eq!(served(), blobs, "must not be fetched again");
         let layers = details(&daemon, A, &second)["layers"].clone();
         for layer in layers.as_array().unwrap() {
             assert_eq!((&layer["origin"], &layer["from"]), (&json!("reused"), &json!(first)), "{layer}");
         }
         let digests = [&first, &second].map(|id| details(&daemon, A, id)["digest"].clone());
-        assert_eq!(digests[0], digests[1], "what was reused is what was fetched");
+        assert_eq!(digests[0], digests[1], "the reused layers must equal the fetched ones");
 
         let third = daemon.order(B, "first", &images);
         daemon.settle(B, &third, "Available", LIMIT);
-        assert_eq!(served(), 2 * blobs, "another tenant fetches for itself");
+        assert_eq!(served(), 2 * blobs, "another tenant must fetch for itself");
 
-        // The source may go; what was made of it stays whole.
+        // The source can be deleted, and the cache that reused its layers stays intact.
         daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{first}"), None).expect(202);
         let gone = || daemon.ask(A, "GET", &format!("/v5/imagecaches/{first}"), None).0.status == 404;
-        until(&daemon, "the first cache goes", gone);
+        until(&daemon, "the first cache is deleted", gone);
         let volume = daemon.state().join("tenants/team-a/volumes").join(format!("{second}.1"));
         succeed(larder().arg("verify").arg(volume));
     });
@@ -105,7 +105,7 @@ fn a_workload_is_matched_by_tag_and_by_digest() {
 }
 
 #[case]
-fn pull_secrets_of_no_use_are_told_in_the_same_words() {
+fn unusable_pull_secrets_give_the_same_message() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();
         let images = [registry.push(&image(&[1]), "team/private", "1")];
@@ -141,7 +141,7 @@ fn pull_secrets_of_no_use_are_told_in_the_same_words() {
 
         let good = order("good", "team-a:registry");
         daemon.settle(A, &good, "Available", LIMIT);
-        // What lies on the host is no credential: whoever cannot read the manifest gets nothing of it.
+        // Layers on the host give no access: a tenant who cannot read the manifest gets none of them.
         for (tenant, name) in [(A, "without"), (B, "without")] {
             let id = daemon.order(tenant, name, &images);
             let failed = daemon.settle(tenant, &id, "Failed", LIMIT);
@@ -151,7 +151,7 @@ fn pull_secrets_of_no_use_are_told_in_the_same_words() {
         for secret in [PASSWORD.to_owned(), A.token(), registry::basic()] {
             assert!(!log.contains(&secret), "a secret is in the log");
         }
-        assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log was to hold everything");
+        assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log must contain all levels");
     });
 }
 
@@ -189,7 +189,7 @@ fn caches_that_are_built_at_once_fetch_once() {
             daemon.settle(A, id, "Available", LIMIT);
         }
         for layer in &image.layers {
-            assert_eq!(registry.served(&layer.digest), layer.blob.len() as u64, "fetched more than once");
+            assert_eq!(registry.served(&layer.digest), layer.blob.len() as u64, "must be fetched once");
         }
         let digest = |id| details(&daemon, A, id)["digest"].clone();
         assert!(ids.iter().all(|id| digest(id) == digest(&ids[0])));
@@ -197,7 +197,7 @@ fn caches_that_are_built_at_once_fetch_once() {
 }
 
 #[case]
-fn a_stop_leaves_what_the_next_start_goes_on_with() {
+fn a_stopped_build_resumes_at_the_next_start() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
         let image = image(&[1, 2]);
@@ -247,7 +247,7 @@ fn a_refresh_fetches_what_changed_and_keeps_the_id() {
             (&json!("Available"), &json!(id))
         );
         until(&daemon, "the refresh ends", || details(&daemon, A, &id)["refreshing"] == false);
-        assert_eq!(registry.served(&before.layers[0].digest), 0, "a layer that did not change");
+        assert_eq!(registry.served(&before.layers[0].digest), 0, "an unchanged layer must not be fetched");
         assert_eq!(registry.served(&after.layers[1].digest), after.layers[1].blob.len() as u64);
         let now = details(&daemon, A, &id);
         assert_eq!(now["images"][0]["manifest"], json!(after.manifest.digest.to_string()), "{now}");
@@ -255,9 +255,9 @@ fn a_refresh_fetches_what_changed_and_keeps_the_id() {
             let entries = fs::read_dir(daemon.state().join("tenants/team-a/volumes")).unwrap();
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         };
-        until(&daemon, "the old volume goes", || volumes() == [format!("{id}.2")]);
+        until(&daemon, "the old volume is deleted", || volumes() == [format!("{id}.2")]);
 
-        // A refresh that fails leaves what is there.
+        // A failed refresh keeps the existing volume.
         registry.fault(Fault::Status {
             path: "/manifests/".into(),
             status: 404,
@@ -275,7 +275,7 @@ fn a_refresh_fetches_what_changed_and_keeps_the_id() {
 }
 
 #[case]
-fn what_does_not_fit_and_who_asks_too_often() {
+fn capacity_and_rate_limits() {
     isolated(&[], || {
         let registry = Registry::spawn();
         let images = [format!("{}/team/app:1", registry.host())];
@@ -317,7 +317,7 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
         assert!((400..500).contains(&planned.0.status), "{}", String::from_utf8_lossy(&planned.0.body));
         assert!(registry.seen().is_empty(), "{:?}", registry.seen());
 
-        // The administrator reaches it, and a tenant does as soon as the configuration allows it.
+        // The administrator can reach it. A tenant can as soon as the configuration allows it.
         let mut admin = larder();
         let socket = format!("unix://{}", daemon.config().with_file_name("larder.sock").display());
         admin.env("LARDER_HOST", socket).args(["cache", "create", "of-admin", &reference, "--wait"]);
@@ -327,14 +327,14 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
             config.replace("registry.allow = []", &format!("registry.allow = ['{}']", registry.host()));
         fs::write(daemon.config(), allowed).unwrap();
         daemon.signal(Signal::SIGHUP);
-        until(&daemon, "the configuration is read again", || daemon.log().contains("configuration reloaded"));
+        until(&daemon, "the configuration is reloaded", || daemon.log().contains("configuration reloaded"));
         let id = daemon.order(A, "allowed", std::slice::from_ref(&reference));
         daemon.settle(A, &id, "Available", LIMIT);
     });
 }
 
 #[case]
-fn a_registry_that_dribbles_does_not_hold_all_builders() {
+fn a_slow_registry_does_not_block_all_builders() {
     isolated(&[], || {
         let (mut slow, mut fast) = (Registry::spawn(), Registry::spawn());
         let image = image(&[1]);
@@ -347,9 +347,9 @@ fn a_registry_that_dribbles_does_not_hold_all_builders() {
         for name in ["one", "two"] {
             daemon.order(A, name, &[format!("{}/team/app:1", slow.host())]);
         }
-        until(&daemon, "a layer dribbles", || slow.served(&digest) > 0);
+        until(&daemon, "a layer arrives slowly", || slow.served(&digest) > 0);
         let id = daemon.order(B, "web", &[format!("{}/team/app:1", fast.host())]);
         daemon.settle(B, &id, "Available", LIMIT);
-        assert!(slow.served(&digest) < image.layers[0].blob.len() as u64, "the slow one was over before");
+        assert!(slow.served(&digest) < image.layers[0].blob.len() as u64, "the slow build ended too early");
     });
 }

@@ -1,4 +1,5 @@
-//! HTTPS with an authority and a client certificate of one's own, as `larder.toml` and containerd's `certs.d` name them.
+//! HTTPS with a private certificate authority and a client certificate, configured in `larder.toml` and in
+//! containerd's `certs.d`.
 
 use std::fs;
 
@@ -12,7 +13,7 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 const NEEDS: &[Need] = &[Need::Program("docker-registry"), Need::Program("openssl")];
 
 #[case]
-fn an_authority_and_a_client_certificate_of_ones_own() {
+fn a_private_authority_and_a_client_certificate() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();

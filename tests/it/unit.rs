@@ -1,4 +1,5 @@
-//! `systemd/larder.service`, without a systemd that runs: its words, its measure, and the daemon under what it allows.
+//! `systemd/larder.service`, without a running systemd: its syntax, its exposure, and the daemon under its
+//! restrictions.
 
 pub(crate) mod syscalls;
 
@@ -25,18 +26,19 @@ const UNIT: &str = include_str!("../../systemd/larder.service");
 const A: Tenant = Tenant("team-a");
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Maximum exposure that `systemd-analyze security` can find, tenths of 10. What is left is the trade of a daemon that runs as root,
-/// asks registries anywhere, writes files of any kind, mounts the disks of caches, and gives its builders namespaces, a root
-/// directory and a filter of system calls of their own: the last three cost 0.3, because the unit has to allow the calls for it.
+/// Maximum exposure that `systemd-analyze security` can find, tenths of 10. The rest is inherent to the
+/// daemon. It runs as root, contacts any registry, writes files of any type, and mounts the disks of caches.
+/// It also gives its builders namespaces, a root directory and a filter of system calls. These last three
+/// cost 0.3, because the unit must allow the calls for them.
 const EXPOSURE: u32 = 44;
 
-/// Values of a key that may be given several times.
+/// Returns the values of a key that can occur several times.
 fn values(key: &str) -> impl Iterator<Item = &'static str> {
     let lines = UNIT.lines().filter_map(move |line| line.strip_prefix(key)?.strip_prefix('='));
     lines.flat_map(str::split_whitespace)
 }
 
-/// The unit with `more` keys of `[Service]`, as it would be with `larder` installed.
+/// Returns the unit with `more` keys of `[Service]`, as if `larder` were installed.
 fn installed(dir: &Path, more: &str) -> PathBuf {
     let program = larder().get_program().to_str().unwrap().to_owned();
     let text =
@@ -46,7 +48,7 @@ fn installed(dir: &Path, more: &str) -> PathBuf {
     path
 }
 
-/// What `systemd-analyze` says of it, and whether it is content.
+/// Runs `systemd-analyze`. Returns its output, and whether it succeeded.
 fn analyze(arguments: &[&str], unit: &Path) -> (bool, String) {
     let mut command = Command::new("systemd-analyze");
     command.args(arguments).arg("--no-pager").arg(unit);
@@ -59,7 +61,7 @@ fn analyze(arguments: &[&str], unit: &Path) -> (bool, String) {
 fn systemd_understands_every_line() {
     isolated(&[Need::Program("systemd-analyze")], || {
         let dir = tempfile::tempdir().unwrap();
-        // An unknown key is told and forgiven; what else is said is of other units of this machine.
+        // systemd only warns about an unknown key. Other output concerns other units of this machine.
         let verify = |more| {
             let (content, said) = analyze(&["verify", "--man=no"], &installed(dir.path(), more));
             content && !said.contains("larder")
@@ -70,7 +72,7 @@ fn systemd_understands_every_line() {
 }
 
 #[case]
-fn it_is_exposed_no_more_than_said() {
+fn its_exposure_is_within_the_limit() {
     isolated(&[Need::Program("systemd-analyze")], || {
         let dir = tempfile::tempdir().unwrap();
         let threshold = format!("--threshold={EXPOSURE}");
@@ -84,7 +86,7 @@ fn it_is_exposed_no_more_than_said() {
     });
 }
 
-/// Starts what follows with the capabilities of the unit and no others.
+/// Returns a command prefix that sets exactly the capabilities of the unit.
 fn with_its_capabilities() -> Vec<String> {
     let names = values("CapabilityBoundingSet").map(|name| name.strip_prefix("CAP_").unwrap().to_lowercase());
     let set: String = names.map(|name| format!(",+{name}")).collect();
@@ -110,12 +112,12 @@ fn its_capabilities_are_enough() {
         daemon.settle(A, &id, "Available", LIMIT);
         let bound = Layout::new(daemon.state()).volume(&A.0.parse().unwrap(), &id.parse().unwrap(), 1);
         succeed(larder().arg("verify").arg(&bound));
-        // One that may do everything writes the same.
+        // A build with all capabilities writes the same.
         succeed(&mut served.build(&served.volume(), 256 << 20));
         for chain in ChainId::chain(&diff_ids) {
             let of = |volume: &Path| scan(&volume.join("overlay").join(chain.hex()).join("diff"));
             let mut free = of(&served.volume());
-            // A whiteout has no time of its own, nor has a directory that no layer names.
+            // A whiteout has no defined time, nor has a directory that no layer contains.
             free.values_mut().filter(|e| e.kind == Kind::Character(0)).for_each(|e| e.mtime = None);
             let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
             let differ = differences(&free, &of(&bound), tolerance);
@@ -148,12 +150,12 @@ fn its_capabilities_are_enough_to_end_a_builder() {
         let served = Served::new([slow()]);
         let blob = served.images[0].layers[0].digest.clone();
         served.registry.fault(Fault::StallAt { digest: blob.clone(), offsets: vec![1000] });
-        // With `Nice=` in a drop-in, builders are as nice as the daemon, for they may not be less.
+        // With `Nice=` in a drop-in, builders have the niceness of the daemon, because it cannot decrease.
         let nice = ["nice", "-n", "12"].map(str::to_owned);
         let starter = [&nice[..], &with_its_capabilities()].concat();
         let daemon = Daemon::start_by(&starter, &[A], ROOMY);
         let id = daemon.order(A, "web", &served.references());
-        wait(|| served.registry.served(&blob) > 0, "the layer is under way");
+        wait(|| served.registry.served(&blob) > 0, "the fetch of the layer has begun");
         let builders = daemon.children();
         assert!(!builders.is_empty());
         daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
@@ -162,7 +164,7 @@ fn its_capabilities_are_enough_to_end_a_builder() {
     });
 }
 
-/// Enough bytes that a registry can stop in their midst.
+/// Returns an image with enough bytes for a registry to stall in the middle.
 fn slow() -> Image {
     let layer = Layer::from(LayerBuilder::new().file("f", random(1, 1 << 20)).gzip());
     Image::builder(Format::Oci).layer(layer).build()
@@ -171,7 +173,7 @@ fn slow() -> Image {
 fn wait(done: impl Fn() -> bool, what: &str) {
     let deadline = Instant::now() + LIMIT;
     while !done() {
-        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
+        assert!(Instant::now() < deadline, "timeout after {LIMIT:?}: {what}");
         sleep(Duration::from_millis(20));
     }
 }

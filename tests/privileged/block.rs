@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use crate::harness::filesystem::{FileSystem, Kind, unmount};
 use crate::harness::served::{Served, random};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{Filling, MIB, build, image, let_go, with_disks};
+use crate::served::{Filling, MIB, build, image, wait_for_release, with_disks};
 
-/// A block device: a loop device of the test's own. Detached when it is dropped.
+/// A block device: a loop device of the test. Detached when it is dropped.
 struct Device {
     path: PathBuf,
     file: PathBuf,
@@ -26,13 +26,13 @@ impl Device {
         Device { path: PathBuf::from(text.trim()), file }
     }
 
-    /// Waits until the kernel has unmounted it for a builder that was killed.
+    /// Waits until the kernel has unmounted it after a builder was killed.
     fn wait_until_free(&self) {
         let mut alone = fs::File::options();
         alone.read(true).custom_flags(nix::libc::O_EXCL);
         let started = Instant::now();
         while alone.open(&self.path).is_err() {
-            assert!(started.elapsed() < Duration::from_secs(30), "{} stays in use", self.path.display());
+            assert!(started.elapsed() < Duration::from_secs(30), "{} is still in use", self.path.display());
             sleep(Duration::from_millis(20));
         }
     }
@@ -71,7 +71,7 @@ fn an_empty_device_becomes_a_volume() {
         let said = exits(75, &mut onto(&served, &device, 256 * MIB));
         assert!(said.contains("in use"), "{said}");
         unmount(&at);
-        // The same job again: it is sealed.
+        // The same job again: the volume is sealed already.
         served.registry.forget();
         succeed(&mut onto(&served, &device, 256 * MIB));
         assert_eq!(served.registry.seen().len(), 0);
@@ -81,7 +81,7 @@ fn an_empty_device_becomes_a_volume() {
 }
 
 #[case]
-fn an_interrupted_build_goes_on() {
+fn an_interrupted_build_resumes() {
     with_disks(|| {
         let served = Served::new([image(4, 400)]);
         let dir = tempfile::tempdir().unwrap();
@@ -123,9 +123,9 @@ fn a_device_that_holds_something_is_not_touched() {
         fs::write(&device.path, random(1, 5 << 20)).unwrap();
         succeed(onto(&served, &device, 400 * MIB).arg("--format-device"));
         succeed(larder().arg("verify").arg(&device.path));
-        // Another job's is something, too.
+        // The volume of another job is not overwritten.
         exits(73, onto(&served, &device, 400 * MIB).arg("--no-tar-split"));
-        // No device at all.
+        // The path is not a device.
         let mut command = served.build(&served.beside("file"), 400 * MIB);
         fs::write(served.beside("file"), "data").unwrap();
         let said = exits(73, command.args(["--volume-kind", "block", "--format-device"]));
@@ -156,11 +156,11 @@ fn a_mounted_file_system_is_a_volume_of_its_size() {
         let said = exits(73, &mut kind(&small.path(), 60 * MIB));
         assert!(said.contains("does not belong to Larder"), "{said}");
 
-        // Larger than the cap: counted.
+        // The file system is larger than the cap, so the builder enforces the cap.
         let large = FileSystem::new(Kind::Ext4 { inodes: 2000 }, 256 * MIB);
         let said = exits(73, &mut kind(&large.path(), MIB));
         assert!(said.contains("are left"), "{said}");
-        // No larger: the kernel's.
+        // The file system is not larger, so the kernel enforces the limit.
         let full = FileSystem::new(Kind::Ext4 { inodes: 20 }, 64 * MIB);
         let said = exits(73, &mut kind(&full.path(), 60 * MIB));
         assert!(said.contains("inodes are left"), "{said}");
@@ -174,6 +174,6 @@ fn a_disk_volume_does_not_take_a_device_for_a_directory() {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::new(dir.path(), 64 * MIB);
         exits(64, &mut build(&served, &device.path, 64 * MIB));
-        let_go(&served.volume());
+        wait_for_release(&served.volume());
     });
 }

@@ -1,4 +1,4 @@
-//! Builders that are killed, and disks that lose their power.
+//! Builders that are killed, and disks that lose power.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,11 +13,11 @@ use nix::unistd::Pid;
 
 use crate::harness::served::{Served, cache};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{Filling, SIZE, build, events, image, let_go, with_disks};
+use crate::served::{Filling, SIZE, build, events, image, wait_for_release, with_disks};
 
 const LAYERS: u64 = 6;
 
-/// Runs the same command to its end. Answers the blobs that were fetched, in whole or in part.
+/// Runs the same command to its end. Returns the blobs that were fetched, in whole or in part.
 fn resumed(served: &Served, volume: &Path) -> BTreeSet<Digest> {
     served.registry.heal();
     served.registry.forget();
@@ -28,13 +28,14 @@ fn resumed(served: &Served, volume: &Path) -> BTreeSet<Digest> {
     fetched.map(|layer| layer.digest.clone()).collect()
 }
 
-/// Kills keeper or filler after `count` events of a kind, and resumes. Returns false if the build ended before.
-fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
+/// Kills the supervisor or the extractor after `count` events of a kind, and resumes. Returns false if the
+/// build ended before.
+fn killed(served: &Served, extractor: bool, kind: &str, count: usize) -> bool {
     let volume = served.volume();
     let _ = fs::remove_dir_all(&volume);
     let mut filling = Filling::start(&mut build(served, &volume, SIZE), served.beside("events"));
     let in_time = filling.told(kind, count);
-    match filling.filler().filter(|_| filler) {
+    match filling.extractor().filter(|_| extractor) {
         Some(pid) => {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             let code = filling.keeper.code_within(Duration::from_secs(20));
@@ -43,11 +44,11 @@ fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
         None => filling.keeper.kill(),
     }
     let sealed = volume.join("cache.json").exists();
-    // What runs at once after a kill waits for the kernel.
+    // A command right after a kill waits for the kernel.
     let fetched = resumed(served, &volume);
-    let_go(&volume);
+    wait_for_release(&volume);
     eprintln!(
-        "{kind} {count}, filler {filler}: in time {in_time}, sealed {sealed}, {} fetched",
+        "{kind} {count}, extractor {extractor}: in time {in_time}, sealed {sealed}, {} fetched",
         fetched.len()
     );
     if sealed {
@@ -66,15 +67,18 @@ fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
 fn killed_at_every_stage() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 400)]);
-        for filler in [false, true] {
+        for extractor in [false, true] {
             for kind in ["started", "planned", "sealed", "result"] {
-                assert!(killed(&served, filler, kind, 1) || kind == "result", "{kind}: the build had ended");
+                assert!(
+                    killed(&served, extractor, kind, 1) || kind == "result",
+                    "{kind}: the build had ended"
+                );
             }
             let mut landed = 0;
             for count in 1..=usize::try_from(LAYERS).unwrap() {
-                landed += u32::from(killed(&served, filler, "layer_committed", count));
+                landed += u32::from(killed(&served, extractor, "layer_committed", count));
             }
-            assert!(landed > 0, "every build ended before it could be killed");
+            assert!(landed > 0, "every build ended before the kill");
         }
     });
 }
@@ -90,17 +94,17 @@ fn killed_while_the_disk_is_made() {
             landed += u32::from(filling.keeper.until(|| volume.join(place).exists()));
             filling.keeper.kill();
             resumed(&served, &volume);
-            let_go(&volume);
+            wait_for_release(&volume);
             fs::remove_dir_all(&volume).unwrap();
         }
-        assert!(landed > 0, "every build ended before it could be killed");
+        assert!(landed > 0, "every build ended before the kill");
     });
 }
 
-/// A build that has committed all but the last layer, whose blob stalls.
+/// Starts a build that commits all but the last layer, whose blob stalls.
 fn all_but_the_last(served: &Served, synced: bool) -> Filling {
     let last = served.images[0].layers.last().unwrap().digest.clone();
-    // Each is met once.
+    // Each fault applies once.
     let stall = || served.registry.fault(Fault::StallAt { digest: last.clone(), offsets: vec![10_000] });
     stall();
     let mut filling = Filling::start(&mut build(served, &served.volume(), SIZE), served.beside("events"));
@@ -115,7 +119,7 @@ fn all_but_the_last(served: &Served, synced: bool) -> Filling {
     filling
 }
 
-/// The disk as it is on the machine's disk now, in a directory of the same name elsewhere.
+/// Copies the disk in its current state to a directory of the same name elsewhere.
 fn power_cut(served: &Served, name: &str) -> PathBuf {
     let copy = served.beside(name).join("volume");
     fs::create_dir_all(copy.join(".larder")).unwrap();
@@ -131,7 +135,7 @@ fn signals_leave_a_disk_that_resumes() {
             let mut filling = all_but_the_last(&served, false);
             filling.keeper.signal(signal);
             assert_eq!(filling.keeper.code_within(Duration::from_secs(20)), Some(code));
-            let_go(&served.volume());
+            wait_for_release(&served.volume());
             let last = served.images[0].layers.last().unwrap().digest.clone();
             assert_eq!(resumed(&served, &served.volume()), BTreeSet::from([last]));
         }
@@ -146,7 +150,7 @@ fn after_a_power_cut_only_what_was_synced_counts() {
         let copy = power_cut(&served, "copy");
         drop(filling);
         let last = served.images[0].layers.last().unwrap().digest.clone();
-        assert_eq!(resumed(&served, &copy), BTreeSet::from([last]), "synced layers are kept");
+        assert_eq!(resumed(&served, &copy), BTreeSet::from([last]), "synced layers must be kept");
         assert_eq!(cache(&copy).content.layers.len(), usize::try_from(LAYERS).unwrap());
     });
 }
@@ -162,7 +166,7 @@ fn after_a_power_cut_nothing_else_counts() {
     });
 }
 
-/// What was synced and is damaged all the same: the disk itself is not to be trusted, and begins anew.
+/// Synced data that is damaged nevertheless: the disk is not trusted, and is formatted again.
 #[case]
 fn a_damaged_layer_after_a_power_cut_is_found() {
     with_disks(|| {
@@ -170,7 +174,7 @@ fn a_damaged_layer_after_a_power_cut_is_found() {
         let filling = all_but_the_last(&served, true);
         let copy = power_cut(&served, "copy");
         drop(filling);
-        // The content of the first layer's file: its first bytes are on no other place of the disk.
+        // The content of the first layer's file, whose first bytes occur only once on the disk.
         let needle = crate::harness::served::random(0, 100 << 10)[..512].to_vec();
         let disk = copy.join("disk.img");
         let mut bytes = fs::read(&disk).unwrap();
@@ -189,7 +193,7 @@ fn a_damaged_layer_after_a_power_cut_is_found() {
     });
 }
 
-/// Copies that are taken at any time, block after block while the disk is written: no state that a disk ever had.
+/// Copies taken at any time, block by block while the disk is written, have a state that the disk never had.
 #[case]
 fn copies_taken_in_mid_build_resume_or_are_refused() {
     with_disks(|| {
@@ -220,12 +224,12 @@ fn copies_taken_in_mid_build_resume_or_are_refused() {
 }
 
 #[case]
-fn a_disk_whose_file_system_is_broken_begins_anew() {
+fn a_disk_with_a_broken_file_system_is_formatted_again() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 100)]);
         drop(all_but_the_last(&served, false));
-        let_go(&served.volume());
-        // Everything behind the superblock.
+        wait_for_release(&served.volume());
+        // Everything after the superblock.
         let disk = served.volume().join("disk.img");
         let mut bytes = fs::read(&disk).unwrap();
         bytes[4096..8 << 20].fill(0xa5);

@@ -15,10 +15,10 @@ use crate::harness::podman::Podman;
 use crate::harness::registry as docker;
 use crate::harness::served::random;
 use crate::harness::{Need, isolated, larder, succeed};
-use crate::served::{TOOLS, let_go, loops, occupied, with_disks};
+use crate::served::{TOOLS, loops, occupied, wait_for_release, with_disks};
 
 const TEAM: Tenant = Tenant("team");
-const SOON: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn image(seed: u64) -> Image {
     let shared = Layer::from(LayerBuilder::new().file("shared", random(1, 3 << 20)).gzip());
@@ -41,7 +41,7 @@ fn gone(daemon: &Daemon, id: &str) {
     daemon.ask(TEAM, "DELETE", &path, None).expect(202);
     let started = std::time::Instant::now();
     while daemon.ask(TEAM, "GET", &path, None).0.status != 404 {
-        assert!(started.elapsed() < SOON, "{}", daemon.log());
+        assert!(started.elapsed() < TIMEOUT, "{}", daemon.log());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -54,16 +54,20 @@ fn from_order_to_deletion() {
         let reference = format!("{}/app:1", registry.host());
         let mut daemon = Daemon::start(&[TEAM], &on_disks());
         let id = daemon.order(TEAM, "web", std::slice::from_ref(&reference));
-        daemon.settle(TEAM, &id, "Available", SOON);
+        daemon.settle(TEAM, &id, "Available", TIMEOUT);
         let first = disk(&daemon, &id, 1);
         let image_file = first.join("disk.img");
-        assert_eq!(fs::metadata(&image_file).unwrap().len(), 20 << 30, "exactly what was asked for");
-        assert!(occupied(&image_file) < 1 << 30, "sparse, as was asked for");
+        assert_eq!(
+            fs::metadata(&image_file).unwrap().len(),
+            20 << 30,
+            "the size must be exactly the requested one"
+        );
+        assert!(occupied(&image_file) < 1 << 30, "the disk must be sparse, as requested");
         assert!(daemon.children().is_empty());
-        let_go(&first);
+        wait_for_release(&first);
         succeed(larder().arg("verify").arg(&first));
 
-        // The layer that did not change is taken from the disk that is served, and the tag's new one is fetched.
+        // The unchanged layer is copied from the disk that is served, and the tag's new layer is fetched.
         let new = image(3);
         new.push(&mut registry, "app", "1").unwrap();
         registry.forget();
@@ -71,7 +75,7 @@ fn from_order_to_deletion() {
         let served = || snapshots(&daemon, &id).iter().find(|s| s["served"] == true).cloned();
         let started = std::time::Instant::now();
         while served().is_none_or(|snapshot| snapshot["generation"] != 2) {
-            assert!(started.elapsed() < SOON, "{}", daemon.log());
+            assert!(started.elapsed() < TIMEOUT, "{}", daemon.log());
             std::thread::sleep(Duration::from_millis(50));
         }
         assert_eq!(served().unwrap()["kind"], "disk");
@@ -80,7 +84,7 @@ fn from_order_to_deletion() {
         assert!(fetched(new.layers[1].digest.hex()), "{seen:?}");
         assert!(!fetched(new.layers[0].digest.hex()), "{seen:?}");
 
-        // Attached by hand, as anybody may: a loop device keeps it.
+        // Attached by hand, as any user can do: a loop device uses it.
         let second = disk(&daemon, &id, 2);
         let device = succeed(
             Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(second.join("disk.img")),
@@ -100,7 +104,7 @@ fn from_order_to_deletion() {
 }
 
 #[case]
-fn a_daemon_that_is_killed_goes_on_with_the_disk() {
+fn a_killed_daemon_resumes_the_disk() {
     with_disks(|| {
         let mut registry = Registry::spawn();
         let app = image(4);
@@ -115,19 +119,19 @@ fn a_daemon_that_is_killed_goes_on_with_the_disk() {
             answer["details"]["layers"].as_array().unwrap().iter().any(|layer| layer["state"] == "committed")
         };
         while !committed(&daemon) {
-            assert!(started.elapsed() < SOON, "{}", daemon.log());
+            assert!(started.elapsed() < TIMEOUT, "{}", daemon.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         daemon.kill();
-        let_go(&disk(&daemon, &id, 1));
+        wait_for_release(&disk(&daemon, &id, 1));
         registry.heal();
         daemon.restart();
-        daemon.settle(TEAM, &id, "Available", SOON);
+        daemon.settle(TEAM, &id, "Available", TIMEOUT);
         succeed(larder().arg("verify").arg(disk(&daemon, &id, 1)));
     });
 }
 
-/// An exported disk becomes a cache on another host, which has no registry and makes disks too.
+/// An exported disk becomes a cache on another host, which has no registry and also creates disks.
 #[case]
 fn an_exported_disk_is_imported_by_another_daemon() {
     let needs = ["docker-registry", "podman", "busybox"].map(Need::Program);
@@ -137,7 +141,7 @@ fn an_exported_disk_is_imported_by_another_daemon() {
         let reference = registry.push(&shell, "team/shell", "1");
         let mut first = Daemon::start(&[TEAM], &on_disks());
         let id = first.order(TEAM, "web", std::slice::from_ref(&reference));
-        first.settle(TEAM, &id, "Available", SOON);
+        first.settle(TEAM, &id, "Available", TIMEOUT);
         let dir = tempfile::tempdir().unwrap();
         let (raw, archive) = (dir.path().join("raw"), dir.path().join("archive"));
         for (format, out) in [("raw", &raw), ("docker-archive", &archive)] {
@@ -154,7 +158,7 @@ fn an_exported_disk_is_imported_by_another_daemon() {
             let answer: Value = serde_json::from_str(&second.explain(|| succeed(&mut import))).unwrap();
             let id = answer["image_cache"]["id"].as_str().unwrap();
             let imported = disk(&second, id, 1);
-            let_go(&imported);
+            wait_for_release(&imported);
             succeed(larder().arg("verify").arg(&imported));
             let at = tempfile::tempdir().unwrap();
             let image = imported.join("disk.img");
@@ -178,7 +182,7 @@ fn a_container_starts_from_the_disk_of_a_daemon() {
         let reference = registry.push(&shell, "team/shell", "1");
         let daemon = Daemon::start(&[TEAM], &on_disks());
         let id = daemon.order(TEAM, "web", std::slice::from_ref(&reference));
-        daemon.settle(TEAM, &id, "Available", SOON);
+        daemon.settle(TEAM, &id, "Available", TIMEOUT);
         let at = tempfile::tempdir().unwrap();
         let image = disk(&daemon, &id, 1).join("disk.img");
         succeed(Command::new("mount").args(["-o", "loop,ro,noload,nodev,nosuid"]).arg(image).arg(at.path()));

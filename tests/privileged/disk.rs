@@ -16,7 +16,7 @@ use crate::harness::registry::Registry;
 use crate::harness::served::{Served, change_times};
 use crate::harness::tree::{Tolerance, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, skopeo, succeed};
-use crate::served::{MIB, SIZE, build, events, image, let_go, occupied, with_disks};
+use crate::served::{MIB, SIZE, build, events, image, occupied, wait_for_release, with_disks};
 
 fn app() -> Image {
     let changes = [
@@ -60,12 +60,12 @@ fn a_container_runs_from_a_sealed_disk() {
         let said = succeed(build.arg("--volume").arg(&volume));
         assert!(said.contains("sealed"), "{said}");
         registry.stop();
-        let_go(dir.path());
+        wait_for_release(dir.path());
 
         let disk = volume.join("disk.img");
         let facts = fs::metadata(&disk).unwrap();
         assert_eq!((facts.len(), facts.permissions().mode() & 0o777), (256 * MIB, 0o400));
-        assert!(occupied(&disk) >= 256 * MIB, "its space is reserved");
+        assert!(occupied(&disk) >= 256 * MIB, "its space must be reserved");
         let names = |dir: &Path| {
             let mut names: Vec<_> =
                 fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -78,7 +78,7 @@ fn a_container_runs_from_a_sealed_disk() {
         let inspected = succeed(larder().arg("inspect").arg("--json").arg(&volume));
         let beside: Value = serde_json::from_slice(&fs::read(volume.join("cache.json")).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&inspected).unwrap(), beside);
-        let_go(dir.path());
+        wait_for_release(dir.path());
 
         // skopeo's helper unmounts everything below its directory.
         let node = tempfile::tempdir().unwrap();
@@ -96,7 +96,7 @@ fn a_container_runs_from_a_sealed_disk() {
 }
 
 #[case]
-fn a_disk_holds_what_a_directory_does() {
+fn a_disk_has_the_content_of_a_directory() {
     with_disks(|| {
         let served = Served::new([image(4, 300)]);
         let (disk, directory) = (served.volume(), served.beside("directory"));
@@ -111,7 +111,7 @@ fn a_disk_holds_what_a_directory_does() {
         let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
         let of = |volume: &Path| {
             let mut found = scan(&volume.join("overlay"));
-            // A whiteout has no time of its own.
+            // A whiteout has no defined time.
             found.values_mut().for_each(|entry| entry.mtime = None);
             found
         };
@@ -137,7 +137,7 @@ fn the_same_job_again_writes_nothing_and_another_is_refused() {
         let said = exits(73, &mut served.build(&volume, SIZE));
         assert!(said.contains("--volume-kind disk"), "{said}");
         assert_eq!(change_times(&volume), before);
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }
 
@@ -186,8 +186,8 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
         succeed(build(&served, &volume, 1 << 30).arg("--shrink"));
         let disk = volume.join("disk.img");
         let (size, occupied) = (fs::metadata(&disk).unwrap().len(), occupied(&disk));
-        eprintln!("12 MB in a disk of 1 GiB: shrunk to {size} bytes, {occupied} of the host");
-        // The host's own index of the file counts, too.
+        eprintln!("12 MB in a disk of 1 GiB: shrunk to {size} bytes, which occupy {occupied} on the host");
+        // The host's own metadata of the file counts, too.
         assert!(size < 40 * MIB && occupied <= size + (64 << 10), "{size} {occupied}");
         let facts = described(&volume);
         assert_eq!((&facts["size"], &facts["shrunk"]), (&size.into(), &true.into()));
@@ -196,9 +196,9 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
         for path in [&volume, &disk] {
             assert!(succeed(larder().arg("prefetch").arg("--all").arg(path)).contains(" files, "));
             assert!(succeed(larder().args(["inspect", "--extents"]).arg(path)).contains("extents"));
-            let_go(&volume);
+            wait_for_release(&volume);
         }
-        // It is sealed for the same job, whatever its size.
+        // The same job finds it sealed, whatever its size.
         succeed(build(&served, &volume, 1 << 30).arg("--shrink"));
     });
 }
@@ -254,7 +254,7 @@ fn from_inside_its_own_directory() {
 fn without_e2fsprogs_it_says_so() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
-        // The programs are looked for where they belong, too: hide those.
+        // Larder also looks in the programs' default directory, so hide that.
         let hide = "mount -t tmpfs none /usr/sbin && exec \"$@\"";
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", hide, "sh"]).arg(larder().get_program());

@@ -9,7 +9,7 @@ use larder_testing::layer::LayerBuilder;
 
 use crate::harness::served::{Served, random};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{MIB, build, let_go, with_disks};
+use crate::served::{MIB, build, wait_for_release, with_disks};
 
 fn files(prefix: &str, count: usize, size: usize) -> Layer {
     let new = LayerBuilder::new();
@@ -26,14 +26,17 @@ fn refused(output: &Output, served: &Served, lacks: &str) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(73), "{said}");
     let layers = served.images.iter().flat_map(|image| &image.layers);
-    assert!(layers.clone().any(|layer| said.contains(&layer.digest.to_string())), "no layer: {said}");
-    assert!(said.contains(&served.references()[0]), "no image: {said}");
+    assert!(
+        layers.clone().any(|layer| said.contains(&layer.digest.to_string())),
+        "no layer is named: {said}"
+    );
+    assert!(said.contains(&served.references()[0]), "no image is named: {said}");
     assert!(said.contains("it needs") && said.contains("are left") && said.contains("--size"), "{said}");
     assert!(said.contains(lacks), "{said}");
     said
 }
 
-/// Free blocks and inodes of an unmounted disk.
+/// Returns the free blocks and inodes of an unmounted disk.
 fn left(volume: &Path) -> (u64, u64) {
     let text = succeed(Command::new("dumpe2fs").arg("-h").arg(volume.join("disk.img")));
     let number = |name: &str| {
@@ -46,21 +49,21 @@ fn left(volume: &Path) -> (u64, u64) {
 #[case]
 fn to_the_last_block_of_256_mib() {
     with_disks(|| {
-        // One after the other, the largest first: the last does not fit.
+        // The layers are extracted one after the other, the largest first. The last does not fit.
         let layers: Vec<Layer> =
             (0..6u8).map(|seed| large(seed.into(), 50 - 2 * usize::from(seed))).collect();
         let served = Served::new([Image::builder(Format::Oci).layers(layers).build()]);
         let volume = served.volume();
         let output = build(&served, &volume, 256 * MIB).args(["--concurrency", "1"]).output().unwrap();
         eprintln!("{}", refused(&output, &served, "256 MiB"));
-        let_go(&volume);
+        wait_for_release(&volume);
         assert!(!volume.join("cache.json").exists());
-        // The same command with a larger size grows the disk and goes on.
+        // The same command with a larger size grows the disk and continues.
         served.registry.forget();
         succeed(&mut build(&served, &volume, 512 * MIB));
         let layers = served.images[0].layers.iter();
         let kept = layers.filter(|layer| served.registry.served(&layer.digest) == 0).count();
-        assert_eq!(kept, 5, "what was committed is kept");
+        assert_eq!(kept, 5, "committed layers must be kept");
         assert_eq!(fs::metadata(volume.join("disk.img")).unwrap().len(), 512 * MIB);
         succeed(larder().arg("verify").arg(&volume));
     });
@@ -74,11 +77,11 @@ fn to_the_last_block_of_1_gib() {
         let volume = served.volume();
         let output = build(&served, &volume, 1 << 30).output().unwrap();
         eprintln!("{}", refused(&output, &served, "1 GiB"));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }
 
-/// How much really goes into a disk: nothing is wasted but inode tables and a few blocks.
+/// The usable space of a disk: only inode tables and a few blocks are lost.
 #[case]
 fn almost_all_of_a_disk_is_for_content() {
     with_disks(|| {
@@ -88,8 +91,8 @@ fn almost_all_of_a_disk_is_for_content() {
             (output.status.code(), output.status.success().then(|| left(&served.volume())))
         };
         let (code, left) = fits(236);
-        assert_eq!(code, Some(0), "236 of 256 MiB");
-        eprintln!("236 MiB of content in 256 MiB leave {left:?}");
+        assert_eq!(code, Some(0), "236 MiB must fit in 256 MiB");
+        eprintln!("after 236 MiB of content in 256 MiB, {left:?} are left");
         assert_eq!(fits(255).0, Some(73));
     });
 }
@@ -104,7 +107,7 @@ fn to_the_last_inode() {
         let output = build(&served, &volume, 256 * MIB).output().unwrap();
         let said = refused(&output, &served, "inodes");
         assert!(said.contains("0 of the volume's 32768 inodes"), "{said}");
-        let_go(&volume);
+        wait_for_release(&volume);
         succeed(&mut build(&served, &volume, 512 * MIB));
         succeed(larder().arg("verify").arg(&volume));
     });
@@ -122,7 +125,8 @@ fn a_smaller_size_is_refused_for_a_disk_that_is_there() {
     });
 }
 
-/// An attribute that ext4 cannot store is refused with the same error as a full disk, and is none.
+/// An attribute that ext4 cannot store causes the same system error as a full disk, but is reported
+/// differently.
 #[case]
 fn an_attribute_too_large_for_ext4_is_not_taken_for_a_full_disk() {
     with_disks(|| {

@@ -1,4 +1,4 @@
-//! A host that has no room for a disk.
+//! A host without space for a disk.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +8,7 @@ use nix::mount::{MntFlags, umount2};
 use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::served::{Served, random};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{MIB, SIZE, build, image, let_go, with_disks};
+use crate::served::{MIB, SIZE, build, image, wait_for_release, with_disks};
 
 const HOST: Kind = Kind::Ext4 { inodes: 1000 };
 
@@ -20,7 +20,7 @@ fn a_disk_that_cannot_be_reserved_is_refused_at_once() {
         let volume = host.path().join("volume");
         let said = exits(73, &mut build(&served, &volume, 200 * MIB));
         assert!(said.contains("it needs 200 MiB") && said.contains("left"), "{said}");
-        assert_eq!(served.registry.seen().len(), 0, "nothing was asked of the registry");
+        assert_eq!(served.registry.seen().len(), 0, "the registry must not receive a request");
         assert!(!volume.join("disk.img").exists() && !volume.join(".larder/disk.img").exists());
         succeed(&mut build(&served, &volume, SIZE));
         succeed(larder().arg("verify").arg(&volume));
@@ -41,8 +41,9 @@ fn a_sparse_disk_on_a_full_host_is_never_sealed() {
             eprintln!("{said}");
             assert!(!output.status.success(), "{said}");
             assert!(!volume.join("cache.json").exists());
-            let_go(&volume);
-            // With room again the same command goes on, or begins anew, and what it seals is whole.
+            wait_for_release(&volume);
+            // With space again the same command resumes, or starts from the beginning. The sealed result is
+            // complete.
             fs::remove_file(host.path().join("other")).unwrap();
             succeed(build(&served, &volume, 256 * MIB).arg("--sparse"));
             succeed(larder().arg("verify").arg(&volume));
@@ -51,14 +52,14 @@ fn a_sparse_disk_on_a_full_host_is_never_sealed() {
 }
 
 #[case]
-fn a_file_system_without_direct_io_is_told() {
+fn a_file_system_without_direct_io_is_reported() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path();
         succeed(Command::new("mount").args(["-t", "ramfs", "none"]).arg(at));
         let volume = at.join("volume");
-        // Nor can it reserve.
+        // Space cannot be reserved either.
         let said = exits(73, &mut build(&served, &volume, SIZE));
         assert!(said.contains("--sparse"), "{said}");
         let said = succeed(build(&served, &volume, SIZE).args(["--sparse", "--output", "json"]));

@@ -1,4 +1,4 @@
-//! Directories and disks that are not what they seem.
+//! Directories and disks with hostile content.
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, chown, symlink};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::served::{Served, change_times, random};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{MIB, SIZE, build, image, let_go, with_disks};
+use crate::served::{MIB, SIZE, build, image, wait_for_release, with_disks};
 
 #[case]
 fn directories_of_others_are_not_touched() {
@@ -37,7 +37,7 @@ fn directories_of_others_are_not_touched() {
             assert_eq!(change_times(&volume), before);
             fs::remove_dir_all(&volume).unwrap();
         }
-        // And the other way round: a volume of kind directory, and a disk for one.
+        // The reverse: a volume of kind directory, and a build of kind disk.
         succeed(&mut served.build(&volume, SIZE));
         let before = change_times(&volume);
         let said = exits(73, &mut build(&served, &volume, SIZE));
@@ -78,7 +78,7 @@ fn links_in_the_place_of_directory_and_disk_are_not_followed() {
             assert_eq!(fs::metadata(&precious).unwrap().modified().unwrap(), before);
             if disk.is_dir() { fs::remove_dir(disk).unwrap() } else { fs::remove_file(disk).unwrap() }
         }
-        // A link where a new disk is made.
+        // A symbolic link at the path of a new disk.
         symlink(&precious, volume.join(".larder/disk.img")).unwrap();
         succeed(&mut build(&served, &volume, SIZE));
         assert_eq!(fs::read(&precious).unwrap(), random(1, 4 << 20));
@@ -114,7 +114,7 @@ fn a_foreign_disk_is_neither_formatted_nor_mounted() {
             assert!(fs::read(&disk).unwrap() == before, "{how}");
             drop(times);
         }
-        // One that somebody else owns can change under the mount.
+        // A disk of another owner could change while it is mounted.
         fs::remove_dir_all(&volume).unwrap();
         succeed(&mut build(&served, &volume, SIZE));
         chown(&disk, Some(1000), Some(1000)).unwrap();
@@ -124,7 +124,7 @@ fn a_foreign_disk_is_neither_formatted_nor_mounted() {
 }
 
 #[case]
-fn what_is_said_beside_a_disk_must_hold() {
+fn the_files_next_to_a_disk_must_match_it() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
         let volume = served.volume();
@@ -153,7 +153,7 @@ fn what_is_said_beside_a_disk_must_hold() {
         fs::write(&path, honest.to_string()).unwrap();
         succeed(larder().arg("verify").arg(&volume));
 
-        // Another seal beside it, with and without the digest to it.
+        // Another seal next to the disk, with and without a matching digest.
         let seal = fs::read(volume.join("cache.json")).unwrap();
         let mut other = seal.clone();
         other.push(b'\n');
@@ -166,7 +166,7 @@ fn what_is_said_beside_a_disk_must_hold() {
         fs::write(volume.join("cache.json"), &seal).unwrap();
         fs::write(&path, honest.to_string()).unwrap();
 
-        // A bit of content: mounted, and found by its digest.
+        // A flipped bit of the content: the disk can be mounted, and the digest reveals the bit.
         let disk = fs::File::options().read(true).write(true).open(volume.join("disk.img")).unwrap();
         let mut bytes = vec![0; usize::try_from(SIZE).unwrap()];
         disk.read_exact_at(&mut bytes, 0).unwrap();
@@ -176,7 +176,7 @@ fn what_is_said_beside_a_disk_must_hold() {
         exits(65, larder().arg("verify").arg(&volume));
         disk.write_all_at(&[needle[7]], at as u64 + 7).unwrap();
         succeed(larder().arg("verify").arg(&volume));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }
 
@@ -199,6 +199,6 @@ fn a_disk_that_is_attached_elsewhere_is_refused() {
         assert!(said.contains(&writing), "{said}");
         succeed(Command::new("losetup").args(["--detach", &writing]));
         succeed(larder().arg("verify").arg(&volume));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }

@@ -1,4 +1,4 @@
-//! Nothing is left on the machine, however often builds fail.
+//! Failed builds leave no resources on the machine, however often they fail.
 
 use std::fs;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::served::{Running, Served};
 use crate::harness::{exits, larder, succeed};
-use crate::served::{Filling, SIZE, build, image, let_go, loops, with_disks};
+use crate::served::{Filling, SIZE, build, image, loops, wait_for_release, with_disks};
 
 fn in_use() -> (usize, usize) {
     let loops = loops(std::path::Path::new("/")).len();
@@ -26,20 +26,20 @@ fn fifty_failing_builds_leave_nothing() {
         let last = served.images[0].layers.last().unwrap().digest.clone();
         for round in 0..50 {
             match round % 5 {
-                // Too small.
+                // The size is too small.
                 0 => {
                     let other = large.volume();
                     let _ = fs::remove_dir_all(&other);
                     exits(73, &mut build(&large, &other, 8 << 20));
                 }
-                // Nobody answers.
+                // The registry does not answer.
                 1 => {
                     served.registry.fault(Fault::DropAt { digest: last.clone(), offsets: vec![100; 50] });
                     let output = build(&served, &volume, SIZE).output().unwrap();
                     assert_eq!(output.status.code(), Some(69));
                     served.registry.heal();
                 }
-                // Interrupted, killed, and nobody reads.
+                // Interrupted, killed, and without a reader of the output.
                 2 | 3 => {
                     served.registry.fault(Fault::StallAt { digest: last.clone(), offsets: vec![1000] });
                     let mut filling =
@@ -65,11 +65,11 @@ fn fifty_failing_builds_leave_nothing() {
                 }
             }
         }
-        let_go(served.volume().parent().unwrap());
-        let_go(large.volume().parent().unwrap());
+        wait_for_release(served.volume().parent().unwrap());
+        wait_for_release(large.volume().parent().unwrap());
         assert_eq!(in_use().1, before);
         succeed(&mut build(&served, &volume, SIZE));
         succeed(larder().arg("verify").arg(&volume));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }

@@ -1,7 +1,7 @@
-//! What takes root: volumes on disks of their own, filled to the last block, killed, cut off and tampered with.
+//! Tests that need root: volumes on disks, filled to the last block, killed, cut off and tampered with.
 //!
-//! A machine without root, loop devices or a program that a test needs reports it as ignored, or as
-//! failed if `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
+//! On a machine without root, loop devices or a required program, a test is reported as ignored. It fails if
+//! `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 

@@ -1,4 +1,4 @@
-//! Layers that another disk has.
+//! Reuse of layers from another disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::harness::served::random;
 use crate::harness::{larder, succeed};
-use crate::served::{MIB, events, let_go, with_disks};
+use crate::served::{MIB, events, wait_for_release, with_disks};
 
 struct Shared {
     dir: TempDir,
@@ -90,12 +90,12 @@ fn a_disk_takes_layers_from_another() {
         shared.built("c", 1, "directory");
         let third = shared.built("d", 1, "disk");
         assert!(reused(&third) >= 1, "{:?}", warnings(&third));
-        let_go(shared.dir.path());
+        wait_for_release(shared.dir.path());
     });
 }
 
 #[case]
-fn a_disk_that_cannot_be_read_is_done_without() {
+fn an_unreadable_disk_is_not_reused() {
     with_disks(|| {
         let shared = Shared::new(&[&[0, 1]]);
         shared.built("a", 0, "disk");
@@ -113,7 +113,7 @@ fn a_disk_that_cannot_be_read_is_done_without() {
             assert_eq!((reused(&events), shared.served(0)), (0, vec![true, true]));
             assert!(warnings(&events).iter().any(|w| w.contains("volume a")), "{:?}", warnings(&events));
             fs::remove_dir_all(shared.volume(&name)).unwrap();
-            // Nobody but the first is named again.
+            // Only the first volume is named again.
             for entry in fs::read_dir(shared.dir.path().join("layers")).unwrap() {
                 let path = entry.unwrap().path();
                 let text = fs::read_to_string(&path)

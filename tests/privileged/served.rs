@@ -1,4 +1,4 @@
-//! Builds into disks, and what is left of them on the machine.
+//! Builds into disks, and their leftovers on the machine.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,16 +15,16 @@ use crate::harness::served::{Running, Served, random};
 use crate::harness::{Need, isolated};
 
 pub(crate) const MIB: u64 = 1 << 20;
-/// The smallest disk of the tests.
+/// Size of the smallest disk of the tests, in bytes.
 pub(crate) const SIZE: u64 = 64 * MIB;
 pub(crate) const TOOLS: [Need; 1] = [Need::Program("mkfs.ext4")];
 
-/// Runs `test` where nothing that it mounts outlives it.
+/// Runs `test` in a namespace, where no mount outlives it.
 pub(crate) fn with_disks(test: impl FnOnce() + Send + 'static) {
     isolated(&TOOLS, test);
 }
 
-/// Layers that do not compress, one upon the other, `kib` KiB and a little more in each.
+/// Returns an image whose stacked layers do not compress, with `kib` KiB and a little more in each.
 pub(crate) fn image(layers: u64, kib: usize) -> Image {
     let layer = |seed: u64| {
         let builder = LayerBuilder::new().dir("d").file(format!("d/{seed}"), random(seed, kib << 10));
@@ -34,14 +34,14 @@ pub(crate) fn image(layers: u64, kib: usize) -> Image {
     Image::builder(Format::Oci).layers((0..layers).map(layer)).build()
 }
 
-/// A build of all images of `served` into a disk of `size` bytes.
+/// Returns a build of all images of `served` into a disk of `size` bytes.
 pub(crate) fn build(served: &Served, volume: &Path, size: u64) -> Command {
     let mut command = served.build(volume, size);
     command.args(["--volume-kind", "disk"]);
     command
 }
 
-/// A build that runs, with its events in a file.
+/// A running build that writes its events to a file.
 pub(crate) struct Filling {
     pub(crate) keeper: Running,
     events: PathBuf,
@@ -54,15 +54,16 @@ impl Filling {
         Filling { keeper: Running::of(child), events }
     }
 
-    /// Waits until `count` events of this kind were told; false where the build ended before.
+    /// Waits until the build has printed `count` events of this kind. Returns false if the build ended
+    /// before.
     pub(crate) fn told(&mut self, kind: &str, count: usize) -> bool {
         let events = self.events.clone();
         let kind = format!("\"event\":\"{kind}\"");
         self.keeper.until(|| fs::read_to_string(&events).unwrap_or_default().matches(&kind).count() >= count)
     }
 
-    /// The process that fills the disk, if there is one now.
-    pub(crate) fn filler(&self) -> Option<i32> {
+    /// Returns the process that extracts layers to the disk, if there is one now.
+    pub(crate) fn extractor(&self) -> Option<i32> {
         let own = self.keeper.pid().as_raw().to_string();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_str().unwrap_or_default().parse() else { continue };
@@ -77,12 +78,12 @@ impl Filling {
     }
 }
 
-/// The events of a finished build.
+/// Parses the events of a finished build.
 pub(crate) fn events(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Loop devices whose file lies below `dir`.
+/// Returns the loop devices whose file is below `dir`.
 pub(crate) fn loops(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block").unwrap().flatten() {
@@ -94,18 +95,18 @@ pub(crate) fn loops(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Waits until the kernel has let go of everything below `dir`.
-pub(crate) fn let_go(dir: &Path) {
+/// Waits until the kernel has released everything below `dir`.
+pub(crate) fn wait_for_release(dir: &Path) {
     let started = Instant::now();
     while !loops(dir).is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(30), "{:?} stay attached", loops(dir));
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?} are still attached", loops(dir));
         sleep(Duration::from_millis(20));
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(dir.to_str().unwrap()), "{mounts}");
 }
 
-/// Bytes that a file occupies.
+/// Returns the bytes that a file occupies.
 pub(crate) fn occupied(file: &Path) -> u64 {
     fs::metadata(file).unwrap().blocks() * 512
 }

@@ -1,4 +1,4 @@
-//! Disks whose volume is signed: on the disk, and beside it.
+//! Disks with a signed volume: the signature is on the disk, and next to it.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use larder_testing::registry::Fault;
 
 use crate::harness::served::Served;
 use crate::harness::{exits, larder, succeed};
-use crate::served::{Filling, SIZE, build, image, let_go, with_disks};
+use crate::served::{Filling, SIZE, build, image, wait_for_release, with_disks};
 
 fn key(served: &Served) -> String {
     succeed(larder().args(["key", "generate"]).arg(served.beside("key"))).trim().to_owned()
@@ -27,33 +27,33 @@ fn verify(volume: &Path, key: &str) -> Command {
 }
 
 #[case]
-fn a_disk_and_what_lies_beside_it_are_signed() {
+fn a_disk_is_signed_on_it_and_next_to_it() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
         let key = key(&served);
         for flag in ["--shrink", "--sparse"] {
             let volume = served.beside(&flag[2..]);
             succeed(signed(&served, &volume).args([flag, "--verify-after"]));
-            let_go(&volume);
+            wait_for_release(&volume);
             let beside = volume.join("cache.json.sig");
             succeed(&mut verify(&volume, &key));
             succeed(&mut verify(&volume.join("disk.img"), &key));
-            // The same again; and by another key, never.
+            // The same command succeeds again. With another key it always fails.
             succeed(signed(&served, &volume).arg(flag));
             let mut other = build(&served, &volume, SIZE);
             succeed(larder().args(["key", "generate"]).arg(served.beside(&format!("other{flag}"))));
             let said = exits(73, other.arg("--sign-key").arg(served.beside(&format!("other{flag}"))));
             assert!(said.contains("sealed already"), "{said}");
-            // One without the other.
+            // One signature without the other.
             let sound = fs::read(&beside).unwrap();
             fs::remove_file(&beside).unwrap();
             let said = exits(65, &mut verify(&volume, &key));
             assert!(said.contains("differs from the one next to it"), "{said}");
             fs::write(&beside, &sound).unwrap();
             succeed(&mut verify(&volume, &key));
-            let_go(&volume);
+            wait_for_release(&volume);
         }
-        // A disk that is not signed gets no signature by laying one beside it.
+        // A signature next to an unsigned disk does not make it signed.
         let plain = served.beside("plain");
         succeed(&mut build(&served, &plain, SIZE));
         fs::copy(served.beside("shrink").join("cache.json.sig"), plain.join("cache.json.sig")).unwrap();
@@ -70,15 +70,15 @@ fn a_disk_that_was_killed_is_signed_when_it_is_done() {
         let last = served.images[0].layers.last().unwrap();
         served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
         let mut filling = Filling::start(&mut signed(&served, &volume), served.beside("events"));
-        assert!(filling.told("layer_committed", 2), "it ended");
+        assert!(filling.told("layer_committed", 2), "the build ended");
         filling.keeper.kill();
         served.registry.heal();
-        // What an interrupted seal leaves beside the disk.
+        // Leftovers of an interrupted seal next to the disk.
         fs::write(volume.join("cache.json.sig"), "old").unwrap();
         fs::write(volume.join("cache.json.sig.tmp"), "half").unwrap();
         succeed(&mut signed(&served, &volume));
         succeed(&mut verify(&volume, &key));
-        let_go(&volume);
+        wait_for_release(&volume);
     });
 }
 

@@ -1,7 +1,8 @@
-//! Enters the sandbox of a role and reports what is still possible in it, one line a probe: `name result`, where the result is `ok` or the
-//! name of an error. For `tests/it/sandbox.rs`, which has the table of expected results.
+//! Enters the sandbox of a role and reports what is still possible in it. It prints one line per probe: `name
+//! result`, where the result is `ok` or the name of an error. `tests/it/sandbox.rs` has the table of expected
+//! results.
 
-#![expect(unsafe_code, reason = "probes call the kernel with arguments that no library lets through")]
+#![expect(unsafe_code, reason = "probes call the kernel with arguments that libraries reject")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::fs::{self, File, OpenOptions};
@@ -22,7 +23,7 @@ fn main() {
         "extractor" => (Role::Extractor, Privileges::WriteLayers),
         "images" => (Role::Extractor, Privileges::None),
         "reader" => (Role::Reader, Privileges::ReadLayers),
-        other => panic!("no role {other}"),
+        other => panic!("unknown role {other}"),
     };
     let paths = vec![volume.clone()];
     let (writable, readable) = match role {
@@ -58,10 +59,12 @@ fn say(name: &str, result: io::Result<()>) {
     println!("{name} {result}");
 }
 
-/// Calls the kernel. Integers and pointers to zeros go through; what succeeds is left as it is.
+/// Makes a system call. Arguments are integers, and pointers to zeros. The effect of a successful call is not
+/// undone.
 fn call(name: &str, number: c_long, arguments: &[c_long]) {
     let of = |at: usize| arguments.get(at).copied().unwrap_or(0);
-    // SAFETY: pointers among the arguments are null or point to `ZEROS`, which no call of the probes writes beyond.
+    // SAFETY: pointers among the arguments are null or point to `ZEROS`, and no call of the probes writes
+    // beyond it.
     let answer = unsafe { libc::syscall(number, of(0), of(1), of(2), of(3), of(4), of(5)) };
     say(name, if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) });
 }
@@ -196,7 +199,7 @@ fn files(volume: &Path, outside: &Path) {
     say("write-volume", write(&volume.join("new")));
     say("attribute-of-volume", {
         let path = std::ffi::CString::new(volume.join("file").to_str().unwrap()).unwrap();
-        // SAFETY: both strings end in a zero byte, and no value is asked for.
+        // SAFETY: both strings end in a zero byte, and no value is requested.
         let size = unsafe { libc::lgetxattr(path.as_ptr(), c"user.none".as_ptr(), std::ptr::null_mut(), 0) };
         if size < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     });

@@ -1,13 +1,14 @@
-//! `containerd-api PROTOS OUT`: the Rust of those services of containerd that are used, made of the protos below PROTOS.
+//! `containerd-api PROTOS OUT` generates Rust code for the containerd services that Larder uses, from the
+//! protos below PROTOS.
 
 use std::path::Path;
 use std::{env, error, fs};
 
 const SERVICES: &str = "github.com/containerd/containerd/api/services";
-/// What is answered as well as asked.
-const SERVED: &str = "snapshots/v1/snapshots.proto";
-/// What is asked.
-const ASKED: [&str; 6] = [
+/// The service with a client and a server.
+const CLIENT_AND_SERVER: &str = "snapshots/v1/snapshots.proto";
+/// The services with a client only.
+const CLIENT_ONLY: [&str; 6] = [
     "containers/v1/containers.proto",
     "content/v1/content.proto",
     "images/v1/images.proto",
@@ -39,15 +40,15 @@ const NOTE: &str = "\
 fn main() -> Result<(), Box<dyn error::Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [protos, out] = arguments.as_slice() else {
-        return Err("want two arguments: PROTOS OUT".into());
+        return Err("expected two arguments: PROTOS OUT".into());
     };
     fs::create_dir_all(out)?;
-    let all: Vec<&str> = [SERVED].into_iter().chain(ASKED).collect();
+    let all: Vec<&str> = [CLIENT_AND_SERVER].into_iter().chain(CLIENT_ONLY).collect();
     write(protos, &all, false, Path::new(out))?;
-    // With the other half; what it has in common with the rest is there already.
+    // The server half. The client half and the messages are generated already.
     let half = Path::new(out).join("served");
     fs::create_dir_all(&half)?;
-    write(protos, &[SERVED], true, &half)?;
+    write(protos, &[CLIENT_AND_SERVER], true, &half)?;
     let name = "containerd.services.snapshots.v1.rs";
     fs::rename(half.join(name), Path::new(out).join(name))?;
     fs::remove_dir_all(&half)?;
@@ -62,7 +63,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
 fn write(protos: &str, services: &[&str], served: bool, out: &Path) -> Result<(), Box<dyn error::Error>> {
     let files = services.iter().map(|service| format!("{SERVICES}/{service}"));
     let mut described = protox::compile(files, [protos])?;
-    // Comments, which are in the form of another language.
+    // Comments of the protos, which are not valid rustdoc.
     described.file.iter_mut().for_each(|file| file.source_code_info = None);
     tonic_prost_build::configure()
         // Callers bring their own connections.

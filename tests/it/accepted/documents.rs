@@ -1,4 +1,4 @@
-//! Manifests, indexes and configs that are odd and harmless.
+//! Manifests, indexes and configs that are unusual but harmless.
 
 use std::process::Command;
 
@@ -28,7 +28,7 @@ fn empty_platform(config: &mut Value) {
     config["architecture"] = "".into();
 }
 
-/// An index of the entries as they are given.
+/// Returns an index with exactly these entries.
 fn index(entries: &[Value]) -> Document {
     let index = json!({"schemaVersion": 2, "mediaType": Format::Oci.index(), "manifests": entries});
     Document::new(Format::Oci.index(), &index)
@@ -79,7 +79,7 @@ fn podman_and_containerd_pull_them_and_podman_runs_them_from_a_volume() {
     });
 }
 
-/// Overlayfs mounts 500 layers, and no runtime has another way.
+/// Overlayfs mounts at most 500 layers, which limits all runtimes.
 #[case]
 fn an_image_of_more_layers_than_can_be_mounted() {
     isolated(&[], || {
@@ -96,6 +96,6 @@ fn an_image_of_more_layers_than_can_be_mounted() {
             let said = exits(code, plan.args(["plan", &reference]));
             assert!(code == 0 || said.contains(&format!("{layers} layers, but the limit is 500")), "{said}");
         }
-        assert_eq!(registry.requests("/blobs/"), 1, "of those that are refused not even the config is read");
+        assert_eq!(registry.requests("/blobs/"), 1, "the config of a refused image must not be read");
     });
 }

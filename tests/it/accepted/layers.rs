@@ -1,4 +1,4 @@
-//! Layers of other tools, in both forms, beside what podman and GNU tar make of them.
+//! Layers of other tools, in both formats, compared with the results of podman and GNU tar.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -22,23 +22,23 @@ const REGISTRY: Need = Need::Program("docker-registry");
 const NEEDS: &[Need] =
     &[REGISTRY, Need::Program("podman"), Need::Program("containerd"), Need::Program("ctr"), Need::Erofs];
 
-/// What podman makes in its own way: times of directories, and the root (docs/reference/runtimes.md).
+/// Known deviations of podman: times of directories, and the root (docs/reference/runtimes.md).
 const PODMAN: Tolerance<'_> = Tolerance { directory_times: true, directories: &[String::new()] };
 
-/// What podman makes of an image.
+/// Returns the tree that podman creates from an image.
 fn by_podman(reference: &str) -> Tree {
     let podman = Podman::new();
     podman.pull(reference);
     scan(&podman.mount(reference))
 }
 
-/// What containerd makes of an image.
+/// Returns the tree that containerd creates from an image.
 fn by_containerd(reference: &str) -> Tree {
     let containerd = Containerd::start();
     scan(&containerd.pull_and_mount(reference))
 }
 
-/// Files whose data and holes lie in every way that GNU tar packs differently.
+/// Creates files with every arrangement of data and holes that GNU tar packs differently.
 fn sparse_files(dir: &Path) {
     const MIB: u64 = 1 << 20;
     for (name, size, data) in [
@@ -98,7 +98,7 @@ fn sparse_files_of_gnu_tar() {
                     "{name} {form}"
                 );
             }
-            // Go, and so podman, reads no sparse file in GNU's own form within a layer.
+            // Go, and therefore podman, cannot read sparse files in GNU's own format in a layer.
             if name == "posix-1.0" {
                 let found = by_podman(&reference);
                 assert_eq!(differences(&want, &found, PODMAN), Vec::<String>::new(), "{name}");
@@ -107,7 +107,7 @@ fn sparse_files_of_gnu_tar() {
     });
 }
 
-/// Nothing but a hole: no byte of it is read to prove it.
+/// A file that is one large hole is verified without reading its bytes.
 #[case]
 fn holes_are_not_read() {
     isolated(&[REGISTRY], || {
@@ -135,7 +135,7 @@ fn holes_are_not_read() {
     });
 }
 
-/// ext4 gives a file 65,000 names. An image of a layer has no such limit.
+/// ext4 limits a file to 65,000 hard links. A layer as an EROFS image has no such limit.
 #[case]
 fn more_hard_links_than_a_file_system_has() {
     isolated(&[REGISTRY], || {
@@ -160,7 +160,7 @@ fn more_hard_links_than_a_file_system_has() {
     });
 }
 
-/// Podman without root packs what its overlay mount notes of itself into images.
+/// Rootless podman packs the attributes of its own overlay mount into images.
 #[case]
 fn notes_of_an_overlay_mount_of_a_user() {
     isolated(NEEDS, || {
@@ -181,7 +181,7 @@ fn notes_of_an_overlay_mount_of_a_user() {
         let image = Image::builder(Format::Oci).layers([base.gzip(), top.gzip()].map(Layer::from)).build();
         let registry = Registry::open();
         let reference = registry.push(&image, "rootless", "1");
-        // Without root they are orders, and with it podman and containerd keep them as data.
+        // Without root they are markers. With root, podman and containerd keep them as data.
         let [mut want, mut other] = [by_podman(&reference), by_containerd(&reference)];
         for entry in want.values_mut().chain(other.values_mut()) {
             entry.xattrs.retain(|name, _| !name.starts_with("user.overlay."));
@@ -195,7 +195,7 @@ fn notes_of_an_overlay_mount_of_a_user() {
             let found = seen(&volume, form, &image);
             assert_eq!(differences(&want, &found, PODMAN), Vec::<String>::new(), "{form}");
         }
-        // A user's mount, which obeys such attributes, shows the same.
+        // A user's overlay mount evaluates such attributes, and shows the same.
         let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let view = View::mount_as_user(&dir.path().join("overlay"), &diff_ids);
         assert_eq!(differences(&want, &scan(&view.path()), PODMAN), Vec::<String>::new());

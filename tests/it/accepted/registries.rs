@@ -1,4 +1,4 @@
-//! Registries, token servers and mirrors that say odd things, and give the right bytes.
+//! Registries, token servers and mirrors that send unusual responses but the correct bytes.
 
 use std::fs;
 use std::process::Command;
@@ -13,7 +13,7 @@ use super::*;
 use crate::harness::served::random;
 use crate::harness::{exits, isolated};
 
-/// A registry with one image, and the build of it.
+/// A registry with one image, and a build of it.
 struct Bench {
     registry: Registry,
     image: Image,
@@ -29,7 +29,7 @@ impl Bench {
         Bench { registry, image, dir: tempfile::tempdir().unwrap() }
     }
 
-    /// The same with a user's password in a docker config.
+    /// Creates a bench with a user's password in a docker config.
     fn with_password(auth: Auth) -> Self {
         let bench = Bench::new();
         bench.registry.require(auth);
@@ -91,7 +91,7 @@ fn odd_words_around_the_right_bytes() {
 }
 
 #[case]
-fn docker_configs_of_which_nothing_is_needed() {
+fn docker_configs_without_a_needed_entry() {
     isolated(&[], || {
         for (config, code) in [
             ("", 0),
@@ -110,7 +110,7 @@ fn docker_configs_of_which_nothing_is_needed() {
     });
 }
 
-/// A mirror with other bytes is named by the digest of them, and the next host is asked.
+/// If a mirror sends other bytes, the log names their digest, and the next host is tried.
 #[case]
 fn a_mirror_that_spoils_blobs() {
     isolated(&[], || {
@@ -136,7 +136,7 @@ fn a_mirror_that_spoils_blobs() {
         let served = [&spoilt, &truncated, &bench.registry].map(|registry| registry.served(&layer.digest));
         assert_eq!(served, [size as u64; 3]);
 
-        // Where nobody has the right ones, the digest is what is wrong, whatever the bytes mean to a decoder.
+        // If no host has the correct bytes, the error is the digest mismatch, regardless of decoder errors.
         let alone = Bench::new();
         let blob = bytes::Bytes::from(random(4, size));
         let digest = Digest::sha256(&blob);
@@ -150,9 +150,9 @@ fn a_mirror_that_spoils_blobs() {
     });
 }
 
-/// The distribution specification: clients should show warnings of code 299 to the user.
+/// The distribution specification: clients should show warnings with code 299 to the user.
 #[case]
-fn what_a_registry_wants_to_be_read() {
+fn warnings_of_a_registry_are_shown() {
     isolated(&[], || {
         let bench = Bench::new();
         bench.registry.fault(Fault::Warning("299 - \"this repository moves\u{9b}2J on Monday\"".into()));
@@ -164,7 +164,7 @@ fn what_a_registry_wants_to_be_read() {
 }
 
 #[case]
-fn a_busy_mirror_is_passed_over() {
+fn a_busy_mirror_is_skipped() {
     isolated(&[], || {
         let (busy, bench) = (Registry::spawn(), Bench::new());
         busy.fault(Fault::Status {

@@ -1,7 +1,8 @@
-//! Volumes for containerd's own EROFS snapshotter: one directory of links, one configuration, and what is refused.
+//! Volumes for containerd's own EROFS snapshotter: a directory of links, a configuration, and the cases that
+//! are refused.
 //!
-//! Debian has no containerd with such a snapshotter. The `containerd` and the `mkfs.erofs` of these tests are fakes that say a
-//! version and an option, and do nothing; what larder writes for them is read here.
+//! Debian has no containerd with such a snapshotter. The `containerd` and the `mkfs.erofs` of these tests are
+//! fakes that only print a version and an option. The tests read the files that larder writes for them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -24,7 +25,7 @@ const SIZE: u64 = 64 << 20;
 const DROP_IN: &str = "/etc/containerd/conf.d/99-larder.toml";
 const SNAPSHOTS: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs/snapshots";
 
-/// This machine with a containerd of version 2.4 that does not run.
+/// A machine with containerd 2.4 that does not run.
 struct Machine(TempDir);
 
 impl Machine {
@@ -39,7 +40,7 @@ impl Machine {
         machine
     }
 
-    /// Puts a program that prints a line in the place of one in /usr/bin.
+    /// Mounts a program that prints a line over one in /usr/bin.
     fn fake(&self, name: &str, line: &str) {
         let (fake, place) = (self.0.path().join(name), Path::new("/usr/bin").join(name));
         fs::write(&fake, format!("#!/bin/sh\n# A fake, of a test of larder.\necho '{line}'\n")).unwrap();
@@ -64,7 +65,7 @@ impl Machine {
         attach
     }
 
-    /// Where containerd finds a layer.
+    /// Returns the path where containerd looks up a layer.
     fn layer(&self, diff_id: &Digest) -> PathBuf {
         let hex = diff_id.hex();
         self.at("state").join("erofs/sha256").join(&hex[..2]).join(format!("{hex}.erofs"))
@@ -116,7 +117,7 @@ fn each_layer_leads_to_an_attached_volume() {
         assert_eq!(caches.as_array().unwrap().len(), 1);
         assert_eq!(caches[0].as_str(), machine.at("state").join("erofs").to_str());
 
-        // What containerd has of it by now.
+        // Creates a snapshot of containerd that uses a layer.
         let linked = |number: usize| {
             let snapshot = Path::new(SNAPSHOTS).join(number.to_string());
             fs::create_dir_all(&snapshot).unwrap();
@@ -128,14 +129,17 @@ fn each_layer_leads_to_an_attached_volume() {
         succeed(&mut machine.attach(&one, "b", "erofs"));
         assert_eq!(leads(), to(["b", "b", "a"]));
         assert_eq!(fs::read_to_string(DROP_IN).unwrap(), before);
-        // Nobody says which image that is.
+        // No containerd runs that could report which image uses the layer.
         let said = exits(69, &mut machine.larder("detach", &both));
         assert!(said.contains("--force"), "{said}");
         assert_eq!(leads(), to(["b", "b", "a"]));
         fs::remove_dir_all(alone).unwrap();
         succeed(&mut machine.larder("detach", &both));
         assert_eq!(leads(), to(["b", "b", ""]));
-        assert!(fs::metadata(shared.join("layer.erofs")).unwrap().is_file(), "an upgrade breaks nothing");
+        assert!(
+            fs::metadata(shared.join("layer.erofs")).unwrap().is_file(),
+            "an upgrade must not break snapshots"
+        );
         exits(69, &mut machine.larder("detach", &one));
         fs::remove_dir_all(&shared).unwrap();
         succeed(&mut machine.larder("detach", &one));
@@ -186,7 +190,8 @@ fn settings_name_what_the_node_can_do() {
             assert!(output.status.success(), "{said}");
             let is_set = said.lines().any(|line| line.trim_start().starts_with("differ = \"erofs\""));
             assert_eq!((is_set, said.contains("erofs-utils 1.7")), (can, !can), "{said}");
-            // containerd takes the hash tree of each image that has one, and cannot mount it without dm-verity.
+            // containerd uses the hash tree of each image that has one, and cannot mount it without
+            // dm-verity.
             let has_verity = dm_verity::is_supported(Path::new("/"));
             assert_eq!(said.contains("no dm-verity"), !has_verity, "{said}");
             let tree = machine.layer(&diff_id).with_extension("erofs.dmverity");

@@ -1,4 +1,4 @@
-//! Images of disks from elsewhere, which the kernel must not read before they were seen to be sound.
+//! Disk images from other hosts: they must be verified before the kernel reads them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -24,7 +24,7 @@ fn tool(program: &str, args: &[&str], disk: &Path) {
     assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Flips bits at `at` of the disk.
+/// Flips bits at offset `at` of the disk.
 fn flip(disk: &Path, at: u64) {
     let file = fs::File::options().read(true).write(true).open(disk).unwrap();
     let mut byte = [0];
@@ -32,7 +32,7 @@ fn flip(disk: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 0x55], at).unwrap();
 }
 
-/// Where a structure of the first group lies, by the number of its field in `debugfs stats`.
+/// Returns the offset of a structure of the first group, from its field in `debugfs stats`.
 fn place(disk: &Path, what: &str) -> u64 {
     let said = succeed(Command::new("dumpe2fs").arg(disk));
     let rest = said.split(&format!("{what} at ")).nth(1).unwrap_or_else(|| panic!("{said}"));

@@ -1,4 +1,4 @@
-//! What is mounted, noted and written, and how it goes again.
+//! Mounts, records and files that `attach` creates and `detach` removes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ fn mounts() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
-/// Each kind of volume, with the path that `attach` is given.
+/// Creates a volume of each kind. Returns the paths to give to `attach`.
 fn kinds(served: &Served) -> Vec<PathBuf> {
     let (directory, disk) = (served.beside("directory"), served.beside("disk"));
     succeed(&mut served.build(&directory, SIZE));
@@ -34,7 +34,7 @@ fn kinds(served: &Served) -> Vec<PathBuf> {
 }
 
 #[case]
-fn a_volume_of_any_kind_is_attached_and_let_go() {
+fn a_volume_of_any_kind_is_attached_and_detached() {
     isolated(&[Need::Erofs, Need::Program("mkfs.ext4")], || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let served = Served::new([image()]).with(form);
@@ -48,7 +48,7 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
                 let nothing = mounts() == before.0
                     && !node.state().join("attached").exists()
                     && node.configured().is_empty();
-                assert!(nothing, "a dry run");
+                assert!(nothing, "a dry run must not change anything");
 
                 assert_eq!(succeed(&mut node.attach(&volume, &at)), format!("{}\n", at.display()));
                 assert!(at.join("cache.json").is_file());
@@ -70,7 +70,7 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
                     assert!(path.to_str().unwrap().starts_with(want), "{path:?}");
                 }
 
-                // Again, by all names, and without a place: nothing changes.
+                // A repeated attach, by any name of the volume and without a mount point, changes nothing.
                 succeed(&mut node.attach(&volume, &at));
                 assert_eq!(succeed(&mut node.larder("attach", &volume)), format!("{}\n", at.display()));
                 assert_eq!(mounts(), mounted);
@@ -85,25 +85,25 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
                 assert!(fs::read_dir(node.state().join("attached")).unwrap().next().is_none());
                 exits(64, &mut node.detach(name));
                 if volume.is_dir() {
-                    assert_eq!(change_times(&volume), before.1, "a sealed volume is not written to");
+                    assert_eq!(change_times(&volume), before.1, "a sealed volume must not be written");
                 }
             }
         }
     });
 }
 
-/// Unmounts it as a boot does.
-pub(super) fn lose(at: &Path) {
+/// Unmounts it, as a reboot does.
+pub(super) fn unmount_as_reboot(at: &Path) {
     nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }
 
-/// The only unit.
+/// Returns the only unit.
 pub(super) fn unit(node: &Node) -> PathBuf {
     let units = fs::read_dir(node.path("/etc/systemd/system")).unwrap();
     units.map(|unit| unit.unwrap().path()).find(|path| path.is_file()).unwrap()
 }
 
-/// What it does at a boot.
+/// Returns the command that the unit runs at boot.
 pub(super) fn exec_start(node: &Node) -> Command {
     let text = fs::read_to_string(unit(node)).unwrap();
     let of = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
@@ -115,18 +115,18 @@ pub(super) fn exec_start(node: &Node) -> Command {
 }
 
 #[case]
-fn it_is_there_again_after_a_boot() {
+fn it_is_attached_again_after_a_boot() {
     isolated(&[Need::Program("systemd-analyze"), Need::Program("mkfs.ext4")], || {
         let served = Served::new([image()]);
         let node = Node::new();
         let at = node.place("icv");
         for volume in kinds(&served) {
-            // As root has it on a node: nothing of the command is left out.
+            // The full command, as root runs it on a node.
             let mut attach = node.attach(&volume, &at);
             attach.args(["--runtime", "podman"]);
             succeed(&mut attach);
             succeed(Command::new("systemd-analyze").arg("verify").arg(unit(&node)));
-            lose(&at);
+            unmount_as_reboot(&at);
             let mut boot = exec_start(&node);
             for _ in 0..2 {
                 succeed(&mut boot);
@@ -138,7 +138,7 @@ fn it_is_there_again_after_a_boot() {
 }
 
 #[case]
-fn what_is_in_the_way_is_told_and_stays() {
+fn conflicts_are_reported_and_left_alone() {
     isolated(&[], || {
         let served = Served::new([image()]);
         let (volume, other, node) = (served.volume(), served.beside("other"), Node::new());
@@ -165,7 +165,7 @@ fn what_is_in_the_way_is_told_and_stays() {
         assert!(said.contains("specify one of them"), "{said}");
         succeed(&mut node.detach(&also));
 
-        // Somebody has a file open, and then a container's overlay stands on it.
+        // The volume is in use: first by an open file, then by the overlay of a container.
         let file = fs::File::open(at.join("cache.json")).unwrap();
         exits(75, &mut node.detach(&at));
         drop(file);
@@ -184,9 +184,9 @@ fn what_is_in_the_way_is_told_and_stays() {
         nix::mount::umount(&merged).unwrap();
         succeed(&mut node.detach(&at));
 
-        // A volume that was made anew is not the one that was attached.
+        // A rebuilt volume is not the one that was attached.
         succeed(&mut node.attach(&volume, &at));
-        lose(&at);
+        unmount_as_reboot(&at);
         fs::remove_dir_all(&volume).unwrap();
         succeed(served.build(&volume, SIZE).args(["--layer-format", "erofs"]));
         let said = exits(73, &mut node.attach(&volume, &at));
@@ -196,7 +196,7 @@ fn what_is_in_the_way_is_told_and_stays() {
 }
 
 #[case]
-fn whoever_is_killed_in_between_can_go_on() {
+fn a_killed_attach_or_detach_can_be_repeated() {
     isolated(&[Need::Program("mkfs.ext4")], || {
         let served = Served::new([image()]);
         let (node, before) = (Node::new(), mounts());
@@ -204,7 +204,7 @@ fn whoever_is_killed_in_between_can_go_on() {
         let volume = served.volume();
         succeed(served.build(&volume, SIZE).args(["--volume-kind", "disk"]));
         let (mut attached, mut detached) = (0, 0);
-        // From before anything was done to after everything was.
+        // Kill points from before the first step to after the last.
         for step in 0..40 {
             let cut = |mut command: Command| {
                 let mut running = Running::start(&mut command);
@@ -218,13 +218,13 @@ fn whoever_is_killed_in_between_can_go_on() {
             assert!(at.join("cache.json").is_file());
             assert_eq!(node.configured().len(), 2);
             detached += cut(node.detach(&at));
-            // Gone already, or it goes now.
+            // It was removed already, or is removed now.
             let code = node.detach(&at).status().unwrap().code();
             assert!(matches!(code, Some(0 | 64)), "{code:?}");
             assert_eq!(mounts(), before);
             assert!(node.configured().is_empty());
             assert!(fs::read_dir(node.state().join("attached")).unwrap().next().is_none());
         }
-        eprintln!("of 40, {attached} attached and {detached} detached before they were killed");
+        eprintln!("of 40 runs, {attached} attached and {detached} detached before the kill");
     });
 }

@@ -1,4 +1,4 @@
-//! Images and containers of the node's own store that stand on an attached volume.
+//! Images and containers in the node's own store that depend on an attached volume.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn image(last: &str) -> Image {
     Image::builder(Format::Oci).layer(busybox().unwrap()).layers([lower.into(), upper.into()]).build()
 }
 
-/// `larder detach` on the node itself, whose file system is its root.
+/// Returns `larder detach` on the node itself, whose root is its file system.
 fn detach_here(node: &Node, source: &Path) -> Command {
     let mut larder = larder();
     larder.env("LARDER_STATE__DIR", node.state()).arg("detach").arg(source);
@@ -37,11 +37,11 @@ fn detach_here(node: &Node, source: &Path) -> Command {
 }
 
 #[case]
-fn they_are_named_and_kept_until_somebody_gives_them_up() {
+fn they_are_named_and_kept_until_the_operator_agrees() {
     isolated(&NEEDS, || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let served = Served::new([image("old")]).with(form);
-            // Images that are not in the cache: a newer tag, and one that shares nothing.
+            // Images outside the cache: a newer tag, and one that shares no layer.
             let registry = Registry::open();
             let newer = registry.push(&image("new"), "app", "2");
             let (volume, again, node) = (served.volume(), served.beside("again"), Node::with_podman());
@@ -83,17 +83,17 @@ fn they_are_named_and_kept_until_somebody_gives_them_up() {
                 assert!(said.contains(name), "{name} {form:?}: {said}");
             }
             assert!(!said.contains(&own) && said.trim_end().lines().count() <= 3, "{said}");
-            assert_eq!(node.images(), known, "nothing is changed");
+            assert_eq!(node.images(), known, "nothing must change");
             assert_eq!(node.printed("localhost/built:1", "cat /built"), "old");
 
-            // From elsewhere the node's programs are not run: their commands are printed.
+            // With another root, the node's programs are not run. The output lists their commands.
             let said = exits(75, &mut node.detach(&at));
             assert!(said.contains("crictl rm --force ") && said.contains("crictl rmi "), "{said}");
             fs::copy("/usr/bin/podman", node.path("usr/bin/podman")).unwrap();
             let said = exits(75, &mut node.detach(&at));
             assert!(said.contains("podman rm --force ") && said.contains("podman rmi --force "), "{said}");
 
-            // An upgrade: what another volume has, too, stays.
+            // An upgrade: images whose layers another volume also has are kept.
             let other = node.place("icv2");
             attach(&again, &other);
             succeed(&mut detach());
@@ -103,7 +103,7 @@ fn they_are_named_and_kept_until_somebody_gives_them_up() {
             let at = other;
             exits(75, &mut detach_here(&node, &at));
             succeed(detach_here(&node, &at).arg("--remove-images"));
-            assert_eq!(node.images(), std::slice::from_ref(&own), "what stands on its own stays");
+            assert_eq!(node.images(), std::slice::from_ref(&own), "an independent image must stay");
             assert_eq!(podman(&["ps", "--all", "--quiet"]), "");
             assert!(!at.exists());
         }

@@ -1,4 +1,4 @@
-//! podman on a node with attached volumes: nothing is fetched, and nothing is in its way when they are not there.
+//! podman on a node with attached volumes: nothing is fetched, and missing volumes do not break podman.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ const NEEDS: [Need; 4] =
     [Need::Program("podman"), Need::Program("crun"), Need::Program("busybox"), Need::Erofs];
 const SIZE: u64 = 256 << 20;
 
-/// With a whiteout, and a directory that a layer implies.
+/// Returns an image with a whiteout, and with a directory that a layer implies.
 fn image(name: &str) -> Image {
     let lower = LayerBuilder::new().file("etc/name", name).file("gone", "x").gzip();
     let upper = LayerBuilder::new().file(".wh.gone", "").file("etc/more", "more").gzip();
@@ -56,28 +56,28 @@ fn images_of_all_attached_volumes_are_there() {
         let text = fs::read_to_string(&conf).unwrap();
         assert!(text.contains(&format!("{0}\", \"{0}.s\"", first.display())), "{text}");
 
-        // Nor is anybody told otherwise while a file is open.
+        // If an open file makes a detach fail, the configuration stays as it is.
         let file = fs::File::open(first.join("cache.json")).unwrap();
         exits(75, &mut node.detach(first));
         drop(file);
         assert_eq!(fs::read_to_string(&conf).unwrap(), text);
         succeed(node.attach(&served.beside("a"), first).args(["--runtime", "podman"]));
 
-        // Nobody takes away what a container stands on.
+        // A volume that a container uses cannot be removed.
         let mut podman = node.container(&["--interactive"], &references[0], &["/bin/cat"]);
         let mut container = podman.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         while !stands_on(first) && !stands_on(second) {
             assert!(
                 Instant::now() < deadline && container.try_wait().unwrap().is_none(),
-                "it does not start"
+                "podman did not start"
             );
             sleep(Duration::from_millis(20));
         }
         let used = if stands_on(first) { first } else { second };
         let said = exits(75, &mut node.detach(used));
         assert!(said.contains("uses it"), "{said}");
-        // It ends with its input.
+        // It exits at the end of its input.
         drop(container.stdin.take());
         assert!(container.wait().unwrap().success());
         succeed(&mut node.detach(first));
@@ -92,7 +92,7 @@ fn images_of_all_attached_volumes_are_there() {
     });
 }
 
-/// Whether a container stands on what is attached; also podman's mount namespace is looked into.
+/// Reports whether a container uses the attached volume. Also checks podman's mount namespace.
 fn stands_on(at: &Path) -> bool {
     let mounts = Mounts::read().unwrap();
     [at, &at.with_extension("s")].iter().any(|store| mounts.overlay_on(store).is_some())
@@ -107,17 +107,17 @@ fn a_node_that_starts_again() {
         succeed(node.attach(&volume, &at).args(["--runtime", "podman"]));
         let reference = &served.references()[0];
         assert_eq!(node.printed(reference, SHOW), "one more\n");
-        // Everything that a boot takes away.
+        // Unmount everything that a reboot unmounts.
         nix::mount::umount2(&at.with_extension("s"), nix::mount::MntFlags::MNT_DETACH).unwrap();
         nix::mount::umount(&at).unwrap();
-        assert!(node.images().is_empty(), "a store that is not mounted is in nobody's way");
+        assert!(node.images().is_empty(), "an unmounted store must not break podman");
         succeed(&mut exec_start(&node));
         assert_eq!(node.printed(reference, SHOW), "one more\n");
         succeed(&mut node.detach(&volume));
     });
 }
 
-/// Larders before this rule cached such images.
+/// Versions of Larder before this rule cached such images.
 #[case]
 fn a_volume_that_podman_cannot_read_is_not_attached() {
     isolated(&NEEDS, || {
@@ -149,8 +149,9 @@ fn a_volume_that_podman_cannot_read_is_not_attached() {
     });
 }
 
-/// CRI-O reads its configuration when it starts. None runs here: a file with its name makes this a node that may have one, and
-/// podman with the old configuration stands in for it, which reads stores by the same library.
+/// CRI-O reads its configuration when it starts. No CRI-O runs here: a file with its name makes this a node
+/// that might have one. podman with the old configuration takes its place, because it reads stores with the
+/// same library.
 #[case]
 fn a_store_that_crio_still_knows_is_empty() {
     isolated(&NEEDS, || {
@@ -167,7 +168,7 @@ fn a_store_that_crio_still_knows_is_empty() {
         assert!(!conf.exists() && !at.join("cache.json").exists());
         fs::write(&conf, old).unwrap();
         assert!(node.images().is_empty());
-        // What stays is in nobody's way.
+        // The remaining files do not break anything.
         succeed(node.attach(&volume, &at).args(["--runtime", "crio", "--no-unit"]));
         assert_eq!(node.images(), served.references());
         fs::remove_file(node.path("usr/bin/crio")).unwrap();

@@ -1,4 +1,4 @@
-//! Which volume is attached, and under which conditions.
+//! Selection of the volume to attach, and conditions for it.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::harness::served::Served;
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
 const SIZE: u64 = 64 << 20;
-/// The daemon has a tenant; who comes by the socket is the operator.
+/// The daemon has a tenant. Callers on the socket are the operator.
 const A: Tenant = Tenant("team-a");
 
 fn image(text: &str) -> Image {
@@ -104,13 +104,13 @@ fn signed_and_proven() {
             let said = exits(77, node.attach(&volume, &at).args(["--trust", &other]));
             assert!(said.contains("sign"), "{said}");
             succeed(node.attach(&volume, &at).args(["--trust", &line]));
-            // At each boot, too.
+            // The condition also applies at each boot.
             let unit = fs::read_to_string(super::mounts::unit(&node)).unwrap();
             assert!(unit.contains(&line), "{unit}");
             exits(77, node.attach(&volume, &at).args(["--trust", &other]));
             succeed(&mut node.detach(&at));
 
-            // A bit of a layer.
+            // Flip a bit of a layer.
             let layers = volume.join(if form == LayerFormat::Overlay { "overlay" } else { "erofs/sha256" });
             let file = find(&layers, |path| match form {
                 LayerFormat::Overlay => path.ends_with("diff/etc/motd"),
@@ -129,7 +129,7 @@ fn signed_and_proven() {
     });
 }
 
-/// The first file below `dir` that is wanted.
+/// Returns the first file below `dir` that matches.
 fn find(dir: &Path, wanted: impl Fn(&Path) -> bool + Copy) -> std::path::PathBuf {
     fn below(dir: &Path, wanted: impl Fn(&Path) -> bool + Copy) -> Option<std::path::PathBuf> {
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).find_map(|path| {
@@ -144,7 +144,7 @@ fn find(dir: &Path, wanted: impl Fn(&Path) -> bool + Copy) -> std::path::PathBuf
 }
 
 #[case]
-fn a_private_image_is_for_who_may_read_it() {
+fn a_private_image_needs_read_access() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let (node, registry) = (Node::new(), Registry::with_password());
         let reference = registry.push(&image("private"), "team/private", "1");
@@ -158,9 +158,9 @@ fn a_private_image_is_for_who_may_read_it() {
         let mut allowed = node.attach(&volume, &at);
         allowed.args(["--access", "verify"]).arg("--docker-config").arg(registry.docker_config());
         succeed(&mut allowed);
-        // A registry that is gone is in the way of nobody who starts again.
+        // A registry that is gone does not block a restart.
         drop(registry);
-        super::mounts::lose(&at);
+        super::mounts::unmount_as_reboot(&at);
         succeed(&mut super::mounts::exec_start(&node));
         succeed(&mut node.detach(&at));
     });

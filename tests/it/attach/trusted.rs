@@ -1,4 +1,4 @@
-//! What `attach --trust` hands out is what was signed, to every byte, and every user may read it.
+//! `attach --trust` serves exactly the signed bytes, and every user can read them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
@@ -20,7 +20,7 @@ fn image() -> Image {
     Image::builder(Format::Oci).layers([layer("etc/motd"), layer("etc/more")]).build()
 }
 
-/// A volume that is signed, and the public key.
+/// Builds a signed volume and returns the public key.
 fn signed(served: &Served, volume: &Path, more: &[&str]) -> String {
     let key = served.beside("key");
     let line = succeed(larder().args(["key", "generate"]).arg(&key));
@@ -32,7 +32,7 @@ fn mounts() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
-/// Files of the volume by the end of their paths.
+/// Returns the file of the volume whose path ends with `end`.
 fn find(volume: &Path, end: &str) -> PathBuf {
     let mut pending = vec![volume.to_owned()];
     while let Some(path) = pending.pop() {
@@ -46,7 +46,7 @@ fn find(volume: &Path, end: &str) -> PathBuf {
     panic!("{} has no {end}", volume.display());
 }
 
-/// Flips a bit in the middle of a file, and sets its time back.
+/// Flips a bit in the middle of a file, and restores its modification time.
 fn flip(file: &Path) {
     let time = fs::metadata(file).unwrap().modified().unwrap();
     let mut bytes = fs::read(file).unwrap();
@@ -70,7 +70,7 @@ fn change(what: &'static str, change: impl Fn(&Path) + 'static) -> Change {
     (what, Box::new(change))
 }
 
-/// Changes of a file, of who may change it, and of its kind, in both forms.
+/// Returns changes of a file, of its permissions and of its type, for a layer format.
 fn changes(form: LayerFormat) -> Vec<Change> {
     let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     let flipped = |end: &'static str| change(end, move |volume| flip(&find(volume, end)));
@@ -86,7 +86,7 @@ fn changes(form: LayerFormat) -> Vec<Change> {
         linked("/oci"),
         linked("/oci/index.json"),
         change("a file that nothing explains", |volume| fs::write(volume.join("oci/new"), "x").unwrap()),
-        change("everybody may write to the top", move |volume| mode(volume, 0o777)),
+        change("write permission for all on the top directory", move |volume| mode(volume, 0o777)),
         change("a group may write to a directory", move |volume| mode(&volume.join("oci/blobs"), 0o775)),
         change("a directory of another user", |volume| {
             chown(volume.join("oci"), Some(65_534), None).unwrap()
@@ -135,7 +135,7 @@ fn refused(form: LayerFormat, more: &[&str]) {
     let (served, node) = (Served::new([image()]).with(form), Node::new());
     let (volume, at) = (served.volume(), node.place("icv"));
     let key = signed(&served, &volume, more);
-    // What was seen to be sound once does not count for what was changed since.
+    // An earlier verification does not cover later changes.
     succeed(node.attach(&volume, &at).args(["--trust", &key]));
     succeed(&mut node.detach(&at));
     let (before, copy) = (mounts(), served.beside("copy"));
@@ -153,7 +153,7 @@ fn refused(form: LayerFormat, more: &[&str]) {
             };
             let output = larder.args(["--trust", &key]).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            // A signature that names another key is one by nobody.
+            // A signature with another key is not trusted.
             let wanted = output.status.code() == Some(65)
                 || (output.status.code() == Some(77) && what.ends_with(".sig"));
             assert!(wanted, "{command}, {what}: {:?}: {said}", output.status);
@@ -182,7 +182,7 @@ fn a_volume_of_images_with_hash_trees_is_what_was_signed() {
     isolated(&[Need::Erofs], || refused(LayerFormat::Erofs, &["--verity"]));
 }
 
-/// Commands that read a volume as they find it say that it was changed, and are no fault of ours.
+/// Commands that read a volume without verification report that it was changed, and not an internal error.
 #[case]
 fn a_forged_volume_is_a_corrupt_one() {
     isolated(&[], || {
@@ -202,7 +202,7 @@ fn a_forged_volume_is_a_corrupt_one() {
     });
 }
 
-/// What was verified is not read again, on a disk neither, until a file of it changes.
+/// A verified volume is not read again until one of its files changes. This includes disks.
 #[case]
 fn the_same_volume_is_verified_once() {
     isolated(&[Need::Program("mkfs.ext4")], || {
@@ -228,16 +228,16 @@ fn the_same_volume_is_verified_once() {
             assert!(!attach(&["--trust-metadata-only"]));
             let metadata = records().len();
             succeed(&mut node.detach(&at));
-            assert!(!attach(&[]), "{kind}: it was never verified");
+            assert!(!attach(&[]), "{kind}: it was not verified");
             let noted = records();
             assert_eq!(noted.len(), metadata + 1, "{kind}");
-            // While it is attached, and again.
+            // Attach it again, while it is attached.
             assert!(attach(&[]), "{kind}");
             succeed(&mut node.detach(&at));
             assert!(attach(&[]), "{kind}");
             assert_eq!(records(), noted, "{kind}");
             succeed(&mut node.detach(&at));
-            // Touched is not changed, and yet read again.
+            // A touched file is unchanged, but is read again.
             let file = if kind == "disk" { volume.join("disk.img") } else { find(&volume, "/etc/motd") };
             let permissions = fs::metadata(&file).unwrap().permissions();
             fs::set_permissions(&file, permissions).unwrap();
@@ -247,9 +247,9 @@ fn the_same_volume_is_verified_once() {
     });
 }
 
-/// Other users cannot enter the volume, and read what is attached.
+/// Other users cannot enter the volume, but can read the mount.
 #[case]
-fn everybody_reads_what_is_attached() {
+fn every_user_can_read_an_attached_volume() {
     isolated(&[], || {
         let (served, node) = (Served::new([image()]), Node::new());
         let (volume, at) = (served.volume(), node.place("icv"));
@@ -262,7 +262,10 @@ fn everybody_reads_what_is_attached() {
             cat.args(["--reuid=65534", "--regid=65534", "--clear-groups", "cat"]).arg(file);
             cat.output().unwrap()
         };
-        assert!(!as_nobody(&find(&volume, "/etc/motd")).status.success(), "the volume is its owner's");
+        assert!(
+            !as_nobody(&find(&volume, "/etc/motd")).status.success(),
+            "other users must not read the volume"
+        );
         succeed(&mut node.attach(&volume, &at));
         assert_eq!(as_nobody(&find(&at, "/etc/motd")).stdout, b"content\n");
         assert!(as_nobody(&at.join("cache.json")).status.success());
@@ -279,7 +282,7 @@ fn everybody_reads_what_is_attached() {
     });
 }
 
-/// A step that fails takes back those before it.
+/// A failed step undoes the steps before it.
 #[case]
 fn a_failed_attach_leaves_nothing() {
     isolated(&[], || {
@@ -294,7 +297,7 @@ fn a_failed_attach_leaves_nothing() {
         assert!(!output.status.success());
         assert!(mounts() == before && !at.exists(), "{}", mounts());
         assert_eq!(fs::read_dir(node.state().join("attached")).unwrap().count(), 0);
-        // A volume that cannot be shown.
+        // The view of a volume cannot be created.
         fs::remove_file(&units).unwrap();
         let pipe = volume.join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
@@ -304,9 +307,9 @@ fn a_failed_attach_leaves_nothing() {
     });
 }
 
-/// One signed volume does not do for another, nor last month's for today's.
+/// `attach` refuses a signed volume with another name, and an older one with the same name.
 #[case]
-fn the_volume_that_was_meant_is_attached() {
+fn only_the_intended_volume_is_attached() {
     isolated(&[], || {
         let (served, node) = (Served::new([image()]), Node::new());
         let (web, db, at) = (served.beside("web"), served.beside("db"), node.place("icv"));

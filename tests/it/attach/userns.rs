@@ -1,4 +1,4 @@
-//! Containers in user namespaces of their own, on an attached volume.
+//! Containers in private user namespaces, on an attached volume.
 
 use larder_model::job::LayerFormat;
 use larder_testing::image::{Format, Image, busybox};
@@ -23,7 +23,7 @@ fn image() -> Image {
     Image::builder(Format::Oci).layer(busybox().unwrap()).layers([lower.into(), upper.into()]).build()
 }
 
-/// Owners are those of the image, seen by an ID of the host that is not root's.
+/// Owners are those of the image, with an ID that is not root on the host.
 const SHOW: &str = "cat /etc/name /etc/more; stat -c ' %u:%g %a' /etc/more; test -e /gone || awk '$1 == 0 {print ($2 > 0)}' /proc/self/uid_map";
 
 #[case]
@@ -39,7 +39,7 @@ fn layers_of_directories_are_mapped() {
             let said = succeed(node.attach(&volume, &at).args(["--runtime", "podman", "--dry-run"]));
             assert!(!said.contains("--userns"), "{said}");
             succeed(node.attach(&volume, &at).args(["--runtime", "podman"]));
-            assert_eq!(node.images().len(), 1, "an image is listed once");
+            assert_eq!(node.images().len(), 1, "an image must be listed once");
             let mut podman = node.container(&["--userns=auto"], reference, &["/bin/sh", "-c", SHOW]);
             assert_eq!(succeed(&mut podman), "one more 7:8 600\n1\n", "{kind}");
             assert!(served.registry.seen().is_empty());
@@ -49,7 +49,7 @@ fn layers_of_directories_are_mapped() {
 }
 
 #[case]
-fn who_attaches_images_hears_that_they_are_not() {
+fn attaching_erofs_images_prints_the_limitation() {
     isolated(&NEEDS, || {
         let (served, node) =
             (Served::new([image()]).with(LayerFormat::Erofs), Node::with_podman().with_ids());
@@ -66,7 +66,7 @@ fn who_attaches_images_hears_that_they_are_not() {
         succeed(node.attach(&volume, &at).args(["--runtime", "podman"]));
         let reference = &served.references()[0];
         assert_eq!(node.printed(reference, "cat /etc/name"), "one ");
-        // If this starts one day, the note is wrong.
+        // If this starts one day, the documented limitation is obsolete.
         let said = exits(127, &mut node.container(&["--userns=auto"], reference, &["/bin/cat", "/etc/name"]));
         assert!(said.contains("not found") || said.contains("No such file"), "{said}");
         succeed(&mut node.detach(&at));

@@ -1,4 +1,4 @@
-//! What the kernel shows of an image.
+//! The kernel's view of an image.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
@@ -8,7 +8,7 @@ use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, FileType, Stat, Timestamp, xattr};
 
-/// Everything that one name shows.
+/// All metadata and content of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) kind: Kind,
@@ -18,11 +18,11 @@ pub(crate) struct Found {
     pub(crate) mtime: Timestamp,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) links: u64,
-    /// First path, in order, of the same inode.
+    /// First path, in sort order, of the same inode.
     pub(crate) first_name: Vec<u8>,
 }
 
-/// Type and content.
+/// Type and content of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory,
@@ -37,7 +37,7 @@ impl Kind {
     }
 }
 
-/// Reads the tree at `root` by descriptors: paths in it may be longer than any path.
+/// Reads the tree at `root` through descriptors, because paths in it can exceed PATH_MAX.
 pub(crate) fn scan(root: &Path) -> BTreeMap<Vec<u8>, Found> {
     let mut scan = Scan::default();
     let root = Dir::open(root).unwrap();
@@ -113,7 +113,7 @@ impl Visitor for Scan {
     }
 }
 
-/// Every difference, one line each.
+/// Returns every difference, one line each.
 pub(crate) fn differences(
     expected: &BTreeMap<Vec<u8>, Found>,
     found: &BTreeMap<Vec<u8>, Found>,

@@ -1,4 +1,4 @@
-//! What an image should hold: a tree in memory, made by the same calls as the image.
+//! The expected content of an image: a tree in memory, created by the same calls as the image.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,12 +9,12 @@ use larder_sys::FileType;
 
 use super::found::{Found, Kind};
 
-/// What belongs to one type of inode.
+/// The data of an inode, by type.
 #[derive(Clone, Debug)]
 pub(crate) enum Node {
     Directory,
     File(Vec<u8>),
-    /// Size, and data at offsets.
+    /// The size, and data at offsets.
     Sparse(u64, Vec<(u64, Vec<u8>)>),
     Symlink(Vec<u8>),
     Special(Special),
@@ -27,7 +27,7 @@ struct Inode {
     entries: BTreeMap<Vec<u8>, usize>,
 }
 
-/// A tree, and the writer that is told the same.
+/// A tree, and a writer that receives the same calls.
 pub(crate) struct Model<'a> {
     writer: Writer<'a>,
     inodes: Vec<Inode>,
@@ -44,7 +44,7 @@ impl<'a> Model<'a> {
         Model { writer, inodes: vec![root] }
     }
 
-    /// Makes an entry; what has the name already is replaced.
+    /// Creates an entry. Replaces an entry with the same name.
     pub(crate) fn make(&mut self, parent: usize, name: &[u8], metadata: Metadata, node: Node) -> usize {
         let above = self.inodes[parent].id;
         self.clear(parent, name);
@@ -55,7 +55,7 @@ impl<'a> Model<'a> {
         index
     }
 
-    /// Gives an inode another name.
+    /// Adds a name to an inode.
     pub(crate) fn link(&mut self, parent: usize, name: &[u8], inode: usize) {
         if self.inodes[parent].entries.get(name) == Some(&inode) {
             return;
@@ -66,7 +66,7 @@ impl<'a> Model<'a> {
         self.inodes[parent].entries.insert(name.to_vec(), inode);
     }
 
-    /// Removes a name and what is below it.
+    /// Removes a name and everything below it.
     pub(crate) fn clear(&mut self, parent: usize, name: &[u8]) {
         let above = self.inodes[parent].id;
         let known = self.inodes[parent].entries.remove(name).map(|index| self.inodes[index].id);
@@ -88,7 +88,7 @@ impl<'a> Model<'a> {
         self.inodes[inode].metadata = metadata;
     }
 
-    /// Inodes that are in the tree: directories, and others.
+    /// Returns the inodes that are in the tree: directories, and others.
     pub(crate) fn present(&self) -> (Vec<usize>, Vec<usize>) {
         let (mut directories, mut others, mut pending) = (Vec::new(), Vec::new(), vec![0]);
         while let Some(index) = pending.pop() {
@@ -105,7 +105,7 @@ impl<'a> Model<'a> {
         self.writer.file_type(self.inodes[inode].id)
     }
 
-    /// What a mount of the image should show, and the writer.
+    /// Returns the tree that a mount of the image must show, and the writer.
     pub(crate) fn finish(self) -> (BTreeMap<Vec<u8>, Found>, Writer<'a>) {
         let mut names: HashMap<usize, u64> = HashMap::new();
         let mut paths = Vec::new();
@@ -166,7 +166,7 @@ fn kind(node: &Node) -> Kind {
     }
 }
 
-/// Makes an entry.
+/// Writes an entry to the image.
 pub(crate) fn write(
     writer: &mut Writer<'_>,
     parent: InodeId,
@@ -178,7 +178,7 @@ pub(crate) fn write(
         Node::Directory => writer.directory(parent, name, metadata),
         Node::File(content) => {
             let mut body = writer.file(parent, name, metadata)?;
-            // As a tar comes: in pieces that know no blocks.
+            // As from a tar: in pieces that do not align with blocks.
             for piece in content.chunks(3000) {
                 body.write(piece)?;
             }

@@ -1,4 +1,4 @@
-//! What our own reader shows of an image.
+//! The view that Larder's own reader has of an image.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,7 +9,7 @@ use larder_sys::FileType;
 
 use super::found::{Found, Kind};
 
-/// Reads the whole tree, or as much of it as `steps` inodes are.
+/// Reads the tree, at most `steps` inodes of it.
 pub(crate) fn scan(image: File, steps: usize) -> io::Result<BTreeMap<Vec<u8>, Found>> {
     let mut found = BTreeMap::new();
     let mut pending = vec![(Vec::new(), ImageNode::root(image)?)];
@@ -19,7 +19,7 @@ pub(crate) fn scan(image: File, steps: usize) -> io::Result<BTreeMap<Vec<u8>, Fo
             FileType::Directory => {
                 for name in node.names()? {
                     let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
-                    let below = node.lookup(&name)?.expect("a listed name is found");
+                    let below = node.lookup(&name)?.expect("cannot look up a listed name");
                     pending.push(([&path, slash, &name].concat(), below));
                 }
                 assert!(node.lookup(b"\x01none").unwrap_or_default().is_none());

@@ -1,5 +1,5 @@
-//! The same tar into both forms of a layer: the trees must be the same, and so must be what is left to settle, the tar
-//! that is rebuilt, and what is refused.
+//! Writes the same tar in both layer formats. The trees, the pending fixups, the rebuilt tar and the errors
+//! must be the same.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -53,7 +53,7 @@ fn directory(dir: &TempDir, names: &[&str]) -> Dir {
     Dir::open(dir.path()).unwrap()
 }
 
-/// The layer as a directory, settled on nothing unless it links to something.
+/// Extracts the layer into a directory, and commits it without parents unless it links to lower layers.
 fn as_directory(tar: &[u8], dir: &TempDir) -> Result<(Extracted, BTreeMap<Vec<u8>, Found>), extract::Error> {
     let top = directory(dir, &["diff", "replaced"]);
     let replaced = top.open_dir(b"replaced").unwrap();
@@ -80,7 +80,7 @@ fn as_directory(tar: &[u8], dir: &TempDir) -> Result<(Extracted, BTreeMap<Vec<u8
         rights,
     )?;
     let mut tree = found::scan(&dir.path().join("diff"));
-    // Nobody sees the time of a whiteout.
+    // The time of a whiteout is not visible.
     let whiteout = Kind::Device(FileType::CharDevice, (0, 0));
     for found in tree.values_mut().filter(|found| found.kind == whiteout) {
         found.mtime = Timestamp::default();
@@ -102,7 +102,7 @@ fn target<'a>(image: Image, top: &'a Dir, written: &'a AtomicU64) -> Target<'a> 
     })
 }
 
-/// The layer as an image.
+/// Extracts the layer into an image.
 fn as_image(tar: &[u8], dir: &TempDir) -> Result<Extracted, extract::Error> {
     let top = directory(dir, &[]);
     let image =
@@ -111,13 +111,13 @@ fn as_image(tar: &[u8], dir: &TempDir) -> Result<Extracted, extract::Error> {
     run(tar, target(Image::New(image), &top, &AtomicU64::new(0)), Some(split))
 }
 
-/// Whether the image is what the tar gives.
+/// Compares the image with the directory of the same tar.
 fn compare(tar: &[u8], dir: &TempDir) -> Result<Extracted, extract::Error> {
     let image = File::open(dir.path().join("image")).unwrap();
     run(tar, target(Image::Present(image), &directory(dir, &[]), &AtomicU64::new(0)), None)
 }
 
-/// The tar as it is rebuilt from the image.
+/// Rebuilds the tar from the image.
 fn rebuilt(dir: &TempDir) -> Vec<u8> {
     let root = erofs::read::ImageNode::root(File::open(dir.path().join("image")).unwrap()).unwrap();
     let split = File::open(dir.path().join("split")).unwrap();
@@ -129,7 +129,7 @@ fn rebuilt(dir: &TempDir) -> Vec<u8> {
     tar
 }
 
-/// Checks one tar; `flip` chooses a bit of the image.
+/// Checks one tar. `flip` selects a bit of the image to flip.
 pub(crate) fn check(tar: &[u8], flip: u64) {
     let (directory, image) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     match (as_directory(tar, &directory), as_image(tar, &image)) {
@@ -149,7 +149,7 @@ pub(crate) fn check(tar: &[u8], flip: u64) {
             let path = image.path().join("image");
             assert_eq!(super::fsck(&path), "");
             let mut shown = reader::scan(File::open(&path).unwrap(), usize::MAX).unwrap();
-            // An opaque root is a matter of the layers below, of which there are none here.
+            // An opaque root affects only lower layers, and there are none here.
             shown.entry(Vec::new()).and_modify(|root| {
                 root.xattrs.remove(overlay::OPAQUE_XATTR);
             });
@@ -164,12 +164,12 @@ pub(crate) fn check(tar: &[u8], flip: u64) {
             let error = compare(tar, &image).unwrap_err().to_string();
             assert!(error.contains("differs at byte"), "bit {bit}: {error}");
         }
-        (Err(error), Ok(_)) => panic!("only the directory: {error}"),
-        (Ok(_), Err(error)) => panic!("only the image: {error}"),
+        (Err(error), Ok(_)) => panic!("only the directory failed: {error}"),
+        (Ok(_), Err(error)) => panic!("only the image failed: {error}"),
     }
 }
 
-/// One member, or something odd.
+/// One member, or something unusual.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece {
     File(String, usize),

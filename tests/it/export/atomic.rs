@@ -1,4 +1,4 @@
-//! An output is whole or not there.
+//! An output file is complete or does not exist.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::layers::Node;
 use crate::harness::served::{Running, random};
 
-/// A sealed volume whose export takes a while.
+/// Builds a sealed volume whose export takes a while.
 fn large() -> (Served, PathBuf) {
     let member = |seed| Member::new("big", Node::File(random(seed, 24 << 20)));
     let layers = (0..2).map(|seed| layer(&[member(seed)], Packing::Plain));
@@ -107,7 +107,7 @@ fn what_is_there_is_replaced_by_force_only() {
         succeed(export(&volume, &layout, "oci-layout", "zstd").arg("--force"));
         assert!(fs::read_to_string(layout.join("index.json")).unwrap().contains("app-0"));
         assert!(!served.beside(".layout.larder-tmp").exists());
-        // Never a file by a directory, a directory by a file, or somebody's directory by a layout.
+        // Never replace a file by a directory, a directory by a file, or a foreign directory by a layout.
         exits(73, export(&volume, &layout, "oci-archive", "").arg("--force"));
         exits(73, export(&volume, &file, "oci-layout", "").arg("--force"));
         exits(73, export(&volume, &volume, "oci-layout", "").arg("--force"));
@@ -116,7 +116,7 @@ fn what_is_there_is_replaced_by_force_only() {
 }
 
 #[case]
-fn a_full_disk_is_told_and_left_empty() {
+fn a_full_disk_is_reported_and_left_empty() {
     isolated(&[], || {
         let (served, volume) = large();
         for kind in [Kind::Tmpfs, Kind::Ext4 { inodes: 64 }] {
@@ -134,7 +134,7 @@ fn a_full_disk_is_told_and_left_empty() {
     });
 }
 
-/// What was changed after the seal does not get out.
+/// Content that was changed after sealing is never exported.
 #[case]
 fn a_changed_volume_is_not_exported() {
     isolated(&[Need::Program("busybox")], || {

@@ -1,4 +1,4 @@
-//! The tools that archives are for.
+//! Consumers of the archives.
 
 use super::*;
 use crate::harness::containerd::Containerd;
@@ -21,7 +21,7 @@ fn podman_loads_and_runs_every_archive() {
                 "{format} {compression}"
             );
         }
-        // Of a layout podman takes one image only, and calls it by the path.
+        // podman reads only one image of a layout, and names it by the path.
         let layout = served.beside("layout");
         succeed(export(&volume, &layout, "oci-layout", "gzip").args(["--image", reference]));
         let podman = Podman::new();

@@ -1,4 +1,5 @@
-//! A volume as one EROFS image: the same from a directory and from a disk, mounted as it is, and back.
+//! A volume as one EROFS image: the same from a directory and from a disk, mountable as it is, and
+//! importable.
 
 use super::*;
 use crate::harness::filesystem::unmount;
@@ -18,7 +19,7 @@ fn an_image_of_any_volume_comes_back_and_runs() {
             Command::new("sha256sum").args(["--check", "image.sha256"]).current_dir(image.parent().unwrap()),
         );
         succeed(larder().arg("verify").arg(&image));
-        // The same bytes again, and of a volume that was put elsewhere.
+        // The same bytes on a second export, and from a volume that was moved.
         let (elsewhere, again) = (served.beside("elsewhere"), served.beside("again"));
         succeed(Command::new("cp").arg("-a").arg(&volume).arg(&elsewhere));
         succeed(&mut export(&elsewhere, &again, "erofs", ""));

@@ -1,4 +1,4 @@
-//! Archives that lie.
+//! Hostile archives.
 
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// One image as an OCI layout, to be spoilt.
-struct Victim {
+/// One image as an OCI layout, to be corrupted.
+struct CorruptLayout {
     served: Served,
     layout: PathBuf,
     layer: PathBuf,
 }
 
-impl Victim {
+impl CorruptLayout {
     fn new() -> Self {
         let files = [Member::file("a", &"content ".repeat(5000))];
         let served = Served::new([Image::builder(Format::Oci).layer(layer(&files, Packing::Gzip)).build()]);
@@ -25,10 +25,10 @@ impl Victim {
         succeed(&mut export(&volume, &layout, "oci-layout", "gzip"));
         let manifest = blob(&layout, digest_in(&layout.join("index.json"), &["manifests", "0"]));
         let layer = blob(&layout, digest_in(&manifest, &["layers", "0"]));
-        Victim { served, layout, layer }
+        CorruptLayout { served, layout, layer }
     }
 
-    /// The import of `archive` ends with `code` in a short time, and nothing is sealed.
+    /// Checks that the import of `archive` ends with `code` in a short time, and that nothing is sealed.
     fn refused(&self, code: i32, archive: &Path, what: &str) -> String {
         let volume = self.served.beside("hostile");
         let started = Instant::now();
@@ -52,7 +52,7 @@ fn digest_in(file: &Path, path: &[&str]) -> String {
     json.pointer(&pointer).unwrap().as_str().unwrap().to_owned()
 }
 
-/// Replaces the manifest of the layout by what `change` makes of it, with right digests.
+/// Replaces the manifest of the layout by the result of `change`, with correct digests.
 fn with_manifest(layout: &Path, change: impl Fn(&mut Value)) {
     let index = layout.join("index.json");
     let path = blob(layout, digest_in(&index, &["manifests", "0"]));
@@ -70,7 +70,7 @@ fn with_manifest(layout: &Path, change: impl Fn(&mut Value)) {
 #[case]
 fn layouts() {
     isolated(&[], || {
-        let victim = Victim::new();
+        let victim = CorruptLayout::new();
         let (layout, layer) = (&victim.layout, &victim.layer);
         let whole = fs::read(layer).unwrap();
         let mut flipped = whole.clone();
@@ -82,7 +82,7 @@ fn layouts() {
         fs::write(layer, [&whole[..], b"x"].concat()).unwrap();
         victim.refused(65, layout, "a byte too many");
 
-        // The bytes are right, but they are not the archive's.
+        // The bytes are correct, but lie outside of the archive.
         let outside = victim.served.beside("outside");
         fs::write(&outside, &whole).unwrap();
         fs::remove_file(layer).unwrap();
@@ -119,7 +119,7 @@ fn layouts() {
         with_manifest(layout, |manifest| manifest["layers"][0]["size"] = json!(1));
         victim.refused(65, layout, "a layer that is larger than it says");
         with_manifest(layout, |manifest| manifest["layers"][0]["size"] = json!(1_u64 << 62));
-        // The 3x rule needs no look at the layer.
+        // The 3x rule applies before the layer is read.
         victim.refused(65, layout, "a layer that is smaller than it says");
         with_manifest(layout, |manifest| manifest["manifests"] = json!([]));
         victim.refused(65, layout, "image and index at once");
@@ -134,7 +134,7 @@ fn layouts() {
     });
 }
 
-/// A tar of these members.
+/// Returns a tar of these members.
 fn tar(members: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, kind, content) in members {
@@ -159,7 +159,7 @@ fn tar(members: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
 fn docker_archives() {
     isolated(&[], || {
         use tar::EntryType::{Fifo, Regular, Symlink};
-        let victim = Victim::new();
+        let victim = CorruptLayout::new();
         let archive = victim.served.beside("archive");
         let config = &victim.served.images[0].config.bytes;
         let layer = crate::harness::layers::write(&[Member::file("a", &"content ".repeat(5000))]);
@@ -171,7 +171,7 @@ fn docker_archives() {
         let (list_of, config_of) =
             (("manifest.json", Regular, good.as_bytes()), ("config.json", Regular, &config[..]));
         let layer_of = ("layer.tar", Regular, &layer[..]);
-        // Links of the tar itself are followed, as docker writes them.
+        // Links inside the tar are followed, because docker writes them.
         put(&tar(&[list_of, config_of, ("d/l.tar", Regular, &layer), ("layer.tar", Symlink, b"d/l.tar")]));
         succeed(&mut import(&archive, &victim.served.beside("fine")));
 
@@ -187,25 +187,25 @@ fn docker_archives() {
             ("a link outside", vec![list_of, config_of, ("layer.tar", Symlink, b"/etc/passwd")]),
             ("a link further outside", vec![list_of, config_of, ("layer.tar", Symlink, b"../../etc/passwd")]),
             (
-                "links in a ring",
+                "a cycle of links",
                 vec![list_of, config_of, ("x", Symlink, b"layer.tar"), ("layer.tar", Symlink, b"x")],
             ),
             ("another layer", vec![("manifest.json", Regular, other.as_bytes()), config_of, layer_of]),
             ("no layers", vec![("manifest.json", Regular, none.as_bytes()), config_of, layer_of]),
             ("no config", vec![list_of, layer_of]),
             (
-                "another config of the name",
+                "another config with the same name",
                 vec![list_of, config_of, ("config.json", Regular, b"{}"), layer_of],
             ),
             ("another list", vec![list_of, ("manifest.json", Regular, b"[]"), config_of, layer_of]),
             (
-                "a link of the name",
+                "a link with the same name",
                 vec![list_of, config_of, layer_of, ("layer.tar", Symlink, b"config.json")],
             ),
             ("a pipe", vec![list_of, config_of, layer_of, ("p", Fifo, b"")]),
             ("a name that leaves", vec![list_of, config_of, layer_of, ("../p", Regular, b"")]),
             (
-                "a wrong digest for a name",
+                "a name with the wrong digest",
                 vec![
                     ("manifest.json", Regular, misnamed.as_bytes()),
                     (&misnamed_config, Regular, config),
@@ -232,11 +232,11 @@ fn docker_archives() {
     });
 }
 
-/// Many members, members of lying size, and a small file that becomes a large one.
+/// Many members, members with false sizes, and a small file that expands to a large one.
 #[case]
 fn bombs() {
     isolated(&[Need::Program("gzip")], || {
-        let victim = Victim::new();
+        let victim = CorruptLayout::new();
         let archive = victim.served.beside("archive");
         let mut header = tar::Header::new_ustar();
         header.set_path("oci-layout").unwrap();

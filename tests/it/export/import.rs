@@ -1,4 +1,4 @@
-//! Archives that other tools wrote, and the rules that hold for them as for registries.
+//! Archives of other tools, and the rules that apply to archives as to registries.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -12,7 +12,7 @@ use crate::harness::podman::Podman;
 use crate::harness::registry::Registry;
 use crate::harness::served::{Running, random};
 
-/// One event of each line.
+/// Parses one event per line.
 fn events(output: &str) -> Vec<Value> {
     output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -95,7 +95,7 @@ fn an_image_without_a_name_is_called_what_the_user_says() {
     });
 }
 
-/// The same rules: three times the images, the cap, and a volume that is another's or sealed with something else.
+/// The same rules apply: the 3x rule, the cap, and a volume that is sealed or belongs to another job.
 #[case]
 fn sizes_and_owners() {
     isolated(&[Need::Program("busybox")], || {
@@ -119,7 +119,7 @@ fn sizes_and_owners() {
         assert!(!back.join("cache.json").exists());
         succeed(import(&archive, &back).args(["--size", "32MiB"]));
         succeed(larder().arg("verify").arg(&back));
-        // The same again is done already; the names alone do not make it the same.
+        // A repeated import is done already. The names alone do not make it the same.
         let said = succeed(import(&archive, &back).args(["--output", "json"]));
         assert_eq!(count(&events(&said), "planned"), 0, "{said}");
         exits(64, import(&archive, &one.beside("other")).args(name));
@@ -141,7 +141,7 @@ fn sizes_and_owners() {
 }
 
 #[case]
-fn a_killed_import_goes_on_where_it_was() {
+fn a_killed_import_resumes() {
     isolated(&[], || {
         let layers = (0..6).map(|seed| {
             let big = Member::new("big", crate::harness::layers::Node::File(random(seed, 6 << 20)));
@@ -154,7 +154,7 @@ fn a_killed_import_goes_on_where_it_was() {
         succeed(&mut export(&volume, &archive, "oci-archive", "zstd"));
         let mut running = Running::start(import(&archive, &back).args(["--concurrency", "1"]));
         let committed = || fs::read_dir(back.join("overlay")).is_ok_and(|names| names.count() > 2);
-        assert!(running.until(committed), "it ended before it could be killed");
+        assert!(running.until(committed), "it ended before the kill");
         running.kill();
         assert!(!back.join("cache.json").exists());
         let said = succeed(import(&archive, &back).args(["--output", "json"]));
@@ -184,7 +184,7 @@ fn layers_of_other_volumes_are_reused() {
     });
 }
 
-/// The job names the archive; the builder is confined, so that what it reads was opened before.
+/// The job names the archive. The builder is confined, so the archive is opened before.
 #[case]
 fn a_confined_job() {
     isolated(&[Need::Program("busybox")], || {

@@ -1,4 +1,4 @@
-//! Archives that are odd and whole: made by the tools that people have, and by an edit of what Larder exports.
+//! Archives that are unusual but intact: created by common tools, or by editing exports of Larder.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::harness::podman::Podman;
 
-/// A sealed volume of two images, one of which has a layer of nothing but zeros, and an archive of them, unpacked.
+/// Builds a sealed volume of two images, one of which has a layer of zeros, and unpacks an archive of them.
 fn unpacked(format: &str, compression: &str) -> (Served, PathBuf, PathBuf) {
     let zeros = Layer::from(LayerBuilder::new().file("zeros", vec![0; 1 << 20]).gzip());
     let with_zeros = Image::builder(Format::Oci).layer(image::busybox().unwrap()).layer(zeros).build();
@@ -23,7 +23,7 @@ fn unpacked(format: &str, compression: &str) -> (Served, PathBuf, PathBuf) {
     (served, volume, files)
 }
 
-/// Packs the files again as GNU tar does with these options.
+/// Packs the files again with GNU tar and these options.
 fn pack(files: &Path, archive: &Path, options: &[&str]) {
     succeed(Command::new("tar").args(options).arg("-cf").arg(archive).arg("-C").arg(files).arg("."));
 }
@@ -35,7 +35,8 @@ fn edit(files: &Path, change: impl Fn(&mut Value)) {
     fs::write(&path, index.to_string()).unwrap();
 }
 
-/// Docker since 25 writes both lists. Its own reader takes manifest.json, and the other one can have fewer images, or none.
+/// Docker since 25 writes both lists. Its own reader uses manifest.json, and the other list can have fewer
+/// images, or none.
 #[case]
 fn an_index_with_fewer_images_than_dockers_list() {
     isolated(&[Need::Program("busybox")], || {
@@ -57,7 +58,7 @@ fn an_index_with_fewer_images_than_dockers_list() {
             want.sort();
             assert_eq!(found, want, "{name}");
         }
-        // The word of the user decides which list counts.
+        // The option of the user selects the list.
         let archive = served.beside("again");
         succeed(import(&archive, &served.beside("oci-only")).args(["--format", "oci-archive"]));
         assert_eq!(identities(&served.beside("oci-only")), all[..1]);
@@ -94,7 +95,10 @@ fn sparse_members() {
                 pack(&sparse, &archive, &options);
                 let plain = fs::metadata(served.beside("archive")).unwrap().len();
                 let packed = fs::metadata(&archive).unwrap().len();
-                assert!(packed + (512 << 10) < plain, "{packed} of {plain}: nothing in it is sparse");
+                assert!(
+                    packed + (512 << 10) < plain,
+                    "{packed} of {plain}: no file in the archive is sparse"
+                );
                 succeed(&mut import(&archive, &back));
                 succeed(larder().arg("verify").arg(&back));
                 assert_eq!(identities(&back), identities(&volume), "{format} {name}");
@@ -103,7 +107,7 @@ fn sparse_members() {
     });
 }
 
-/// Readers differ in which of two members of one name they take, so both must be the same.
+/// Readers differ in which of two members with one name they use, so both must be identical.
 #[case]
 fn members_that_are_there_twice() {
     isolated(&[Need::Program("busybox")], || {

@@ -1,4 +1,4 @@
-//! The image of a disk: out, back, and mounted as it is.
+//! The raw image of a disk: export, import, and mounting it as it is.
 
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::harness::served::Running;
 const NEEDS: [Need; 2] = [Need::Program("busybox"), Need::Program("mkfs.ext4")];
 const SIZE: u64 = 64 << 20;
 
-/// A sealed disk of two images.
+/// Builds a sealed disk of two images.
 fn disk() -> (Served, PathBuf) {
     let plain = Image::builder(Format::Docker).layer(image::busybox().unwrap()).label("n", "2").build();
     let served = Served::new([three_layers(Packing::Gzip), plain]);
@@ -81,7 +81,7 @@ fn a_changed_image_is_never_sealed() {
         let (raw, back) = (served.beside("raw"), served.beside("back"));
         succeed(&mut export(&volume, &raw, "raw", ""));
         let bytes = fs::read(&raw).unwrap();
-        // The content of a file, which e2fsck does not look at.
+        // The content of a file, which e2fsck does not check.
         let needle = b"hello from the cache";
         let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap();
         let file = fs::File::options().write(true).open(&raw).unwrap();
@@ -97,7 +97,7 @@ fn a_changed_image_is_never_sealed() {
         exits(65, &mut import(&raw, &back));
         assert!(!back.join("cache.json").exists());
         fs::write(&raw, &bytes).unwrap();
-        // What failed before is no hindrance, what is sealed is.
+        // A failed import does not prevent another one, but a sealed volume does.
         succeed(&mut import(&raw, &back));
         succeed(larder().arg("verify").arg(&back));
         exits(73, &mut import(&raw, &back));

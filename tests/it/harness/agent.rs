@@ -1,4 +1,4 @@
-//! `larder node` on a node of the API server of `larder_testing`, with a kubelet that mounts.
+//! `larder node` on a node of the API server of `larder_testing`, whose kubelet mounts volumes.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use super::larder;
 use super::served::Running;
 use super::snapshots::Client;
 
-/// The user that agents are.
+/// The user of the agents.
 pub(crate) const AGENT: &str = "system:serviceaccount:larder-nodes:larder-node";
 
-/// An agent. Killed when it is dropped; what it mounted goes with the namespace of the test.
+/// An agent process. Killed when it is dropped; its mounts are removed with the namespace of the test.
 #[derive(Debug)]
 pub(crate) struct Agent {
     running: Option<Running>,
     dir: TempDir,
-    /// What containerd would ask it.
+    /// A client of its snapshotter, as containerd would be.
     pub(crate) client: Client,
 }
 
 impl Agent {
-    /// Starts one for a node that is there, with `more` keys of `[node]`. In an isolated test.
+    /// Starts an agent for an existing node, with `more` keys of `[node]`. Call it in an isolated test.
     pub(crate) fn start(cluster: &Cluster, node: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let client = Client::new(dir.path().join("socket"));
@@ -47,9 +47,9 @@ impl Agent {
         agent
     }
 
-    /// Starts it again after it was killed.
+    /// Starts it again after a kill.
     pub(crate) fn restart(&mut self) {
-        assert!(self.running.is_none(), "it runs");
+        assert!(self.running.is_none(), "it is running");
         let log = File::options().append(true).create(true).open(self.at("log")).unwrap();
         let mut command = larder();
         command
@@ -63,33 +63,33 @@ impl Agent {
         self.running = Some(Running::of(child.unwrap()));
     }
 
-    /// Kills it: no handler of its own runs.
+    /// Sends SIGKILL, so none of its handlers runs.
     pub(crate) fn kill(&mut self) {
         self.running.take().unwrap().kill();
     }
 
-    /// The process.
+    /// Returns the running process.
     pub(crate) fn process(&mut self) -> &mut Running {
         self.running.as_mut().unwrap()
     }
 
-    /// A path of its own.
+    /// Returns a path in the agent's own directory.
     pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Where volumes are attached, by records and mounts.
+    /// Returns the mount points of the volumes that are attached according to records and mounts.
     pub(crate) fn attached(&self) -> Vec<PathBuf> {
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let points = mounts.lines().map(|line| PathBuf::from(line.split(' ').nth(4).unwrap()));
-        // What is mounted in one of them belongs to the view of a directory.
+        // A mount inside such a directory belongs to its view.
         let icv = self.at("icv");
         let mut found: Vec<PathBuf> = points.filter(|point| point.parent() == Some(&icv)).collect();
         found.sort();
         found
     }
 
-    /// What it said.
+    /// Returns the log of the process.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.at("log")).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Certificates of one's own.
+//! A private certificate authority.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::succeed;
 
-/// An authority, and certificates that it signed.
+/// A certificate authority, and certificates that it signed.
 pub(crate) struct Authority {
     dir: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! A memory limit by the memory controller of cgroup v1.
+//! A memory limit, enforced by the memory controller of cgroup v1.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub(crate) struct MemoryCgroup {
 }
 
 impl MemoryCgroup {
-    /// A cgroup with at most `limit` bytes of memory, page cache included.
+    /// Creates a cgroup with a limit of `limit` bytes of memory, page cache included.
     pub(crate) fn new(name: &str, limit: u64) -> Self {
         let dir = PathBuf::from(format!("/sys/fs/cgroup/memory/larder-test-{name}-{}", std::process::id()));
         fs::create_dir(&dir).unwrap();
@@ -22,12 +22,12 @@ impl MemoryCgroup {
         MemoryCgroup { dir }
     }
 
-    /// A command that enters the cgroup and becomes `command`.
+    /// Returns a command that enters the cgroup and then executes `command`.
     pub(crate) fn wrap(&self, command: &Command) -> Command {
         in_shell("echo $$ > \"$0\" && exec \"$@\"", &self.dir.join("cgroup.procs"), command)
     }
 
-    /// Most memory used so far, bytes.
+    /// Returns the peak memory use so far, in bytes.
     pub(crate) fn peak(&self) -> u64 {
         let text = fs::read_to_string(self.dir.join("memory.max_usage_in_bytes")).unwrap();
         text.trim().parse().unwrap()
@@ -36,7 +36,7 @@ impl MemoryCgroup {
 
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
-        // The kernel takes a moment to let go of processes that have just ended.
+        // The kernel needs a moment to release processes that have just ended.
         for _ in 0..50 {
             if fs::remove_dir(&self.dir).is_ok() {
                 return;

@@ -1,10 +1,12 @@
-//! A cluster with Larder in it: the API server of `larder_testing`, whose pods run the real `larder build`, or the real one
-//! that `LARDER_TEST_KUBECONFIG` names.
+//! A cluster that runs Larder. It is either the API server of `larder_testing`, whose pods run the real
+//! `larder build`, or a real cluster that `LARDER_TEST_KUBECONFIG` names.
 //!
-//! On a real one its nodes must have the image `larder:<version>`, or the one that `LARDER_TEST_BUILDER_IMAGE` names, and
-//! reach this machine, where the registry of the test is; else `LARDER_TEST_IMAGE` names a small image that its pods can pull.
-//! The classes are found, or told by `LARDER_TEST_STORAGE_CLASS` and `LARDER_TEST_SNAPSHOT_CLASS`. Each test has namespaces of
-//! its own, and Larder the rights that `config/kubernetes` gives it.
+//! The nodes of a real cluster must have the image `larder:<version>`, or the image that
+//! `LARDER_TEST_BUILDER_IMAGE` names. They must also reach this machine, which runs the registry of the test.
+//! If they cannot, `LARDER_TEST_IMAGE` names a small image that the pods can pull. The harness detects the
+//! storage class and the snapshot class, or takes them from `LARDER_TEST_STORAGE_CLASS` and
+//! `LARDER_TEST_SNAPSHOT_CLASS`. Each test has its own namespaces, and Larder has the rights that
+//! `config/kubernetes` grants.
 
 mod real;
 
@@ -49,12 +51,12 @@ use tokio_util::sync::CancellationToken;
 use self::real::Real;
 use super::served::{Served, random};
 
-/// How long anything may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// The user that Larder is.
+/// Time limit of every wait.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
+/// The user of the Larder daemon.
 pub(crate) const LARDER: &str = "system:serviceaccount:larder:larder";
 
-/// The namespace of what nodes make of snapshots.
+/// The namespace of the objects that nodes create from snapshots.
 pub(crate) const VOLUMES: &str = "larder-volumes";
 
 /// A cluster, and a registry with an image.
@@ -64,24 +66,24 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) tuning: Tuning,
     pub(crate) clock: Arc<dyn Clock>,
-    /// Namespaces of a tenant and of another.
+    /// The namespace of one tenant; `other` is the namespace of another.
     pub(crate) team: String,
     pub(crate) other: String,
     admin: Client,
     fake: Option<Cluster>,
     real: Option<Real>,
-    /// Held on a real one.
+    /// The lock of the real cluster, if the test runs on one.
     turn: Option<Flock<File>>,
 }
 
-/// Two layers, some kilobytes.
+/// Returns an image of two layers with a few kilobytes.
 pub(crate) fn image() -> Image {
     let layer =
         |seed| Layer::from(LayerBuilder::new().file(format!("f-{seed}"), random(seed, 50_000)).gzip());
     Image::builder(ImageFormat::Oci).layers((0..2).map(layer)).build()
 }
 
-/// The documents of a file in `config/kubernetes`.
+/// Returns the documents of a file in `config/kubernetes`.
 pub(crate) fn shipped(name: &str) -> Vec<Value> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes").join(name);
     let text = std::fs::read_to_string(path).unwrap();
@@ -97,16 +99,16 @@ impl World {
         }
     }
 
-    /// A world with the API server of `larder_testing`; none, where a test shall run on a real one, which can neither fail on
-    /// purpose nor say what its storage has.
+    /// Creates a world with the API server of `larder_testing`. `None` if tests run on a real cluster, which
+    /// can neither fail on demand nor show the content of its storage.
     pub(crate) fn faked() -> Option<Self> {
         World::faked_with(image(), Timing::default())
     }
 
-    /// The same with another image, and where things take as long as is said.
+    /// Does the same as [`World::faked`], with another image and other delays.
     pub(crate) fn faked_with(image: Image, timing: Timing) -> Option<Self> {
         if env::var_os("LARDER_TEST_KUBECONFIG").is_some() {
-            eprintln!("skipped: it needs an API server that fails on purpose");
+            eprintln!("skipped: needs an API server that fails on demand");
             return None;
         }
         Some(World::in_process(Runtime::new().unwrap(), image, timing))
@@ -126,7 +128,7 @@ impl World {
         };
         let names = ["team-a", "team-b"].map(str::to_owned);
         let world = World::of(runtime, Served::new([image]), section, names, (admin, Some(fake), None));
-        world.furnish();
+        world.install_objects();
         world
     }
 
@@ -171,7 +173,7 @@ impl World {
                     snapshot: patient(60),
                     outage: Duration::from_millis(200),
                 },
-                // Long enough for a machine that is busy.
+                // Long enough for a busy machine.
                 lease: Duration::from_secs(20),
                 progress: Duration::from_millis(100),
                 upkeep: Duration::from_millis(50),
@@ -191,7 +193,7 @@ impl World {
 
     fn name_namespaces(&self) {
         for name in [self.own(), &self.team, &self.other] {
-            // What the pods of builders keep within.
+            // The pods of builders comply with this level.
             let labels = json!({"pod-security.kubernetes.io/enforce": "baseline"});
             let namespace = json!({
                 "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
@@ -209,7 +211,7 @@ impl World {
         }
     }
 
-    fn furnish(&self) {
+    fn install_objects(&self) {
         self.name_namespaces();
         let fake = self.fake();
         fake.install(&serde_json::to_value(larder::kubernetes::crd::definition()).unwrap());
@@ -226,8 +228,8 @@ impl World {
         self.add_node("node-a");
     }
 
-    /// Installs what agents of nodes need, and has snapshots offered to them.
-    pub(crate) fn furnish_nodes(&mut self) {
+    /// Installs the objects that node agents need, and makes Larder offer snapshots to nodes.
+    pub(crate) fn install_node_objects(&mut self) {
         for file in ["node/namespace.yaml", "node/rbac.yaml"] {
             for object in shipped(file) {
                 self.fake().install(&object);
@@ -236,12 +238,12 @@ impl World {
         self.config.cluster[0].node_namespace = VOLUMES.into();
     }
 
-    /// Adds a node whose pods are the `larder` under test.
+    /// Adds a node whose pods run the `larder` under test.
     pub(crate) fn add_node(&self, name: &str) {
         self.add_node_with(name, env!("CARGO_BIN_EXE_larder").into());
     }
 
-    /// Adds a node whose pods are another program.
+    /// Adds a node whose pods run another program.
     pub(crate) fn add_node_with(&self, name: &str, program: PathBuf) {
         self.fake().add_node(Node {
             name: name.to_owned(),
@@ -252,21 +254,21 @@ impl World {
         });
     }
 
-    /// Whether the cluster is a real one, of which less is known.
+    /// Reports whether the cluster is a real one, which tests can inspect less.
     pub(crate) fn is_real(&self) -> bool {
         self.fake.is_none()
     }
 
     pub(crate) fn fake(&self) -> &Cluster {
-        self.fake.as_ref().expect("a cluster of our own")
+        self.fake.as_ref().expect("not a fake cluster")
     }
 
-    /// A client that may do everything.
+    /// Returns a client with all rights.
     pub(crate) fn admin(&self) -> Client {
         self.admin.clone()
     }
 
-    /// Namespace of Larder.
+    /// Returns the namespace of Larder.
     pub(crate) fn own(&self) -> &str {
         &self.config.cluster[0].namespace
     }
@@ -275,7 +277,7 @@ impl World {
         self.runtime.block_on(future)
     }
 
-    /// Objects of one kind, for who may do everything.
+    /// Returns the objects of one kind, through a client with all rights.
     pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
     where
         K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
@@ -293,7 +295,7 @@ impl World {
         self.wait(self.api::<K>(namespace).get_opt(name)).unwrap()
     }
 
-    /// Annotates the namespace `receiver`: it accepts image caches of these namespaces.
+    /// Annotates the namespace `receiver` to accept image caches of these namespaces.
     pub(crate) fn accept(&self, receiver: &str, from: &str) {
         let namespaces: Api<Namespace> = Api::all(self.admin.clone());
         let patch = json!({"metadata": {"annotations": {ACCEPT_FROM: from}}});
@@ -322,7 +324,7 @@ impl World {
         }
     }
 
-    /// What somebody would write for `kubectl apply`.
+    /// Returns an object as a user would write it for `kubectl apply`.
     pub(crate) fn object(&self, name: &str) -> ImageCache {
         let spec = json!({"images": self.images()});
         let mut object = ImageCache::new(name, serde_json::from_value::<ImageCacheSpec>(spec).unwrap());
@@ -334,7 +336,7 @@ impl World {
         self.wait(self.api(&self.team).create(&PostParams::default(), object)).unwrap()
     }
 
-    /// A daemon that may do what Larder may.
+    /// Starts a daemon with the rights of Larder.
     pub(crate) fn daemon(&self) -> Running {
         let client = match &self.fake {
             Some(fake) => {
@@ -346,9 +348,9 @@ impl World {
         self.daemon_of(client)
     }
 
-    /// The same for another user.
+    /// Starts a daemon as another user.
     pub(crate) fn daemon_of(&self, client: Client) -> Running {
-        // LARDER_LOG=larder=debug: what the daemons say.
+        // `LARDER_LOG=larder=debug` shows the logs of the daemons.
         if let Ok(filter) = env::var("LARDER_LOG") {
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         }
@@ -365,7 +367,7 @@ impl World {
                 Daemon::new(client.clone(), section, &self.config, tuning, planner, clock, Metrics::new());
             runtime.block_on(new)
         };
-        // Its supervisor starts it again when the API server fails it.
+        // A supervisor would start it again after the API server fails its requests.
         let daemon = self.until("it starts", || match begin() {
             Err(error) if error.class() == Class::Transient => None,
             other => Some(other.unwrap()),
@@ -382,12 +384,12 @@ impl World {
         Running { runtime: Some(runtime), service, stop, running: Some(running) }
     }
 
-    /// Waits until something is there.
+    /// Waits until `probe` returns a value.
     pub(crate) fn until<T>(&self, what: &str, probe: impl FnMut() -> Option<T>) -> T {
-        self.until_within(if self.is_real() { PATIENCE * 5 } else { PATIENCE }, what, probe)
+        self.until_within(if self.is_real() { TIMEOUT * 5 } else { TIMEOUT }, what, probe)
     }
 
-    /// The same for what takes longer.
+    /// Does the same as [`World::until`], with another time limit.
     pub(crate) fn until_within<T>(
         &self,
         patience: Duration,
@@ -401,13 +403,13 @@ impl World {
             }
             if start.elapsed() > patience {
                 self.show();
-                panic!("{what}: not within {patience:?}");
+                panic!("timeout after {patience:?}: {what}");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Waits until an image cache is so, and answers it.
+    /// Waits until an image cache has this status, and returns it.
     pub(crate) fn phase(&self, name: &str, phase: Status) -> ImageCache {
         self.until(&format!("{name} is {phase}"), || {
             let object: ImageCache = self.get(&self.team, name)?;
@@ -423,9 +425,10 @@ impl World {
         })
     }
 
-    /// Waits until nothing is left of all image caches but what is named: the records, and their snapshots.
+    /// Waits until no job, claim, snapshot, copy or secret of any image cache is left, and the storage is
+    /// empty.
     pub(crate) fn nothing_left(&self) {
-        self.until("nothing is left", || {
+        self.until("no object is left", || {
             let own = self.own();
             let jobs = self
                 .wait(self.api::<k8s_openapi::api::batch::v1::Job>(own).list(&Default::default()))
@@ -444,11 +447,11 @@ impl World {
         });
         if let Some(fake) = &self.fake {
             self.until("the storage is empty", || (fake.stored_snapshots() == 0).then_some(()));
-            assert_eq!(fake.torn_snapshots(), 0, "an owner went before its copies");
+            assert_eq!(fake.torn_snapshots(), 0, "an owner was deleted before its copies");
         }
     }
 
-    /// Prints what there is, for a person who wonders.
+    /// Prints the objects of the cluster, to help debug a failed test.
     pub(crate) fn show(&self) {
         let Some(fake) = &self.fake else { return };
         for (group, plural) in [
@@ -497,7 +500,7 @@ fn unique(what: &str) -> String {
     format!("{what}-{}", &uuid::Uuid::new_v4().simple().to_string()[..8])
 }
 
-/// A daemon in this process, on threads of its own.
+/// A daemon in this process, on its own threads.
 pub(crate) struct Running {
     runtime: Option<Runtime>,
     pub(crate) service: Service,
@@ -510,29 +513,29 @@ impl Running {
         self.runtime.as_ref().unwrap().block_on(future)
     }
 
-    /// As if its process were killed: whatever it was at ends where it is.
+    /// Simulates a kill of the process: all work stops where it is.
     pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 
-    /// Asks it to stop, and answers how it did.
+    /// Requests a stop and returns the result of the daemon.
     pub(crate) fn stop(mut self) -> Result<(), String> {
         self.stop.cancel();
         let running = self.running.take().unwrap();
-        self.wait(async { tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap() })
+        self.wait(async { tokio::time::timeout(TIMEOUT, running).await.unwrap().unwrap() })
     }
 
-    /// Whether it has ended by itself.
+    /// Reports whether it has ended by itself.
     pub(crate) fn has_ended(&self) -> bool {
         self.running.as_ref().is_none_or(tokio::task::JoinHandle::is_finished)
     }
 
-    /// Waits until it ends by itself, and answers why.
+    /// Waits until it ends by itself, and returns the result.
     pub(crate) fn ends(mut self) -> Result<(), String> {
         let running = self.running.take().unwrap();
-        self.wait(async { tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap() })
+        self.wait(async { tokio::time::timeout(TIMEOUT, running).await.unwrap().unwrap() })
     }
 
     pub(crate) fn create(&self, world: &World, name: &str) -> Record {
@@ -550,8 +553,9 @@ impl Drop for Running {
     }
 }
 
-/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself. With others beside
-/// it (`alone` is false) only what is surely its own is taken from it.
+/// Kills a daemon. Also removes its leases, so that the next daemon need not wait until they expire; other
+/// tests cover that expiry. If other daemons run (`alone` is false), it removes only the leases that
+/// certainly belong to this one.
 pub(crate) fn kill_daemon(world: &World, daemon: &mut Running, alone: bool) {
     let led = daemon.service.leads() && !daemon.has_ended();
     daemon.kill();
@@ -563,7 +567,7 @@ pub(crate) fn kill_daemon(world: &World, daemon: &mut Running, alone: bool) {
     }
 }
 
-/// The VolumeSnapshot of a record's content.
+/// Returns the name of the VolumeSnapshot with a record's content.
 pub(crate) fn snapshot_name(object: &ImageCache) -> String {
     format!("ic-{}", object.uid().unwrap())
 }

@@ -1,4 +1,4 @@
-//! Debian's containerd with a root of its own: pulls an image and mounts it, as a second opinion.
+//! Debian's containerd with its own root: pulls an image and mounts it, as a second opinion.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::succeed;
 
-/// A running containerd. Stopped when it is dropped. Start it in an isolated test: it mounts.
+/// A running containerd. Stopped when it is dropped. It mounts, so start it in an isolated test.
 #[derive(Debug)]
 pub(crate) struct Containerd {
     process: Child,
@@ -24,7 +24,8 @@ impl Containerd {
         Containerd::start_with("disabled_plugins = ['io.containerd.grpc.v1.cri']\n", "")
     }
 
-    /// The same with CRI, with the snapshotter at `socket` under the name `larder`, and with an image for sandboxes of pods.
+    /// Starts it with CRI, with the snapshotter at `socket` under the name `larder`, and with an image for
+    /// pod sandboxes.
     pub(crate) fn start_with_snapshotter(socket: &Path, sandbox: &str) -> Self {
         let tables = format!(
             "[proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{}'\n\
@@ -36,14 +37,14 @@ impl Containerd {
         Containerd::start_with("", &tables)
     }
 
-    /// The same with what the files in `conf.d` of the directory `etc` say of snapshotters.
+    /// Starts it with the snapshotters that the files in `conf.d` of the directory `etc` configure.
     pub(crate) fn start_importing(etc: &Path, sandbox: &str) -> Self {
         let tables = format!(
             "[plugins.'io.containerd.grpc.v1.cri']\ndisable_cgroup = true\nrestrict_oom_score_adj = true\nstream_server_port = '0'\n\
              sandbox_image = '{sandbox}'\n"
         );
         fs::create_dir_all(etc.join("conf.d")).unwrap();
-        // Relative to where 1.6 is started.
+        // containerd 1.6 resolves the pattern relative to its working directory.
         Containerd::start_at(etc.join("config.toml"), "imports = ['conf.d/*.toml']\n", &tables)
     }
 
@@ -73,7 +74,7 @@ impl Containerd {
         containerd
     }
 
-    /// Kills it; its containers go on.
+    /// Kills it. Its containers continue.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -89,12 +90,12 @@ impl Containerd {
     fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !self.answers() {
-            assert!(Instant::now() < deadline, "containerd does not start:\n{}", self.log());
+            assert!(Instant::now() < deadline, "containerd did not start:\n{}", self.log());
             sleep(Duration::from_millis(50));
         }
     }
 
-    /// What it said.
+    /// Returns the log of the process.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(path_of(&self.dir, "log")).unwrap_or_default()
     }
@@ -105,12 +106,12 @@ impl Containerd {
         version.status().is_ok_and(|status| status.success())
     }
 
-    /// Where it answers.
+    /// Returns the path of its socket.
     pub(crate) fn socket(&self) -> PathBuf {
         path_of(&self.dir, "socket")
     }
 
-    /// `ctr` in the namespace of kubelets.
+    /// Returns a `ctr` command in the namespace of kubelets.
     pub(crate) fn k8s(&self, arguments: &[&str]) -> Command {
         self.ctr(&[&["--namespace", "k8s.io"], arguments].concat())
     }
@@ -122,19 +123,20 @@ impl Containerd {
         ctr
     }
 
-    /// Imports an archive.
+    /// Imports an image archive.
     pub(crate) fn import(&self, archive: &Path) {
         succeed(self.ctr(&["images", "import"]).arg(archive));
     }
 
-    /// Runs `command` in a container of an image, and then forgets the image.
+    /// Runs `command` in a container of an image, and then removes the image.
     pub(crate) fn run_once(&self, image: &str, command: &[&str]) -> String {
         let printed = succeed(self.ctr(&["run", "--rm", image, "container"]).args(command));
         succeed(&mut self.ctr(&["images", "rm", "--sync", image]));
         printed
     }
 
-    /// Pulls a reference from a registry on loopback and mounts its file system read-only; returns where.
+    /// Pulls a reference from a registry on loopback and mounts its file system read-only. Returns the mount
+    /// point.
     pub(crate) fn pull_and_mount(&self, reference: &str) -> PathBuf {
         succeed(&mut self.ctr(&["images", "pull", "--plain-http", reference]));
         let target = self.dir.path().join("mount");
@@ -157,7 +159,7 @@ fn path_of(dir: &TempDir, name: &str) -> PathBuf {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // Fails where it is not mounted, which is as well.
+        // Fails if it is not mounted, which does not matter.
         let _ = nix::mount::umount2(&path_of(&self.dir, "mount"), nix::mount::MntFlags::MNT_DETACH);
         let _ = self.process.kill();
         let _ = self.process.wait();

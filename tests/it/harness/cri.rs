@@ -1,4 +1,5 @@
-//! Kubernetes' container runtime interface (its published proto, runtime.v1): what a kubelet asks of images, and a pod.
+//! Kubernetes' container runtime interface (its published proto, runtime.v1): image requests of a kubelet,
+//! and a pod.
 
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -18,14 +19,14 @@ struct ImageSpec {
     image: String,
 }
 
-/// Of several messages: one that has an image as its first member.
+/// Stands for several messages whose first member is an image.
 #[derive(Clone, PartialEq, Message)]
 struct OfImage {
     #[prost(message, optional, tag = "1")]
     image: Option<ImageSpec>,
 }
 
-/// Of several messages: one that has a text as its first member, and nothing else that is used.
+/// Stands for several messages whose first member is a string. Other members are not used.
 #[derive(Clone, PartialEq, Message)]
 struct OfName {
     #[prost(string, tag = "1")]
@@ -35,7 +36,7 @@ struct OfName {
 #[derive(Clone, PartialEq, Message)]
 struct Nothing {}
 
-/// An image as CRI knows it.
+/// An image in CRI.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Image {
     #[prost(string, tag = "1")]
@@ -169,7 +170,7 @@ struct ContainerStatus {
 
 const EXITED: i32 = 2;
 
-/// Pulls an image as a kubelet has it pulled.
+/// Pulls an image with the request that a kubelet sends.
 pub(crate) fn pull(socket: &Path, image: &str) -> Result<(), Status> {
     Cri::new(socket).call::<_, Nothing>("/runtime.v1.ImageService/PullImage", of_image(image)).map(drop)
 }
@@ -178,7 +179,7 @@ fn of_image(image: &str) -> OfImage {
     OfImage { image: Some(ImageSpec { image: image.to_owned() }) }
 }
 
-/// Asks as a kubelet does.
+/// A CRI client that sends the requests of a kubelet.
 #[derive(Debug)]
 pub(crate) struct Cri {
     socket: PathBuf,
@@ -204,7 +205,7 @@ impl Cri {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             match self.runtime.block_on(call(request.clone())) {
-                // containerd answers before its CRI does.
+                // containerd answers before its CRI plugin does.
                 Err(status) if status.message().contains("not initialized") && Instant::now() < deadline => {
                     sleep(Duration::from_millis(100));
                 }
@@ -213,26 +214,26 @@ impl Cri {
         }
     }
 
-    /// The image of a name, a digest or an ID.
+    /// Looks up an image by name, digest or ID.
     pub(crate) fn image(&self, image: &str) -> Option<Image> {
         let answer: ImageStatus = self.call("/runtime.v1.ImageService/ImageStatus", of_image(image)).unwrap();
         answer.image
     }
 
-    /// All images.
+    /// Lists all images of the node.
     pub(crate) fn images(&self) -> Vec<Image> {
         let answer: Images = self.call("/runtime.v1.ImageService/ListImages", Nothing {}).unwrap();
         answer.images
     }
 
-    /// Starts a pod on the node's network that logs to `logs`; answers its ID.
+    /// Starts a pod on the node's network that logs to `logs`. Returns its ID.
     pub(crate) fn pod(&self, name: &str, logs: &Path) -> String {
         let request = RunSandbox { config: Some(sandbox(name, logs)) };
         let answer: OfName = self.call("/runtime.v1.RuntimeService/RunPodSandbox", request).unwrap();
         answer.name
     }
 
-    /// Runs a script in a container of a pod to its end; answers the lines of its log.
+    /// Runs a script in a container of a pod to its end. Returns the lines of its log.
     pub(crate) fn run(&self, pod: &str, name: &str, logs: &Path, image: &str, script: &str) -> Vec<String> {
         let namespaces = Some(Namespaces { network: NODE, pid: 1, ipc: NODE });
         let request = CreateContainer {
@@ -257,7 +258,7 @@ impl Cri {
                 assert_eq!(status.exit_code, 0);
                 break;
             }
-            assert!(Instant::now() < deadline, "the container does not end");
+            assert!(Instant::now() < deadline, "the container did not end");
             sleep(Duration::from_millis(50));
         }
         // "<time> stdout F <line>"
@@ -265,7 +266,7 @@ impl Cri {
         log.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned()).collect()
     }
 
-    /// Ends a pod and all of its containers.
+    /// Stops a pod and all of its containers.
     pub(crate) fn end(&self, pod: &str) {
         let pod = OfName { name: pod.to_owned() };
         let _: Nothing = self.call("/runtime.v1.RuntimeService/StopPodSandbox", pod.clone()).unwrap();

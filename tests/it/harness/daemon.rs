@@ -1,4 +1,4 @@
-//! `larder serve` on loopback, with a configuration and a state directory of its own.
+//! `larder serve` on loopback, with its own configuration and state directory.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -19,10 +19,10 @@ use super::http::{Response, send};
 use super::larder;
 use super::served::Running;
 
-/// How long a daemon may take until it takes orders, and until it has stopped.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for a daemon to accept requests, and to stop.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What most tests want: room for many caches whatever the disk, clients that are not slowed down, failures that are soon over.
+/// Settings for most tests: room for many caches on any disk, no rate limits, failures after a short time.
 pub(crate) const ROOMY: &str = "\
 caches.capacity = '20TiB'
 caches.volume_kind = 'directory'
@@ -32,12 +32,12 @@ registry.backoff_max_seconds = 1
 registry.connect_timeout_seconds = 2
 ";
 
-/// The same with caches on disks that take space as they are filled.
+/// Returns the same settings for caches on sparse disks.
 pub(crate) fn on_disks() -> String {
     ROOMY.replace("volume_kind = 'directory'", "volume_kind = 'disk'") + "caches.sparse = true\n"
 }
 
-/// Who uses the daemon: a name, from which token and keys follow.
+/// A tenant of the daemon. Its token and keys are derived from its name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tenant(pub(crate) &'static str);
 
@@ -54,7 +54,7 @@ impl Tenant {
         format!("secret-key-of-{}", self.0)
     }
 
-    /// What a client has to know.
+    /// Returns the credentials of a client.
     pub(crate) fn credentials(self) -> Value {
         json!({
             "name": self.0, "token": self.token(),
@@ -76,25 +76,25 @@ impl Tenant {
     }
 }
 
-/// A daemon. Killed when it is dropped; its state goes with it.
+/// A daemon process. Killed when it is dropped, and its state is deleted.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     running: Option<Running>,
-    /// What starts it, in front of its own command line.
+    /// Command line that starts it, in front of its own.
     starter: Vec<String>,
     address: SocketAddr,
     dir: TempDir,
 }
 
 impl Daemon {
-    /// Starts one for `tenants`, with `more` keys in dotted form, and waits until it takes orders.
+    /// Starts a daemon for `tenants`, with `more` keys in dotted form, and waits until it accepts requests.
     pub(crate) fn start(tenants: &[Tenant], more: &str) -> Self {
         Daemon::start_by(&[], tenants, more)
     }
 
-    /// The same by another program that becomes the daemon.
+    /// Does the same as [`Daemon::start`], by another program that executes the daemon.
     pub(crate) fn start_by(starter: &[String], tenants: &[Tenant], more: &str) -> Self {
-        // The port is free when it is asked for; another process may take it first, so a lost race is run again.
+        // Another process can take the free port before the daemon binds it, so a lost race is repeated.
         let mut failed = String::new();
         for _ in 0..3 {
             let dir = tempfile::tempdir().unwrap();
@@ -108,14 +108,14 @@ impl Daemon {
                 Err(log) => failed = log,
             }
         }
-        panic!("larder serve does not start:\n{failed}");
+        panic!("larder serve did not start:\n{failed}");
     }
 
-    /// Starts it again after a stop, on the same state and address.
+    /// Starts it again after a stop, with the same state and address.
     pub(crate) fn restart(&mut self) {
-        assert!(self.running.is_none(), "it runs");
+        assert!(self.running.is_none(), "it is running");
         if let Err(log) = self.try_run() {
-            panic!("larder serve does not start again:\n{log}");
+            panic!("larder serve did not restart:\n{log}");
         }
     }
 
@@ -129,7 +129,7 @@ impl Daemon {
         let child =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let mut running = Running::of(child);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline && !running.has_ended() {
             if send(self.address, "GET", "/readyz", &[], &[]).is_ok_and(|answer| answer.status == 200) {
                 self.running = Some(running);
@@ -140,15 +140,15 @@ impl Daemon {
         Err(self.log())
     }
 
-    /// Asks it to stop and waits until it has.
+    /// Requests a stop and waits until it has stopped.
     pub(crate) fn stop(&mut self) {
         let mut running = self.running.take().unwrap();
         running.signal(Signal::SIGTERM);
-        let code = running.code_within(PATIENCE);
+        let code = running.code_within(TIMEOUT);
         assert_eq!(code, Some(0), "larder serve after SIGTERM\n{}", self.log());
     }
 
-    /// Kills it: no handler of its own runs.
+    /// Sends SIGKILL, so none of its handlers runs.
     pub(crate) fn kill(&mut self) {
         self.running.take().unwrap().kill();
     }
@@ -158,32 +158,32 @@ impl Daemon {
         self.running.as_ref().unwrap().signal(signal);
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The same as the vendor's SDK wants it.
+    /// Returns the same address in the form that the vendor's SDK expects.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Its configuration.
+    /// Returns the path of its configuration.
     pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("larder.toml")
     }
 
-    /// Its pull secrets.
+    /// Returns the directory of its pull secrets.
     pub(crate) fn secrets(&self) -> PathBuf {
         self.dir.path().join("secrets")
     }
 
-    /// Its state directory.
+    /// Returns its state directory.
     pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    /// Runs `test`, and shows the log where it fails.
+    /// Runs `test`, and prints the log if it fails.
     pub(crate) fn explain<T>(&self, test: impl FnOnce() -> T) -> T {
         match catch_unwind(AssertUnwindSafe(test)) {
             Ok(answer) => answer,
@@ -194,7 +194,7 @@ impl Daemon {
         }
     }
 
-    /// Its log, and what its builders said there.
+    /// Returns its log, including the output of its builders.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
@@ -203,20 +203,20 @@ impl Daemon {
         self.running.as_ref().unwrap().pid().as_raw()
     }
 
-    /// Processes that it started and that still run.
+    /// Returns its child processes that still run.
     pub(crate) fn children(&self) -> Vec<i32> {
         let parent = format!("PPid:\t{}", self.pid());
         let pids =
             fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let is_child = |pid: &i32| {
-            // One that has ended meanwhile is none.
+            // Leave out a process that has just ended.
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             status.lines().any(|line| line == parent)
         };
         pids.filter(is_child).collect()
     }
 
-    /// One request with the token of a tenant.
+    /// Sends one request with the token of a tenant.
     pub(crate) fn ask(&self, tenant: Tenant, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let token = tenant.token();
         let headers = [("X-Auth-Token", token.as_str()), ("Content-Type", "application/json")];
@@ -225,14 +225,14 @@ impl Daemon {
         Answer(answer.unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log())))
     }
 
-    /// Orders a cache of `images` and answers its ID.
+    /// Creates a cache of `images` and returns its ID.
     pub(crate) fn order(&self, tenant: Tenant, name: &str, images: &[String]) -> String {
         let order = json!({"name": name, "images": images, "building_config": {"cluster": "here"}});
         let answer = self.ask(tenant, "POST", "/v5/imagecaches", Some(&order)).expect(201);
         answer["image_cache"]["id"].as_str().unwrap().to_owned()
     }
 
-    /// Waits until a cache has this status and answers it; another final status is a failure.
+    /// Waits until a cache has this status and returns it. Panics on another final status.
     pub(crate) fn settle(&self, tenant: Tenant, id: &str, status: &str, limit: Duration) -> Value {
         let deadline = Instant::now() + limit;
         loop {
@@ -248,12 +248,12 @@ impl Daemon {
     }
 }
 
-/// What the daemon answered.
+/// A response of the daemon.
 #[derive(Debug)]
 pub(crate) struct Answer(pub(crate) Response);
 
 impl Answer {
-    /// The body, of an answer with this status.
+    /// Checks the status and returns the body.
     pub(crate) fn expect(&self, status: u16) -> Value {
         let text = String::from_utf8_lossy(&self.0.body);
         assert_eq!(self.0.status, status, "{text}");
@@ -261,8 +261,8 @@ impl Answer {
     }
 }
 
-/// Writes `larder.toml` into `dir`. Registries of tests are on loopback, so tenants can reach it unless `more` has another
-/// `registry.allow`.
+/// Writes `larder.toml` into `dir`. Registries of tests are on loopback, so tenants can reach it unless
+/// `more` sets another `registry.allow`.
 pub(crate) fn configure(dir: &Path, tcp: Option<SocketAddr>, tenants: &[Tenant], more: &str) {
     let path = |name: &str| dir.join(name).display().to_string();
     let tcp = tcp.map_or(String::new(), |address| format!("api.tcp = '{address}'\n"));
@@ -277,7 +277,7 @@ pub(crate) fn configure(dir: &Path, tcp: Option<SocketAddr>, tenants: &[Tenant],
     fs::write(dir.join("larder.toml"), text).unwrap();
 }
 
-/// `larder serve` with the configuration in `dir`.
+/// Returns the command `larder serve` with the configuration in `dir`.
 pub(crate) fn serve(dir: &Path) -> Command {
     let mut serve = larder();
     serve.arg("serve").arg("--config").arg(dir.join("larder.toml"));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Answers on port 53 of an address of loopback. Stops when it is dropped.
+/// A name server on port 53 of a loopback address. Stops when it is dropped.
 #[derive(Debug)]
 pub(crate) struct NameServer {
     address: Ipv4Addr,
@@ -16,7 +16,7 @@ pub(crate) struct NameServer {
 }
 
 impl NameServer {
-    /// Says that `name` is 127.0.0.1, and that there is no other.
+    /// Starts a server that resolves `name` to 127.0.0.1, and no other name.
     pub(crate) fn start(address: Ipv4Addr, name: &str) -> Self {
         let socket = UdpSocket::bind((address, 53)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
@@ -32,7 +32,7 @@ impl NameServer {
         NameServer { address, stop, thread: Some(thread) }
     }
 
-    /// Writes a `resolv.conf` as a kubelet does, whose search list completes names that lack `domain`.
+    /// Writes a `resolv.conf` like that of a kubelet, whose search list completes names without `domain`.
     pub(crate) fn configure(&self, file: &Path, domain: &str) {
         let text = format!("nameserver {}\nsearch {domain}\noptions ndots:5\n", self.address);
         std::fs::write(file, text).unwrap();
@@ -48,7 +48,8 @@ impl Drop for NameServer {
     }
 }
 
-/// RFC 1035, 4.1: the header, the question again, and where it is about an address of that name, the address.
+/// Builds a response (RFC 1035, 4.1): the header, the question and, if it is for an address of that name, the
+/// address.
 fn answer(query: &[u8], name: &str) -> Vec<u8> {
     let mut at = 12;
     let mut labels = Vec::new();

@@ -1,4 +1,4 @@
-//! How much a volume occupies while it is built, as du(1) counts it.
+//! The space that a volume occupies during a build, as du(1) counts it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use nix::unistd::Pid;
 
 use super::served::descendants;
 
-/// Bytes that `du -s -B1` counts.
+/// Returns the bytes that `du -s -B1` counts.
 pub(crate) fn used(volume: &Path) -> u64 {
     let output = Command::new("du").args(["-s", "-B1"]).arg(volume).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     printed.split('\t').next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
-/// What was seen of a build.
+/// Measurements of a build.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) output: Output,
-    /// Most bytes that the volume occupied at any look.
-    pub(crate) most: u64,
-    /// How often it was looked at.
-    pub(crate) looks: usize,
+    /// Maximum number of bytes that any sample found.
+    pub(crate) max_bytes: u64,
+    /// Number of samples taken.
+    pub(crate) samples: usize,
 }
 
 impl Watched {
@@ -38,33 +38,34 @@ impl Watched {
     }
 }
 
-/// Runs `build` to its end and looks at `volume` again and again. All processes of the build stand still during a look: du
-/// would count a layer that is renamed meanwhile twice.
+/// Runs `build` to its end and samples the size of `volume` repeatedly. All processes of the build are
+/// stopped during a sample, because du would count a layer twice that is renamed meanwhile.
 pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
     let child = build.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let looking = thread::spawn({
         let volume: PathBuf = volume.to_owned();
         move || {
-            let (mut most, mut looks) = (0, 0);
-            // A zombie answers to signals until it is waited for, which only happens when this has ended.
+            let (mut max_bytes, mut samples) = (0, 0);
+            // A zombie accepts signals until its parent waits for it. That happens only after this loop.
             while stop(pid) {
-                most = most.max(used(&volume));
-                looks += 1;
-                go_on(pid);
+                max_bytes = max_bytes.max(used(&volume));
+                samples += 1;
+                resume_processes(pid);
                 sleep(Duration::from_millis(40));
             }
-            (most, looks)
+            (max_bytes, samples)
         }
     });
-    let (most, looks) = looking.join().unwrap();
+    let (max_bytes, samples) = looking.join().unwrap();
     let output = child.wait_with_output().unwrap();
-    Watched { output, most: most.max(used(volume)), looks }
+    Watched { output, max_bytes: max_bytes.max(used(volume)), samples }
 }
 
-/// Stops a build, which is `pid` and its children, and waits until all their threads stand still; false when it has ended.
+/// Stops a build (`pid` and its children) and waits until all their threads are stopped. Returns false if it
+/// has ended.
 fn stop(pid: Pid) -> bool {
-    // A parent stands still before its children are looked for, so none is started after that.
+    // A parent is stopped before the search for its children, so it starts none after that.
     if !stop_one(pid) {
         return false;
     }
@@ -91,15 +92,15 @@ fn stop_one(pid: Pid) -> bool {
     }
 }
 
-/// Lets a stopped build go on.
-fn go_on(pid: Pid) {
+/// Continues a stopped build.
+fn resume_processes(pid: Pid) {
     for process in [vec![pid.as_raw()], descendants(pid.as_raw())].concat() {
-        // Errors: one that has ended meanwhile.
+        // An error means that the process has just ended.
         let _ = kill(Pid::from_raw(process), Signal::SIGCONT);
     }
 }
 
-/// The letter after the name in `/proc/…/stat` (proc_pid_stat(5)).
+/// Returns the letter after the name in `/proc/…/stat` (proc_pid_stat(5)).
 fn state(path: &Path) -> Option<char> {
     let stat = fs::read_to_string(path).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()

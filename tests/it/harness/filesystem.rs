@@ -1,4 +1,5 @@
-//! Small file systems to run out of space and inodes on. Use them in an isolated test, whose end unmounts them.
+//! Small file systems that run out of space and inodes. Use them in an isolated test, whose end unmounts
+//! them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,25 +13,25 @@ use tempfile::TempDir;
 
 use super::succeed;
 
-/// What a file system is made of.
+/// Type of a file system.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// ext4 on a loop device with this many inodes.
+    /// ext4 on a loop device, with this many inodes.
     Ext4 { inodes: u32 },
     /// xfs on a loop device.
     Xfs,
-    /// Memory.
+    /// A file system in memory.
     Tmpfs,
 }
 
-/// A mounted file system. Unmounted when it is dropped; the loop device goes with it.
+/// A mounted file system. Unmounted when it is dropped, together with its loop device.
 #[derive(Debug)]
 pub(crate) struct FileSystem {
     dir: TempDir,
 }
 
 impl FileSystem {
-    /// Makes a file system of `size` bytes and mounts it.
+    /// Creates a file system of `size` bytes and mounts it.
     pub(crate) fn new(kind: Kind, size: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
@@ -57,7 +58,8 @@ impl FileSystem {
         file_system
     }
 
-    /// Makes this ext4 `size` bytes large. It is mounted anew, for growing in place asks for more rights.
+    /// Grows this ext4 to `size` bytes. It is unmounted meanwhile, because growing in place needs more
+    /// rights.
     pub(crate) fn grow(&self, size: u64) {
         let image = self.dir.path().join("image");
         unmount(&self.path());
@@ -67,7 +69,7 @@ impl FileSystem {
         succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(self.path()));
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub(crate) fn path(&self) -> PathBuf {
         Path::join(self.dir.path(), "mount")
     }
@@ -79,7 +81,8 @@ impl Drop for FileSystem {
     }
 }
 
-/// Unmounts what is mounted at `at`. Whatever another test starts holds for a moment what was open when it was forked.
+/// Unmounts the file system at `at`. Retries, because a process that another test starts briefly holds the
+/// files that were open at its fork.
 pub(crate) fn unmount(at: &Path) {
     let started = Instant::now();
     while let Err(error) = umount2(at, MntFlags::empty()) {
@@ -89,12 +92,12 @@ pub(crate) fn unmount(at: &Path) {
     }
 }
 
-/// Unmounts everything below `dir`, the last mounted first.
+/// Unmounts everything below `dir`, starting with the last mount.
 pub(crate) fn unmount_below(dir: &Path) {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
     for point in points.map(Path::new).filter(|point| point.starts_with(dir)) {
-        // What is gone already is as well.
+        // An error means that it is unmounted already.
         let _ = umount2(point, MntFlags::MNT_DETACH);
     }
 }

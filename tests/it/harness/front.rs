@@ -1,4 +1,4 @@
-//! HTTPS in front of a server of plain HTTP: kubectl sends no token over anything else.
+//! An HTTPS proxy in front of a plain HTTP server, because kubectl sends tokens only over HTTPS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 
-/// Connections are taken off TLS and passed on. Ends when it is dropped.
+/// Terminates TLS and forwards connections. Stops when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Front {
     address: SocketAddr,
@@ -21,7 +21,8 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// In front of `behind`, on a port of its own of 127.0.0.1, with the certificate `<name>.pem` and its key in `dir`.
+    /// Starts a proxy for `behind`, on a free port of 127.0.0.1. It uses the certificate `<name>.pem` and its
+    /// key in `dir`.
     pub(crate) fn start(behind: SocketAddr, dir: &Path, name: &str) -> Self {
         let chain = CertificateDer::pem_file_iter(dir.join(format!("{name}.pem"))).unwrap();
         let chain = chain.map(Result::unwrap).collect();
@@ -38,7 +39,7 @@ impl Front {
                 tokio::spawn(async move {
                     let Ok(mut outside) = acceptor.accept(stream).await else { return };
                     let Ok(mut inside) = TcpStream::connect(behind).await else { return };
-                    // Whoever breaks off ends it for both.
+                    // A disconnect of either side ends both.
                     let _ = copy_bidirectional(&mut outside, &mut inside).await;
                 });
             }
@@ -46,7 +47,7 @@ impl Front {
         Front { address, _runtime: runtime }
     }
 
-    /// `https://127.0.0.1:1234`.
+    /// Returns the URL, such as `https://127.0.0.1:1234`.
     pub(crate) fn url(&self) -> String {
         format!("https://{}", self.address)
     }

@@ -1,4 +1,5 @@
-//! The few requests that pushing to a registry takes, over HTTP/1.0, which has neither chunks nor reuse.
+//! The few requests that a push to a registry needs. They use HTTP/1.0, which has neither chunks nor
+//! connection reuse.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use larder_model::digest::Digest;
 use larder_testing::image::{Document, Target};
 
-/// A registry on loopback as a place to push to.
+/// A registry on loopback that receives pushes.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) address: SocketAddr,
@@ -16,7 +17,7 @@ pub(crate) struct Client {
     pub(crate) authorization: Option<String>,
 }
 
-/// What came back.
+/// A response of the registry.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -40,7 +41,7 @@ impl Response {
 }
 
 impl Client {
-    /// One request.
+    /// Sends one request with a body.
     pub(crate) fn request(
         &self,
         method: &str,
@@ -54,7 +55,7 @@ impl Client {
     }
 }
 
-/// One request with these headers beside `Host` and `Content-Length`.
+/// Sends one request with these headers, in addition to `Host` and `Content-Length`.
 pub(crate) fn send(
     address: SocketAddr,
     method: &str,

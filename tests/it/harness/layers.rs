@@ -1,4 +1,5 @@
-//! Layers from a list of members, written and read with the `tar` crate: independent of Larder's own reader.
+//! Layers from a list of members, written and read with the `tar` crate, independently of Larder's own
+//! reader.
 
 use std::io::{Read, Write};
 
@@ -7,7 +8,7 @@ use larder_model::digest::Digest;
 use larder_testing::image::Layer;
 use tar::{Archive, Builder, EntryType, Header};
 
-/// What a member is.
+/// Type of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Node {
     File(Vec<u8>),
@@ -26,7 +27,7 @@ pub(crate) struct Member {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Seconds and nanoseconds.
+    /// Seconds and nanoseconds since the epoch.
     pub(crate) mtime: (i64, u32),
     pub(crate) xattrs: Vec<(String, Vec<u8>)>,
 }
@@ -61,7 +62,7 @@ impl Member {
         Member::new(path, Node::HardLink(target.into()))
     }
 
-    /// A whiteout, also an opaque one, by its name in the tar.
+    /// Returns a whiteout, or an opaque whiteout, with this name in the tar.
     pub(crate) fn whiteout(path: &str) -> Self {
         Member::file(path, "")
     }
@@ -91,7 +92,7 @@ impl Member {
     }
 }
 
-/// How a layer is compressed.
+/// Compression of a layer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Packing {
     Plain,
@@ -99,7 +100,7 @@ pub(crate) enum Packing {
     Zstd,
 }
 
-/// The layer with these members.
+/// Returns a layer with these members.
 pub(crate) fn layer(members: &[Member], packing: Packing) -> Layer {
     let tar = write(members);
     let diff_id = Digest::sha256(&tar);
@@ -114,7 +115,7 @@ pub(crate) fn layer(members: &[Member], packing: Packing) -> Layer {
     }
 }
 
-/// The tar with these members.
+/// Returns a tar with these members.
 pub(crate) fn write(members: &[Member]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for member in members {
@@ -166,7 +167,7 @@ pub(crate) fn write(members: &[Member]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// The members of a layer's tar, in order.
+/// Returns the members of a layer's tar, in order.
 pub(crate) fn read(layer: &Layer) -> Vec<Member> {
     let tar: Box<dyn Read> = match layer.suffix {
         "tar+gzip" => Box::new(flate2::read::MultiGzDecoder::new(&layer.blob[..])),
@@ -212,7 +213,7 @@ pub(crate) fn read(layer: &Layer) -> Vec<Member> {
                 entry.read_to_end(&mut content).unwrap();
                 Node::File(content)
             }
-            other => panic!("{}: {other:?} is not for this reader", member.path),
+            other => panic!("{}: this reader does not support {other:?}", member.path),
         };
         member
     });

@@ -1,4 +1,4 @@
-//! What a test needs of the machine, and a mount namespace of its own.
+//! Requirements of a test on the machine, and a private mount namespace.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,14 +10,14 @@ use nix::unistd::Uid;
 
 use super::python;
 
-/// Something a test cannot do without.
+/// A requirement of a test.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Need {
     /// A program on `PATH`.
     Program(&'static str),
     /// Root with the right to mount.
     Root,
-    /// A memory controller of cgroup v1.
+    /// The memory controller of cgroup v1.
     MemoryCgroup,
     /// A kernel that mounts EROFS images.
     Erofs,
@@ -74,14 +74,16 @@ impl Need {
     }
 }
 
-/// The static `larder` of `make static`: of the same library, and the same tests.
+/// Returns the static `larder` of `make static`, which is built from the same library and passes the same
+/// tests.
 pub(crate) fn statically_linked() -> Option<PathBuf> {
     env::var_os("LARDER_TEST_STATIC").map(PathBuf::from)
 }
 
-/// Runs `test` on a thread in a private mount namespace, where nothing that it or its children mount outlives it.
+/// Runs `test` on a thread in a private mount namespace, so that no mount of it or of its children outlives
+/// it.
 ///
-/// A test whose need is not met is reported as ignored, or fails if `LARDER_REQUIRE_ALL` is set.
+/// A test with a missing requirement is reported as ignored. It fails if `LARDER_REQUIRE_ALL` is set.
 pub(crate) fn isolated(needs: &[Need], test: impl FnOnce() + Send + 'static) {
     for need in needs.iter().chain([&Need::Root]) {
         if let Err(why) = need.met() {

@@ -1,5 +1,5 @@
-//! A node of its own: a directory for its file system, one for its state, and podman and buildah with an empty store. What is
-//! mounted is mounted in the namespace of an isolated test.
+//! A simulated node: a directory for its file system, a state directory, and podman and buildah with an empty
+//! store. All mounts are in the namespace of an isolated test.
 
 use std::cell::Cell;
 use std::fs;
@@ -20,14 +20,14 @@ pub(crate) struct Node {
     entered: Cell<bool>,
 }
 
-/// What a node has of its own, and where that is for programs.
+/// The node's own directories, and their paths for programs.
 const PLACES: [(&str, &str); 3] = [
     ("etc/containers", "/etc/containers"),
     ("var/lib/containers", "/var/lib/containers"),
     ("run", "/run/containers"),
 ];
 
-/// Has the node (`$0`) in the place of this machine, cgroup2 on /sys/fs/cgroup, and becomes the command.
+/// Mounts the node (`$0`) over this machine, mounts cgroup2 on /sys/fs/cgroup, and executes the command.
 const ENTER: &str = r#"
 set -e
 mount --make-rprivate /
@@ -48,14 +48,14 @@ exec "$@"
 "#;
 
 impl Node {
-    /// One without any runtime.
+    /// Creates a node without any runtime.
     pub(crate) fn new() -> Self {
         let node = Node { dir: tempfile::tempdir().unwrap(), entered: Cell::new(false) };
         fs::create_dir(node.root()).unwrap();
         node
     }
 
-    /// One with what Debian has in `/etc/containers`, and nothing else.
+    /// Creates a node with Debian's default `/etc/containers`.
     pub(crate) fn with_podman() -> Self {
         let node = Node::new();
         for name in ["etc", "var/lib/containers", "run", "usr/bin"] {
@@ -66,7 +66,7 @@ impl Node {
         node
     }
 
-    /// Gives podman IDs for containers in user namespaces of their own (`--userns=auto`).
+    /// Gives podman IDs for containers in user namespaces (`--userns=auto`).
     pub(crate) fn with_ids(self) -> Self {
         for name in ["etc/subuid", "etc/subgid"] {
             fs::write(self.path(name), "containers:2000000:1000000\n").unwrap();
@@ -74,8 +74,8 @@ impl Node {
         self
     }
 
-    /// Has the node in the place of this machine for the rest of the test, so that `/` is its root for `larder` and for the programs
-    /// that `larder` starts.
+    /// Mounts the node over this machine for the rest of the test, so that `/` is its root for `larder` and
+    /// for the programs that `larder` starts.
     pub(crate) fn enter(&self) {
         for (from, over) in PLACES {
             fs::create_dir_all(over).unwrap();
@@ -84,27 +84,27 @@ impl Node {
         self.entered.set(true);
     }
 
-    /// Where its file system is.
+    /// Returns the root of its file system.
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
-    /// A path of its file system.
+    /// Returns a path in its file system.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root().join(path.trim_start_matches('/'))
     }
 
-    /// A place for a mount.
+    /// Returns a path for a mount point.
     pub(crate) fn place(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The directory of state.
+    /// Returns the state directory.
     pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    /// `larder attach` or `detach`.
+    /// Returns the command `larder attach` or `larder detach`.
     pub(crate) fn larder(&self, command: &str, source: &Path) -> Command {
         let mut larder = larder();
         larder.env("LARDER_STATE__DIR", self.state());
@@ -112,7 +112,7 @@ impl Node {
         larder
     }
 
-    /// `larder attach --at`.
+    /// Returns the command `larder attach --at`.
     pub(crate) fn attach(&self, source: &Path, at: &Path) -> Command {
         let mut larder = self.larder("attach", source);
         larder.arg("--at").arg(at);
@@ -123,7 +123,7 @@ impl Node {
         self.larder("detach", source)
     }
 
-    /// Names of all files below its `/etc`.
+    /// Returns the names of all files below its `/etc`.
     pub(crate) fn configured(&self) -> Vec<PathBuf> {
         let (etc, mut found) = (self.path("/etc"), Vec::new());
         let mut pending = vec![etc.clone()];
@@ -140,7 +140,7 @@ impl Node {
         found
     }
 
-    /// Writes and removes files as it says.
+    /// Writes and removes the files of a change.
     pub(crate) fn apply(&self, change: &Change) {
         for (path, text) in &change.files {
             let path = self.root().join(path);
@@ -154,7 +154,7 @@ impl Node {
         }
     }
 
-    /// A program on the node.
+    /// Returns a command that runs a program on the node.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "bash", "-c", ENTER]).arg(self.root()).arg(program);
@@ -164,7 +164,7 @@ impl Node {
         command
     }
 
-    /// `podman run` of an image that is there; a container in no network.
+    /// Returns the command `podman run` for a local image, with a container without network.
     pub(crate) fn container(&self, options: &[&str], image: &str, command: &[&str]) -> Command {
         let mut podman = self.command("podman");
         podman.args(["run", "--rm", "--cgroups=disabled", "--pull=never", "--network=none"]);
@@ -173,12 +173,12 @@ impl Node {
         podman
     }
 
-    /// What a script prints in a container of an image.
+    /// Returns the output of a script in a container of an image.
     pub(crate) fn printed(&self, image: &str, script: &str) -> String {
         succeed(&mut self.container(&[], image, &["/bin/sh", "-c", script]))
     }
 
-    /// The names of all images, sorted.
+    /// Returns the names of all images, sorted.
     pub(crate) fn images(&self) -> Vec<String> {
         let mut podman = self.command("podman");
         let printed = succeed(podman.args(["images", "--format", "{{.Repository}}:{{.Tag}}"]));
@@ -189,7 +189,7 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// Unmounts what podman left mounted, so that the directory can go.
+    /// Unmounts leftovers of podman, so that the directory can be deleted.
     fn drop(&mut self) {
         for (_, over) in PLACES.iter().filter(|_| self.entered.get()) {
             umount2(*over, MntFlags::MNT_DETACH).unwrap();

@@ -1,5 +1,5 @@
-//! The view that a container gets: a sealed volume's layers of one image, mounted as a read-only overlay. Images are
-//! mounted by mount(8), not by Larder.
+//! A container's view of an image: the layers of a sealed volume, mounted as a read-only overlay. mount(8),
+//! not Larder, mounts the images.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,12 +25,13 @@ impl View {
         View::of(tempfile::tempdir().unwrap(), directories(volume, diff_ids), "")
     }
 
-    /// The same as a user without root mounts it: overlayfs obeys user.overlay.* in the place of trusted.overlay.*.
+    /// Mounts the layers as a user without root does: overlayfs evaluates user.overlay.* instead of
+    /// trusted.overlay.*.
     pub(crate) fn mount_as_user(volume: &Path, diff_ids: &[Digest]) -> Self {
         View::of(tempfile::tempdir().unwrap(), directories(volume, diff_ids), ",userxattr")
     }
 
-    /// Mounts the images of these layers, base first, and those that are laid over them.
+    /// Mounts the EROFS images of these layers, base first, and the images that are stacked over them.
     pub(crate) fn mount_images(volume: &Path, diff_ids: &[Digest]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut lower = Vec::new();
@@ -60,13 +61,13 @@ impl View {
         View { dir }
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("merged")
     }
 }
 
-/// The directories of layers, topmost first.
+/// Returns the directories of the layers, topmost first.
 fn directories(volume: &Path, diff_ids: &[Digest]) -> Vec<PathBuf> {
     let chain = ChainId::chain(diff_ids);
     chain.iter().rev().map(|chain| volume.join("overlay").join(chain.hex()).join("diff")).collect()

@@ -1,8 +1,9 @@
-//! Debian's podman, with a store of its own.
+//! Debian's podman, with its own store.
 //!
-//! A container is started from a sealed volume mounted read-only as an additional image store, with an empty primary
-//! store and no network. On a machine with cgroup v1 or a hybrid crun refuses, so podman runs in a mount namespace
-//! with cgroup2 on /sys/fs/cgroup and makes no cgroup; rootless limits of a container host are met by `--ulimit`.
+//! A container starts from a sealed volume that is mounted read-only as an additional image store, with an
+//! empty primary store and no network. On a machine with cgroup v1 or a hybrid, crun refuses to run.
+//! Therefore podman runs in a mount namespace with cgroup2 on /sys/fs/cgroup, and creates no cgroup.
+//! `--ulimit` keeps within the limits of a rootless container host.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +23,8 @@ pub(crate) struct Podman {
 const RUN_OPTIONS: [&str; 5] =
     ["run", "--rm", "--cgroups=disabled", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"];
 
-/// Mounts cgroup2, and the volume (`$1`, at `$2`) if there is one, then becomes podman with the arguments that follow.
+/// Mounts cgroup2 and, if given, the volume (`$1`, at `$2`). Then executes podman with the arguments that
+/// follow.
 const RUN: &str = r#"
 set -e
 mount --make-rprivate /
@@ -40,12 +42,12 @@ exec podman "$@"
 "#;
 
 impl Podman {
-    /// A podman with an empty store.
+    /// Creates a podman with an empty store.
     pub(crate) fn new() -> Self {
         Podman { dir: tempfile::tempdir().unwrap() }
     }
 
-    /// Options that keep everything of podman's inside this test's directory.
+    /// Returns the options that keep all files of podman inside this test's directory.
     fn store(&self) -> Vec<String> {
         let path = |name| self.dir.path().join(name).display().to_string();
         let mut options = vec!["--storage-driver=overlay".into()];
@@ -56,9 +58,9 @@ impl Podman {
         options
     }
 
-    /// Runs `command` in a container of `image` from the volume and returns what it printed on stdout.
+    /// Runs `command` in a container of `image` from the volume and returns its standard output.
     ///
-    /// The volume is mounted at a short path of its own: overlay's mount options have to fit one page.
+    /// The volume is mounted at a short path, because the mount options of overlayfs must fit in one page.
     pub(crate) fn run(&self, volume: &Path, image: &str, command: &[&str]) -> String {
         succeed(&mut self.run_command(volume, image, command))
     }
@@ -70,7 +72,7 @@ impl Podman {
 
     /// Loads an archive or a layout into the primary store.
     pub(crate) fn load(&self, archive: &Path) -> String {
-        // podman takes the path of a layout for a name, which has no capitals.
+        // podman treats the path of a layout as a name, which cannot contain capitals.
         let (dir, name) = (archive.parent().unwrap(), archive.file_name().unwrap());
         let mut podman = Command::new("podman");
         succeed(podman.current_dir(dir).args(self.store()).args(["load", "--quiet", "--input"]).arg(name))
@@ -92,14 +94,15 @@ impl Podman {
         podman
     }
 
-    /// A container of an image, by its name or as `oci:` and the path of a layout, in the network of this machine.
+    /// Returns a command that runs a container of an image in the network of this machine. `image` is a name,
+    /// or `oci:` and the path of a layout.
     pub(crate) fn container(&self, options: &[String], image: &str, command: &[&str]) -> Command {
         let mut podman = self.isolated(Path::new(""));
         podman.args(RUN_OPTIONS).arg("--network=host").args(options).arg(image).args(command);
         podman
     }
 
-    /// podman in a mount namespace of its own, where the volume, if there is one, is an additional store.
+    /// Returns podman in a private mount namespace, where the volume, if any, is an additional store.
     fn isolated(&self, volume: &Path) -> Command {
         let mut podman = Command::new("unshare");
         podman.args(["--mount", "sh", "-c", RUN, "podman"]);
@@ -122,12 +125,12 @@ impl Podman {
         ]));
     }
 
-    /// The primary store: what is pulled lies here in the layout that a volume has, too.
+    /// Returns the primary store, where a pulled image has the same layout as on a volume.
     pub(crate) fn primary_store(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
-    /// Mounts a pulled image read-only and returns where. Call it in an isolated test.
+    /// Mounts a pulled image read-only and returns the mount point. Call it in an isolated test.
     pub(crate) fn mount(&self, reference: &str) -> PathBuf {
         let path = succeed(Command::new("podman").args(self.store()).args(["image", "mount", reference]));
         PathBuf::from(path.trim())
@@ -135,7 +138,7 @@ impl Podman {
 }
 
 impl Drop for Podman {
-    /// Unmounts what podman left mounted, so that the directory can go.
+    /// Unmounts leftovers of podman, so that the directory can be deleted.
     fn drop(&mut self) {
         unmount_below(self.dir.path());
     }

@@ -1,4 +1,4 @@
-//! Tests written in Python, for what exists only there: the vendor's SDK and the fuzzer of HTTP APIs.
+//! Tests in Python, for tools that exist only there: the vendor's SDK and the fuzzer of HTTP APIs.
 
 use std::env;
 use std::fs;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The environment that `scripts/install-deps.sh` makes.
+/// Returns the Python environment that `scripts/install-deps.sh` creates.
 pub(crate) fn environment() -> PathBuf {
     match env::var_os("LARDER_PYTHON_ENV") {
         Some(path) => path.into(),
@@ -17,16 +17,16 @@ pub(crate) fn environment() -> PathBuf {
     }
 }
 
-/// A program of the environment that works in `dir`, and leaves nothing elsewhere.
+/// Returns a program of the environment that works in `dir` and leaves no files elsewhere.
 pub(crate) fn program(name: &str, dir: &Path) -> Command {
     let mut command = Command::new(environment().join("bin").join(name));
     command.current_dir(dir).env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
-    // The daemon is on loopback, whatever proxy this machine uses.
+    // The daemon is on loopback: ignore any proxy of this machine.
     command.env("NO_PROXY", "*").env("no_proxy", "*");
     command
 }
 
-/// Runs tests of `tests/it/sdk` against what `stage` says, within `limit`, and answers what they printed.
+/// Runs tests of `tests/it/sdk` against `stage`, within `limit`, and returns their output.
 pub(crate) fn pytest(files: &[&str], stage: &Value, limit: Duration) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stage.json");
@@ -48,7 +48,7 @@ pub(crate) fn pytest(files: &[&str], stage: &Value, limit: Duration) -> String {
     succeed_within(command.env("LARDER_STAGE", path), dir.path(), limit)
 }
 
-/// Runs a command to its end and panics with what it printed unless it succeeded in time.
+/// Runs a command to its end. Panics with its output if it failed or exceeded the limit.
 pub(crate) fn succeed_within(command: &mut Command, dir: &Path, limit: Duration) -> String {
     let log = dir.join("printed");
     let file = fs::File::create(&log).unwrap();

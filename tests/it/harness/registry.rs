@@ -18,12 +18,12 @@ use super::http::Client;
 use super::succeed;
 use super::token::TokenServer;
 
-/// The user that a registry with authentication knows.
+/// The user that a registry with authentication accepts.
 pub(crate) const USER: &str = "larder";
-/// Its password.
+/// The password of [`USER`].
 pub(crate) const PASSWORD: &str = "p:ss w\u{f6}rd";
 
-/// How a registry asks who is there.
+/// Authentication method of a registry.
 #[derive(Debug)]
 enum Authentication {
     None,
@@ -31,7 +31,7 @@ enum Authentication {
     Token(TokenServer),
 }
 
-/// A running registry. Stopped when it is dropped; what it holds is gone with it.
+/// A running registry. Stopped when it is dropped, and its content is deleted.
 #[derive(Debug)]
 pub(crate) struct Registry {
     process: Child,
@@ -41,12 +41,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Open to everyone.
+    /// Starts a registry without authentication.
     pub(crate) fn open() -> Self {
         Registry::start(tempfile::tempdir().unwrap().into(), "", "", Authentication::None)
     }
 
-    /// Basic authentication for [`USER`].
+    /// Starts a registry with basic authentication for [`USER`].
     pub(crate) fn with_password() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let line = succeed(Command::new("htpasswd").args(["-nbB", USER, PASSWORD]));
@@ -56,7 +56,8 @@ impl Registry {
         Registry::start(dir.into(), "", &config, Authentication::Basic)
     }
 
-    /// Bearer tokens from a token server that knows [`USER`]; each lives for `lifetime`.
+    /// Starts a registry with bearer tokens from a token server that accepts [`USER`]. Each token is valid
+    /// for `lifetime`.
     pub(crate) fn with_tokens(lifetime: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let tokens = TokenServer::start(dir.path(), lifetime);
@@ -70,8 +71,8 @@ impl Registry {
         Registry::start(dir.into(), "", &config, Authentication::Token(tokens))
     }
 
-    /// HTTPS for clients with a certificate, with `image` in it: certificates and keys are `server.pem`, `server.key` and
-    /// `ca.pem` in `certificates`.
+    /// Starts a registry with HTTPS for clients with a certificate, and pushes `image`. Certificates and keys
+    /// are `server.pem`, `server.key` and `ca.pem` in `certificates`.
     pub(crate) fn with_tls(certificates: &Path, image: &Image, repository: &str, tag: &str) -> Self {
         let open = Registry::open();
         open.push(image, repository, tag);
@@ -87,13 +88,13 @@ impl Registry {
         Registry::start(dir, &tls, "", Authentication::None)
     }
 
-    /// Whether the registry's log says that a request came by HTTP/2.
+    /// Reports whether the registry's log contains a request over HTTP/2.
     pub(crate) fn spoke_http2(&self) -> bool {
         fs::read_to_string(self.dir.path().join("log")).unwrap().contains("HTTP/2.0")
     }
 
     fn start(dir: Arc<TempDir>, http: &str, auth: &str, authentication: Authentication) -> Self {
-        // The port is free when it is asked for; another process may take it first, so a lost race is run again.
+        // Another process can take the free port before the registry binds it, so a lost race is repeated.
         for _ in 0..5 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let address = free.local_addr().unwrap();
@@ -103,20 +104,20 @@ impl Registry {
             }
         }
         let log = fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-        panic!("docker-registry does not start:\n{log}");
+        panic!("docker-registry did not start:\n{log}");
     }
 
-    /// Host and port, as in a reference.
+    /// Returns the host and port, as in a reference.
     pub(crate) fn host(&self) -> String {
         self.address.to_string()
     }
 
-    /// A reference into this registry.
+    /// Returns a reference to an image in this registry.
     pub(crate) fn reference(&self, name: &str) -> String {
         format!("{}/{name}", self.address)
     }
 
-    /// A client that may read and write `repository`.
+    /// Returns a client that can read and write `repository`.
     pub(crate) fn client(&self, repository: &str) -> Client {
         let authorization = match &self.authentication {
             Authentication::None => None,
@@ -128,20 +129,20 @@ impl Registry {
         Client { address: self.address, authorization }
     }
 
-    /// Pushes `image` and returns the reference to it.
+    /// Pushes `image` and returns its reference.
     pub(crate) fn push(&self, image: &Image, repository: &str, tag: &str) -> String {
         image.push(&mut self.client(repository), repository, tag).unwrap();
         self.reference(&format!("{repository}:{tag}"))
     }
 
-    /// Deletes a manifest, whatever tags point to it.
+    /// Deletes a manifest, regardless of the tags that point to it.
     pub(crate) fn delete(&self, repository: &str, manifest: &Digest) {
         let path = format!("/v2/{repository}/manifests/{manifest}");
         let answer = self.client(repository).request("DELETE", &path, "text/plain", &[]).unwrap();
         assert_eq!(answer.status, 202, "{path}");
     }
 
-    /// Writes a docker config with the credentials of [`USER`] and returns the directory that holds it.
+    /// Writes a docker config with the credentials of [`USER`] and returns its directory.
     pub(crate) fn docker_config(&self) -> PathBuf {
         let dir = self.dir.path().join("docker");
         fs::create_dir_all(&dir).unwrap();
@@ -151,13 +152,14 @@ impl Registry {
         dir
     }
 
-    /// GET requests for blobs served so far, by the registry's own log: digest and answered bytes.
+    /// Returns the GET requests for blobs served so far, from the registry's own log: digest and response
+    /// bytes.
     pub(crate) fn blobs_served(&self) -> Vec<(String, u64)> {
         let log = fs::read_to_string(self.dir.path().join("log")).unwrap();
         log.lines().filter_map(blob_served).collect()
     }
 
-    /// Tokens handed out so far; none without token authentication.
+    /// Returns the number of tokens issued so far; 0 without token authentication.
     pub(crate) fn tokens_issued(&self) -> usize {
         match &self.authentication {
             Authentication::Token(tokens) => tokens.issued(),
@@ -165,14 +167,14 @@ impl Registry {
         }
     }
 
-    /// Stops the registry at once; nothing answers on its port any more.
+    /// Stops the registry at once, so that nothing answers on its port any more.
     pub(crate) fn stop(mut self) {
         self.kill();
         assert!(TcpStream::connect(self.address).is_err());
     }
 
     fn kill(&mut self) {
-        // Fails where the process has ended already, which is what is wanted.
+        // Fails if the process has ended already, which is fine.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -184,12 +186,12 @@ impl Drop for Registry {
     }
 }
 
-/// The `Authorization` header of [`USER`].
+/// Returns the `Authorization` header of [`USER`].
 pub(crate) fn basic() -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")))
 }
 
-/// An access log line in the combined format: `… "GET /v2/a/blobs/sha256:… HTTP/1.1" 200 1234 …`.
+/// Parses an access log line in the combined format: `… "GET /v2/a/blobs/sha256:… HTTP/1.1" 200 1234 …`.
 fn blob_served(line: &str) -> Option<(String, u64)> {
     let (_, request) = line.split_once("\"GET ")?;
     let (path, rest) = request.split_once(" HTTP/1.1\" ")?;

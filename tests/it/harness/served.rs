@@ -1,4 +1,4 @@
-//! Images in a registry that counts and misbehaves, and the builds from it.
+//! Images in a registry that counts requests and injects faults, and builds from it.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::larder;
 
-/// Images as `app-0:1`, `app-1:1` … of one registry, and a directory for a volume.
+/// Images `app-0:1`, `app-1:1` … in one registry, and a directory for a volume.
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) registry: Registry,
@@ -32,7 +32,7 @@ impl Served {
         Served::at(Ipv4Addr::LOCALHOST.into(), images)
     }
 
-    /// The same on another address of this machine.
+    /// Does the same as [`Served::new`], on another address of this machine.
     pub(crate) fn at(address: IpAddr, images: impl IntoIterator<Item = Image>) -> Self {
         let mut registry = Registry::spawn_at(address);
         let images: Vec<_> = images.into_iter().collect();
@@ -42,18 +42,18 @@ impl Served {
         Served { registry, images, dir: tempfile::tempdir().unwrap(), form: LayerFormat::default() }
     }
 
-    /// The same with layers of another form.
+    /// Sets the layer format of builds.
     #[must_use]
     pub(crate) fn with(self, form: LayerFormat) -> Self {
         Served { form, ..self }
     }
 
-    /// A place on the machine's own file system; not made yet.
+    /// Returns a path on the machine's own file system that does not exist yet.
     pub(crate) fn volume(&self) -> PathBuf {
         self.dir.path().join("volume")
     }
 
-    /// A path beside the volume.
+    /// Returns a path next to the volume.
     pub(crate) fn beside(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -62,7 +62,7 @@ impl Served {
         (0..self.images.len()).map(|number| format!("{}/app-{number}:1", self.registry.host())).collect()
     }
 
-    /// The build of all images into `volume` with a cap of `size` bytes, whatever the 3x rule says.
+    /// Returns a build of all images into `volume` with a cap of `size` bytes, without the 3x rule.
     pub(crate) fn build(&self, volume: &Path, size: u64) -> Command {
         let mut larder = larder();
         larder.env("LARDER_REGISTRY__BACKOFF_MAX_SECONDS", "1").env("LARDER_REGISTRY__RETRIES", "1");
@@ -75,7 +75,7 @@ impl Served {
     }
 }
 
-/// Bytes that do not compress, the same for one seed.
+/// Returns bytes that do not compress, always the same for one seed.
 pub(crate) fn random(seed: u64, len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ seed.wrapping_mul(0xd134_2543_de82_ef95);
     let mut next = || {
@@ -91,7 +91,7 @@ pub(crate) fn cache(volume: &Path) -> CacheManifest {
     CacheManifest::parse(&fs::read(volume.join("cache.json")).unwrap()).unwrap()
 }
 
-/// Whether no layer in flight is left on the volume.
+/// Reports whether the volume has no unfinished layer.
 pub(crate) fn nothing_staged(volume: &Path) -> bool {
     match fs::read_dir(volume.join(".larder/staging")) {
         Ok(mut names) => names.next().is_none(),
@@ -99,7 +99,8 @@ pub(crate) fn nothing_staged(volume: &Path) -> bool {
     }
 }
 
-/// Name, change time and inode number of everything below `root`: a write of any kind shows here.
+/// Returns the path, inode number and change time of everything below `root`. A write of any kind changes
+/// this.
 pub(crate) fn change_times(root: &Path) -> Vec<(PathBuf, u64, (i64, i64))> {
     let mut found = Vec::new();
     let mut pending = vec![root.to_owned()];
@@ -119,12 +120,12 @@ pub(crate) fn change_times(root: &Path) -> Vec<(PathBuf, u64, (i64, i64))> {
 pub(crate) struct Running(Child);
 
 impl Running {
-    /// Starts `command` with nobody listening to what it prints.
+    /// Starts `command` and discards its output.
     pub(crate) fn start(command: &mut Command) -> Self {
         Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
-    /// A child that was started elsewhere.
+    /// Takes over a child that was started elsewhere.
     pub(crate) fn of(child: Child) -> Self {
         Running(child)
     }
@@ -141,23 +142,24 @@ impl Running {
         self.0.try_wait().unwrap().is_some()
     }
 
-    /// Kills it and waits until it is gone, with all that it started: those end by the kernel's hand, a moment later.
+    /// Kills it and waits until it is gone, together with all processes that it started. The kernel ends
+    /// those a moment later.
     pub(crate) fn kill(&mut self) {
         let below = if self.has_ended() { Vec::new() } else { descendants(self.pid().as_raw()) };
         let _ = self.0.kill();
         let _ = self.0.wait();
         let started = Instant::now();
-        // An orphan that has ended can stay as a zombie until its new parent looks.
+        // An orphan that has ended can stay a zombie until its new parent reaps it.
         let alive = |pid: &i32| {
             fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
         };
         while below.iter().any(alive) {
-            assert!(started.elapsed() < Duration::from_secs(10), "its children outlive it");
+            assert!(started.elapsed() < Duration::from_secs(10), "its children outlived it");
             sleep(Duration::from_millis(2));
         }
     }
 
-    /// Exit code of a process that ends within `limit`; none if a signal ended it.
+    /// Returns the exit code of a process that ends within `limit`; `None` if a signal ended it.
     pub(crate) fn code_within(&mut self, limit: Duration) -> Option<i32> {
         let started = Instant::now();
         loop {
@@ -169,7 +171,7 @@ impl Running {
         }
     }
 
-    /// Waits until `ready`. Returns false if the process ended first.
+    /// Waits until `ready` returns true. Returns false if the process ended first.
     #[must_use = "a build that ended cannot be killed"]
     pub(crate) fn until(&mut self, ready: impl Fn() -> bool) -> bool {
         let started = Instant::now();
@@ -177,31 +179,32 @@ impl Running {
             if self.has_ended() {
                 return false;
             }
-            assert!(started.elapsed() < Duration::from_secs(60), "the build makes no progress");
+            assert!(started.elapsed() < Duration::from_secs(60), "the build made no progress");
             sleep(Duration::from_micros(500));
         }
         true
     }
 }
 
-/// Waits until no process of a build into `volume` is left: children of one that was killed end a moment later.
+/// Waits until no process of a build into `volume` is left. The children of a killed process end a moment
+/// later.
 pub(crate) fn until_gone(volume: &Path) {
     let volume = volume.to_str().unwrap();
     let started = Instant::now();
     let works = || {
         fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-            // One that has ended has none.
+            // A process that has ended has no command line.
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             line.starts_with(b"larder\0") && String::from_utf8_lossy(&line).contains(volume)
         })
     };
     while works() {
-        assert!(started.elapsed() < Duration::from_secs(10), "children outlive a build that was killed");
+        assert!(started.elapsed() < Duration::from_secs(10), "children outlived a killed build");
         sleep(Duration::from_millis(2));
     }
 }
 
-/// Processes below `pid`, however deep.
+/// Returns all descendants of `pid`.
 pub(crate) fn descendants(pid: i32) -> Vec<i32> {
     let all =
         fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());

@@ -1,4 +1,5 @@
-//! Debian's skopeo: copies an image out of a volume, which works only where tar-split gives back each tar bit for bit.
+//! Debian's skopeo copies an image out of a volume, which works only if tar-split reproduces each tar bit for
+//! bit.
 
 use std::fs;
 use std::path::Path;
@@ -10,9 +11,10 @@ use serde_json::Value;
 use super::filesystem::unmount_below;
 use super::succeed;
 
-/// Copies `image` from the store on `volume` to an OCI layout in `dir` and returns the diff IDs of its config.
+/// Copies `image` from the store on `volume` to an OCI layout in `dir` and returns the diff IDs of its
+/// config.
 ///
-/// skopeo recomputes the sha256 of every tar on the way and fails where one is not the diff ID.
+/// skopeo recomputes the sha256 of every tar and fails if one does not match the diff ID.
 pub(crate) fn copy_out(volume: &Path, image: &str, dir: &Path) -> Vec<Digest> {
     let volume = volume.canonicalize().unwrap();
     let source = format!(
@@ -31,14 +33,14 @@ pub(crate) fn copy_out(volume: &Path, image: &str, dir: &Path) -> Vec<Digest> {
     diff_ids(&layout, 0)
 }
 
-/// `skopeo copy` between any two of its places.
+/// Runs `skopeo copy` between any two of its transports.
 pub(crate) fn copy(from: &str, to: &str) {
     let mut skopeo = Command::new("skopeo");
     skopeo.args(["copy", "--quiet", "--insecure-policy", "--src-tls-verify=false"]);
     succeed(skopeo.args([from, to]));
 }
 
-/// The diff IDs in the config of an image of an OCI layout, by its place in the index.
+/// Returns the diff IDs in the config of an image of an OCI layout, by its position in the index.
 pub(crate) fn diff_ids(layout: &Path, image: usize) -> Vec<Digest> {
     let read = |digest: &str| -> Value {
         let path = layout.join("blobs").join(digest.replace(':', "/"));

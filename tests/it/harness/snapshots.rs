@@ -1,4 +1,4 @@
-//! `larder snapshotter` with a directory of its own, and a client that speaks to it as containerd does.
+//! `larder snapshotter` with its own directory, and a client that sends the requests of containerd.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -29,37 +29,38 @@ use super::served::Running;
 use super::{larder, succeed};
 use larder::node::grpc::{self, Channel};
 
-/// How long it may take to start, and volumes to be let go of.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for the start, and for the release of volumes.
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// The label that names a layer by its chain ID.
 pub(crate) const TARGET: &str = "containerd.io/snapshot.ref";
 
-/// A snapshotter. Killed when it is dropped; what it mounted goes with the namespace of the test.
+/// A snapshotter. Killed when it is dropped; its mounts are removed with the namespace of the test.
 #[derive(Debug)]
 pub(crate) struct Snapshotter {
     running: Option<Running>,
-    /// What starts it, in front of its own command line.
+    /// Command line that starts it, in front of its own.
     starter: Vec<String>,
-    /// The socket that it is handed, as systemd does by a unit of its own.
+    /// The socket that it inherits, as from a systemd socket unit.
     listener: Option<UnixListener>,
     dir: TempDir,
     pub(crate) client: Client,
 }
 
 impl Snapshotter {
-    /// Starts one and waits until it answers. In an isolated test: it mounts.
+    /// Starts it and waits until it answers. It mounts, so call it in an isolated test.
     pub(crate) fn start() -> Self {
         Snapshotter::start_by(&[])
     }
 
-    /// The same by another program that becomes it.
+    /// Does the same as [`Snapshotter::start`], by another program that executes it.
     pub(crate) fn start_by(starter: &[String]) -> Self {
         let mut snapshotter = Snapshotter::stopped(starter);
         snapshotter.restart();
         snapshotter
     }
 
-    /// One that does not run yet, with a socket at which somebody listens already: systemd's place is taken by this process.
+    /// Prepares a snapshotter that does not run yet. This process already listens on its socket, in place of
+    /// systemd.
     pub(crate) fn activated_by(starter: &[String]) -> Self {
         let activate = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"";
         let activate = ["bash", "-c", activate, "activate"].map(str::to_owned);
@@ -71,13 +72,14 @@ impl Snapshotter {
     fn stopped(starter: &[String]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let client = Client::new(dir.path().join("s"));
-        // The paths of 120 layers must fit into one page here; others look where it is unless it is told otherwise.
+        // The root has a short path, so that the paths of 120 layers fit in one page. Other commands look for
+        // it in the state directory.
         fs::create_dir(dir.path().join("state")).unwrap();
         symlink("../root", dir.path().join("state/snapshotter")).unwrap();
         Snapshotter { running: None, starter: starter.to_vec(), listener: None, dir, client }
     }
 
-    /// The command line.
+    /// Returns the command line.
     pub(crate) fn command(&self) -> Command {
         let program = larder().get_program().to_str().unwrap().to_owned();
         let mut words = self.starter.iter().chain([&program]);
@@ -93,9 +95,9 @@ impl Snapshotter {
         command
     }
 
-    /// Starts it again after it was killed.
+    /// Starts it again after a kill.
     pub(crate) fn restart(&mut self) {
-        assert!(self.running.is_none(), "it runs");
+        assert!(self.running.is_none(), "it is running");
         let log = File::options().append(true).create(true).open(self.dir.path().join("log")).unwrap();
         let input = match &self.listener {
             Some(listener) => OwnedFd::from(listener.try_clone().unwrap()).into(),
@@ -103,32 +105,32 @@ impl Snapshotter {
         };
         let child = self.command().stdin(input).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         let mut running = Running::of(child.unwrap());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.client.list(&["name==none"]).is_err() {
             let ended = running.has_ended();
-            assert!(!ended && Instant::now() < deadline, "it does not start:\n{}", self.log());
+            assert!(!ended && Instant::now() < deadline, "the snapshotter did not start:\n{}", self.log());
             sleep(Duration::from_millis(20));
         }
         self.running = Some(running);
     }
 
-    /// Kills it: no handler of its own runs.
+    /// Sends SIGKILL, so none of its handlers runs.
     pub(crate) fn kill(&mut self) {
         self.running.take().unwrap().kill();
     }
 
-    /// The process.
+    /// Returns the running process.
     pub(crate) fn process(&mut self) -> &mut Running {
         self.running.as_mut().unwrap()
     }
 
-    /// Where it answers.
+    /// Returns the path of its socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
     }
 
-    /// Makes it answer where containerd looks for it unless it is told otherwise.
-    pub(crate) fn at_its_place(&self) {
+    /// Makes it available at containerd's default path for it.
+    pub(crate) fn link_default_socket(&self) {
         let place = Path::new(SOCKET);
         let parent = place.parent().unwrap();
         fs::create_dir_all(parent).unwrap();
@@ -136,17 +138,17 @@ impl Snapshotter {
         symlink(self.socket(), place).unwrap();
     }
 
-    /// Its directory.
+    /// Returns its root directory.
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
-    /// What it said.
+    /// Returns the log of the process.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// The state directory that it goes by.
+    /// Returns the state directory that it uses.
     pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }
@@ -155,7 +157,7 @@ impl Snapshotter {
         Attachments::new(self.state().join("attached"))
     }
 
-    /// Mounts a volume read-only under `name` and writes its record; answers where.
+    /// Mounts a volume read-only under `name` and writes its record. Returns the mount point.
     pub(crate) fn attach(&self, volume: &Path, name: &str) -> PathBuf {
         let at = self.dir.path().join(name);
         fs::create_dir_all(&at).unwrap();
@@ -166,10 +168,10 @@ impl Snapshotter {
         at
     }
 
-    /// Removes the record of what is mounted at `at` and unmounts it, as soon as it is let go of.
+    /// Removes the record of the volume at `at`, and unmounts it as soon as it is released.
     pub(crate) fn detach(&self, at: &Path) {
         self.records().forget(at).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while let Err(e) = umount2(at, MntFlags::empty()) {
             assert!(Instant::now() < deadline, "unmounting {}: {e}\n{}", at.display(), self.log());
             sleep(Duration::from_millis(50));
@@ -177,7 +179,7 @@ impl Snapshotter {
     }
 }
 
-/// Asks as containerd does.
+/// A client that sends the requests of containerd.
 #[derive(Debug)]
 pub(crate) struct Client {
     runtime: Runtime,
@@ -186,7 +188,7 @@ pub(crate) struct Client {
 
 type Answer<T> = Result<T, Status>;
 
-/// Labels of a request.
+/// Returns the labels of a request.
 pub(crate) fn labels(labels: &[(&str, &str)]) -> HashMap<String, String> {
     labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
@@ -196,7 +198,7 @@ impl Client {
         Client { runtime: Runtime::new().unwrap(), socket }
     }
 
-    /// Makes a call.
+    /// Makes a gRPC call.
     pub(crate) fn call<T>(
         &self,
         call: impl AsyncFnOnce(SnapshotsClient<Channel>) -> Answer<Response<T>>,
@@ -238,7 +240,7 @@ impl Client {
         self.call(async |mut client| client.stat(request).await).map(|answer| answer.info.unwrap())
     }
 
-    /// Sets labels; an empty mask means all of them.
+    /// Sets labels. An empty mask means all of them.
     pub(crate) fn update(&self, name: &str, given: &[(&str, &str)], mask: &[&str]) -> Answer<Info> {
         let info = Info { name: name.into(), labels: labels(given), ..Default::default() };
         let paths: Vec<String> = mask.iter().map(|path| (*path).to_owned()).collect();
@@ -256,7 +258,7 @@ impl Client {
         self.call(async |mut client| client.cleanup(CleanupRequest::default()).await)
     }
 
-    /// The messages of a list.
+    /// Returns the messages of a list.
     pub(crate) fn list_messages(&self, filters: &[&str]) -> Answer<Vec<Vec<Info>>> {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
         let request = ListSnapshotsRequest { filters, ..Default::default() };
@@ -274,15 +276,15 @@ impl Client {
         Ok(self.list_messages(filters)?.into_iter().flatten().collect())
     }
 
-    /// Names of a list, sorted.
+    /// Returns the names of a list, sorted.
     pub(crate) fn names(&self, filters: &[&str]) -> Vec<String> {
         let mut names: Vec<String> = self.list(filters).unwrap().into_iter().map(|info| info.name).collect();
         names.sort();
         names
     }
 
-    /// Asks for the layer `chain` on top of `parent` as containerd does before it unpacks one: the name of the snapshot that
-    /// is there already, or nothing if it is to be fetched.
+    /// Requests the layer `chain` on top of `parent` as containerd does before it unpacks one. Returns the
+    /// name of the existing snapshot; `None` if the layer must be fetched.
     pub(crate) fn take(&self, chain: &str, parent: &str) -> Option<String> {
         let key = format!("extract {chain} {parent}");
         match self.prepare(&key, parent, &[(TARGET, chain)]) {
@@ -301,7 +303,7 @@ impl Client {
     }
 }
 
-/// A snapshot where it can be looked at. Unmounted when it is dropped.
+/// A snapshot mounted for inspection. Unmounted when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Mounted(TempDir);
 
@@ -320,7 +322,7 @@ impl Mounted {
         self.0.path()
     }
 
-    /// A path in it.
+    /// Returns a path inside the snapshot.
     pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }

@@ -1,4 +1,5 @@
-//! A token server for docker-registry's `auth.token`: signs JSON Web Tokens (RFC 7519) with a key made by openssl.
+//! A token server for docker-registry's `auth.token`. It signs JSON Web Tokens (RFC 7519) with a key created
+//! by openssl.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -37,7 +38,7 @@ impl TokenServer {
     /// Name of this server in tokens.
     pub(crate) const ISSUER: &str = "larder-test-issuer";
 
-    /// Makes a key and a certificate in `dir` and answers `GET /token` on a free port.
+    /// Creates a key and a certificate in `dir` and answers `GET /token` on a free port.
     pub(crate) fn start(dir: &Path, lifetime: Duration) -> Self {
         let signer = Signer { key: dir.join("token.key"), certificate: dir.join("token.pem"), lifetime };
         succeed(
@@ -57,29 +58,29 @@ impl TokenServer {
         let issued = Arc::clone(&server.issued);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A client that hangs up early is no fault of the server.
+                // A client that disconnects early is not an error of the server.
                 let _ = answer(stream, &signer, &issued);
             }
         });
         server
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The certificate that tokens are checked against.
+    /// Returns the certificate that verifies its tokens.
     pub(crate) fn certificate(&self) -> &Path {
         &self.signer.certificate
     }
 
-    /// Number of tokens handed out over HTTP.
+    /// Returns the number of tokens issued over HTTP.
     pub(crate) fn issued(&self) -> usize {
         self.issued.load(Ordering::Relaxed)
     }
 
-    /// A token for `actions` on `repository`.
+    /// Returns a token for `actions` on `repository`.
     pub(crate) fn sign(&self, repository: &str, actions: &[&str]) -> String {
         self.signer.sign(repository, actions)
     }
@@ -110,12 +111,12 @@ impl Signer {
         stdin.write_all(signed.as_bytes()).unwrap();
         drop(stdin);
         let output = openssl.wait_with_output().unwrap();
-        assert!(output.status.success(), "openssl does not sign");
+        assert!(output.status.success(), "openssl failed to sign");
         format!("{signed}.{}", encode(&output.stdout))
     }
 }
 
-/// One request: the scope in the query, the credentials in the header.
+/// Answers one request: the scope is in the query, the credentials are in the header.
 fn answer(mut stream: TcpStream, signer: &Signer, issued: &AtomicUsize) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().transpose()?.unwrap_or_default();

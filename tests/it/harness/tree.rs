@@ -1,4 +1,4 @@
-//! A file tree as data, so that two can be compared, whoever made them.
+//! A file tree as data, so that trees from different sources can be compared.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use larder_model::digest::Digest;
 
-/// Everything that one name shows.
+/// All metadata and content of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) kind: Kind,
@@ -16,14 +16,14 @@ pub(crate) struct Entry {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Seconds and nanoseconds; none where no rule says what it is.
+    /// Seconds and nanoseconds since the epoch; `None` if no rule defines it.
     pub(crate) mtime: Option<(i64, u32)>,
     pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
-    /// First name, in order, of the same inode.
+    /// First path, in sort order, of the same inode.
     pub(crate) first_name: String,
 }
 
-/// Type and content.
+/// Type and content of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File(Digest),
@@ -91,7 +91,7 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
     let names = names[..len].split(|&b| b == 0).filter(|name| !name.is_empty());
     let names = names.map(|name| String::from_utf8(name.to_vec()).unwrap());
-    // What the machine's security module adds, and overlayfs's own, are not the layer's.
+    // Attributes of the machine's security module and of overlayfs are not part of the layer.
     let names = names.filter(|name| !name.starts_with("trusted.overlay.") && name != "security.selinux");
     let values = names.map(|name| {
         let mut value = vec![0; 64 << 10];
@@ -102,7 +102,8 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     values.collect()
 }
 
-/// What a comparison leaves out, because runtimes are known to disagree on it (docs/reference/runtimes.md).
+/// Differences that a comparison ignores, because runtimes are known to disagree on them
+/// (docs/reference/runtimes.md).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tolerance<'a> {
     /// Modification times of directories.
@@ -111,7 +112,7 @@ pub(crate) struct Tolerance<'a> {
     pub(crate) directories: &'a [String],
 }
 
-/// Every difference, one line each.
+/// Returns every difference, one line each.
 pub(crate) fn differences(expected: &Tree, found: &Tree, tolerance: Tolerance<'_>) -> Vec<String> {
     let mut lines = Vec::new();
     for (path, entry) in expected {

@@ -1,4 +1,4 @@
-//! A daemon whose caches are images.
+//! A daemon whose caches are EROFS images.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -23,7 +23,7 @@ fn image(seeds: &[u64]) -> Image {
     Image::builder(Format::Oci).layers(seeds.iter().map(layer)).build()
 }
 
-/// Directories of volumes, sorted by their names.
+/// Returns the directories of volumes, sorted by name.
 fn volumes(daemon: &Daemon) -> Vec<PathBuf> {
     let Ok(names) = fs::read_dir(daemon.state().join("tenants/team-a/volumes")) else { return Vec::new() };
     let mut found: Vec<_> = names.map(|name| name.unwrap().path()).collect();
@@ -50,7 +50,7 @@ fn caches_reuse_images_and_go_by_themselves() {
                 .values()
                 .map(|path| fs::metadata(path).unwrap().nlink())
                 .collect();
-            // Builders are confined: a second name would let them write to a volume that is not theirs.
+            // Builders are confined. A hard link would let them write to another volume.
             assert_eq!(links, [1; 3]);
         }
         let details = daemon.ask(A, "GET", &format!("/larder/v1/caches/{api}"), None).expect(200).to_string();

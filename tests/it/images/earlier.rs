@@ -21,7 +21,8 @@ fn reseal(volume: &Path, change: impl FnOnce(&mut Content)) {
     fs::write(volume.join("cache.json"), serde_json::to_vec(&sealed).unwrap()).unwrap();
 }
 
-/// The time alone of a lower directory was no reason for a second image, and an implied directory had time 0.
+/// In earlier versions the time of a lower directory alone caused no fixup image, and an implied directory
+/// had time 0.
 #[case]
 fn without_the_times_of_implied_directories() {
     isolated(&[Need::Erofs], || {
@@ -41,7 +42,8 @@ fn without_the_times_of_implied_directories() {
         assert!(layer.image.as_ref().unwrap().fixup_size.is_some());
         fs::remove_file(volume.join(format!("erofs/chain/{}.erofs", layer.chain_id.hex()))).unwrap();
         exits(65, larder().arg("verify").arg(&volume));
-        // What is settled says which of the two rules the volume keeps to, so that neither is half kept.
+        // The inherited directories record which of the two rules the volume follows, so that no volume
+        // follows half of each.
         reseal(&volume, |content| content.layers[1].image.as_mut().unwrap().fixup_size = None);
         exits(65, larder().arg("verify").arg(&volume));
         reseal(&volume, |content| content.layers[1].settled.inherited.clear());

@@ -13,21 +13,21 @@ use crate::harness::served::Served;
 use crate::harness::tree::{Tolerance, Tree, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
-/// A larder whose records of mounts are not those of this machine.
-fn larder_apart() -> Command {
+/// Returns a larder whose mount records are separate from those of this machine.
+fn larder_with_own_state() -> Command {
     let mut command = larder();
     command.env("LARDER_STATE__DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/state-of-mounts"));
     command
 }
 
 fn mount(volume: &Path, image: &str, over: &Path) -> Command {
-    let mut command = larder_apart();
+    let mut command = larder_with_own_state();
     command.arg("mount").arg(volume).arg(image).arg(over);
     command
 }
 
 fn umount(over: &Path) -> Command {
-    let mut command = larder_apart();
+    let mut command = larder_with_own_state();
     command.arg("umount").arg(over);
     command
 }
@@ -36,7 +36,7 @@ fn mountinfo() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
-/// Times of directories that a layer implies are all in which the forms differ.
+/// Compares trees, except for the times of implied directories, in which the formats differ.
 fn agree(want: &Tree, found: &Tree) {
     let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
     let lines = differences(want, found, tolerance);
@@ -77,14 +77,14 @@ fn an_image_is_mounted_from_volumes_of_any_kind() {
                     fs::write(over.path().join("new"), "x").unwrap_err();
                     let said = exits(73, &mut mount(&volume, reference, over.path()));
                     assert!(said.contains("already a mount point"), "{said}");
-                    // In use.
+                    // The mount is in use.
                     let file = fs::File::open(over.path()).unwrap();
                     exits(75, &mut umount(over.path()));
                     drop(file);
                     succeed(&mut umount(over.path()));
-                    assert_eq!(mountinfo(), before, "nothing is left");
+                    assert_eq!(mountinfo(), before, "no mount must be left");
                 }
-                // Nothing holds it any more.
+                // Nothing uses it any more.
                 fs::remove_dir_all(&volume).unwrap();
             }
         }
@@ -92,7 +92,7 @@ fn an_image_is_mounted_from_volumes_of_any_kind() {
 }
 
 #[case]
-fn what_cannot_be_mounted_leaves_nothing() {
+fn a_failed_mount_leaves_nothing() {
     isolated(&[Need::Erofs], || {
         let served = Served::new(images()).with(LayerFormat::Erofs);
         let volume = served.volume();
@@ -107,11 +107,11 @@ fn what_cannot_be_mounted_leaves_nothing() {
         assert!(said.contains("available images"), "{said}");
         exits(64, &mut mount(&volume, reference, volume.parent().unwrap()));
         exits(73, &mut umount(over.path()));
-        // Not even something that is not ours.
+        // A mount that Larder did not create is refused as well.
         nix::mount::mount(Some("x"), over.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
         exits(73, &mut umount(over.path()));
         nix::mount::umount(over.path()).unwrap();
-        // The name is no proof: also where a mount of ours was before.
+        // The mount point is no proof, not even if Larder mounted something there before.
         let other = tempfile::tempdir().unwrap();
         for name in ["a", "b"] {
             fs::create_dir(other.path().join(name)).unwrap();
@@ -125,7 +125,7 @@ fn what_cannot_be_mounted_leaves_nothing() {
         let said = exits(73, &mut umount(over.path()));
         assert!(said.contains("umount(8)"), "{said}");
         nix::mount::umount(over.path()).unwrap();
-        // An image that does not even look like one is not given to the kernel.
+        // A file without an EROFS header is not passed to the kernel.
         let hex = served.images[0].layers[1].diff_id.hex().to_owned();
         let image = volume.join(format!("erofs/sha256/{}/{hex}.erofs", &hex[..2]));
         let mut bytes = fs::read(&image).unwrap();

@@ -1,4 +1,5 @@
-//! A build of images needs no root and no capability: what Pod Security's profile "restricted" leaves is enough.
+//! A build of EROFS images needs neither root nor a capability: Pod Security's profile "restricted" is
+//! enough.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -12,11 +13,12 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 
 const NOBODY: u32 = 65534;
 
-/// The group of a volume in a pod (`fsGroup`): the directory is root's, of that group, and hands it on.
+/// The group of a volume in a pod (`fsGroup`). The directory belongs to root and this group, and has the
+/// set-group-ID bit.
 const GROUP: u32 = 2000;
 
 #[case]
-fn nobody_builds_what_root_builds() {
+fn an_unprivileged_build_equals_that_of_root() {
     let needs =
         [Need::Program("docker-registry"), Need::Program("setpriv"), Need::Program("busybox"), Need::Erofs];
     isolated(&needs, || {
@@ -29,9 +31,9 @@ fn nobody_builds_what_root_builds() {
         fs::create_dir(&volume).unwrap();
         chown(&volume, Some(0), Some(GROUP)).unwrap();
         fs::set_permissions(&volume, fs::Permissions::from_mode(0o2770)).unwrap();
-        // Somebody without rights cannot run a binary below a home directory of root.
+        // A user without rights cannot run a binary below a home directory of root.
         let binary = dir.path().join("larder");
-        // Not by this process: a fork meanwhile would keep it open for writing.
+        // `cp` writes the copy: in this process, a concurrent fork would keep it open for writing.
         succeed(Command::new("cp").arg(larder().get_program()).arg(&binary));
         let nobody = |format: &str| {
             let mut build = Command::new("setpriv");
@@ -56,7 +58,7 @@ fn nobody_builds_what_root_builds() {
                 "{name}"
             );
         }
-        // Byte by byte what root builds, and shown as root's directories are.
+        // The result equals the build of root byte by byte, and the mounted tree equals root's directories.
         let by_root = dir.path().join("root");
         let directories = dir.path().join("directories");
         for (volume, format) in [(&by_root, "erofs"), (&directories, "overlay")] {
@@ -67,7 +69,7 @@ fn nobody_builds_what_root_builds() {
         assert_eq!(super::contents(&volume.join("erofs")), super::contents(&by_root.join("erofs")));
         let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let (want, found) = (View::mount(&directories, &diff_ids), View::mount_images(&volume, &diff_ids));
-        // Times of directories that a layer implies are all that may differ.
+        // Only the times of implied directories can differ.
         let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
         let lines = differences(&scan(&want.path()), &scan(&found.path()), tolerance);
         assert!(lines.is_empty(), "{}", lines.join("\n"));

@@ -1,4 +1,4 @@
-//! dm-verity hash trees behind images, against veritysetup.
+//! dm-verity hash trees of EROFS images, compared with veritysetup.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -20,7 +20,8 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 
 const NEEDS: [Need; 2] = [Need::Program("veritysetup"), Need::Program("fsck.erofs")];
 
-/// Images of two, of some hundred, and of more than 128 x 128 blocks: trees of one, two and three levels.
+/// Returns layers of two, of some hundred, and of more than 128 x 128 blocks, for trees of one, two and three
+/// levels.
 fn image() -> Image {
     let sized = |seed: u64, len: usize| LayerBuilder::new().file("f", random(seed, len)).gzip().into();
     Image::builder(Format::Oci).layers([sized(1, 10), sized(2, 1 << 20), sized(3, 66 << 20)]).build()
@@ -64,9 +65,12 @@ fn veritysetup_accepts_every_tree() {
                 command
             };
             succeed(&mut check(root));
-            assert!(!check(&"0".repeat(64)).output().unwrap().status.success(), "veritysetup takes anything");
+            assert!(
+                !check(&"0".repeat(64)).output().unwrap().status.success(),
+                "veritysetup accepted a wrong root hash"
+            );
             assert_eq!(fsck(blob), "");
-            // The tree is what veritysetup would have made, but for nothing.
+            // The tree is identical to that of veritysetup.
             let copy = served.beside("copy");
             fs::copy(blob, &copy).unwrap();
             fs::File::options().write(true).open(&copy).unwrap().set_len(offset).unwrap();
@@ -77,7 +81,7 @@ fn veritysetup_accepts_every_tree() {
             format.args(["--data-blocks", &(offset / 4096).to_string()]);
             succeed(&mut format);
             assert!(fs::read(&copy).unwrap() == fs::read(blob).unwrap(), "{}", blob.display());
-            // A bit of it, wherever.
+            // Flip a bit of it, at any offset.
             let sound = fs::read(blob).unwrap();
             for n in 0..6 {
                 let behind = u64::from_le_bytes(random(n, 8).try_into().unwrap()) % (size - offset);
@@ -104,7 +108,7 @@ fn veritysetup_accepts_every_tree() {
         fs::write(&name, &sound).unwrap();
         succeed(larder().arg("verify").arg(&volume));
 
-        // Another job without them, and none for directories.
+        // Without hash trees it is another job, and directories have none.
         let said = exits(73, &mut with_size(&volume));
         assert!(said.contains("another job"), "{said}");
         let said = {
@@ -115,7 +119,8 @@ fn veritysetup_accepts_every_tree() {
     });
 }
 
-/// One reading of each image against its root hash, which is all that a node has time for.
+/// Attach reads each image once and compares it with its root hash, so that it does not take too long on a
+/// node.
 #[case]
 fn hash_trees_prove_images_without_decoding() {
     isolated(&[], || {
@@ -149,7 +154,7 @@ fn hash_trees_prove_images_without_decoding() {
                 file.read_exact_at(&mut byte, at).unwrap();
                 file.write_all_at(&[byte[0] ^ 16], at).unwrap();
             };
-            // Content, its last byte, the header of the tree, and its last block.
+            // The content, its last byte, the header of the tree, and its last block.
             for (at, words) in [
                 (1024 + number as u64, "root hash in cache.json"),
                 (offset - 1, "root hash in cache.json"),
@@ -166,7 +171,7 @@ fn hash_trees_prove_images_without_decoding() {
             fails(&content);
             file.set_len(size).unwrap();
         }
-        // What cache.json says is wrong in itself: no panic, no reading past the end.
+        // Invalid values in cache.json cause neither a panic nor a read past the end.
         for hash_offset in [0, 1, 4095, 4096, 1 << 40, u64::MAX, u64::MAX - 4095] {
             let mut lie = content.clone();
             lie.layers[0].image.as_mut().unwrap().verity.as_mut().unwrap().hash_offset = hash_offset;
@@ -181,7 +186,7 @@ fn hash_trees_prove_images_without_decoding() {
     });
 }
 
-/// The identity in the header of the tree.
+/// Returns the UUID in the header of the tree.
 fn uuid_of(blob: &Path, offset: u64) -> uuid::Uuid {
     let mut bytes = [0; 16];
     fs::File::open(blob).unwrap().read_exact_at(&mut bytes, offset + 16).unwrap();

@@ -1,4 +1,4 @@
-//! From an order to a snapshot, and away again.
+//! From an order to a snapshot, and its deletion.
 
 use std::fs;
 use std::time::Duration;
@@ -41,21 +41,21 @@ fn ordered_by_the_api() {
     let conditions: Vec<_> = status.conditions.iter().map(|one| (&*one.type_, &*one.status)).collect();
     assert_eq!(conditions, [("Ready", "True"), ("Progressing", "False"), ("Degraded", "False")]);
 
-    // The copy in the tenant's namespace, by the same handle.
+    // The copy in the tenant's namespace has the same handle.
     let copy = world.until("the copy is ready", || {
         world.get::<VolumeSnapshot>(&world.team, &snapshot.name).filter(VolumeSnapshot::is_ready)
     });
     assert!(copy.spec.source.volume_snapshot_content_name.is_some());
-    let object = world.until("the copy is told", || {
+    let object = world.until("the status lists the copy", || {
         let object: ImageCache = world.get(&world.team, "web")?;
         object.status.as_ref()?.copies.iter().any(|copy| copy.ready).then_some(object)
     });
     assert_eq!(object.status.unwrap().copies[0].namespace, world.team);
 
-    // What it was made from is gone.
+    // The build objects are gone.
     world.until("the job is gone", || world.get::<Job>(world.own(), &snapshot.name).is_none().then_some(()));
     if !world.is_real() {
-        // It is the sealed volume, cut when nothing was attached any more.
+        // The snapshot is the sealed volume, taken after the volume was detached.
         let stored = world.fake().stored(&snapshot.handle).unwrap();
         let seal = CacheManifest::parse(&fs::read(stored.path.join("cache.json")).unwrap()).unwrap();
         assert_eq!(seal.digest.to_string(), content.digest);
@@ -70,7 +70,7 @@ fn ordered_by_the_api() {
     assert_eq!(daemon.stop(), Ok(()));
 }
 
-/// Layers that are images take no right at all.
+/// A build of EROFS images needs no capability.
 #[case]
 fn images_are_built_under_restricted() {
     let mut world = World::new();
@@ -89,7 +89,7 @@ fn images_are_built_under_restricted() {
     }
 }
 
-/// The key is the operator's Secret, which the pod mounts and Larder does not read.
+/// The signing key is the operator's Secret. The pod mounts it, and Larder does not read it.
 #[case]
 fn a_pod_signs_with_the_key_of_a_secret() {
     let mut world = World::new();
@@ -116,17 +116,17 @@ fn a_pod_signs_with_the_key_of_a_secret() {
     }
 }
 
-/// What is told of a build under way, to whoever asks the API and to whoever looks at the object.
+/// The progress of a build is in the API and in the object's status.
 #[case]
-fn progress_is_told_per_image() {
+fn progress_is_reported_per_image() {
     let Some(mut world) = World::faked() else { return };
     world.config.registry.stall_timeout_seconds = 5;
     let slow = world.served.images[0].layers[1].digest.clone();
-    // Half of one layer, and nothing more until the builder has had enough of waiting.
+    // Half of one layer arrives, then nothing until the builder reaches its stall timeout.
     world.served.registry.fault(Fault::StallAt { digest: slow, offsets: vec![25_000, 25_001, 25_002] });
     let daemon = world.daemon();
     let record = daemon.create(&world, "web");
-    let image = world.until("it is told in the object", || {
+    let image = world.until("the status shows the progress", || {
         let status = world.get::<ImageCache>(&world.team, "web")?.status?;
         assert_ne!(status.phase, "Failed", "{:?}", status.message);
         status.images.into_iter().find(|image| image.layers_done == 1)
@@ -139,7 +139,7 @@ fn progress_is_told_per_image() {
     world.phase("web", Status::Available);
 }
 
-/// The log of a pod is only for those who look: how a build ended is in its termination message.
+/// The log of a pod is only for users: the result of a build is in its termination message.
 #[case]
 fn a_log_that_is_lost() {
     let Some(world) = World::faked() else { return };
@@ -152,7 +152,7 @@ fn a_log_that_is_lost() {
     assert_eq!((content.images.len(), content.totals.layers), (1, 2));
 }
 
-/// A disk that is still attached has a journal to replay.
+/// A disk that is still attached would have a journal to replay.
 #[case]
 fn a_snapshot_is_taken_of_a_disk_that_is_detached() {
     let timing = Timing { detach: Duration::from_secs(2), ..Timing::default() };
@@ -163,7 +163,7 @@ fn a_snapshot_is_taken_of_a_disk_that_is_detached() {
     assert!(!world.fake().stored(&content.snapshot.unwrap().handle).unwrap().attached);
 }
 
-/// Whoever has a copy is not left with one of which the storage knows nothing.
+/// A copy must not outlive the snapshot in the storage.
 #[case]
 fn an_owner_waits_for_its_copies() {
     let Some(world) = World::faked() else { return };
@@ -174,7 +174,7 @@ fn an_owner_waits_for_its_copies() {
     world.until("the copy is ready", || {
         world.get::<VolumeSnapshot>(&world.team, &name).filter(VolumeSnapshot::is_ready)
     });
-    // Something holds the content of the copy.
+    // A finalizer keeps the content of the copy.
     let contents: Api<VolumeSnapshotContent> = Api::all(world.admin());
     let content = format!("ic-{uid}.1.{}", world.team);
     let hold = |finalizers: &[&str]| {
@@ -187,7 +187,7 @@ fn an_owner_waits_for_its_copies() {
     hold(&["test/hold"]);
     let api = world.api::<ImageCache>(&world.team);
     world.wait(api.delete("web", &DeleteParams::default())).unwrap();
-    world.until("it is looked at again and again", || {
+    world.until("the deletion is retried several times", || {
         let tries = world.fake().seen().into_iter();
         let tries = tries.filter(|seen| seen.verb == "delete" && seen.resource == "volumesnapshotcontents");
         (tries.filter(|seen| seen.name == content).count() >= 3).then_some(())

@@ -1,5 +1,5 @@
-//! Everything at once: daemons that are killed, an API server that fails, watches that break, tenants who come and go. What must
-//! hold afterwards: every cache that is still asked for is there once, and of the others nothing.
+//! All faults at once: killed daemons, a failing API server, broken watches, and tenants that create and
+//! delete caches. Afterwards every cache that is still wanted exists once, and nothing is left of the others.
 
 use std::env;
 use std::thread::sleep;
@@ -17,10 +17,10 @@ use crate::harness::cluster::{LARDER, World, kill_daemon};
 const CACHES: u64 = 4;
 const ROUNDS: usize = 60;
 
-/// Numbers that are as good as random, the same for one seed.
-struct Dice(u64);
+/// A pseudorandom number generator: the same numbers for one seed.
+struct Random(u64);
 
-impl Dice {
+impl Random {
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -29,9 +29,8 @@ impl Dice {
     }
 }
 
-/// One thing that goes wrong, as often as the dice say. What is only read is never in conflict, and only lists and watches
-/// are told 410.
-fn fault(dice: &mut Dice) -> Fault {
+/// Returns a random fault. Reads never conflict, and only lists and watches get 410.
+fn fault(dice: &mut Random) -> Fault {
     let (verb, harm) = match dice.roll(9) {
         0 => ("update", Harm::Conflict),
         1 => ("patch", Harm::Conflict),
@@ -52,11 +51,11 @@ fn fault(dice: &mut Dice) -> Fault {
     }
 }
 
-fn live_through(seed: u64) {
+fn run_seed(seed: u64) {
     let Some(mut world) = World::faked() else { return };
-    // Attempts are counted, and here they are many.
+    // This test needs many attempts.
     (world.config.caches.build_retries, world.config.caches.build_retry_pause_seconds) = (1000, 1);
-    let mut dice = Dice(seed);
+    let mut dice = Random(seed);
     let api = world.api::<ImageCache>(&world.team);
     let mut daemons = [world.daemon(), world.daemon()];
     for _ in 0..ROUNDS {
@@ -72,7 +71,7 @@ fn live_through(seed: u64) {
             }
             4 | 5 => world.fake().fault(fault(&mut dice)),
             6 => {
-                // It is there, or on its way out.
+                // The object exists already, or is being deleted.
                 let _ = world.wait(api.create(&Default::default(), &world.object(&name)));
             }
             _ => {
@@ -108,7 +107,7 @@ fn live_through(seed: u64) {
             world.get::<VolumeSnapshot>(&world.team, &name).filter(VolumeSnapshot::is_ready)
         });
     }
-    world.until("there is one snapshot of each", || {
+    world.until("each cache has one snapshot", || {
         (world.fake().stored_snapshots() == all.len()).then_some(())
     });
     for object in &all {
@@ -120,9 +119,9 @@ fn live_through(seed: u64) {
 
 #[case]
 fn what_is_asked_for_is_there_once() {
-    // `LARDER_TEST_SEED=7`: that one alone.
+    // `LARDER_TEST_SEED=7` runs only this seed.
     let told = env::var("LARDER_TEST_SEED").map(|seed| vec![seed.parse().unwrap()]);
     for seed in told.unwrap_or_else(|_| vec![1, 20, 300]) {
-        live_through(seed);
+        run_seed(seed);
     }
 }

@@ -1,4 +1,4 @@
-//! Daemons that are killed, that lose the lease, and API servers that fail.
+//! Daemons that are killed or lose the lease, and API servers that fail.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use serde_json::json;
 
 use crate::harness::cluster::{LARDER, World, kill_daemon};
 
-/// A lease that is soon over.
+/// A lease duration that expires soon.
 const SHORT: Duration = Duration::from_secs(3);
 
-/// Requests of Larder that changed something, leases aside, which move by themselves.
+/// Returns the number of requests of Larder that changed an object, except leases, which change all the time.
 fn changes(world: &World) -> usize {
     let writes = ["create", "update", "patch", "delete"];
     let seen = world.fake().seen();
@@ -23,8 +23,8 @@ fn changes(world: &World) -> usize {
         .count()
 }
 
-/// Runs a cache from order to deletion, with a daemon that is killed after its `kill`th change; false when it does not come to
-/// so many.
+/// Runs a cache from order to deletion, with a daemon that is killed after its `kill`th change. Returns false
+/// if there were fewer changes.
 fn killed_after(kill: usize) -> bool {
     let Some(world) = World::faked() else { return false };
     let mut first = world.daemon();
@@ -53,7 +53,7 @@ fn killed_after(kill: usize) -> bool {
     let api = world.api::<ImageCache>(&world.team);
     world.wait(api.delete("web", &DeleteParams::default())).unwrap();
     world.until("the object is gone", || {
-        // On the way out too.
+        // The deletion is interrupted, too.
         let kill_again = !killed_again && changes(&world) > before + kill % 5;
         if kill_again {
             kill_daemon(&world, &mut second, true);
@@ -76,11 +76,11 @@ fn a_daemon_is_killed_at_every_step() {
 }
 
 #[case]
-fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
+fn the_lease_of_a_killed_daemon_expires_first() {
     let mut world = World::new();
     world.tuning.lease = SHORT;
     let mut first = world.daemon();
-    world.until("it leads", || {
+    world.until("it is the leader", || {
         if first.has_ended() {
             first = world.daemon();
         }
@@ -89,23 +89,23 @@ fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
     first.kill();
     world.tuning.lease = Duration::from_secs(20);
     let second = world.daemon();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
     second.create(&world, "web");
     world.phase("web", Status::Available);
 }
 
 #[case]
-fn whoever_loses_the_lease_stops() {
+fn a_daemon_that_loses_the_lease_stops() {
     let Some(world) = World::faked() else { return };
     let first = world.daemon();
-    world.until("it leads", || first.service.leads().then_some(()));
+    world.until("it is the leader", || first.service.leads().then_some(()));
     let second = world.daemon();
     let meets = Meets { resource: "leases", user: LARDER.into(), ..Meets::default() };
     world.fake().fault(Fault { meets, harm: Harm::Broken, after: 0, times: u32::MAX });
     let ended = first.ends();
-    assert!(ended.unwrap_err().contains("lease"), "it went on");
+    assert!(ended.unwrap_err().contains("lease"), "the daemon continued");
     world.fake().heal();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
     second.create(&world, "web");
     world.phase("web", Status::Available);
 }
@@ -114,42 +114,42 @@ fn whoever_loses_the_lease_stops() {
 fn a_lease_that_is_taken_away() {
     let world = World::new();
     let first = world.daemon();
-    world.until("it leads", || first.service.leads().then_some(()));
+    world.until("it is the leader", || first.service.leads().then_some(()));
     let patch = json!({"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 3}});
     let leases = world.api::<Lease>(world.own());
     world.wait(leases.patch("larder", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
-    assert!(first.ends().unwrap_err().contains("lease"), "it went on");
-    // Nobody renews it.
+    assert!(first.ends().unwrap_err().contains("lease"), "the daemon continued");
+    // Its holder never renews the lease.
     let second = world.daemon();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
 }
 
 #[case]
-fn who_stops_makes_room_at_once() {
+fn a_stopped_daemon_releases_the_lease_at_once() {
     let mut world = World::new();
     world.tuning.lease = Duration::from_secs(600);
     let first = world.daemon();
-    world.until("it leads", || first.service.leads().then_some(()));
+    world.until("it is the leader", || first.service.leads().then_some(()));
     first.create(&world, "web");
-    // It looks soon whether it is its turn, and would wait for long.
+    // The new daemon polls the lease often enough, but would wait long for it to expire.
     assert_eq!(first.stop(), Ok(()));
     world.tuning.lease = Duration::from_secs(20);
     let second = world.daemon();
-    world.until("the next one leads", || second.service.leads().then_some(()));
-    // What was under way goes on.
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
+    // The build that was in progress continues.
     world.phase("web", Status::Available);
 }
 
 #[case]
-fn an_api_server_that_fails_is_waited_for() {
-    // What is only read is never in conflict.
+fn a_failing_api_server_is_retried() {
+    // Reads never conflict.
     let conflicts = ["update", "patch"].map(|verb| (verb, Harm::Conflict));
     let others = [Harm::Broken, Harm::Busy(1), Harm::NoAnswer, Harm::Refused, Harm::Unauthorized];
     for (verb, harm) in conflicts.into_iter().chain(others.map(|harm| ("", harm))) {
         let Some(world) = World::faked() else { return };
         let daemon = world.daemon();
-        world.until("it leads", || daemon.service.leads().then_some(()));
-        // Every third request of any kind.
+        world.until("it is the leader", || daemon.service.leads().then_some(()));
+        // Every third request of any type fails.
         for after in 0..20 {
             let meets = Meets { verb, user: LARDER.into(), ..Meets::default() };
             world.fake().fault(Fault { meets, harm: harm.clone(), after: after * 3, times: 1 });
@@ -169,7 +169,7 @@ fn an_api_server_that_fails_is_waited_for() {
 fn watches_that_break_miss_nothing() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
-    world.until("it leads", || daemon.service.leads().then_some(()));
+    world.until("it is the leader", || daemon.service.leads().then_some(()));
     for round in 0..4 {
         match round % 4 {
             0 => world.fake().cut_watches(),

@@ -1,4 +1,4 @@
-//! Builds that fail: what the cluster cannot do, what a builder says, and what heals.
+//! Failed builds: limits of the cluster, errors of a builder, and recovery.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,7 +27,7 @@ use crate::harness::{Need, isolated};
 
 /// Waits until a cache has failed, and returns its class and its message.
 pub(super) fn failed(world: &World, daemon: &Running, record: &Record) -> (Class, String) {
-    let record = world.until("it has failed", || {
+    let record = world.until("the cache has failed", || {
         let record = daemon.record(world, record);
         assert_ne!(record.status, Status::Available);
         (record.status == Status::Failed).then_some(record)
@@ -35,7 +35,7 @@ pub(super) fn failed(world: &World, daemon: &Running, record: &Record) -> (Class
     (record.class.unwrap(), record.message.unwrap())
 }
 
-/// A world whose only node runs a script in place of `larder`. It gets the same arguments.
+/// Creates a world whose only node runs a script instead of `larder`, with the same arguments.
 pub(super) fn scripted(script: &str) -> Option<World> {
     scripted_with(script, Timing::default())
 }
@@ -50,9 +50,9 @@ fn scripted_with(script: &str, timing: Timing) -> Option<World> {
     Some(world)
 }
 
-/// Waits until a builder runs.
+/// Waits until a builder is running.
 fn runs(world: &World) {
-    world.until("it runs", || {
+    world.until("it is running", || {
         let pods = world.fake().peek_all("", "pods", world.own());
         pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
     });
@@ -69,14 +69,14 @@ fn what_no_retry_heals_fails_at_once() {
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::NotFound);
     assert!(message.contains(&absent), "{message}");
-    // Nothing of it stays but the record.
+    // Only the record is left.
     world.nothing_left();
     assert_eq!(daemon.record(&world, &record).status, Status::Failed);
 }
 
 #[case]
 fn a_builder_that_dies_is_started_again() {
-    // The first pod is killed by the kernel, the second fails for now, the third seals.
+    // The kernel kills the first pod, the second fails with a transient error, the third seals.
     let larder = env!("CARGO_BIN_EXE_larder");
     let Some(world) = scripted(&format!(
         "[ $1 = verify ] && exec {larder} \"$@\"; n=$(cat $0.n 2>/dev/null || echo 0); echo $((n+1)) > $0.n; \
@@ -92,7 +92,7 @@ fn a_builder_that_dies_is_started_again() {
 }
 
 #[case]
-fn a_builder_that_never_succeeds_is_given_up() {
+fn a_builder_that_never_succeeds_fails_the_cache() {
     let Some(world) = scripted("echo 'no such luck' >&2; exit 69") else { return };
     let daemon = world.daemon();
     let record = daemon.create(&world, "web");
@@ -102,10 +102,10 @@ fn a_builder_that_never_succeeds_is_given_up() {
     assert_eq!(daemon.record(&world, &record).generation, 1);
 }
 
-/// How long a thing may take that never comes.
-const SOON: Duration = Duration::from_secs(3);
+/// A short timeout for things that never happen.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// No more of these in Larder's namespace.
+/// Sets a quota of 0 for this resource in Larder's namespace.
 fn quota(world: &World, resource: &str) {
     world.fake().install(&json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": "larder"},
@@ -114,10 +114,10 @@ fn quota(world: &World, resource: &str) {
 }
 
 #[case]
-fn what_never_starts_is_told() {
-    // Each is one thing that a cluster cannot do.
-    type Spoil = fn(&mut World);
-    let spoils: [(&str, Spoil); 6] = [
+fn a_pod_that_never_starts_is_reported() {
+    // Each case is one thing that the cluster cannot do.
+    type Break = fn(&mut World);
+    let cases: [(&str, Break); 6] = [
         ("there is no StorageClass", |world| world.config.cluster[0].storage_class = "absent".into()),
         ("no storage class is set", |world| world.config.cluster[0].storage_class.clear()),
         ("ImagePullBackOff", |world| world.config.cluster[0].builder_image = "absent:1".into()),
@@ -125,10 +125,10 @@ fn what_never_starts_is_told() {
         ("exceeded quota", |world| quota(world, "persistentvolumeclaims")),
         ("exceeded quota", |world| quota(world, "pods")),
     ];
-    for (what, spoil) in spoils {
+    for (what, break_it) in cases {
         let Some(mut world) = World::faked() else { return };
-        world.tuning.builds.pending = SOON;
-        spoil(&mut world);
+        world.tuning.builds.pending = SHORT_TIMEOUT;
+        break_it(&mut world);
         let daemon = world.daemon();
         let record = daemon.create(&world, "web");
         let (_, message) = failed(&world, &daemon, &record);
@@ -138,7 +138,7 @@ fn what_never_starts_is_told() {
 }
 
 #[case]
-fn a_build_that_waits_says_for_what() {
+fn a_waiting_build_reports_the_reason() {
     let Some(mut world) = World::faked() else { return };
     world.tuning.builds.report = Duration::from_millis(200);
     world.fake().remove_node("node-a");
@@ -151,11 +151,12 @@ fn a_build_that_waits_says_for_what() {
             status.conditions.into_iter().find(|condition| condition.type_ == "Ready")?.message,
         ))
     };
-    let waits =
-        world.until("it says what it waits for", || ready().filter(|(_, message)| !message.is_empty()));
+    let waits = world.until("the status shows the reason for the wait", || {
+        ready().filter(|(_, message)| !message.is_empty())
+    });
     assert_eq!(waits.0, "Creating");
     assert!(waits.1.contains("the builder does not start") && waits.1.contains("nodes"), "{}", waits.1);
-    world.until("there is an event", || {
+    world.until("an event exists", || {
         let told = events_of(&world, "web");
         told.iter().any(|(reason, note)| reason == "Creating" && note.starts_with("waiting: ")).then_some(())
     });
@@ -179,7 +180,7 @@ fn a_snapshot_that_is_waited_for_says_why() {
     world.fake().decide_snapshot(busy);
     let daemon = world.daemon();
     daemon.create(&world, "web");
-    world.until("it says what it waits for", || {
+    world.until("the status shows the reason for the wait", || {
         let status = world.get::<ImageCache>(&world.team, "web")?.status?;
         let waiting = status.work?.waiting?;
         (waiting.starts_with("the snapshot is not ready: ") && waiting.contains("the array is busy"))
@@ -187,7 +188,7 @@ fn a_snapshot_that_is_waited_for_says_why() {
     });
 }
 
-/// Reasons and notes of the events about an image cache.
+/// Returns the reasons and messages of the events about an image cache.
 fn events_of(world: &World, name: &str) -> Vec<(String, String)> {
     let events = world.wait(world.api::<Event>(&world.team).list(&ListParams::default())).unwrap();
     let about =
@@ -199,14 +200,14 @@ fn events_of(world: &World, name: &str) -> Vec<(String, String)> {
 #[case]
 fn the_secret_of_a_job_is_missed() {
     let Some(mut world) = World::faked() else { return };
-    world.tuning.builds.pending = SOON;
+    world.tuning.builds.pending = SHORT_TIMEOUT;
     let daemon = world.daemon();
-    // It goes before the pod has it.
+    // The Secret is deleted before the pod mounts it.
     world.fake().remove_node("node-a");
     let record = daemon.create(&world, "web");
     let name = format!("ic-{}", record.id);
     let secrets = world.api::<k8s_openapi::api::core::v1::Secret>(world.own());
-    world.until("there is a secret", || world.wait(secrets.get_opt(&name)).unwrap());
+    world.until("the secret exists", || world.wait(secrets.get_opt(&name)).unwrap());
     world.wait(secrets.delete(&name, &Default::default())).unwrap();
     world.add_node("node-b");
     let (_, message) = failed(&world, &daemon, &record);
@@ -222,14 +223,14 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
     daemon.create(&world, "heals");
     world.phase("heals", Status::Available);
     assert_eq!(daemon.stop(), Ok(()));
-    world.tuning.builds.snapshot = SOON;
+    world.tuning.builds.snapshot = SHORT_TIMEOUT;
     let daemon = world.daemon();
     world.fake().decide_snapshot(refused(u32::MAX));
     let record = daemon.create(&world, "web");
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::Transient);
     assert!(message.contains("the array is busy"), "{message}");
-    world.until("its snapshot is given up", || {
+    world.until("its snapshot is deleted", || {
         let left = world.fake().peek_all("snapshot.storage.k8s.io", "volumesnapshots", world.own());
         (left.len() == 1).then_some(())
     });
@@ -238,17 +239,17 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
 #[case]
 fn a_storage_that_does_not_answer() {
     let Some(mut world) = World::faked() else { return };
-    world.tuning.builds.snapshot = SOON;
+    world.tuning.builds.snapshot = SHORT_TIMEOUT;
     let daemon = world.daemon();
     world.fake().decide_snapshot(SnapshotFate::Hangs);
     let record = daemon.create(&world, "web");
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::Transient);
     assert!(message.contains("the snapshot was not ready within"), "{message}");
-    // Nobody knows whether it has one: the record stays until it says so.
+    // It is not known whether the storage has a snapshot, so the record stays until the storage answers.
     let api = world.api::<ImageCache>(&world.team);
     world.wait(api.delete("web", &Default::default())).unwrap();
-    world.until("its snapshot goes", || {
+    world.until("its snapshot is being deleted", || {
         let left = world.fake().peek_all("snapshot.storage.k8s.io", "volumesnapshots", world.own());
         left.iter().all(|one| one["metadata"]["deletionTimestamp"].is_string()).then_some(())
     });
@@ -262,7 +263,7 @@ fn a_storage_that_does_not_answer() {
 fn what_the_storage_takes_its_time_for() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
-    // Cut at once, and not to be used before it is uploaded.
+    // The snapshot is taken at once, but not ready before it is uploaded.
     world.fake().decide_snapshot(SnapshotFate::Uploads(Duration::from_secs(2)));
     daemon.create(&world, "web");
     let object = world.phase("web", Status::Available);
@@ -277,14 +278,14 @@ fn a_node_is_lost_while_it_builds() {
     daemon.create(&world, "web");
     runs(&world);
     world.add_node("node-c");
-    // The cloud says so: its pods are disrupted, which costs no attempt.
+    // The cloud provider reports the removal: the pods are disrupted, which does not count as an attempt.
     world.fake().remove_node("node-b");
     world.phase("web", Status::Available);
 }
 
 #[case]
 fn a_builder_pod_that_is_deleted_while_it_runs() {
-    // The first pod works until it is asked to end.
+    // The first pod runs until it is stopped.
     let larder = env!("CARGO_BIN_EXE_larder");
     let script = format!("mkdir $0.first 2>/dev/null && exec sleep 600; exec {larder} \"$@\"");
     let Some(world) = scripted(&script) else { return };
@@ -305,7 +306,7 @@ fn a_cancelled_build_leaves_nothing() {
     let (one, two) = (world.daemon(), world.daemon());
     let record = one.create(&world, "web");
     runs(&world);
-    // By the one that does not build it.
+    // Send the request to the daemon that does not run the build.
     let other = if one.service.leads() { &two } else { &one };
     other.wait(other.service.cancel(&world.tenant(), record.id)).unwrap();
     assert_eq!(one.record(&world, &record).status, Status::Failed);
@@ -343,7 +344,7 @@ fn pull_secrets_by_name() {
         spec.pull_secrets = secrets.iter().map(|text| (*text).to_owned()).collect();
         daemon.wait(daemon.service.create(&world.tenant(), spec, None)).unwrap()
     };
-    // Absent, forbidden, another tenant's and malformed: all in the same words.
+    // Absent, forbidden, of another tenant, or malformed: the message is the same for all.
     let bad = ["nonsense", "team-a:absent", "team-a:hidden", "team-b:registry"];
     let record = order("denied", &bad);
     let (class, message) = failed(&world, &daemon, &record);
@@ -352,7 +353,7 @@ fn pull_secrets_by_name() {
     order("allowed", &["team-a:absent", "team-a:registry"]);
     world.phase("allowed", Status::Available);
 
-    // By an object: the namespace's own, and another's if that says so.
+    // Orders by object can use a secret of their own namespace, or of another one that allows it.
     let apply = |name: &str, secret: &str| {
         let mut object = world.object(name);
         object.spec.image_pull_secrets = vec![secret.to_owned()];
@@ -367,7 +368,7 @@ fn pull_secrets_by_name() {
     world.wait(secrets.patch("registry", &Default::default(), &kube::api::Patch::Merge(&patch))).unwrap();
     apply("agreed", "team-b:registry");
     world.phase("agreed", Status::Available);
-    // The password is nowhere but in the secrets of the tenants.
+    // The password is only in the secrets of the tenants.
     for (group, plural) in [
         ("larder.dev", "imagecaches"),
         ("batch", "jobs"),
@@ -398,15 +399,16 @@ fn a_volume_that_is_full() {
 }
 
 #[case]
-fn a_node_that_nobody_hears_of() {
+fn an_unreachable_node() {
     let Some(world) = scripted("exec sleep 600") else { return };
     let daemon = world.daemon();
     daemon.create(&world, "web");
     runs(&world);
     world.add_node("node-c");
-    // Its pods are deleted and stay, for nobody says that they have ended; then somebody takes the node out.
+    // Its pods are marked for deletion but stay, because no kubelet reports their end. Then an administrator
+    // removes the node.
     world.fake().lose_node("node-b");
-    world.until("its pod is to go", || {
+    world.until("its pod is being deleted", || {
         let pods = world.fake().peek_all("", "pods", world.own());
         pods.iter().any(|pod| pod["metadata"]["deletionTimestamp"].is_string()).then_some(())
     });
@@ -416,10 +418,10 @@ fn a_node_that_nobody_hears_of() {
 
 #[case]
 fn a_node_that_never_comes_back() {
-    // Its Job is over after 17 s, and waits for a pod of which nobody hears.
+    // The Job reaches its deadline after 17 s, and waits for a pod that never reports.
     let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
     let Some(mut world) = scripted_with("exec sleep 600", timing) else { return };
-    world.tuning.builds.pending = SOON;
+    world.tuning.builds.pending = SHORT_TIMEOUT;
     world.config.caches.build_timeout_minutes = 60;
     let daemon = world.daemon();
     let record = daemon.create(&world, "web");
@@ -428,14 +430,14 @@ fn a_node_that_never_comes_back() {
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::Busy);
     assert!(message.contains("DeadlineExceeded") && message.contains("its node"), "{message}");
-    // What is left goes when the node is taken out.
+    // The remaining objects are deleted when the node is removed.
     world.fake().remove_node("node-b");
     world.nothing_left();
 }
 
 #[case]
 fn a_builder_that_does_not_end_in_time() {
-    // The Job's own deadline, should that of the builder not have helped: its pod is gone, and what it said.
+    // The Job's own deadline, in case the builder's deadline did not work. The pod and its output are gone.
     let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
     let Some(mut world) = scripted_with("exec sleep 600", timing) else { return };
     world.config.caches.build_timeout_minutes = 60;
@@ -449,7 +451,7 @@ fn a_builder_that_does_not_end_in_time() {
 
 #[case]
 fn exit_codes_decide_about_retries() {
-    // model::class: what is in vain ends the Job at once, the rest is tried as often as is configured.
+    // model::class: permanent errors end the Job at once; other errors are retried as often as configured.
     for (code, pods) in [(64, 1), (65, 1), (73, 1), (77, 1), (69, 3), (70, 3), (75, 3)] {
         let Some(world) = scripted(&format!("echo >> $0.n; exit {code}")) else { return };
         assert_eq!(world.config.caches.build_retries, 2);

@@ -1,5 +1,5 @@
-//! The way to a cluster that is not ours, on one of ours that is taken for one: what these tests need of it is found, Larder has the
-//! rights that are shipped and a token of its ServiceAccount, and nothing stays.
+//! Tests the harness for real clusters on a fake cluster: it detects what the tests need, Larder has the
+//! shipped rights and a token of its ServiceAccount, and all objects are removed at the end.
 
 use std::{env, fs};
 
@@ -26,7 +26,7 @@ fn the_same_tests_on_a_cluster_that_is_named() {
     fs::write(&token, cluster.admin_token()).unwrap();
     fs::write(&kubeconfig, cluster.kubeconfig(&token, "default")).unwrap();
     let tests =
-        ["kubernetes::builds::ordered_by_the_api", "kubernetes::orders::a_snapshot_is_shared_and_taken_back"];
+        ["kubernetes::builds::ordered_by_the_api", "kubernetes::orders::a_snapshot_is_shared_and_unshared"];
     let mut printed = String::new();
     for test in tests {
         let output =

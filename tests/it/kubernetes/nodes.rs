@@ -1,8 +1,9 @@
-//! `larder node`: the real program on nodes whose kubelet mounts, and the daemon that offers it snapshots.
+//! `larder node`: the real program on nodes whose kubelet mounts volumes, and the daemon that offers
+//! snapshots to it.
 //!
-//! A disk of the faked storage is a directory of this machine, and what the kubelet mounts is that directory; all else (claims,
-//! scheduling, affinity, the order in which pods, mounts and attachments go, Pod Security, access control, the garbage
-//! collector) is as the modules of `larder_fake_kubernetes` say.
+//! A disk of the fake storage is a directory of this machine, and the kubelet mounts that directory. The
+//! modules of `larder_fake_kubernetes` describe the rest: claims, scheduling, affinity, the order of pods,
+//! mounts and attachments, Pod Security, access control, and the garbage collector.
 
 mod containerd;
 mod crash;
@@ -37,7 +38,7 @@ struct Scene {
 impl Scene {
     fn with(world: Option<World>, prepare: impl FnOnce(&mut World)) -> Option<Self> {
         let mut world = world?;
-        world.furnish_nodes();
+        world.install_node_objects();
         prepare(&mut world);
         let daemon = world.daemon();
         let scene = Scene { world, daemon };
@@ -49,7 +50,7 @@ impl Scene {
         Scene::with(World::faked(), |_| {})
     }
 
-    /// Orders an image cache of the team, and waits until nodes can have it.
+    /// Creates an image cache of the team, and waits until it is offered to nodes.
     fn cache(&self, name: &str, change: impl FnOnce(&mut ImageCache)) -> ImageCache {
         let mut object = self.world.object(name);
         change(&mut object);
@@ -57,7 +58,7 @@ impl Scene {
         self.offered(name, 1)
     }
 
-    /// Waits until nodes can have this volume of it.
+    /// Waits until this volume of the image cache is offered to nodes.
     fn offered(&self, name: &str, generation: u32) -> ImageCache {
         self.world.until(&format!("{name} is offered to nodes"), || {
             let object: ImageCache = self.world.get(&self.world.team, name)?;
@@ -72,7 +73,7 @@ impl Scene {
         Agent::start(self.world.fake(), node, more)
     }
 
-    /// A pod that runs on a node, or waits there for its image.
+    /// Creates a pod that runs on a node, or waits there for its image.
     fn pod(&self, namespace: &str, name: &str, node: &str, annotation: Option<&str>, image: &str) {
         let annotations = annotation.map_or(json!({}), |text| json!({"larder.dev/image-cache": text}));
         let pod = json!({
@@ -94,12 +95,12 @@ impl Scene {
     fn until<T>(&self, agent: &Agent, what: &str, probe: impl FnMut() -> Option<T>) -> T {
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.world.until(what, probe)));
         found.unwrap_or_else(|panic| {
-            eprintln!("the agent said:\n{}", agent.log());
+            eprintln!("the log of the agent:\n{}", agent.log());
             std::panic::resume_unwind(panic)
         })
     }
 
-    /// Waits until so many volumes are attached.
+    /// Waits until `count` volumes are attached.
     fn attached(&self, agent: &Agent, count: usize) {
         self.until(agent, &format!("{count} attached"), || (agent.attached().len() == count).then_some(()));
     }
@@ -112,17 +113,17 @@ impl Scene {
         self.world.wait(self.world.api(VOLUMES).list(&ListParams::default())).unwrap().items
     }
 
-    /// Waits until nothing of any node is left, and says that no disk was taken from under a mount on the way.
+    /// Waits until no object of any node is left. Checks that no disk was detached while it was mounted.
     fn nothing_left(&self, agent: &Agent) {
         self.attached(agent, 0);
-        self.until(agent, "nothing is left of the node", || {
+        self.until(agent, "no object of the node is left", || {
             (self.claims().is_empty() && self.holders().is_empty()).then_some(())
         });
         assert_eq!(std::fs::read_dir(agent.at("icv")).unwrap().count(), 0);
-        assert_eq!(self.world.fake().unplugged_disks(), 0, "a disk was in use");
+        assert_eq!(self.world.fake().unplugged_disks(), 0, "a disk was detached while it was in use");
     }
 
-    /// Waits until this was told of an object.
+    /// Waits for an event with this reason about an object, and returns its message.
     fn told(&self, agent: &Agent, namespace: &str, name: &str, reason: &str) -> String {
         self.until(agent, &format!("{reason} of {namespace}/{name}"), || {
             let events = self.world.fake().peek_all("events.k8s.io", "events", namespace);
@@ -133,16 +134,17 @@ impl Scene {
         })
     }
 
-    /// The chain IDs of the image, from its base.
+    /// Returns the chain IDs of the image, from its base.
     fn chains(&self) -> Vec<String> {
         let layers = &self.world.served.images[0].layers;
         let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         ChainId::chain(&diff_ids).iter().map(ToString::to_string).collect()
     }
 
-    /// Takes the layers of the image as containerd does; the topmost, if all are there.
+    /// Requests the layers of the image as containerd does. Returns the topmost snapshot if all layers are
+    /// attached.
     fn take(&self, agent: &Agent) -> Option<String> {
-        self.until(agent, "it answers", || agent.client.list(&["name==none"]).ok());
+        self.until(agent, "the snapshotter answers", || agent.client.list(&["name==none"]).ok());
         let mut parent = String::new();
         for chain in self.chains() {
             parent = agent.client.take(&chain, &parent)?;
@@ -158,7 +160,7 @@ impl Scene {
 }
 
 #[case]
-fn a_pod_asks_and_containerd_is_answered() {
+fn a_pod_requests_a_cache_and_containerd_gets_its_layers() {
     isolated(&[Need::Erofs], || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let Some(scene) = Scene::with(World::faked(), |world| world.config.build.layer_format = form)
@@ -166,14 +168,14 @@ fn a_pod_asks_and_containerd_is_answered() {
                 return;
             };
             let agent = scene.agent("node-a", "keep_minutes = 0");
-            scene.until(&agent, "it answers", || agent.client.list(&[]).ok());
+            scene.until(&agent, "the snapshotter answers", || agent.client.list(&[]).ok());
             assert_eq!(scene.take(&agent), None, "nothing is attached");
             scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
             let told = scene.told(&agent, &scene.world.team, "app", "ImageCacheAttached");
             assert!(told.contains(&format!("{}/web", scene.world.team)), "{told}");
-            let top = scene.take(&agent).expect("the layers are there");
+            let top = scene.take(&agent).expect("the layers are not attached");
 
-            // Who holds it is nobody, on this node, and reads only.
+            // The holder pod runs on this node as an unprivileged user, and only reads.
             let (claims, holders) = (scene.claims(), scene.holders());
             assert_eq!((claims.len(), holders.len()), (1, 1));
             let spec = holders[0].spec.as_ref().unwrap();
@@ -194,13 +196,13 @@ fn a_pod_asks_and_containerd_is_answered() {
                 format!("{}/web", scene.world.team)
             );
 
-            // As long as a container stands on it, it stays, whoever asks.
+            // The volume stays attached while a container uses it, even if no pod needs it.
             agent.client.prepare("container", &top, &[]).unwrap();
             scene.remove_pod(&scene.world.team, "app");
             scene.until(&agent, "it waits", || agent.log().contains("in use").then_some(()));
             std::thread::sleep(Duration::from_secs(2));
             assert_eq!((agent.attached().len(), scene.holders().len()), (1, 1));
-            assert!(scene.take(&agent).is_some(), "it is attached as before");
+            assert!(scene.take(&agent).is_some(), "it must stay attached");
             agent.client.remove("container").unwrap();
             scene.nothing_left(&agent);
             assert_eq!(agent.client.view("view", &top).unwrap_err().code(), tonic::Code::Unavailable);
@@ -209,13 +211,13 @@ fn a_pod_asks_and_containerd_is_answered() {
 }
 
 #[case]
-fn who_may_ask_and_how() {
+fn requests_by_pod_and_by_namespace() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let (team, other) = (scene.world.team.clone(), scene.world.other.clone());
         let image = scene.world.images().remove(0);
         let agent = scene.agent("node-a", "keep_minutes = 0\npending_timeout_minutes = 0");
-        // Another namespace may not have it, whether by name or by its images.
+        // Another namespace cannot use it, neither by name nor by its images.
         scene.pod(&other, "thief", "node-a", Some(&format!("{team}/web")), "larder:1");
         scene.pod(&other, "guess", "node-a", Some("required"), &image);
         let told = scene.told(&agent, &other, "thief", "ImageCacheRefused");
@@ -223,7 +225,7 @@ fn who_may_ask_and_how() {
         let told = scene.told(&agent, &other, "guess", "ImageCacheRefused");
         assert!(told.contains("required"), "{told}");
         assert!(scene.claims().is_empty() && agent.attached().is_empty());
-        // Once it is shared, and the namespace accepts that, it may.
+        // It can when the image cache is shared and the namespace accepts that.
         let share = Patch::Merge(json!({"spec": {"share": [other]}}));
         let objects = scene.world.api::<ImageCache>(&team);
         scene.world.wait(objects.patch("web", &PatchParams::default(), &share)).unwrap();
@@ -240,7 +242,7 @@ fn who_may_ask_and_how() {
         scene.remove_pod(&other, "thief");
         scene.remove_pod(&other, "guess");
         scene.nothing_left(&agent);
-        // A namespace asks for its pods, and by name before them.
+        // A namespace can request caches for its pods, and by name before the pods exist.
         scene.annotate(&team, "auto");
         scene.pod(&team, "plain", "node-a", None, &image);
         scene.told(&agent, &team, "plain", "ImageCacheAttached");
@@ -264,8 +266,8 @@ fn attached_before_any_pod_and_kept_after_the_last() {
         scene.attached(&agent, 2);
         scene.remove_pod(&team, "app");
         std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(agent.attached().len(), 2, "the next pod may be near");
-        // How it is, for the kubelet and for Prometheus.
+        assert_eq!(agent.attached().len(), 2, "the volumes must stay for a while");
+        // The state, for the kubelet and for Prometheus.
         let log = agent.log();
         let address = log.lines().find_map(|line| line.split_once("health=")).unwrap().1.parse().unwrap();
         let ask = |path: &str| {
@@ -276,7 +278,7 @@ fn attached_before_any_pod_and_kept_after_the_last() {
         let metrics = ask("/metrics").1;
         assert!(metrics.contains("larder_node_caches{state=\"attached\"} 2\n"), "{metrics}");
         assert!(metrics.contains("larder_node_attach_duration_seconds_count 2\n"), "{metrics}");
-        // A stop lets nothing go.
+        // Stopping the agent leaves volumes attached.
         agent.process().signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(agent.process().code_within(Duration::from_secs(30)), Some(0), "{}", agent.log());
         assert_eq!((agent.attached().len(), scene.holders().len()), (2, 2));
@@ -321,7 +323,7 @@ fn a_node_is_tainted_until_its_image_caches_are_attached() {
             (!tainted("readiness.k8s.io/larder.image-caches")).then_some(())
         });
         assert!(tainted("other") && label("late").is_some());
-        // The label goes with the image cache.
+        // The label is removed together with the image cache.
         let caches = scene.world.api::<ImageCache>(&team);
         scene.world.wait(caches.delete("late", &DeleteParams::default())).unwrap();
         scene.until(&agent, "the label is gone", || label("late").is_none().then_some(()));
@@ -332,7 +334,7 @@ fn a_node_is_tainted_until_its_image_caches_are_attached() {
 fn a_newer_volume_takes_the_place_of_an_older_one() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
-        // The next volume of an image cache needs no place of its own.
+        // A newer volume of the same image cache does not count towards the limit.
         let agent = scene.agent("node-a", "max_caches = 1");
         scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
         scene.attached(&agent, 1);
@@ -343,22 +345,25 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
         let id = object.uid().unwrap().parse().unwrap();
         scene.daemon.wait(scene.daemon.service.refresh(&scene.world.tenant(), id)).unwrap();
         scene.offered("web", 2);
-        scene.until(&agent, "the newer one is there, too", || (agent.attached().len() == 2).then_some(()));
-        // What ran before stands on the older one, what starts from now on does not: it is not kept for ever.
+        scene.until(&agent, "the newer volume is attached, too", || {
+            (agent.attached().len() == 2).then_some(())
+        });
+        // Running containers use the older volume, and new ones do not. So the older volume can be released
+        // eventually.
         std::thread::sleep(Duration::from_secs(7));
         agent.client.prepare("new", &top, &[]).unwrap();
         scene.until(&agent, "it waits", || agent.log().contains("in use").then_some(()));
         assert_eq!(agent.attached().len(), 2);
-        // The snapshot of the older one stays as long as the claim of the node.
+        // The snapshot of the older volume stays as long as the node's claim.
         scene.daemon.service.reload(&scene.world.config);
         std::thread::sleep(Duration::from_secs(1));
         assert_eq!(scene.world.fake().stored_snapshots(), 2);
         let last_used = || scene.world.get::<ImageCache>(&scene.world.team, "web")?.status?.last_used;
-        scene.until(&agent, "the use is written", last_used);
+        scene.until(&agent, "the status shows the last use", last_used);
         agent.client.remove("old").unwrap();
-        scene.until(&agent, "the newer one alone is there", || {
+        scene.until(&agent, "only the newer volume is attached", || {
             let now = agent.attached();
-            // There is no moment without one.
+            // At no time is there no volume.
             assert!(!now.is_empty());
             (now.len() == 1 && now != before).then_some(())
         });
@@ -370,13 +375,13 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
             scene.daemon.service.reload(&scene.world.config);
             (scene.world.fake().stored_snapshots() == 1).then_some(())
         });
-        agent.client.view("view", &top).expect("the layers are those of the newer one");
+        agent.client.view("view", &top).expect("the newer volume does not serve the layers");
         assert_eq!(scene.world.fake().unplugged_disks(), 0);
     });
 }
 
 #[case]
-fn what_expires_is_let_go() {
+fn an_expired_cache_is_detached() {
     isolated(&[], || {
         let clock = std::sync::Arc::new(FakeClock::default());
         clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
@@ -395,11 +400,11 @@ fn what_expires_is_let_go() {
 }
 
 #[case]
-fn a_claim_that_never_binds_is_told() {
+fn a_claim_that_never_binds_is_reported() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let team = scene.world.team.clone();
-        // The class of the storage is gone: whatever is asked for waits.
+        // The storage class is gone, so every request waits.
         let classes = kube::Api::<k8s_openapi::api::storage::v1::StorageClass>::all(scene.world.admin());
         scene.world.wait(classes.delete("csi", &DeleteParams::default())).unwrap();
         let agent = scene.agent("node-a", "pending_timeout_minutes = 0\nkeep_minutes = 0");
@@ -407,23 +412,23 @@ fn a_claim_that_never_binds_is_told() {
         let told = scene.told(&agent, &team, "app", "ImageCacheLate");
         assert!(told.contains("describe pvc"), "{told}");
         assert!(agent.attached().is_empty());
-        // Nobody wants it any more, and nothing stays.
+        // No pod needs it any more, and no object is left.
         scene.remove_pod(&team, "app");
         scene.nothing_left(&agent);
     });
 }
 
 #[case]
-fn a_volume_that_is_another_is_not_attached() {
-    /// Changes the snapshot that lies in this directory.
-    type Spoil = fn(&Path);
-    let spoils: [Spoil; 2] = [
+fn a_modified_volume_is_not_attached() {
+    /// Modifies the snapshot in this directory.
+    type Corrupt = fn(&Path);
+    let corruptions: [Corrupt; 2] = [
         |stored| {
             let seal = stored.join("cache.json");
             let text = fs::read_to_string(&seal).unwrap();
             fs::write(&seal, text.replace("\"entries\": 1", "\"entries\": 2")).unwrap();
         },
-        // Not what the seal says, but what it speaks of.
+        // Not the seal itself, but the content that it describes.
         |stored| {
             let mut layers = fs::read_dir(stored.join("overlay")).unwrap().map(|entry| entry.unwrap().path());
             let file = layers.find_map(|layer| Some(layer.join("diff/f-0")).filter(|file| file.exists()));
@@ -431,12 +436,12 @@ fn a_volume_that_is_another_is_not_attached() {
         },
     ];
     isolated(&[], move || {
-        for spoil in spoils {
+        for corrupt in corruptions {
             let Some(scene) = Scene::new() else { return };
             let object = scene.offered("web", 1);
             let handle = object.status.unwrap().content.unwrap().snapshot.unwrap().handle;
-            spoil(&scene.world.fake().stored(&handle).unwrap().path);
-            // As config/kubernetes/node/larder.toml has it.
+            corrupt(&scene.world.fake().stored(&handle).unwrap().path);
+            // As config/kubernetes/node/larder.toml sets it.
             let agent = scene.agent("node-a", "verify_layers = true");
             scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
             let told = scene.told(&agent, &scene.world.team, "app", "ImageCacheFailed");
@@ -447,7 +452,7 @@ fn a_volume_that_is_another_is_not_attached() {
     });
 }
 
-/// Under Pod Security "restricted" a builder is not root, and the files are its own.
+/// Under Pod Security "restricted" a builder is not root, and owns the files itself.
 #[case]
 fn a_volume_that_belongs_to_the_builder_is_attached() {
     isolated(&[Need::Erofs], || {
@@ -460,7 +465,7 @@ fn a_volume_that_belongs_to_the_builder_is_attached() {
         let agent = scene.agent("node-a", "");
         scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
         scene.told(&agent, &scene.world.team, "app", "ImageCacheAttached");
-        assert!(scene.take(&agent).is_some(), "the layers are there");
+        assert!(scene.take(&agent).is_some(), "the layers are not attached");
     });
 }
 
@@ -477,10 +482,10 @@ fn a_namespace_does_not_take_all_places_of_a_node() {
         scene.told(&agent, &team, "two", "ImageCacheAttached");
         let top = scene.take(&agent).unwrap();
         agent.client.prepare("container", &top, &[]).unwrap();
-        // A namespace counts before its pods.
+        // A namespace has priority over its pods.
         scene.annotate(&team, "web");
         scene.attached(&agent, 2);
-        // A container stands on the volume that loses its place: it stays, and the node gets no third disk.
+        // A container uses the volume that loses its slot. The volume stays, and the node gets no third disk.
         scene.pod(&other, "late", "node-a", Some(&format!("{team}/third")), "larder:1");
         let told = scene.told(&agent, &team, "two", "ImageCacheRefused");
         assert!(told.contains("fairly"), "{told}");
@@ -489,9 +494,9 @@ fn a_namespace_does_not_take_all_places_of_a_node() {
         agent.client.remove("container").unwrap();
         scene.told(&agent, &other, "late", "ImageCacheAttached");
         scene.attached(&agent, 2);
-        // The place is free again when nobody else wants it.
+        // The slot is free again when no other pod needs it.
         scene.remove_pod(&other, "late");
-        scene.until(&agent, "the second one is back", || {
+        scene.until(&agent, "the second volume is attached again", || {
             let claims = scene.claims();
             let has = |name: &str| {
                 let cache = format!("{team}/{name}");
@@ -517,7 +522,7 @@ fn a_holder_that_is_deleted_has_a_successor() {
             let before = scene.holders().remove(0).name_any();
             let api = scene.world.api::<Pod>(VOLUMES);
             scene.world.wait(api.delete(&before, &DeleteParams::default())).unwrap();
-            scene.until(&agent, "another holds it", || {
+            scene.until(&agent, "another process uses the mount", || {
                 let holders = scene.holders();
                 let runs = |pod: &Pod| {
                     pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
@@ -525,14 +530,14 @@ fn a_holder_that_is_deleted_has_a_successor() {
                 (holders.len() == 1 && holders[0].name_any() != before && runs(&holders[0])).then_some(())
             });
             assert_eq!(agent.attached().len(), 1);
-            assert!(view.at("f-0").exists(), "the container reads on");
+            assert!(view.at("f-0").exists(), "the container must still be able to read");
         }
         assert_eq!(scene.world.fake().unplugged_disks(), 0);
     });
 }
 
 #[case]
-fn two_nodes_and_one_that_is_no_more() {
+fn two_nodes_of_which_one_is_removed() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         scene.world.add_node("node-b");
@@ -544,10 +549,11 @@ fn two_nodes_and_one_that_is_no_more() {
         let nodes: Vec<String> =
             scene.holders().iter().filter_map(|pod| pod.spec.as_ref()?.node_name.clone()).collect();
         assert!(nodes.contains(&"node-a".to_owned()) && nodes.contains(&"node-b".to_owned()), "{nodes:?}");
-        // The machine and its node are gone: so is what was made for it, by nobody of ours.
+        // The machine and its node are gone. The garbage collector deletes the objects of the node, not
+        // Larder.
         two.kill();
         scene.world.fake().remove_node("node-b");
-        scene.until(&one, "the other's is collected", || {
+        scene.until(&one, "the objects of the other node are deleted", || {
             (scene.claims().len() == 1 && scene.holders().len() == 1).then_some(())
         });
         assert_eq!(scene.holders()[0].spec.as_ref().unwrap().node_name.as_deref(), Some("node-a"));

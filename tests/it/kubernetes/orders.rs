@@ -1,4 +1,4 @@
-//! Orders by objects, as `kubectl apply` writes them, and by several daemons at once.
+//! Orders by objects, as `kubectl apply` writes them, and through several daemons at once.
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
@@ -22,12 +22,12 @@ fn an_object_is_an_order() {
     let status = object.status.as_ref().unwrap();
     assert_eq!(status.ordered_by, "cluster");
     assert!(status.conditions.iter().any(|one| one.type_ == "Ready" && one.status == "True"));
-    // It is one like all others for the API.
+    // The API shows it like any other.
     let listed = daemon.wait(daemon.service.list(&world.tenant(), Some("web"))).unwrap();
     assert_eq!(listed[0].id.to_string(), object.uid().unwrap());
     assert_eq!((listed[0].ordered_by, listed[0].spec.cluster.as_str()), (OrderedBy::Cluster, "here"));
 
-    // Retention may change, and images may not.
+    // The retention can change, but the images cannot.
     let api = world.api::<ImageCache>(&world.team);
     let patch = |spec| {
         let patch = json!({"spec": spec});
@@ -43,21 +43,21 @@ fn an_object_is_an_order() {
         assert!(refused.contains("immutable"), "{spec}: {refused}");
     }
     let patched = patch(json!({"retentionDays": 7})).unwrap();
-    world.until("the status says when it expires", || {
+    world.until("the status shows the expiry", || {
         let status = world.get::<ImageCache>(&world.team, "web")?.status?;
         (status.observed_generation == patched.metadata.generation).then_some(status.expires_at?)
     });
     let record = daemon.wait(daemon.service.get(&world.tenant(), listed[0].id)).unwrap();
     assert_eq!(record.spec.retention_days, 7);
 
-    // Whoever deletes the object deletes the cache.
+    // Deleting the object deletes the cache.
     world.wait(api.delete("web", &DeleteParams::default())).unwrap();
     world.until("the object is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
     world.nothing_left();
 }
 
 #[case]
-fn what_cannot_be_says_why() {
+fn an_invalid_order_has_a_message() {
     let world = World::new();
     let _daemon = world.daemon();
     let mut object = world.object("web");
@@ -83,7 +83,7 @@ fn what_cannot_be_says_why() {
     secret.spec.image_pull_secrets = vec!["registry".into()];
     world.apply(&secret);
     assert!(refused("secret").starts_with("spec.imagePullSecrets[0]: \"registry\" is not a pull secret"));
-    // Nothing was made for them: they go at once.
+    // No other object exists for them, so they are deleted at once.
     for name in ["web", "elsewhere", "twice", "secret"] {
         world.wait(world.api::<ImageCache>(&world.team).delete(name, &DeleteParams::default())).unwrap();
         assert!(world.get::<ImageCache>(&world.team, name).is_none());
@@ -98,7 +98,7 @@ fn the_quota_holds_for_objects_too() {
     for name in ["a", "b", "c"] {
         world.apply(&world.object(name));
     }
-    let failed = world.until("all are looked at", || {
+    let failed = world.until("all are processed", || {
         let of = |name| world.get::<ImageCache>(&world.team, name)?.status;
         let all: Option<Vec<_>> = ["a", "b", "c"].into_iter().map(of).collect();
         let failed: Vec<_> = all?.into_iter().filter(|status| status.phase == "Failed").collect();
@@ -111,12 +111,12 @@ fn the_quota_holds_for_objects_too() {
 
 #[case]
 fn the_cluster_counts_to_fifty() {
-    // Without a daemon: the ResourceQuota of tenant.yaml says so.
+    // Without a daemon: the ResourceQuota of tenant.yaml enforces it.
     let world = World::new();
     let api = world.api::<ImageCache>(&world.team);
     let refused = (0..).find_map(|number| {
         let object = world.object(&format!("cache-{number}"));
-        // A quota is counted with some delay on a real cluster, and refused while that is under way.
+        // A real cluster counts a quota with some delay, and refuses requests meanwhile.
         for _ in 0..20 {
             match world.wait(api.create(&Default::default(), &object)) {
                 Ok(_) => return None,
@@ -126,15 +126,16 @@ fn the_cluster_counts_to_fifty() {
                 Err(error) => eprintln!("{error}"),
             }
         }
-        panic!("neither made nor refused");
+        panic!("the object was neither created nor refused");
     });
     assert_eq!(refused, Some(50));
     assert_eq!(world.config.caches.max_per_tenant, 50);
 }
 
 #[case]
-fn what_nothing_was_made_for_goes_at_once() {
-    // Daemons that died between an object and its status, and objects that come with our finalizer.
+fn orders_without_objects_are_deleted_at_once() {
+    // Daemons that were killed between an object and its status, and objects that are created with Larder's
+    // finalizer.
     let world = World::new();
     let api = world.api::<ImageCache>(&world.team);
     for (name, images) in [("begun", world.images()), ("wrong", vec!["Not An Image".into()])] {
@@ -159,17 +160,17 @@ fn any_daemon_answers_and_one_leads() {
     let world = World::new();
     let (one, two) = (world.daemon(), world.daemon());
     let leads = || [&one, &two].map(|daemon| daemon.service.leads());
-    world.until("somebody leads", || leads().iter().any(|leads| *leads).then_some(()));
+    world.until("one daemon is the leader", || leads().iter().any(|leads| *leads).then_some(()));
     assert_eq!(leads().iter().filter(|leads| **leads).count(), 1);
     let (leader, other) = if one.service.leads() { (&one, &two) } else { (&two, &one) };
 
-    // A key is known to both.
+    // Both daemons know an idempotency key.
     let key = Some(IdempotencyKey { key: "k".into(), request: [1; 32] });
     let made = other.wait(other.service.create(&world.tenant(), world.spec("web"), key.clone())).unwrap();
     let again = leader.wait(leader.service.create(&world.tenant(), world.spec("web"), key)).unwrap();
     assert_eq!(made, again);
     world.phase("web", Status::Available);
-    // Both see it, and the one that did not build it tells what became of it.
+    // Both daemons see it, and the one that did not build it reports its result.
     let seen = other.record(&world, &made);
     assert_eq!(seen.status, Status::Available);
     assert_eq!(seen.ordered_by, OrderedBy::Api);
@@ -192,7 +193,7 @@ fn a_namespace_takes_its_caches_along() {
     world.phase("web", Status::Available);
     let namespaces: kube::Api<Namespace> = kube::Api::all(world.admin());
     world.wait(namespaces.delete(&world.team, &DeleteParams::default())).unwrap();
-    // With it go the rights that Larder has there, and the copies.
+    // Larder's rights in the namespace and the copies are deleted with it.
     world
         .until("it is gone", || world.wait(namespaces.get_opt(&world.team)).unwrap().is_none().then_some(()));
     world.nothing_left();
@@ -214,7 +215,7 @@ fn a_copy_that_was_deleted_is_made_again() {
     let copies = world.api::<VolumeSnapshot>(&world.team);
     world.wait(copies.delete(&name, &DeleteParams::default())).unwrap();
     world.until("it is gone", || world.get::<VolumeSnapshot>(&world.team, &name).is_none().then_some(()));
-    // Whoever leads next looks at all of them, and from time to time.
+    // A new leader checks all copies, and repeats that regularly.
     let _daemon = world.daemon();
     assert_ne!(ready().uid(), first.uid());
     world.wait(world.api::<ImageCache>(&world.team).delete("web", &DeleteParams::default())).unwrap();
@@ -223,7 +224,7 @@ fn a_copy_that_was_deleted_is_made_again() {
 }
 
 #[case]
-fn a_snapshot_is_shared_and_taken_back() {
+fn a_snapshot_is_shared_and_unshared() {
     let world = World::new();
     let _daemon = world.daemon();
     let mut object = world.object("web");
@@ -237,41 +238,42 @@ fn a_snapshot_is_shared_and_taken_back() {
         })
     };
     let refused = |namespace: &str| {
-        world.until("it is told", || {
+        world.until("the status shows the refusal", || {
             let status = world.get::<ImageCache>(&world.team, "web")?.status?;
             assert_eq!(status.phase, "Available");
             status.copies.into_iter().find(|copy| copy.namespace == namespace && !copy.ready)?.message
         })
     };
     let copy = |namespace: &str| world.get::<VolumeSnapshot>(namespace, &name);
-    // Nobody asked the namespace that receives. The tenant's own copy is made all the same.
+    // The receiving namespace has not accepted. The tenant's own copy is created nevertheless.
     ready(&world.team);
     let message = refused(&world.other);
     assert!(message.contains("larder.dev/accept-from") && message.contains(&world.team), "{message}");
-    world.accept(&world.other, "somebody-else");
+    world.accept(&world.other, "another-team");
     assert!(copy(&world.other).is_none());
-    world.accept(&world.other, &format!("somebody-else, {}", world.team));
+    world.accept(&world.other, &format!("another-team, {}", world.team));
     ready(&world.other);
-    // It may change its mind, which is seen with the next change of the object at the latest.
-    world.accept(&world.other, "somebody-else");
+    // The receiver can revoke its consent, which takes effect with the next change of the object at the
+    // latest.
+    world.accept(&world.other, "another-team");
     let api = world.api::<ImageCache>(&world.team);
     let patch = |spec| {
         let patch = json!({"spec": spec});
         world.wait(api.patch("web", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
     };
     patch(json!({"retentionDays": 7}));
-    world.until("the copy is taken back", || copy(&world.other).is_none().then_some(()));
+    world.until("the copy is deleted", || copy(&world.other).is_none().then_some(()));
     refused(&world.other);
     world.accept(&world.other, "*");
     ready(&world.other);
     let api = world.api::<ImageCache>(&world.team);
     let patch = json!({"spec": {"share": ["nowhere"]}});
     world.wait(api.patch("web", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
-    world.until("the copy is taken back", || {
+    world.until("the copy is deleted", || {
         world.get::<VolumeSnapshot>(&world.other, &name).is_none().then_some(())
     });
-    // Where Larder may not write there is none, and the object says so.
-    world.until("it is told", || {
+    // A copy in a namespace where Larder has no rights is not created, and the status reports it.
+    world.until("the status shows the refusal", || {
         let status = world.get::<ImageCache>(&world.team, "web")?.status?;
         status.copies.iter().find(|copy| copy.namespace == "nowhere" && !copy.ready)?.message.clone()
     });

@@ -1,4 +1,4 @@
-//! `docs/kubernetes.md`, done: its commands, by the real `kubectl`, with a daemon in between.
+//! Runs the commands of `docs/kubernetes.md` with the real `kubectl`, and with a daemon in between.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -26,11 +26,11 @@ const NEEDS: &[Need] = &[
     Need::Program("openssl"),
 ];
 
-/// More than a block of commands may take.
+/// Time limit for a block of commands.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// The server of tests takes no protobuf, as `kubectl create` sends it, and describes no fields, for which `kubectl apply`
-/// asks; what it does not know it refuses by itself.
+/// The server of the tests accepts no protobuf, which `kubectl create` sends, and publishes no schema, which
+/// `kubectl apply` requests. The server itself refuses unknown fields.
 const KUBECTL: &str = r#"#!/bin/bash
 set -euo pipefail
 case " $* " in
@@ -40,7 +40,7 @@ case " $* " in
 esac
 "#;
 
-/// The blocks of the page that are marked `sh`, in order.
+/// Returns the blocks of the page that are marked `sh`, in order.
 fn commands() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/kubernetes.md")).unwrap();
@@ -78,7 +78,7 @@ fn the_page_for_administrators_holds() {
                 json!({"server": front.url(), "certificate-authority": at("ca.pem")});
             fs::write(at(&format!("{name}.kubeconfig")), kubeconfig.to_string()).unwrap();
         }
-        // The sources, and what is an administrator's own.
+        // The sources, and the files of an administrator.
         copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes"), &at("config/kubernetes"));
         fs::create_dir(at("bin")).unwrap();
         symlink(env!("CARGO_BIN_EXE_larder"), at("bin/larder")).unwrap();
@@ -89,7 +89,7 @@ fn the_page_for_administrators_holds() {
             fs::copy(at(from), at(to)).unwrap();
         }
 
-        // Kustomize 2.0, in Debian 12's kubectl, knows what lies below by another word.
+        // Kustomize 2.0, in Debian 12's kubectl, has another name for the following.
         let version = succeed(Command::new("kubectl").args(["version", "--client"]));
         let below = if version.contains("v1.20") { "bases: [" } else { "resources: [" };
         let mut daemon = None;
@@ -100,7 +100,7 @@ fn the_page_for_administrators_holds() {
                 .replace("resources: [", below)
                 .replace("--docker-username=puller", &format!("--docker-username={USER}"))
                 .replace("--docker-password=secret", &format!("--docker-password='{PASSWORD}'"));
-            // With all that it started, should it take too long.
+            // Also stops child processes if the command takes too long.
             let mut bash = Command::new("timeout");
             bash.args(["60", "bash", "-euo", "pipefail", "-c", &script])
                 .current_dir(dir.path())
@@ -138,14 +138,15 @@ fn the_page_for_administrators_holds() {
     });
 }
 
-/// What the cluster would start: the Deployment's program with the ConfigMap's configuration.
+/// Starts the process that the cluster would start: the Deployment's program with the ConfigMap's
+/// configuration.
 fn deployed(cluster: &Cluster, kubeconfig: &Path, dir: &Path) -> Running {
     let deployment = cluster.peek("apps", "deployments", "larder", "larder").unwrap();
     let pod = &deployment["spec"]["template"]["spec"];
     let name = pod["volumes"][0]["configMap"]["name"].as_str().unwrap();
     let config = cluster.peek("", "configmaps", "larder", name).unwrap();
     let config = config["data"]["larder.toml"].as_str().unwrap();
-    // No pod: it has neither the mounts nor the ServiceAccount of one.
+    // It is not a pod, so it has neither the mounts nor the ServiceAccount of one.
     let config = config
         .replace("0.0.0.0:8443", "127.0.0.1:0")
         .replace("/tls/", &format!("{}/", dir.display()))
@@ -155,7 +156,7 @@ fn deployed(cluster: &Cluster, kubeconfig: &Path, dir: &Path) -> Running {
     let mut serve = larder();
     serve.arg("serve").arg("--config").arg(dir.join("larder.toml")).stderr(log);
     serve.env("LARDER_STATE__DIR", dir.join("state")).env("LARDER_API__SOCKET", dir.join("socket"));
-    // The registry of the test is on loopback, where no order of a namespace gets.
+    // The registry of the test is on loopback, which the orders of a namespace cannot reach by default.
     serve.env("LARDER_REGISTRY__ALLOW", "['127.0.0.0/8']");
     Running::of(serve.spawn().unwrap())
 }

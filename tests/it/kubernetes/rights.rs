@@ -1,4 +1,4 @@
-//! What `config/kubernetes` lets Larder do is what it does, and no more.
+//! Checks that Larder uses all rights that `config/kubernetes` grants, and needs no others.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,21 +14,22 @@ use serde_json::{Value, json};
 
 use crate::harness::cluster::{LARDER, World, shipped};
 
-/// A right: in the cluster (empty), in Larder's namespace, or in a tenant's; a resource, and a verb.
+/// A right: a place, a resource, and a verb. The place is the cluster (empty), Larder's namespace or a
+/// tenant's.
 type Right = (&'static str, String, String);
 
-/// Rights for what no test can bring about: a Secret that was left by a daemon that ended between two requests, and that says
-/// something else than now.
+/// Rights for a case that no test can cause: a Secret with outdated content, left by a daemon that ended
+/// between two requests.
 const UNSEEN: &[(&str, &str, &str)] = &[("larder", "secrets", "delete")];
 
-/// What the roles of Larder give it.
+/// Returns the rights that the roles of Larder grant.
 fn given() -> BTreeSet<Right> {
     let mut given = BTreeSet::new();
     for (file, place) in [("rbac.yaml", "larder"), ("tenant.yaml", "tenant")] {
         for object in shipped(file) {
             let place = match object["kind"].as_str().unwrap() {
                 "ClusterRole" => "",
-                // The tenant's own people have it.
+                // That role is for the tenant's users.
                 "Role" if object["metadata"]["name"] != "larder-user" => place,
                 _ => continue,
             };
@@ -61,7 +62,8 @@ fn every_right_is_used_and_none_is_missing() {
         "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": "{\"auths\":{}}"},
     }));
     let daemon = world.daemon();
-    // An order over HTTP, twice, that is made anew; one by kubectl, that is shared and no longer shared.
+    // An order over HTTP, sent twice and then refreshed; and an order by kubectl, which is shared and then no
+    // longer shared.
     let key = Some(IdempotencyKey { key: "k".into(), request: [1; 32] });
     let order =
         || daemon.wait(daemon.service.create(&world.tenant(), world.spec("api"), key.clone())).unwrap();
@@ -76,14 +78,14 @@ fn every_right_is_used_and_none_is_missing() {
         world.phase(name, Status::Available);
     }
     daemon.wait(daemon.service.refresh(&world.tenant(), made.id)).unwrap();
-    world.until("it is made anew", || {
+    world.until("it is refreshed", || {
         let status = world.get::<ImageCache>(&world.team, "api")?.status?;
         (status.content?.generation == 2).then_some(())
     });
     let objects = world.api::<ImageCache>(&world.team);
     let unshared = Patch::Merge(json!({"spec": {"share": []}}));
     world.wait(objects.patch("web", &PatchParams::default(), &unshared)).unwrap();
-    // One whose pod cannot be made: why is told nowhere else than in an event.
+    // The pod of this one cannot be created, and only an event has the reason.
     world.fake().install(&json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": "larder"},
         "spec": {"hard": {"pods": "0"}},
@@ -91,7 +93,7 @@ fn every_right_is_used_and_none_is_missing() {
     world.apply(&world.object("stuck"));
     let stuck = world.phase("stuck", Status::Failed).status.unwrap().message.unwrap();
     assert!(stuck.contains("exceeded quota"), "{stuck}");
-    // Everything goes: by the API, by kubectl, and when its time is over.
+    // All caches are deleted: by the API, by kubectl, and by expiry.
     let gone = |name: &str| {
         world.until("it is gone", || world.get::<ImageCache>(&world.team, name).is_none().then_some(()));
     };
@@ -103,14 +105,14 @@ fn every_right_is_used_and_none_is_missing() {
     daemon.service.reload(&world.config);
     gone("stuck");
     world.nothing_left();
-    world.until("the key is forgotten", || {
+    world.until("the idempotency key is deleted", || {
         let seen = world.fake().seen();
         seen.iter().any(|seen| (seen.verb, seen.resource.as_str()) == ("delete", "configmaps")).then_some(())
     });
     daemon.stop().unwrap();
 
     let given = given();
-    // A right in the cluster is one in each namespace.
+    // A right in the cluster applies to each namespace.
     let in_cluster = |resource: &str, verb: &str| given.contains(&("", resource.to_owned(), verb.to_owned()));
     let mut used = BTreeSet::new();
     for seen in world.fake().seen().into_iter().filter(|seen| seen.user == LARDER) {
@@ -120,7 +122,7 @@ fn every_right_is_used_and_none_is_missing() {
             "larder" => "larder",
             _ => "tenant",
         };
-        // What is applied is created where it is not there (apiserver, pkg/endpoints/handlers/patch.go).
+        // Server-side apply creates a missing object (apiserver, pkg/endpoints/handlers/patch.go).
         if seen.verb == "patch" && !seen.resource.contains('/') {
             used.insert((place, seen.resource.clone(), "create".to_owned()));
         }
@@ -130,7 +132,7 @@ fn every_right_is_used_and_none_is_missing() {
         UNSEEN.iter().map(|(place, resource, verb)| (*place, (*resource).to_owned(), (*verb).to_owned()));
     let unseen: BTreeSet<Right> = unseen.collect();
     let unused: Vec<_> = given.difference(&used).filter(|right| !unseen.contains(*right)).collect();
-    assert!(unused.is_empty(), "given and not used: {unused:#?}");
+    assert!(unused.is_empty(), "unused rights: {unused:#?}");
     let missing: Vec<_> = used.difference(&given).collect();
-    assert!(missing.is_empty(), "used and not given: {missing:#?}");
+    assert!(missing.is_empty(), "missing rights: {missing:#?}");
 }

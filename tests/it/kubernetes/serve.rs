@@ -13,7 +13,7 @@ use larder_testing::image::{Format, Image, Layer};
 use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 
-use crate::harness::cluster::{LARDER, PATIENCE, World};
+use crate::harness::cluster::{LARDER, TIMEOUT, World};
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
 use crate::harness::python::pytest;
 use crate::harness::registry::Registry;
@@ -21,7 +21,7 @@ use crate::harness::{Need, isolated};
 
 const TEAM: Tenant = Tenant("team-a");
 
-/// The configuration of a daemon, and the file with its token.
+/// Returns the configuration of a daemon, and the path of its token.
 fn configured(world: &World) -> (String, PathBuf) {
     let (token, kubeconfig) = (world.served.beside("token"), world.served.beside("kubeconfig"));
     fs::write(&token, world.fake().token(LARDER)).unwrap();
@@ -41,7 +41,7 @@ fn from_http_to_a_snapshot() {
     let mut one = Daemon::start(&[TEAM], &more);
     let two = Daemon::start(&[TEAM], &more);
     let id = two.order(TEAM, "web", &world.images());
-    let cache = one.explain(|| two.explain(|| one.settle(TEAM, &id, "Available", PATIENCE)));
+    let cache = one.explain(|| two.explain(|| one.settle(TEAM, &id, "Available", TIMEOUT)));
     assert_eq!(
         (cache["name"].as_str(), cache["building_config"]["cluster"].as_str()),
         (Some("web"), Some("here"))
@@ -68,7 +68,7 @@ fn from_http_to_a_snapshot() {
     let plan = two.ask(TEAM, "POST", "/larder/v1/plan", Some(&order)).expect(200);
     assert_eq!(plan["plan"]["images"].as_array().unwrap().len(), 1, "{plan}");
 
-    // A refresh by one, seen by the other; the old snapshot goes.
+    // One daemon refreshes, and the other sees it. The old snapshot is deleted.
     two.ask(TEAM, "POST", &format!("/larder/v1/caches/{id}/refresh"), None).expect(202);
     world.until("the new snapshot is served", || {
         let status = world.get::<ImageCache>("team-a", "web")?.status?;
@@ -76,10 +76,10 @@ fn from_http_to_a_snapshot() {
     });
     world.until("the old snapshot is gone", || (world.fake().stored_snapshots() == 1).then_some(()));
 
-    // Whichever led, the other goes on, when the lease of the one that was killed is over.
+    // Whichever daemon was the leader, the other continues when the killed one's lease expires.
     one.kill();
     let id = two.order(TEAM, "later", &world.images());
-    two.explain(|| two.settle(TEAM, &id, "Available", PATIENCE));
+    two.explain(|| two.settle(TEAM, &id, "Available", TIMEOUT));
     for name in ["web", "later"] {
         let id = world.get::<ImageCache>("team-a", name).unwrap().uid().unwrap();
         two.ask(TEAM, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
@@ -96,23 +96,23 @@ fn a_token_is_renewed() {
     let (more, token) = configured(&world);
     let daemon = Daemon::start(&[TEAM], &more);
     let id = daemon.order(TEAM, "web", &world.images());
-    daemon.explain(|| daemon.settle(TEAM, &id, "Available", PATIENCE));
-    // Both are good for a while, as in a cluster: the client reads the file once a minute.
+    daemon.explain(|| daemon.settle(TEAM, &id, "Available", TIMEOUT));
+    // Both tokens are valid for a while, as in a cluster, because the client reads the file once a minute.
     let (old, new) = (fs::read_to_string(&token).unwrap(), world.fake().token(LARDER));
     fs::write(&token, &new).unwrap();
     daemon.explain(|| {
-        world.until_within(Duration::from_secs(240), "the new token is shown", || {
+        world.until_within(Duration::from_secs(240), "the daemon sends the new token", || {
             world.fake().was_used(&new).then_some(())
         });
     });
     world.fake().revoke(&old);
     let id = daemon.order(TEAM, "later", &world.images());
-    daemon.explain(|| daemon.settle(TEAM, &id, "Available", PATIENCE));
+    daemon.explain(|| daemon.settle(TEAM, &id, "Available", TIMEOUT));
     world.phase("later", Status::Available);
 }
 
 #[case]
-fn what_it_may_not_do_is_told() {
+fn missing_rights_are_reported() {
     let Some(world) = World::faked() else { return };
     let (more, _) = configured(&world);
     let daemon = Daemon::start(&[TEAM, Tenant("nowhere")], &more);
@@ -140,7 +140,7 @@ fn the_vendors_sdk() {
         let image = registry.push(&small(), "team/small", "1");
         let private = Registry::with_password();
         let secret_image = private.push(&small(), "team/private", "1");
-        // Both tenants have a secret of the name; each may use its own.
+        // Both tenants have a secret with this name, and each can use its own.
         let config = fs::read(private.docker_config().join("config.json")).unwrap();
         for namespace in ["team-a", "team-b"] {
             world.fake().install(&json!({

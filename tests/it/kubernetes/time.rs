@@ -1,4 +1,4 @@
-//! What time does, and what nobody knows of any more.
+//! Expiry, and objects without an owner.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 fn an_expired_cache_goes_with_its_copies() {
     let Some(mut world) = World::faked() else { return };
     let clock = Arc::new(FakeClock::default());
-    // Builders have the clock of this machine.
+    // Builders use the clock of this machine.
     clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
     world.clock = clock.clone();
     let daemon = world.daemon();
@@ -39,7 +39,7 @@ fn an_expired_cache_goes_with_its_copies() {
     daemon.service.reload(&world.config);
     world.until("its object is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
     world.nothing_left();
-    // The copy before its owner: the storage was asked for nothing that was still offered.
+    // The copy is deleted before its owner, so the storage never deletes a snapshot that is still offered.
     let seen = world.fake().seen();
     let at = |namespace: &str| {
         let name = format!("ic-{}", record.id);
@@ -52,7 +52,7 @@ fn an_expired_cache_goes_with_its_copies() {
 }
 
 #[case]
-fn what_nobody_knows_of_is_swept() {
+fn orphans_are_swept() {
     let Some(world) = World::faked() else { return };
     let names = Names { namespace: world.own().to_owned() };
     let stray = VolumeId { tenant: world.tenant(), id: CacheId::random(), generation: 3 };
@@ -78,13 +78,13 @@ fn what_nobody_knows_of_is_swept() {
     let name = object(&stray);
     install(claim(&name), true);
     install(snapshot(&name), true);
-    // What is not labelled as ours is not touched.
+    // Objects without Larder's label are not touched.
     install(claim("theirs"), false);
     install(snapshot("theirs"), false);
     let _daemon = world.daemon();
     let there =
         |group: &str, plural: &str, name: &str| world.fake().peek(group, plural, world.own(), name).is_some();
-    world.until("the strays are gone", || {
+    world.until("the orphans are deleted", || {
         let claim = there("", "persistentvolumeclaims", &name);
         let snapshot = there("snapshot.storage.k8s.io", "volumesnapshots", &name);
         (!claim && !snapshot).then_some(())
@@ -100,7 +100,7 @@ fn nothing_is_swept_on_half_a_list() {
     daemon.create(&world, "web");
     world.phase("web", Status::Available);
     assert_eq!(daemon.stop(), Ok(()));
-    // The records cannot be read: what they name is not nobody's.
+    // If the records cannot be read, the objects that they name are not treated as orphans.
     let forbidden = Fault::once("list", "imagecaches", Harm::Forbidden).times(u32::MAX);
     world.fake().fault(forbidden);
     let client = {
@@ -108,11 +108,11 @@ fn nothing_is_swept_on_half_a_list() {
         world.fake().admin()
     };
     let second = world.daemon_of(client);
-    assert!(second.ends().is_err(), "it leads without records");
+    assert!(second.ends().is_err(), "it became the leader without records");
     assert_eq!(world.fake().stored_snapshots(), 1);
     world.fake().heal();
     let third = world.daemon();
-    world.until("it leads", || third.service.leads().then_some(()));
+    world.until("it is the leader", || third.service.leads().then_some(()));
     assert_eq!(world.fake().stored_snapshots(), 1);
     world.phase("web", Status::Available);
 }

@@ -1,5 +1,5 @@
-//! Automatic upkeep of image caches: schedules, replaced volumes, last uses, creation on a miss and deletion of the least recently
-//! used.
+//! Upkeep of image caches: schedules, replaced volumes, last uses, creation on a miss and deletion of
+//! the least recently used.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,8 @@ use crate::harness::cluster::{LARDER, Running, World, shipped};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A world whose clock the test moves. It begins at the time of this machine, which builders have.
+/// Returns a world and a clock that the test moves. It starts with the time of this machine, which builders
+/// use.
 fn clocked() -> Option<(World, Arc<FakeClock>)> {
     let mut world = World::faked()?;
     let clock = Arc::new(FakeClock::default());
@@ -41,7 +42,7 @@ fn status(world: &World, name: &str) -> Option<ImageCacheStatus> {
     world.get::<ImageCache>(&world.team, name)?.status
 }
 
-/// Waits until the schedule of an image cache is in this state, and the volume with this number is served.
+/// Waits until the schedule of an image cache has this result, and the volume with this number is served.
 fn settled(world: &World, name: &str, result: Option<&str>, generation: u32) -> RefreshState {
     world.until(&format!("{name} is {result:?} with volume {generation}"), || {
         let status = status(world, name)?;
@@ -72,7 +73,7 @@ fn schedules_refresh_what_has_moved_or_always() {
     let state = settled(&world, "always", Some("Refreshed"), 2);
     assert!(state.next_time.unwrap() > first && state.last_time.unwrap() >= first);
     settled(&world, "moved", Some("Unchanged"), 1);
-    // A daemon that was away for days catches up once, and finds the tag that moved.
+    // A daemon that was stopped for days catches up once, and finds the tag that moved.
     assert_eq!(daemon.stop(), Ok(()));
     let layer = Layer::from(LayerBuilder::new().file("new", b"new").gzip());
     let image = Image::builder(ImageFormat::Oci).layers([layer]).build();
@@ -81,12 +82,12 @@ fn schedules_refresh_what_has_moved_or_always() {
     let _daemon = world.daemon();
     settled(&world, "moved", Some("Refreshed"), 2);
     settled(&world, "always", Some("Refreshed"), 3);
-    // A registry that does not answer is a failure, and the image cache is served as before.
+    // If a registry refuses, the refresh fails, and the image cache is still served.
     let (path, status_code) = ("/manifests/".to_owned(), 403);
     world.served.registry.fault(Fault::Status { path, status: status_code, times: 100, retry_after: None });
     clock.pass(DAY);
     let state = settled(&world, "moved", Some("Failed"), 2);
-    assert!(state.message.unwrap().contains("app-0"), "the image is named");
+    assert!(state.message.unwrap().contains("app-0"), "the message must name the image");
     assert_eq!(status(&world, "moved").unwrap().phase, "Available");
 }
 
@@ -94,7 +95,7 @@ fn schedules_refresh_what_has_moved_or_always() {
 fn a_schedule_that_cannot_be_used_says_so() {
     let Some(world) = World::faked() else { return };
     let _daemon = world.daemon();
-    // What the schema can see is refused at once.
+    // Errors that the schema covers are refused at once.
     let api = world.api::<ImageCache>(&world.team);
     for (refresh, field) in [
         (json!({"schedule": "each day"}), "spec.refresh.schedule"),
@@ -109,29 +110,29 @@ fn a_schedule_that_cannot_be_used_says_so() {
         let error = world.wait(dynamic.create(&PostParams::default(), &wrong)).unwrap_err().to_string();
         assert!(error.contains(field), "{error}");
     }
-    // An order with what it cannot see fails, and says why.
+    // An order with an error that the schema does not cover fails with a message.
     world.apply(&scheduled(&world, "wrong", json!({"schedule": "99 3 * * *"})));
     let message = world.phase("wrong", Status::Failed).status.unwrap().message.unwrap();
     assert_eq!(message, "spec.refresh.schedule: value must be in range 0..=59; found 99");
     world.wait(api.delete("wrong", &DeleteParams::default())).unwrap();
-    // An image cache that is served stays so.
+    // An available image cache stays available.
     world.apply(&world.object("web"));
     world.phase("web", Status::Available);
     patch(&world, "web", json!({"refresh": {"schedule": "0 3 * * *", "timeZone": "Mars/Olympus"}})).unwrap();
     let state = settled(&world, "web", Some("Invalid"), 1);
     assert_eq!(state.message.unwrap(), "spec.refresh.timeZone: there is no time zone \"Mars/Olympus\"");
-    world.until("an event says so", || {
+    world.until("an event reports it", || {
         let events = world.fake().peek_all("events.k8s.io", "events", &world.team);
         events.into_iter().find(|event| event["reason"] == "InvalidSchedule")
     });
     patch(&world, "web", json!({"refresh": {"timeZone": "UTC"}})).unwrap();
-    world.until("the next time is known", || status(&world, "web")?.refresh?.next_time);
+    world.until("the status shows the next time", || status(&world, "web")?.refresh?.next_time);
     patch(&world, "web", json!({"refresh": null})).unwrap();
     world.until("the schedule is gone", || status(&world, "web")?.refresh.is_none().then_some(()));
     assert_eq!(status(&world, "web").unwrap().phase, "Available");
 }
 
-/// A claim of the team that is restored from a copy.
+/// Creates a claim of the team that is restored from a copy.
 fn restore(world: &World, name: &str, class: &str, snapshot: &str) {
     let claim = json!({
         "metadata": {"name": name},
@@ -154,7 +155,8 @@ fn bound(world: &World, name: &str) {
     });
 }
 
-/// The copies of the team that are ready and not on their way out, once the daemon has looked for what nobody needs.
+/// Returns the copies of the team that are ready and not being deleted, after the daemon has removed unneeded
+/// ones.
 fn copies(world: &World, daemon: &Running) -> Vec<String> {
     daemon.service.reload(&world.config);
     std::thread::sleep(Duration::from_secs(1));
@@ -171,7 +173,7 @@ fn a_replaced_volume_stays_while_a_claim_uses_it() {
     world.phase("web", Status::Available);
     let first = format!("ic-{}", made.id);
     let second = format!("{first}-2");
-    world.until("its copy can be used", || {
+    world.until("its copy is ready", || {
         world.get::<VolumeSnapshot>(&world.team, &first)?.is_ready().then_some(())
     });
     assert_eq!(status(&world, "web").unwrap().last_used, None);
@@ -181,7 +183,7 @@ fn a_replaced_volume_stays_while_a_claim_uses_it() {
     }));
     restore(&world, "now", "csi", &first);
     bound(&world, "now");
-    // This one is restored when a pod needs it: after the refresh.
+    // This claim is restored when a pod needs it, after the refresh.
     restore(&world, "later", "later", &first);
     daemon.wait(daemon.service.refresh(&world.tenant(), made.id)).unwrap();
     world.until("the second volume is offered", || {
@@ -190,7 +192,7 @@ fn a_replaced_volume_stays_while_a_claim_uses_it() {
     assert_eq!(copies(&world, &daemon), [first.clone(), second.clone()]);
     assert_eq!(world.fake().stored_snapshots(), 2);
     // Claims count as uses.
-    world.until("the use is written", || status(&world, "web")?.last_used);
+    world.until("the status shows the last use", || status(&world, "web")?.last_used);
     let pod = json!({
         "metadata": {"name": "app"},
         "spec": {
@@ -211,10 +213,10 @@ fn a_replaced_volume_stays_while_a_claim_uses_it() {
     let at_once = DeleteParams::default().grace_period(0);
     world.wait(world.api::<Pod>(&world.team).delete("app", &at_once)).unwrap();
     world.wait(claims.delete("later", &DeleteParams::default())).unwrap();
-    world.until("nothing uses the first volume, and it is gone", || {
+    world.until("the unused first volume is deleted", || {
         (copies(&world, &daemon) == [second.clone()] && world.fake().stored_snapshots() == 1).then_some(())
     });
-    assert_eq!(world.fake().torn_snapshots(), 0, "an owner went before its copies");
+    assert_eq!(world.fake().torn_snapshots(), 0, "an owner was deleted before its copies");
 }
 
 #[case]
@@ -237,7 +239,7 @@ fn a_replaced_volume_in_use_goes_with_its_image_cache_and_beyond_a_number() {
             daemon.wait(daemon.service.refresh(&world.tenant(), made.id)).unwrap();
         }
     }
-    // Two replaced volumes stay; of three the oldest goes, although a claim was restored from it.
+    // Two replaced volumes are kept. Of three the oldest is deleted, although a claim was restored from it.
     world.until("three volumes are left", || {
         (copies(&world, &daemon) == [name(2), name(3), name(4)]).then_some(())
     });
@@ -246,7 +248,7 @@ fn a_replaced_volume_in_use_goes_with_its_image_cache_and_beyond_a_number() {
     world.until("nothing is stored", || (world.fake().stored_snapshots() == 0).then_some(()));
 }
 
-/// A pod of a namespace that waits for this image.
+/// Creates a pod of a namespace that waits for this image.
 fn waiting(world: &World, namespace: &str, name: &str, image: &str) {
     let pod = json!({
         "metadata": {"name": name},
@@ -256,7 +258,7 @@ fn waiting(world: &World, namespace: &str, name: &str, image: &str) {
     world.wait(world.api::<Pod>(namespace).create(&PostParams::default(), &pod)).unwrap();
 }
 
-/// The image caches of the team that were created on a miss, with their first image.
+/// Returns the image caches of the team that were created on a miss, with their first image.
 fn created(world: &World) -> Vec<ImageCache> {
     let all = world.wait(world.api::<ImageCache>(&world.team).list(&Default::default())).unwrap().items;
     all.into_iter()
@@ -285,8 +287,8 @@ fn what_pods_miss_is_created_and_the_least_recently_used_makes_room() {
     let daemon = world.daemon();
     world.apply(&world.object("web"));
     world.phase("web", Status::Available);
-    // Two pods each need an image that is cached, one that is not, and one that does not exist; one pod needs another. The pods of
-    // a namespace that does not take part are not read.
+    // Two pods need each of a cached image, an uncached one, and one that does not exist. One pod needs
+    // another. The pods of a namespace that does not take part are not read.
     for number in 0..2 {
         waiting(&world, &world.team, &format!("cached-{number}"), &image(0));
         waiting(&world, &world.team, &format!("missed-{number}"), &image(1));
@@ -299,22 +301,22 @@ fn what_pods_miss_is_created_and_the_least_recently_used_makes_room() {
     assert_eq!((&made.spec.images, made.spec.image_cache_size), (&vec![image(1)], 20));
     assert_eq!(made.spec.image_pull_secrets, [format!("{}:registry", world.team)]);
     world.phase(&name, Status::Available);
-    // The quota is used up. What was created a moment ago does not go, and what a person ordered never does.
+    // The quota is used up. A cache that was just created is not deleted, and an order of a person never is.
     waiting(&world, &world.team, "twice", &image(2));
-    world.until("its image was looked for", || {
+    world.until("its image was resolved", || {
         (world.served.registry.requests("/app-2/manifests/") > 0).then_some(())
     });
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(created(&world).len(), 1);
     clock.pass(DAY * 2);
-    // Those that missed it two days ago do not count any more.
+    // The misses of two days ago no longer count.
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(created(&world)[0].name_any(), name);
     for number in 0..2 {
         waiting(&world, &world.team, &format!("later-{number}"), &image(2));
     }
-    let next = world.until("the least recently used has made room", || {
-        // It is looked at again after half a minute.
+    let next = world.until("the least recently used cache is deleted", || {
+        // The daemon checks again after half a minute.
         clock.pass(Duration::from_secs(5));
         daemon.service.reload(&world.config);
         created(&world).into_iter().find(|one| one.spec.images == [image(2)])
@@ -326,7 +328,7 @@ fn what_pods_miss_is_created_and_the_least_recently_used_makes_room() {
     let evicted: Vec<_> = events.iter().filter(|event| event["reason"] == "Evicted").collect();
     assert_eq!(evicted.len(), 1);
     assert_eq!(evicted[0]["regarding"]["name"], name.as_str());
-    // Pods were read in no other namespace.
+    // The daemon read pods in no other namespace.
     let seen = world.fake().seen();
     let pods = seen.iter().filter(|seen| seen.user == LARDER && seen.resource == "pods");
     let places: std::collections::BTreeSet<_> = pods.map(|seen| seen.namespace.clone()).collect();

@@ -1,4 +1,4 @@
-//! The pod that verifies a volume before there is a snapshot of it.
+//! The pod that verifies a volume before a snapshot of it is taken.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,7 +21,7 @@ use crate::harness::cluster::{World, kill_daemon, snapshot_name};
 use crate::harness::served::{Served, cache, change_times};
 use crate::harness::{Need, isolated, larder, succeed};
 
-/// Requests that make a snapshot in Larder's namespace.
+/// Returns the number of requests that create a snapshot in Larder's namespace.
 fn snapshots_made(world: &World) -> usize {
     let seen = world.fake().seen().into_iter();
     let made =
@@ -47,7 +47,7 @@ fn a_cache_is_available_after_a_second_pod_has_verified_it() {
                 && pod["status"]["phase"] == "Running"
         })
     });
-    // It has the volume to read, and nothing that a builder has beside it.
+    // It has the volume, read-only, and none of the other mounts of a builder.
     let spec = &pod["spec"];
     let claim = json!({"claimName": name, "readOnly": true});
     assert_eq!(spec["volumes"][0]["persistentVolumeClaim"], claim);
@@ -57,13 +57,13 @@ fn a_cache_is_available_after_a_second_pod_has_verified_it() {
     assert_eq!(spec["automountServiceAccountToken"], false);
     let owner: Job = world.get(world.own(), &format!("{name}-verify")).unwrap();
     assert_eq!(owner.owner_references()[0].name, name);
-    // Until it has ended nothing counts.
+    // No snapshot is taken before it ends.
     assert_eq!(snapshots_made(&world), 0);
     assert_eq!(daemon.record(&world, &record).status, Status::Creating);
-    // A daemon that takes over goes on with the same verifier.
+    // A daemon that takes over continues with the same verifier.
     kill_daemon(&world, &mut daemon, true);
     let second = world.daemon();
-    world.until("the next one leads", || second.service.leads().then_some(()));
+    world.until("the next daemon is the leader", || second.service.leads().then_some(()));
     fs::write(world.served.beside("program.go"), "").unwrap();
     let object = world.phase("web", Status::Available);
     let digest = object.status.as_ref().unwrap().content.as_ref().unwrap().digest.clone();
@@ -71,7 +71,7 @@ fn a_cache_is_available_after_a_second_pod_has_verified_it() {
     assert_eq!(snapshot.annotations()[VERIFIED], digest);
     let seen = world.fake().seen().into_iter();
     let made = seen.filter(|seen| seen.name == format!("{name}-verify") && seen.verb == "patch");
-    assert_eq!(made.count(), 1, "one verifier did");
+    assert_eq!(made.count(), 1, "expected one verifier");
     world.wait(world.api::<ImageCache>(&world.team).delete("web", &Default::default())).unwrap();
     world.until("it is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
     world.nothing_left();
@@ -92,7 +92,7 @@ fn a_builder_that_was_taken_over_gets_nothing_out() {
             "the volume failed verification: ",
         ),
         (
-            "another digest reported than the volume has",
+            "a reported digest that differs from the volume's",
             format!(
                 "{build} --result-file=*) t=$(sed 's/\"digest\":\"sha256:...../\"digest\":\"sha256:00000/' \"${{a#*=}}\"); \
                  echo \"$t\" >\"${{a#*=}}\";; esac; done"
@@ -115,7 +115,7 @@ fn a_builder_that_was_taken_over_gets_nothing_out() {
         assert!(message.starts_with(want), "{what}: {message}");
         assert_eq!(snapshots_made(&world), 0, "{what}");
         world.nothing_left();
-        // As often as a builder is tried.
+        // As many attempts as for a builder.
         if class == Class::Internal {
             let begun = fs::read_to_string(world.served.beside("program.n")).unwrap().lines().count();
             assert_eq!(begun, 3);
@@ -123,17 +123,17 @@ fn a_builder_that_was_taken_over_gets_nothing_out() {
     }
 }
 
-/// A build that a Larder without verifiers began, and whose snapshot waited for its storage meanwhile.
+/// A build that a version without verifiers began, and whose snapshot still waits for its storage.
 #[case]
-fn a_snapshot_that_nobody_verified_does_not_count() {
+fn an_unverified_snapshot_does_not_count() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
-    world.until("it leads", || daemon.service.leads().then_some(()));
-    // It builds, but not yet: nobody runs its pods.
+    world.until("it is the leader", || daemon.service.leads().then_some(()));
+    // The build waits, because no node runs its pods.
     world.fake().remove_node("node-a");
     let record = daemon.create(&world, "web");
     let name = format!("ic-{}", record.id);
-    world.until("there is a job", || world.get::<Job>(world.own(), &name));
+    world.until("the job exists", || world.get::<Job>(world.own(), &name));
     daemon.stop().unwrap();
     let result = json!({"status": "ok", "exit_code": 0, "message": "", "failures": [], "images": [],
         "digest": format!("sha256:{}", "0".repeat(64)), "elapsed_ms": 1});
@@ -149,8 +149,8 @@ fn a_snapshot_that_nobody_verified_does_not_count() {
     world.nothing_left();
 }
 
-/// What the kubelet gives a verifier on a cluster is enough: a volume that is mounted read-only, and the one capability
-/// without which root cannot read what others own. For images not even that.
+/// A read-only mount and one capability are enough for a verifier, because without the capability root cannot
+/// read the files of others. EROFS images need no capability.
 #[case]
 fn the_rights_of_a_verifier_are_enough() {
     isolated(&[Need::Root, Need::Program("setpriv")], || {
@@ -176,7 +176,7 @@ fn the_rights_of_a_verifier_are_enough() {
             let dir = tempfile::Builder::new().permissions(readable).tempdir().unwrap();
             let (at, program) = (dir.path().join("cache"), dir.path().join("larder"));
             fs::create_dir(&at).unwrap();
-            // Not by this process: a fork meanwhile would keep it open for writing.
+            // `cp` writes the copy: in this process, a concurrent fork would keep it open for writing.
             succeed(Command::new("cp").arg(larder().get_program()).arg(&program));
             succeed(Command::new("mount").args(["--bind", "-o", "ro"]).args([&volume, &at]));
             let before = change_times(&at);

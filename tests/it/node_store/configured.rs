@@ -1,4 +1,4 @@
-//! The configuration that makes stores known, read by the real podman and buildah.
+//! The configuration that registers stores, read by the real podman and buildah.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,7 +29,7 @@ fn bind(from: &Path, over: &Path) {
     mount(None::<&str>, over, None::<&str>, read_only, None::<&str>).unwrap();
 }
 
-/// The names of images, each once: what two stores have is listed twice.
+/// Returns the names of images without duplicates, because an image in two stores is listed twice.
 fn known(node: &Node) -> Vec<String> {
     let mut names = node.images();
     names.dedup();
@@ -48,7 +48,7 @@ fn one_file_makes_all_stores_known() {
         attach(&volume, &third);
 
         let node = Node::with_podman();
-        // The real program says that it is old.
+        // The real program reports its old version.
         fs::copy("/usr/bin/podman", node.root().join("usr/bin/podman")).unwrap();
         let found = node::Node::read(&node.root()).unwrap();
         assert_eq!(found.programs, [node::Program { name: "podman", is_new: false }]);
@@ -56,7 +56,7 @@ fn one_file_makes_all_stores_known() {
         let many = change(&node, &[&first, &second, &third]);
         assert!(many.advice.is_empty(), "{many:?}");
         node.apply(&many);
-        // The same images from two stores are the same images.
+        // An image in two stores is the same image.
         assert_eq!(known(&node).len(), 4, "{:?}", node.images());
         let info = succeed(node.command("podman").args([
             "info",
@@ -71,8 +71,12 @@ fn one_file_makes_all_stores_known() {
             let file = ["one", "two"][number];
             assert_eq!(node.printed(reference, &format!("cat /{file}")), file);
         }
-        assert_eq!(change(&node, &[&first, &second, &third]), many, "nothing changes when it is done again");
-        // One goes.
+        assert_eq!(
+            change(&node, &[&first, &second, &third]),
+            many,
+            "a repeated change must not change anything"
+        );
+        // Remove one store.
         node.apply(&change(&node, &[&second, &third]));
         umount(&first).unwrap();
         assert_eq!(node.printed(&served.references()[1], "cat /two"), "two");
@@ -85,7 +89,7 @@ fn one_file_makes_all_stores_known() {
 }
 
 #[case]
-fn the_line_for_the_operator_does() {
+fn the_line_for_the_operator_works() {
     isolated(&NEEDS, || {
         let (served, [_, volume]) = both_forms(small());
         let place = tempfile::tempdir().unwrap();
@@ -108,7 +112,7 @@ fn the_line_for_the_operator_does() {
     });
 }
 
-/// Other ways that would need no file in the place of `storage.conf`, should a podman ever read them.
+/// Alternatives that would avoid a file instead of `storage.conf`, if a future podman supported them.
 #[case]
 fn this_podman_reads_nothing_else() {
     isolated(&NEEDS, || {
@@ -134,7 +138,7 @@ fn this_podman_reads_nothing_else() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             let text = text.unwrap_or_else(|| drop_in(node::Node::read(&node.root()).unwrap()));
             fs::write(path, text).unwrap();
-            assert!(node.images().is_empty(), "{name}: podman reads it; use it");
+            assert!(node.images().is_empty(), "podman now supports {name}: use it");
         }
     });
 }
@@ -152,7 +156,7 @@ fn a_store_that_is_not_mounted_is_no_obstacle() {
             podman.arg("images");
             podman
         };
-        // What there is to be afraid of.
+        // The failure that must be avoided.
         let said = exits(125, &mut images(&node));
         assert!(said.contains("can't stat imageStore dir"), "{said}");
         let flags = MsFlags::MS_RDONLY;

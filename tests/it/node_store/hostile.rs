@@ -1,4 +1,4 @@
-//! Volumes that are not what they say, and places that are taken.
+//! Volumes whose content does not match their seal, and mount points that are in use.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ use crate::harness::{Need, isolated};
 
 const NEEDS: [Need; 2] = [Need::Erofs, Need::Program("busybox")];
 
-/// Puts something in the place of a file of the volume for the time of `test`.
+/// Replaces a file of the volume during `test`.
 fn in_place_of(path: &Path, put: impl FnOnce(&Path), test: impl FnOnce()) {
     let kept = path.with_extension("kept");
     fs::rename(path, &kept).unwrap();
@@ -47,7 +47,7 @@ fn nothing_is_mounted_of_a_volume_that_lies() {
         let fixup = volume.join(format!("erofs/chain/{}.erofs", layer.chain_id.hex()));
         let split = volume.join(format!("erofs/tar-split/{hex}.gz"));
         let manifest = volume.join(format!("oci/blobs/sha256/{}", content.images[0].manifest.hex()));
-        // Links, to what would do otherwise, too.
+        // Symbolic links are refused, even to files that would be accepted.
         for path in [&image, &fixup, &split, &manifest] {
             let aside = path.with_extension("kept");
             in_place_of(

@@ -1,4 +1,4 @@
-//! Generated images: stacks of layers whose members hide, replace and link each other over few names.
+//! Generates images: stacks of layers whose members hide, replace and link each other, with few names.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::reference::Reference;
 use crate::harness::layers::{Member, Node};
 use crate::harness::tree::Kind;
 
-/// One intended change; what the tree makes impossible is left out when a layer is written.
+/// One intended change. Changes that the tree does not allow are left out when a layer is written.
 #[derive(Clone, Debug)]
 enum Change {
     File(String, u8),
@@ -21,7 +21,7 @@ enum Change {
     Opaque(String),
 }
 
-/// One to four layers, the first with an entry for the root.
+/// Generates one to four layers, the first with an entry for the root.
 pub(crate) fn layers() -> impl Strategy<Value = Vec<Vec<Member>>> {
     vec(vec(change(), 1..14), 1..5).prop_map(|stack| write(&stack))
 }
@@ -56,7 +56,7 @@ fn write(stack: &[Vec<Change>]) -> Vec<Vec<Member>> {
         lower.apply(&members);
         let additions = add(&lower, &members, changes);
         lower.apply(&additions);
-        // Whiteouts are applied first wherever they stand, so they may as well stand last.
+        // Whiteouts are applied first wherever they are, so they can also be last.
         let at = if level % 2 == 1 { 0 } else { members.len() };
         members.splice(at..at, additions);
         layers.push(members);
@@ -64,7 +64,7 @@ fn write(stack: &[Vec<Change>]) -> Vec<Vec<Member>> {
     layers
 }
 
-/// Whiteouts and opaque directories of what the lower layers show.
+/// Returns whiteouts and opaque directories for names in the lower layers.
 fn hide(lower: &Reference, changes: &[Change]) -> Vec<Member> {
     let mut members = Vec::new();
     let mut seen = BTreeSet::new();
@@ -79,7 +79,7 @@ fn hide(lower: &Reference, changes: &[Change]) -> Vec<Member> {
             }
             _ => continue,
         };
-        // A name below one that is hidden is hidden already, and its parent would come back.
+        // A name below a hidden one is hidden already, and a whiteout for it would create its parent again.
         let below = |other: &String| related(path, other);
         if !seen.iter().any(below) {
             seen.insert(path.clone());
@@ -89,15 +89,15 @@ fn hide(lower: &Reference, changes: &[Change]) -> Vec<Member> {
     members
 }
 
-/// Whether one of two paths is the other or lies below it.
+/// Reports whether one of two paths equals the other or is below it.
 fn related(a: &str, b: &str) -> bool {
     let inside =
         |a: &str, b: &str| b.strip_prefix(a).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     inside(a, b) || inside(b, a)
 }
 
-/// Members that add something, each name at most once and none below a non-directory of the same layer. `hidden` are
-/// the layer's whiteouts, whose parents stay directories.
+/// Returns members that add entries, each name at most once and none below a non-directory of the same layer.
+/// `hidden` are the layer's whiteouts, whose parents stay directories.
 fn add(lower: &Reference, hidden: &[Member], changes: &[Change]) -> Vec<Member> {
     let mut members: Vec<Member> = Vec::new();
     let mut leaves: BTreeSet<String> = BTreeSet::new();
@@ -132,7 +132,7 @@ fn add(lower: &Reference, hidden: &[Member], changes: &[Change]) -> Vec<Member> 
                 continue;
             }
         } else if let Node::HardLink(target) = &member.node {
-            // The target must still be what the lower layers show, and the link must not destroy it.
+            // The target must still exist as in the lower layers, and the link must not replace it.
             if !free(path) || !free(target) || related(target, path) {
                 continue;
             }

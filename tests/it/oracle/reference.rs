@@ -1,5 +1,5 @@
-//! A reference applier: layers one upon the other, whiteouts first, on a tree in memory. It shares no code with
-//! Larder and is written to be read.
+//! A reference implementation that applies layers one after the other, whiteouts first, to a tree in memory.
+//! It shares no code with Larder, and favours clarity.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use larder_model::digest::Digest;
 use crate::harness::layers::{Member, Node};
 use crate::harness::tree::{Entry, Kind, Tree};
 
-/// The tree so far.
+/// The tree after the layers so far.
 #[derive(Debug, Default)]
 pub(crate) struct Reference {
     names: BTreeMap<Vec<String>, Named>,
@@ -25,7 +25,7 @@ struct Named {
 type Path = Vec<String>;
 
 impl Reference {
-    /// Applies one layer.
+    /// Applies one layer to the tree.
     pub(crate) fn apply(&mut self, members: &[Member]) {
         for member in members {
             let (parent, name) = split(&member.path);
@@ -59,7 +59,7 @@ impl Reference {
             let mut target = self.enter(&parent, own);
             target.push(name);
             if !own.contains(&target) {
-                // The file of a lower layer is copied up: a new inode, under both names.
+                // The file of a lower layer is copied up: a new inode, with both names.
                 let copy = self.names[&target].entry.clone();
                 self.put(&target, copy, own);
             }
@@ -68,7 +68,7 @@ impl Reference {
             let inode = linked.inode;
             self.names.insert(path.clone(), linked);
             own.insert(path);
-            // As all runtimes do: what the link's own header says goes to the inode.
+            // As in all runtimes, the metadata in the link's own header applies to the inode.
             for named in self.names.values_mut().filter(|named| named.inode == inode) {
                 (named.entry.mode, named.entry.uid, named.entry.gid) = (member.mode, member.uid, member.gid);
                 named.entry.mtime = Some(member.mtime);
@@ -99,9 +99,10 @@ impl Reference {
         self.put(&path, entry, own);
     }
 
-    /// Resolves `parent`, making what is missing, and returns where it leads.
+    /// Resolves `parent`, creates missing directories, and returns the resulting path.
     ///
-    /// A symbolic link of this layer is followed; a lower layer's link or file in the place of a parent is replaced.
+    /// A symbolic link of this layer is followed. A lower layer's link or file at the path of a parent is
+    /// replaced.
     fn enter(&mut self, parent: &[String], own: &mut BTreeSet<Path>) -> Path {
         let mut at: Path = Vec::new();
         let mut pending: Vec<String> = parent.iter().rev().cloned().collect();
@@ -142,7 +143,7 @@ impl Reference {
         at
     }
 
-    /// Puts an entry in the place of what is there; the content of a directory stays under a directory.
+    /// Replaces the entry at `path`. The content of a directory stays if the new entry is a directory.
     fn put(&mut self, path: &Path, entry: Entry, own: &mut BTreeSet<Path>) {
         let directory = |named: &Named| named.entry.kind == Kind::Directory;
         if entry.kind != Kind::Directory || !self.names.get(path).is_some_and(directory) {
@@ -158,7 +159,7 @@ impl Reference {
         self.names.retain(|name, _| !name.starts_with(path));
     }
 
-    /// The tree.
+    /// Returns the resulting tree.
     pub(crate) fn tree(&self) -> Tree {
         let mut first: BTreeMap<u64, String> = BTreeMap::new();
         let mut names: Vec<_> = self.names.iter().map(|(path, named)| (path.join("/"), named)).collect();
@@ -171,17 +172,17 @@ impl Reference {
         entries.collect()
     }
 
-    /// Directories, the root among them, that some layer implies and does not contain.
+    /// Returns the directories, including the root, that some layer implies and does not contain.
     pub(crate) fn implied(&self) -> &[String] {
         &self.implied
     }
 
-    /// Whether `path` is there, and as what.
+    /// Returns the type of `path`; `None` if it does not exist.
     pub(crate) fn kind(&self, path: &str) -> Option<&Kind> {
         self.names.get(&components(path)).map(|named| &named.entry.kind)
     }
 
-    /// Every regular file.
+    /// Returns the path of every regular file.
     pub(crate) fn files(&self) -> Vec<String> {
         let files = self.names.iter().filter(|(_, named)| matches!(named.entry.kind, Kind::File(_)));
         files.map(|(path, _)| path.join("/")).collect()
@@ -193,7 +194,7 @@ fn components(path: &str) -> Path {
     parts.map(str::to_owned).collect()
 }
 
-/// Parent and name; both are empty for the root.
+/// Splits a path into parent and name. Both are empty for the root.
 fn split(path: &str) -> (Path, String) {
     let mut parent = components(path);
     let name = parent.pop().unwrap_or_default();

@@ -1,6 +1,7 @@
-//! Layers as GNU tar, bsdtar and Python write them, in every format that they have: what a container sees of such a layer is
-//! what the tool itself unpacks, for Python what GNU tar does. The files are those that make formats differ: names and links too long for a header, owners and times
-//! too large for its fields, names that are no text, links, devices, attributes, holes.
+//! Layers of GNU tar, bsdtar and Python, in every format that they support. A container must see the tree
+//! that the tool itself unpacks (GNU tar for Python's layers). The files show the differences between the
+//! formats: names and links too long for a header, owners and times too large for its fields, names that are
+//! not UTF-8, links, devices, attributes, holes.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -20,7 +21,7 @@ use crate::harness::registry::Registry;
 use crate::harness::tree::{Tolerance, differences, scan};
 use crate::harness::{Need, isolated, larder, succeed};
 
-/// What the oldest formats can say.
+/// Creates files that the oldest formats can represent.
 fn plain(dir: &Path) {
     let file = |name: &str, size: usize, mode: u32| {
         fs::write(dir.join(name), vec![b'x'; size]).unwrap();
@@ -55,7 +56,7 @@ fn plain(dir: &Path) {
     lchown(dir.join("dangling"), Some(7), Some(8)).unwrap();
 }
 
-/// What needs extensions.
+/// Creates files that need extensions.
 fn extended(dir: &Path) {
     let name = |bytes: &[u8]| dir.join(OsStr::from_bytes(bytes));
     for odd in
@@ -99,7 +100,7 @@ fn extended(dir: &Path) {
     }
 }
 
-/// Attributes, and a file with holes: what the newest formats alone can say.
+/// Sets attributes and creates a file with holes, which only the newest formats can represent.
 fn attributes(dir: &Path) {
     let set = |name: &str, key: &str, value: &[u8]| {
         let flags = rustix::fs::XattrFlags::empty();
@@ -116,7 +117,7 @@ fn attributes(dir: &Path) {
     sparse.write_all_at(b"data", 4 << 20).unwrap();
 }
 
-/// A tool's format, and the most that it can say.
+/// A format of a tool, and the most complex files that it can represent.
 struct Packer {
     name: &'static str,
     files: &'static [fn(&Path)],
@@ -164,7 +165,7 @@ fn python(format: &str, files: &Path, tar: &Path) -> Command {
     command
 }
 
-/// Each packer's layer, in both forms and in podman, against what a tool unpacks of it.
+/// Compares each packer's layer, in both formats and in podman, with the tree that a tool unpacks.
 fn compare(packers: &[Packer]) {
     let registry = Registry::open();
     let mut wrong = Vec::new();
@@ -177,7 +178,7 @@ fn compare(packers: &[Packer]) {
         fs::create_dir(at("unpacked")).unwrap();
         succeed(&mut unpack(&at("tar"), &at("unpacked")));
         let mut want = scan(&at("unpacked"));
-        // bsdtar leaves the time of the directory that it unpacks into.
+        // bsdtar keeps the time of the directory into which it unpacks.
         want.values_mut().take(1).for_each(|root| root.mtime = None);
         assert!(want.len() >= 20, "{name}: {} names", want.len());
 
@@ -199,7 +200,7 @@ fn compare(packers: &[Packer]) {
             };
             note(form, differences(&want, &scan(&view.path()), Tolerance::default()));
         }
-        // Go takes an attribute without a value for none.
+        // Go treats an attribute without a value as absent.
         want.values_mut().for_each(|entry| entry.xattrs.retain(|_, value| !value.is_empty()));
         let podman = Podman::new();
         podman.pull(&reference);

@@ -10,13 +10,13 @@ def stage():
 
 @pytest.fixture(scope="session")
 def a(stage):
-    """The first tenant."""
+    """Returns the first tenant."""
     return stage.tenants[0]
 
 
 @pytest.fixture(scope="session")
 def b(stage):
-    """The second."""
+    """Returns the second tenant."""
     return stage.tenants[1]
 
 
@@ -27,11 +27,11 @@ def sdk(stage, a):
 
 @pytest.fixture(autouse=True)
 def tidy(stage):
-    """A test leaves no cache behind: names and quota are the next one's."""
+    """Deletes all caches after a test, so that the next one can use the names and the quota."""
     yield
     for tenant in stage.tenants:
         client = stage.sdk(tenant)
-        # One that is on its way out already may be gone before it could be asked to go.
+        # A cache that is being deleted can be gone before this request.
         for cache in client.list():
             if cache.status != "Deleting":
                 client.delete(cache.id)

@@ -1,4 +1,4 @@
-"""What leads the fuzzer past the front door: one credential instead of two, and images and caches that are there."""
+"""Helps the fuzzer past authentication and validation: one credential instead of two, and images and caches that exist."""
 
 import os
 import random
@@ -7,13 +7,14 @@ import schemathesis
 
 IMAGE = os.environ["LARDER_IMAGE"]
 CACHES = os.environ["LARDER_CACHES"].split(",")
-# Of its own: the fuzzer's choices must not depend on how often this one is asked.
+# Separate, because the fuzzer's choices must not depend on how often this one is used.
 chance = random.Random(1)
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    # Two credentials are refused, which would be the answer to nearly everything; signatures have tests of their own.
+    # A request with two credentials is refused, which would hide most other responses. Signatures have their
+    # own tests.
     if case.headers:
         case.headers.pop("Authorization", None)
     if case.path_parameters and "id" in case.path_parameters and chance.random() < 0.25:

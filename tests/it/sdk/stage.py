@@ -1,4 +1,4 @@
-"""What a test stands on: the daemon that was started for it, and clients of the vendor's SDK and without it."""
+"""The environment of a test: its daemon, and clients with and without the vendor's SDK."""
 
 import contextlib
 import http.client
@@ -33,7 +33,7 @@ PATH = "/v5/imagecaches"
 
 
 class Sdk:
-    """The vendor's client of one tenant, with the four calls in short."""
+    """The vendor's client of one tenant, with short methods for the four calls."""
 
     def __init__(self, endpoint, access_key, secret_key, headers=None):
         credentials = BasicCredentials(access_key, secret_key, PROJECT)
@@ -51,7 +51,8 @@ class Sdk:
         except ServiceResponseException as error:
             if "used before" not in (error.error_msg or ""):
                 raise
-            # Signatures have the time to the second: the same order in the same second is a replay.
+            # The time in signatures has a resolution of one second: the same order in the same second would
+            # be a replay.
             time.sleep(1)
             return self.client.create_image_cache(request)
 
@@ -65,16 +66,16 @@ class Sdk:
         return self.client.delete_image_cache(DeleteImageCacheRequest(image_cache_id=id))
 
     def settle(self, id, seconds=60):
-        """The cache when it is no longer Creating."""
+        """Waits until the cache is no longer Creating, and returns it."""
         return until(seconds, lambda: (cache := self.show(id)).status != "Creating" and cache)
 
     def gone(self, id, seconds=60):
-        """Waits until the record is gone, and asks for it to be deleted first."""
+        """Requests the deletion of the record, and waits until it is gone."""
         refused(404, lambda: until(seconds, lambda: self.show(id) and None))
 
 
 def until(seconds, condition):
-    """What the condition answers once that is true."""
+    """Waits until the condition is true, and returns its value."""
     deadline = time.monotonic() + seconds
     while True:
         if answer := condition():
@@ -84,7 +85,7 @@ def until(seconds, condition):
 
 
 def refused(status, call, code=None):
-    """The vendor's exception of a call that must be refused with this status, and with both parts of an error."""
+    """Checks that a call is refused with this status and both parts of an error. Returns the vendor's exception."""
     try:
         answer = call()
     except ServiceResponseException as error:
@@ -98,7 +99,7 @@ def refused(status, call, code=None):
 
 
 def problem(status, answer):
-    """The message of an answer without the SDK, whose body must hold the vendor's envelope and its older form."""
+    """Checks that an error response has the vendor's envelope and its older form. Returns the message."""
     assert answer.status_code == status, (answer.status_code, answer.text)
     body = answer.json()
     assert set(body) == {"errorCode", "errorMessage", "error_code", "error_msg"}, body
@@ -111,7 +112,7 @@ def problem(status, answer):
 
 @dataclass
 class Signed:
-    """A request as the vendor's signer signs it, open to changes before it is sent."""
+    """A request signed by the vendor's signer. Tests can change it before they send it."""
 
     method: str
     url: str
@@ -119,7 +120,7 @@ class Signed:
     body: bytes
 
     def send(self):
-        # requests would add a Content-Type of its own to some bodies; a prepared request is sent as it is.
+        # requests would add a Content-Type to some bodies. A prepared request is sent unchanged.
         request = requests.Request(self.method, self.url, headers=self.headers, data=self.body).prepare()
         with requests.Session() as session:
             session.trust_env = False
@@ -127,13 +128,13 @@ class Signed:
 
 
 class Unlisted(Signer):
-    """A signer that leaves one header out of what it signs."""
+    """A signer that does not sign one of the headers."""
 
     def __init__(self, credentials, name):
         super().__init__(credentials)
         self.unlisted = name
 
-    # As the base class calls it.
+    # With the signature that the base class expects.
     def _process_signed_headers(self, request):
         return sorted(name.lower() for name in request.header_params if name.lower() != self.unlisted)
 
@@ -147,11 +148,11 @@ class Stage:
         return Sdk(self.endpoint, access_key or tenant.access_key, secret_key or tenant.secret_key, headers)
 
     def order(self, name="web", **fields):
-        """The body of a create, to be changed."""
+        """Returns the body of a create request, which tests can change."""
         return {"name": name, "images": [self.image], "building_config": {"cluster": self.cluster}, **fields}
 
     def ask(self, tenant, method, path, body=None, headers=None, data=None):
-        """A request with the token of a tenant, or with none."""
+        """Sends a request with the token of a tenant, or without a token."""
         token = {"X-Auth-Token": tenant.token} if tenant else {}
         content = {"Content-Type": JSON} if body is not None or data is not None else {}
         data = json.dumps(body).encode() if data is None and body is not None else data
@@ -161,14 +162,14 @@ class Stage:
             return session.request(method, self.endpoint + path, data=data, headers=headers, timeout=60, allow_redirects=False)
 
     def verbatim(self, tenant, method, target):
-        """The status of a request whose target goes over the wire as it is: requests would mend its percent-encoding."""
+        """Sends a request with an unchanged target and returns its status. requests would fix the percent-encoding."""
         connection = http.client.HTTPConnection(self.endpoint.removeprefix("http://"), timeout=60)
         with contextlib.closing(connection):
             connection.request(method, target, headers={"X-Auth-Token": tenant.token})
             return connection.getresponse().status
 
     def statuses(self, sent):
-        """The statuses of all answers to these bytes, until the daemon closes the connection."""
+        """Sends these bytes and returns the statuses of all responses, until the daemon closes the connection."""
         host, port = self.endpoint.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as connection:
             connection.sendall(sent)
@@ -176,7 +177,7 @@ class Stage:
         return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
 
     def sign(self, tenant, method, path, body=None, headers=None, query=(), unlisted=None, at=None, secret_key=None):
-        """A request with the signature of a tenant."""
+        """Returns a request with the signature of a tenant."""
         schema, host = self.endpoint.split("://")
         credentials = BasicCredentials(tenant.access_key, secret_key or tenant.secret_key, PROJECT)
         date = {"X-Sdk-Date": (at or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")}

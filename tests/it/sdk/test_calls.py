@@ -1,4 +1,4 @@
-"""The four calls of the vendor, by the vendor's SDK."""
+"""The vendor's four calls, through the vendor's SDK."""
 
 import re
 import uuid
@@ -73,7 +73,7 @@ def test_a_failed_cache_says_which_image_and_why(stage, sdk):
 
 
 def test_pull_secrets_are_not_told_apart(stage, sdk):
-    """Unknown and forbidden: the same answer, and the same words but for the name. Malformed: refused."""
+    """Unknown and forbidden secrets give the same response and, except for the name, the same message. Malformed ones are refused."""
     private = stage.private
     told = []
     for name, secret in [("unknown", "team-a:none"), ("forbidden", "team-b:registry")]:

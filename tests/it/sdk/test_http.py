@@ -1,4 +1,4 @@
-"""What every answer has in common, and paths and methods that there are not."""
+"""Properties of every response, and unknown paths and methods."""
 
 import uuid
 
@@ -59,7 +59,7 @@ def test_the_query(stage, a):
 
 
 def test_one_request_is_one_request(stage, a):
-    """Nothing in a body is taken for a request, however its length is told; what tells it twice ends the connection."""
+    """No part of a body is parsed as a request, whichever header gives its length. Two lengths end the connection."""
     inner = f"GET {PATH} HTTP/1.1\r\nHost: x\r\nX-Auth-Token: {a.token}\r\n\r\n".encode()
     last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 

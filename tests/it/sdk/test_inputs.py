@@ -1,4 +1,4 @@
-"""Every input of a create that must be refused, and what lies just inside the limits."""
+"""Inputs of a create that must be refused, and inputs just inside the limits."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_wrong_fields(stage, a, field, value):
 
 @pytest.mark.parametrize(("field", "value"), WRONG, ids=[f"{field}-{label(value)}" for field, value in WRONG])
 def test_wrong_fields_by_the_sdk(stage, sdk, field, value):
-    """The same, signed and sent by the vendor's client, which checks nothing and leaves out what is None."""
+    """The same through the vendor's client, which checks nothing and leaves out fields that are None."""
     order = changed(stage, field, value)
     if isinstance(order.get("building_config"), dict):
         order["building_config"] = ImageCacheBuildingConfig(**order["building_config"])

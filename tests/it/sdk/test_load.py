@@ -1,4 +1,4 @@
-"""Fifty image caches ordered at once, each by a client of its own, and how long each takes."""
+"""Fifty image caches ordered at once, each by its own client, and the duration of each."""
 
 import concurrent.futures
 import time

@@ -1,4 +1,4 @@
-"""As many image caches as a tenant may have, and not one more; every record counts until it is gone."""
+"""The maximum number of image caches of a tenant. Every record counts until it is gone."""
 
 import concurrent.futures
 
@@ -10,7 +10,7 @@ def test_quota(stage, a, b, sdk):
     ids = [sdk.create(f"web-{n}", [stage.image if n else absent], stage.cluster).image_cache.id for n in range(stage.quota)]
     error = refused(403, lambda: sdk.create("more", [stage.image], stage.cluster))
     assert str(stage.quota) in error.error_msg, error
-    # One that has failed counts as well, and another tenant has room of its own.
+    # A failed cache counts as well, and another tenant has its own quota.
     assert sdk.settle(ids[0]).status == "Failed"
     refused(403, lambda: sdk.create("more", [stage.image], stage.cluster))
     stage.sdk(b).create("more", [stage.image], stage.cluster)

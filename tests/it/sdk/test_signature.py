@@ -1,4 +1,4 @@
-"""Signed requests: what passes, and that every part that is signed is looked at."""
+"""Signed requests: valid ones are accepted, and every signed part is checked."""
 
 import json
 import pathlib
@@ -119,7 +119,7 @@ def test_what_is_no_date(stage, a, date):
 def test_an_unsigned_payload(stage, a):
     refused(401, lambda: stage.sdk(a, headers={"X-Sdk-Content-Sha256": "UNSIGNED-PAYLOAD"}).create("web", [stage.image], stage.cluster))
     refused(401, lambda: stage.sdk(a, headers={"X-Sdk-Content-Sha256": "UNSIGNED-PAYLOAD"}).list())
-    # What the SDK itself does for other types of content.
+    # The SDK itself does the same for other content types.
     changed = stage.sign(a, "POST", PATH, stage.order(), headers={"Content-Type": "text/plain"})
     assert changed.headers["X-Sdk-Content-Sha256"] == "UNSIGNED-PAYLOAD"
     problem(401, changed.send())
@@ -153,7 +153,7 @@ def test_a_repeated_request_is_harmless(stage, a):
     assert created.status_code == 201
     problem(409, signed.send())
     assert len(stage.sdk(a).list()) == 1
-    # After a deletion the name is free, and the signature is still of now.
+    # After a deletion the name is free, and the signature is still recent.
     id = created.json()["image_cache"]["id"]
     stage.sdk(a).settle(id)
     assert stage.ask(a, "DELETE", f"{PATH}/{id}").status_code == 202

@@ -1,4 +1,4 @@
-"""Two tenants: nothing of one can be seen, named or inferred by the other. And tokens, by requests that no SDK makes."""
+"""Two tenants are isolated: neither can see, name or infer caches of the other. Also tokens, in requests without an SDK."""
 
 import subprocess
 import uuid
@@ -9,7 +9,7 @@ LARDER = "/larder/v1/caches"
 
 
 def without_id(answer):
-    """Everything of an answer but what differs from request to request."""
+    """Returns a response without the parts that differ between requests."""
     headers = {name: value for name, value in answer.headers.items() if name.lower() not in ("x-request-id", "date")}
     return answer.status_code, headers, answer.content
 
@@ -21,7 +21,8 @@ def test_nothing_of_another(stage, a, b):
     assert other.list() == [] and other.list("web") == []
     refused(404, lambda: other.show(id))
     refused(404, lambda: other.delete(id))
-    # A cache of another, one that nobody has and what is no ID at all: the same, byte for byte.
+    # The responses for another tenant's cache, for a cache that does not exist, and for an invalid ID are
+    # identical byte for byte.
     for method, path in [("GET", PATH + "/{}"), ("DELETE", PATH + "/{}"), ("GET", LARDER + "/{}"), ("GET", LARDER + "/{}/events"),
                          ("POST", LARDER + "/{}/cancel"), ("POST", LARDER + "/{}/refresh")]:
         answers = [without_id(stage.ask(b, method, path.format(one))) for one in (id, uuid.uuid4(), "none")]

@@ -1,4 +1,4 @@
-"""Requests as the vendor's own signer signs them. Run as a script it prints what belongs into vectors.json."""
+"""Requests signed by the vendor's own signer. As a script it prints the content of vectors.json."""
 
 import json
 
@@ -14,8 +14,8 @@ BODY = {
     "images": ["registry.example.com/team/caf\u00e9:1"],
     "building_config": {"cluster": "c-1", "image_pull_secrets": ["team-a:registry"]},
 }
-# Method, path, query, further headers, body. Between them: a body beyond ASCII, a query whose order and bytes matter, a path
-# with an encoded slash, a header with white space around it, and one that is sent and not signed.
+# Method, path, query, further headers, body. The cases include a body beyond ASCII, a query whose order and
+# bytes matter, a path with an encoded slash, a header surrounded by white space, and an unsigned header.
 REQUESTS = [
     ("POST", "/v5/imagecaches", [], {"Content-Type": "application/json;charset=UTF-8"}, json.dumps(BODY, ensure_ascii=False)),
     ("GET", "/v5/imagecaches", [("name", "a b/+~\u00e9"), ("a", ""), ("a", "%2F")], {"X-Odd": "  two  words "}, None),
@@ -30,7 +30,7 @@ def sign(method, path, query, headers, body):
         header_params=headers, body=body, signing_algorithm=SigningAlgorithm.HMAC_SHA256,
     )
     signed = BasicCredentials(ACCESS_KEY, SECRET_KEY, PROJECT).sign_request(request)
-    # Values go over the wire as the latin-1 text of their UTF-8 bytes; here they stand as what they mean.
+    # Values are sent as the latin-1 text of their UTF-8 bytes. Here they are decoded.
     wire = {name: value.encode("latin-1").decode() for name, value in signed.header_params.items()}
     return {
         "method": method, "uri": signed.uri, "headers": wire, "body": body or "",

@@ -1,4 +1,4 @@
-//! Requests wait at a socket that the service manager holds, while the snapshotter does not run.
+//! Requests wait at the socket of the service manager while the snapshotter does not run.
 
 use std::process::Command;
 use std::sync::mpsc;
@@ -11,7 +11,7 @@ use crate::harness::served::Served;
 use crate::harness::snapshots::{Client, Snapshotter};
 use crate::harness::{exits, isolated, larder, succeed};
 
-/// How long a request is watched that has to wait.
+/// Time for which a request is observed to wait.
 const WAITS: Duration = Duration::from_millis(500);
 
 #[case]
@@ -22,13 +22,16 @@ fn requests_wait_while_it_starts_again() {
             let (sender, answers) = mpsc::channel();
             let client = Client::new(snapshotter.socket());
             let asking = thread::spawn(move || sender.send(client.list(&[]).map(|all| all.len())));
-            assert!(answers.recv_timeout(WAITS).is_err(), "{round}: nobody runs that could answer");
+            assert!(
+                answers.recv_timeout(WAITS).is_err(),
+                "{round}: a response without a running snapshotter"
+            );
             snapshotter.restart();
             assert_eq!(answers.recv().unwrap().unwrap(), 0, "{round}");
             asking.join().unwrap().unwrap();
             snapshotter.kill();
         }
-        assert!(snapshotter.socket().exists(), "the socket is the service manager's");
+        assert!(snapshotter.socket().exists(), "the service manager's socket must stay");
     });
 }
 

@@ -1,4 +1,5 @@
-//! `larder attach` and `larder detach` where containerd is: its file, its images, and who uses what.
+//! `larder attach` and `larder detach` with containerd: its configuration file, its images, and volumes in
+//! use.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,14 +13,14 @@ use super::containers::{NEEDS, Node, SIZE, image};
 use crate::harness::served::Served;
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
-/// A node's root for the files of `attach`, and places for volumes.
-pub(super) struct Place {
+/// A node's root for the files of `attach`, and mount points for volumes.
+pub(super) struct NodePaths {
     pub(super) dir: TempDir,
 }
 
-impl Place {
+impl NodePaths {
     pub(super) fn new() -> Self {
-        Place { dir: tempfile::tempdir().unwrap() }
+        NodePaths { dir: tempfile::tempdir().unwrap() }
     }
 
     pub(super) fn at(&self, name: &str) -> PathBuf {
@@ -37,7 +38,7 @@ impl Place {
         larder
     }
 
-    /// With its images known to containerd.
+    /// Returns an attach that also registers the images in containerd.
     pub(super) fn attach(&self, node: &Node, volume: &Path, name: &str) -> Command {
         let mut attach = self.larder(node, "attach", volume);
         attach.args(["--runtime", "containerd", "--preload", "--no-unit"]);
@@ -55,7 +56,7 @@ fn containers_start_from_what_is_attached() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let served = Served::new([image("shared", 2), image("alone", 2)]).with(form);
-            let (node, place) = (Node::start_with_sandbox("none"), Place::new());
+            let (node, place) = (Node::start_with_sandbox("none"), NodePaths::new());
             let references = served.references();
             let (both, one) = (served.beside("both"), served.beside("one"));
             succeed(&mut served.build(&both, SIZE));
@@ -78,27 +79,27 @@ fn containers_start_from_what_is_attached() {
                 let printed = node.printed(reference, "cat /file-0 /file-1");
                 assert_eq!(printed, format!("{name} 0\n{name} 1\n"));
             }
-            assert_eq!(served.registry.served_total(), 0, "nothing was fetched, not even a manifest");
+            assert_eq!(served.registry.served_total(), 0, "nothing must be fetched, not even a manifest");
 
-            // Of the volume that only one of them has, a container is left.
+            // A container uses the image that only this volume has.
             let script = "trap 'exit 0' TERM; while true; do sleep 1 & wait; done";
             succeed(&mut node.run(&["--detach"], &references[1], "long", script));
             let said = exits(75, &mut place.detach(&node, &both));
             assert!(said.contains(&format!("container {}", node.name("long"))), "{said}");
             assert!(place.at("a").join("cache.json").is_file());
-            assert_eq!(node.printed(&references[1], "cat /file-1"), "alone 1\n", "nothing was changed");
+            assert_eq!(node.printed(&references[1], "cat /file-1"), "alone 1\n", "nothing must change");
             node.end("long");
             succeed(&mut place.detach(&node, &both));
             assert!(!place.at("a").exists() && place.drop_in().exists());
 
-            // What both have is used by way of the other one.
+            // The image that both volumes have now comes from the other one.
             succeed(&mut node.run(&["--detach"], &references[0], "long", script));
             let listed = succeed(&mut node.containerd.k8s(&["images", "ls", "--quiet"]));
             assert!(listed.contains("app-0") && !listed.contains("app-1"), "{listed}");
             exits(75, &mut place.detach(&node, &place.at("b")));
             succeed(&mut place.attach(&node, &both, "a"));
             if form == LayerFormat::Erofs {
-                // The image lies on the one that was there when the container started.
+                // The container uses the image file of the volume that was there when it started.
                 exits(75, &mut place.detach(&node, &place.at("b")));
                 node.end("long");
                 succeed(&mut place.detach(&node, &place.at("b")));
@@ -118,14 +119,14 @@ fn containers_start_from_what_is_attached() {
 fn a_containerd_that_cannot_be_asked() {
     isolated(&NEEDS, || {
         let served = Served::new([image("one", 1)]);
-        let (mut node, place, volume) = (Node::start_with_sandbox("none"), Place::new(), served.volume());
+        let (mut node, place, volume) = (Node::start_with_sandbox("none"), NodePaths::new(), served.volume());
         succeed(&mut served.build(&volume, SIZE));
         succeed(&mut place.attach(&node, &volume, "a"));
         node.containerd.kill();
         let said = exits(69, &mut place.detach(&node, &volume));
         assert!(said.contains("--force"), "{said}");
         assert!(place.at("a").join("cache.json").is_file());
-        // At a boot it is not there yet: its file stays as it is.
+        // At boot containerd does not run yet, and its file stays as it is.
         let drop_in = fs::read_to_string(place.drop_in()).unwrap();
         nix::mount::umount2(&place.at("a"), nix::mount::MntFlags::MNT_DETACH).unwrap();
         let mut boot = place.larder(&node, "attach", &volume);
@@ -144,7 +145,7 @@ fn a_containerd_that_cannot_be_asked() {
 fn an_operator_s_configuration_is_kept() {
     isolated(&NEEDS, || {
         let served = Served::new([image("one", 1)]);
-        let (node, place, volume) = (Node::start_with_sandbox("none"), Place::new(), served.volume());
+        let (node, place, volume) = (Node::start_with_sandbox("none"), NodePaths::new(), served.volume());
         succeed(&mut served.build(&volume, SIZE));
         let main = place.dir.path().join("etc/containerd/config.toml");
         fs::create_dir_all(main.parent().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Debian's containerd, with this as its only snapshotter: what is fetched, what runs, and what goes on.
+//! Debian's containerd with Larder as its only snapshotter: fetched layers, running containers, and restarts.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,9 +19,9 @@ use crate::harness::{Need, isolated, succeed};
 pub(super) const NEEDS: [Need; 4] =
     [Need::Program("containerd"), Need::Program("ctr"), Need::Program("runc"), Need::Program("busybox")];
 pub(super) const SIZE: u64 = 256 << 20;
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A shell, and layers that each hold a file of their own and one in a directory that they imply.
+/// Returns an image with a shell, and layers that each contain a file and a file in an implied directory.
 pub(super) fn image(name: &str, layers: usize) -> Image {
     let more = (0..layers).map(|number| {
         let content = format!("{name} {number}\n");
@@ -33,12 +33,12 @@ pub(super) fn image(name: &str, layers: usize) -> Image {
     Image::builder(Format::Oci).layer(busybox().unwrap()).layers(more.map(Into::into)).build()
 }
 
-/// containerd on a snapshotter.
+/// containerd with a snapshotter.
 pub(super) struct Node {
-    // Dropped first: it stops before what it stands on.
+    // Dropped first, because it uses the snapshotter.
     pub(super) containerd: Containerd,
     pub(super) snapshotter: Snapshotter,
-    /// In the names of its containers: runc knows them by name on all of the machine.
+    /// Part of its container names, because runc's container names are unique on the whole machine.
     number: usize,
 }
 
@@ -49,14 +49,15 @@ impl Node {
         Node::start_with_sandbox("none")
     }
 
-    /// With what the files in `conf.d` of the directory `etc` say of snapshotters; ours is where they expect it.
+    /// Starts containerd with the snapshotters that the files in `conf.d` of the directory `etc` configure.
+    /// Larder's is at the path that they name.
     pub(super) fn start_importing(etc: &Path, sandbox: &str) -> Self {
         let snapshotter = Snapshotter::start();
-        snapshotter.at_its_place();
+        snapshotter.link_default_socket();
         Node::of(Containerd::start_importing(etc, sandbox), snapshotter)
     }
 
-    /// With an image for sandboxes of pods.
+    /// Starts containerd with an image for pod sandboxes.
     pub(super) fn start_with_sandbox(image: &str) -> Self {
         let snapshotter = Snapshotter::start();
         Node::of(Containerd::start_with_snapshotter(&snapshotter.socket(), image), snapshotter)
@@ -81,31 +82,31 @@ impl Node {
         self.containerd.k8s(&[&run, arguments, &[image, &self.name(name), "/bin/sh", "-c", script]].concat())
     }
 
-    /// What a script prints in a container that is removed afterwards.
+    /// Returns the output of a script in a container that is removed afterwards.
     pub(super) fn printed(&self, image: &str, script: &str) -> String {
-        // ctr loses what a short process prints now and then; that it succeeded is told by its exit code.
+        // ctr sometimes loses the output of a short process. Its exit code is reliable.
         let mut asked = (0..5).map(|_| succeed(&mut self.run(&["--rm"], image, "once", script)));
         asked.find(|printed| !printed.is_empty()).unwrap_or_default()
     }
 
-    /// Ends a container that was detached from, and removes it.
+    /// Kills a detached container, and removes it.
     pub(super) fn end(&self, name: &str) {
         let name = self.name(name);
         self.kill(&name);
         succeed(&mut self.containerd.k8s(&["containers", "rm", &name]));
     }
 
-    /// Ends its process alone.
+    /// Kills its process, and keeps the container.
     pub(super) fn kill(&self, name: &str) {
         succeed(&mut self.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", name]));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.containerd.k8s(&["tasks", "rm", name]).output().unwrap().status.success() {
-            assert!(Instant::now() < deadline, "the task does not end");
+            assert!(Instant::now() < deadline, "the task did not end");
             sleep(Duration::from_millis(100));
         }
     }
 
-    /// Removes an image by all the names that CRI gives it.
+    /// Removes an image with all the names that CRI gives it.
     fn forget(&self, served: &Served, number: usize) {
         let (image, host) = (&served.images[number], served.registry.host());
         let by_digest = format!("{host}/app-{number}@{}", image.manifest.digest);
@@ -114,7 +115,7 @@ impl Node {
     }
 
     pub(super) fn until_nothing_is_left(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.snapshotter.client.names(&[]).is_empty() {
             assert!(Instant::now() < deadline, "{:?}", self.snapshotter.client.names(&[]));
             sleep(Duration::from_millis(100));
@@ -128,12 +129,12 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // What a test that failed has left; otherwise there is none.
+        // Leftovers of a failed test; otherwise there are none.
         let _ = self.containerd.k8s(&["tasks", "rm", "--force", &self.name("long")]).output();
     }
 }
 
-/// Bytes of layers that the registry has given since it was asked last, and of documents.
+/// Returns the bytes of layers and of documents that the registry has served since the last call.
 pub(super) fn fetched(served: &Served) -> (u64, u64) {
     let layers: u64 = served
         .images
@@ -179,7 +180,7 @@ fn nothing_of_a_cached_image_is_fetched() {
             assert_eq!(layers, want as u64);
             assert_eq!(node.printed(foreign, "cat /file-0 /file-1"), "foreign 0\nforeign 1\n");
 
-            // Images that are removed leave nothing.
+            // Removed images leave nothing behind.
             node.forget(&served, 0);
             node.forget(&served, 1);
             node.until_nothing_is_left();
@@ -195,7 +196,7 @@ fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
         let volume = served.volume();
         succeed(&mut served.build(&volume, SIZE));
         let node = Node::start();
-        // From another registry, before anything is attached.
+        // From another registry, before a volume is attached.
         let elsewhere = Served::new([image("foreign", 2), image("late", 1)]);
         let [foreign, late] = &elsewhere.references()[..] else { panic!() };
         node.pull(foreign);
@@ -208,7 +209,7 @@ fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
         let cached = &served.references()[0];
         fetched(&served);
         node.pull(cached);
-        // Its shell was unpacked here, on which the cached layer stands.
+        // The shell, which the cached layer needs, was unpacked from the other registry.
         assert_eq!(fetched(&served).0, 0);
         assert_eq!(node.printed(cached, "cat /file-0"), "cached 0\n");
         node.snapshotter.detach(&at);
@@ -216,12 +217,12 @@ fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
         let refused = node.run(&["--rm"], cached, "refused", "true").output().unwrap();
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && said.contains("not attached"), "{said}");
-        // Removed and pulled again it is as any other.
+        // Removed and pulled again it is like any other image.
         node.forget(&served, 0);
         node.pull(cached);
         assert_eq!(fetched(&served).0, served.images[0].layers[1].blob.len() as u64);
         assert_eq!(node.printed(cached, "cat /file-0"), "cached 0\n");
-        // By ctr, too.
+        // ctr can pull as well.
         succeed(&mut node.containerd.k8s(&[
             "images",
             "pull",
@@ -240,14 +241,14 @@ fn a_layer_that_went_is_in_the_way_until_its_image_is_removed() {
         let served = Served::new([image("cached", 1)]);
         let volume = served.volume();
         succeed(&mut served.build(&volume, SIZE));
-        // The shell is the same.
+        // Its shell is the same layer.
         let elsewhere = Served::new([image("foreign", 1)]);
         let (cached, foreign) = (&served.references()[0], &elsewhere.references()[0]);
         let node = Node::start();
         let at = node.snapshotter.attach(&volume, "v");
         node.pull(cached);
         node.snapshotter.detach(&at);
-        // containerd knows the layer, and would unpack the next one on top of it.
+        // containerd has a snapshot of the layer, and would unpack the next one on top of it.
         let refused = cri::pull(&node.containerd.socket(), foreign).unwrap_err();
         assert!(refused.message().contains("not attached"), "{refused}");
         node.forget(&served, 0);
@@ -266,7 +267,7 @@ fn ctr_does_not_ask() {
         let node = Node::start();
         node.snapshotter.attach(&volume, "v");
         let reference = &served.references()[0];
-        // That of 1.6 unpacks by itself and names no layer, so that none can be recognised.
+        // ctr 1.6 unpacks by itself and sends no layer name, so no layer can be recognised.
         let pull = ["images", "pull", "--plain-http", "--snapshotter", "larder", reference];
         succeed(&mut node.containerd.k8s(&pull));
         let all: usize = served.images[0].layers.iter().map(|layer| layer.blob.len()).sum();
@@ -284,7 +285,7 @@ fn images_of_many_layers() {
             succeed(&mut served.build(&volume, SIZE));
             fetched(&served);
             let node = Node::start();
-            // A long path is no hindrance.
+            // A long path is no problem.
             let at = node.snapshotter.attach(&volume, &format!("{}/v", "a-long-name-".repeat(15)));
             let reference = &served.references()[0];
             node.pull(reference);
@@ -320,8 +321,8 @@ fn caches_that_share_layers() {
             node.pull(reference);
         }
         assert_eq!(fetched(&served).0, 0);
-        assert_eq!(node.snapshots(), 4, "what they share is there once");
-        // The first cache goes; the second has all that both images share.
+        assert_eq!(node.snapshots(), 4, "shared layers must exist once");
+        // The first cache is detached. The second contains all shared layers.
         node.snapshotter.detach(&places[0]);
         assert_eq!(node.printed(&references[0], "cat /file-0 /file-1"), "shared 0\nshared 1\n");
         assert_eq!(node.printed(&references[1], "cat /file-2"), "shared 2\n");
@@ -357,17 +358,17 @@ fn containers_outlive_the_snapshotter() {
             };
             let count = |node: &Node| exec(node, "cat /count").trim().parse::<u64>().unwrap_or(0);
             let counts_on = |node: &Node| {
-                let (before, deadline) = (count(node), Instant::now() + PATIENCE);
+                let (before, deadline) = (count(node), Instant::now() + TIMEOUT);
                 while count(node) <= before {
-                    assert!(Instant::now() < deadline, "the container stands still");
+                    assert!(Instant::now() < deadline, "the container made no progress");
                     sleep(Duration::from_millis(100));
                 }
             };
             counts_on(&node);
             node.snapshotter.kill();
             counts_on(&node);
-            // ctr loses what a short process prints now and then; what it reads is told by its exit code.
-            let deadline = Instant::now() + PATIENCE;
+            // ctr sometimes loses the output of a short process. Its exit code is reliable.
+            let deadline = Instant::now() + TIMEOUT;
             let mut printed = exec(&node, "cat /file-0 /file-1");
             while printed.is_empty() && Instant::now() < deadline {
                 printed = exec(&node, "cat /file-0 /file-1");
@@ -375,12 +376,12 @@ fn containers_outlive_the_snapshotter() {
             assert_eq!(printed, "cached 0\ncached 1\n");
             node.snapshotter.restart();
             counts_on(&node);
-            // containerd may take a moment to find it again.
-            let deadline = Instant::now() + PATIENCE;
+            // containerd can need a moment to find it again.
+            let deadline = Instant::now() + TIMEOUT;
             while !node.run(&["--rm"], reference, "next", "cat /file-1").output().unwrap().status.success() {
                 assert!(
                     Instant::now() < deadline,
-                    "nothing starts after a restart\n{}",
+                    "no container starts after a restart\n{}",
                     node.snapshotter.log()
                 );
                 let _ = node.containerd.k8s(&["containers", "rm", &node.name("next")]).output();

@@ -1,4 +1,4 @@
-//! A snapshotter that is killed, started twice, or given records that are not its own.
+//! A snapshotter that is killed, started twice, or given invalid records.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::harness::snapshots::{Client, Mounted, Snapshotter};
 use crate::harness::{exits, isolated, larder};
 
 #[case]
-fn what_was_answered_survives_being_killed() {
+fn confirmed_snapshots_survive_a_kill() {
     isolated(&[], || {
         let mut snapshotter = Snapshotter::start();
         let mut kept: Vec<String> = Vec::new();
@@ -34,16 +34,16 @@ fn what_was_answered_survives_being_killed() {
                 workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<_>>()
             });
             kept.extend(answered);
-            // Left by a crash between the making of a directory and its row.
+            // A crash between the creation of a directory and of its row leaves this.
             fs::create_dir_all(snapshotter.root().join("snapshots/100000/fs")).unwrap();
             snapshotter.restart();
             let found = snapshotter.client.list(&[]).unwrap();
             for name in &kept {
                 let info = found.iter().find(|info| info.name == *name);
-                let info = info.unwrap_or_else(|| panic!("{name} was answered and is gone"));
+                let info = info.unwrap_or_else(|| panic!("{name} was confirmed and is gone"));
                 assert_eq!(info.kind(), Kind::Committed);
             }
-            // A directory for each, and none for nobody.
+            // Each snapshot has a directory, and there are no other directories.
             let directories = fs::read_dir(snapshotter.root().join("snapshots")).unwrap().count();
             assert_eq!(directories, found.len());
         }
@@ -55,7 +55,7 @@ fn what_was_answered_survives_being_killed() {
             drop(view);
             client.remove("look").unwrap();
         }
-        // Numbers go on, and what is no longer needed can go.
+        // Numbers increase, and snapshots without children can be removed.
         while let Some(info) = client.list(&[]).unwrap().pop() {
             let all = client.list(&[]).unwrap();
             let leaves = all.iter().filter(|info| all.iter().all(|other| other.parent != info.name));
@@ -65,18 +65,19 @@ fn what_was_answered_survives_being_killed() {
             drop(info);
         }
         assert_eq!(fs::read_dir(snapshotter.root().join("snapshots")).unwrap().count(), 0);
-        // Left while it runs.
+        // A leftover while the snapshotter runs.
         fs::create_dir_all(snapshotter.root().join("snapshots/200000/fs")).unwrap();
         client.cleanup().unwrap();
         assert_eq!(fs::read_dir(snapshotter.root().join("snapshots")).unwrap().count(), 0);
     });
 }
 
-/// Makes a chain of snapshots until nobody answers; those whose commit was answered.
+/// Creates a chain of snapshots until the snapshotter stops answering. Returns those whose commit was
+/// confirmed.
 fn work(client: &Client, name: &str, stop: &AtomicBool) -> Vec<String> {
     let mut committed: Vec<String> = Vec::new();
     for number in 0..400 {
-        // Overlays take 500.
+        // An overlay supports 500.
         let (key, next) = (format!("{name}-active-{number}"), format!("{name}-{number}"));
         let parent = committed.last().cloned().unwrap_or_default();
         let done = client.prepare(&key, &parent, &[]).and_then(|_| client.commit(&next, &key, &[]));
@@ -101,7 +102,7 @@ fn it_is_alone_and_stops_when_asked() {
         snapshotter.process().signal(Signal::SIGTERM);
         assert_eq!(snapshotter.process().code_within(Duration::from_secs(60)), Some(0));
         snapshotter.kill();
-        // Something else in the place of the socket stays there.
+        // A file at the path of the socket is kept if it is no socket.
         fs::remove_file(snapshotter.socket()).unwrap();
         fs::write(snapshotter.socket(), "mine").unwrap();
         exits(64, &mut snapshotter.command());
@@ -127,7 +128,7 @@ fn records_that_cannot_be_trusted_are_left_alone() {
             let _ = fs::remove_file(&wal);
             let said = exits(65, &mut snapshotter.command());
             assert!(said.contains("snapshots.db"), "{said}");
-            assert!(root.join("snapshots/1/fs").is_dir(), "nothing was swept");
+            assert!(root.join("snapshots/1/fs").is_dir(), "nothing must be swept");
         }
         let mut odd = larder();
         odd.arg("snapshotter").arg("--socket").arg(snapshotter.socket()).arg("--root").arg(root.join("a,b"));

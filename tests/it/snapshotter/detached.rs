@@ -1,4 +1,4 @@
-//! What containerd has after a detach: images that start, and no others.
+//! The state of containerd after a detach: it lists only images that can start.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,25 +11,25 @@ use larder_model::runtime::Containerd;
 use larder_testing::image::{Format, Image};
 use larder_testing::layer::LayerBuilder;
 
-use super::attached::Place;
+use super::attached::NodePaths;
 use super::containers::{NEEDS, Node, SIZE, fetched, image};
 use super::preload::pause;
 use crate::harness::served::Served;
 use crate::harness::{Need, exits, isolated, succeed};
 
-/// `larder attach` without `--preload`.
-fn attach(place: &Place, node: &Node, volume: &Path, name: &str) -> Command {
+/// Returns `larder attach` without `--preload`.
+fn attach(place: &NodePaths, node: &Node, volume: &Path, name: &str) -> Command {
     let mut attach = place.larder(node, "attach", volume);
     attach.args(["--runtime", "containerd", "--no-unit", "--containerd"]);
     attach.arg(node.containerd.socket()).arg("--at").arg(place.at(name));
     attach
 }
 
-fn start(place: &Place, sandbox: &str) -> Node {
+fn start(place: &NodePaths, sandbox: &str) -> Node {
     Node::start_importing(&place.dir.path().join("etc/containerd"), sandbox)
 }
 
-/// A pod in which an image prints `file`.
+/// Runs an image in a pod and returns the lines of `file`.
 fn pod_prints(node: &Node, name: &str, reference: &str, file: &str) -> Vec<String> {
     let (cri, logs, name) = (node.cri(), tempfile::tempdir().unwrap(), node.name(name));
     let pod = cri.pod(&name, logs.path());
@@ -48,7 +48,7 @@ fn build(served: &Served, name: &str, without: &[&String]) -> std::path::PathBuf
     volume
 }
 
-/// A shell in an image that has no layer in common with others.
+/// Returns an image with a shell that shares no layer with others.
 fn apart() -> Image {
     let program = fs::read(succeed(Command::new("sh").args(["-c", "command -v busybox"])).trim()).unwrap();
     let layer = LayerBuilder::new().mode(0o755).file("bin/busybox", program).file("apart", "apart\n");
@@ -64,7 +64,7 @@ fn images_are_pulled_again_when_their_volume_went() {
             let references = served.references();
             let [sandbox, cached, newer, apart] = &references[..] else { panic!() };
             let volume = build(&served, "v", &[newer, apart]);
-            let place = Place::new();
+            let place = NodePaths::new();
             let mut node = start(&place, sandbox);
             succeed(&mut attach(&place, &node, &volume, "a"));
             node.containerd.restart();
@@ -72,9 +72,9 @@ fn images_are_pulled_again_when_their_volume_went() {
             for reference in [cached, newer] {
                 node.pull(reference);
             }
-            // The layer that only the newer one has.
+            // The layer that only the newer image has.
             assert_eq!(fetched(&served).0, served.images[2].layers[1].blob.len() as u64, "{form:?}");
-            // All blobs of this one are there.
+            // All blobs of this one are in containerd's content store.
             let pull = ["images", "pull", "--plain-http", "--snapshotter", "larder", apart];
             succeed(&mut node.containerd.k8s(&pull));
             assert_eq!(pod_prints(&node, "before", cached, "/file-1"), ["cached 1"]);
@@ -86,7 +86,7 @@ fn images_are_pulled_again_when_their_volume_went() {
             }
             assert!(!said.contains(apart.as_str()) && said.contains("--remove-images"), "{said}");
             assert_eq!(node.images(), before);
-            assert_eq!(pod_prints(&node, "refused", newer, "/file-0"), ["newer 0"], "nothing was changed");
+            assert_eq!(pod_prints(&node, "refused", newer, "/file-0"), ["newer 0"], "nothing must change");
 
             let said = place.detach(&node, &volume).arg("--remove-images").output().unwrap();
             let notes = String::from_utf8_lossy(&said.stderr).into_owned();
@@ -123,19 +123,19 @@ fn an_upgrade_needs_no_consent() {
             let references = served.references();
             let [sandbox, cached, old] = &references[..] else { panic!() };
             let (before, after) = (build(&served, "before", &[]), build(&served, "after", &[old]));
-            let place = Place::new();
+            let place = NodePaths::new();
             let mut node = start(&place, sandbox);
             succeed(&mut attach(&place, &node, &before, "a"));
             node.containerd.restart();
             node.pull(cached);
             assert_eq!(pod_prints(&node, "before", cached, "/file-1"), ["cached 1"]);
             succeed(&mut attach(&place, &node, &after, "b"));
-            // What only the old volume has is needed by nobody.
+            // No image needs the layer that only the old volume has.
             succeed(&mut place.detach(&node, &before));
             fetched(&served);
             assert_eq!(pod_prints(&node, "after", cached, "/file-1"), ["cached 1"], "{form:?}");
             assert_eq!(fetched(&served), (0, 0), "{form:?}");
-            // What only the next one has is.
+            // An image needs the layer that only this volume has.
             succeed(&mut attach(&place, &node, &before, "a"));
             node.pull(old);
             let said = exits(75, &mut place.detach(&node, &before));
@@ -149,14 +149,14 @@ fn an_upgrade_needs_no_consent() {
     });
 }
 
-/// As the agent of a cluster's node attaches: containerd is configured by its operator.
+/// `attach` as the agent of a cluster's node runs it: the operator has configured containerd.
 #[case]
-fn a_containerd_that_was_not_told_is_asked() {
+fn a_containerd_without_a_configuration_is_queried() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
+        let (node, place) = (Node::start_with_sandbox(&references[0]), NodePaths::new());
         let mut attach = place.larder(&node, "attach", &volume);
         succeed(attach.args(["--runtime", "podman", "--no-unit", "--at"]).arg(place.at("a")));
         node.pull(&references[1]);
@@ -172,15 +172,15 @@ fn a_containerd_that_was_not_told_is_asked() {
     });
 }
 
-/// The snapshotter offers the layers of volumes that were attached for containerd's own, too. Debian's has none of that name, so
-/// the record is written here.
+/// The snapshotter also serves layers of volumes that were attached for containerd's EROFS snapshotter.
+/// Debian's containerd has no such snapshotter, so the test writes the record.
 #[case]
-fn a_volume_for_another_snapshotter_is_asked_for_as_well() {
+fn a_volume_for_another_snapshotter_is_queried_as_well() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]).with(LayerFormat::Erofs);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
+        let (node, place) = (Node::start_with_sandbox(&references[0]), NodePaths::new());
         let at = node.snapshotter.attach(&volume, "v");
         let records = Attachments::new(node.snapshotter.state().join("attached"));
         let mut record = records.list().unwrap().remove(0);
@@ -195,14 +195,14 @@ fn a_volume_for_another_snapshotter_is_asked_for_as_well() {
     });
 }
 
-/// A lease or a label of somebody else keeps snapshots without an image.
+/// A lease or a label of another client keeps snapshots without an image.
 #[case]
 fn what_no_image_has_is_swept() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 2)]);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
+        let (node, place) = (Node::start_with_sandbox(&references[0]), NodePaths::new());
         succeed(&mut attach(&place, &node, &volume, "a"));
         node.pull(&references[1]);
         let snapshots = |arguments: &[&str]| {
@@ -221,7 +221,7 @@ fn what_no_image_has_is_swept() {
     });
 }
 
-/// What was unpacked before a volume with the same layers came is not on it.
+/// Layers that were unpacked before the volume was attached do not depend on it.
 #[case]
 fn a_container_from_before_does_not_hold_a_volume() {
     isolated(&NEEDS, || {
@@ -229,8 +229,8 @@ fn a_container_from_before_does_not_hold_a_volume() {
         let references = served.references();
         let volume = build(&served, "v", &[]);
         for runtime in ["containerd", "podman"] {
-            let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
-            node.snapshotter.at_its_place();
+            let (node, place) = (Node::start_with_sandbox(&references[0]), NodePaths::new());
+            node.snapshotter.link_default_socket();
             node.pull(&references[1]);
             let script = "trap 'exit 0' TERM; while true; do sleep 1 & wait; done";
             succeed(&mut node.run(&["--detach"], &references[1], "long", script));
@@ -246,7 +246,7 @@ fn a_container_from_before_does_not_hold_a_volume() {
     });
 }
 
-/// A disk that is gone takes no image with it that only looks as if it were there.
+/// After the loss of a disk, images that depend on it are removed, and no others.
 #[case]
 fn images_of_a_volume_that_is_lost() {
     isolated(&NEEDS, || {
@@ -254,7 +254,7 @@ fn images_of_a_volume_that_is_lost() {
         let references = served.references();
         let [sandbox, lost, kept] = &references[..] else { panic!() };
         let (one, other) = (build(&served, "one", &[kept]), build(&served, "other", &[lost]));
-        let (node, place) = (Node::start_with_sandbox(sandbox), Place::new());
+        let (node, place) = (Node::start_with_sandbox(sandbox), NodePaths::new());
         succeed(&mut attach(&place, &node, &one, "a"));
         succeed(&mut attach(&place, &node, &other, "b"));
         for reference in [lost, kept] {
@@ -278,13 +278,13 @@ fn a_containerd_that_never_used_it_need_not_run() {
         let served = Served::new([pause(), image("cached", 1)]);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let place = Place::new();
+        let place = NodePaths::new();
         let mut node = start(&place, &references[0]);
         succeed(&mut attach(&place, &node, &volume, "a"));
         node.containerd.kill();
         succeed(&mut place.detach(&node, &volume));
         assert!(!place.at("a").exists() && !place.drop_in().exists());
-        // Once it has an image of the volume, it has to be asked.
+        // As soon as containerd has an image of the volume, detach must be able to query it.
         node.containerd.restart();
         succeed(&mut attach(&place, &node, &volume, "a"));
         node.containerd.restart();
@@ -303,7 +303,7 @@ fn a_preload_needs_a_containerd_that_was_restarted() {
         let served = Served::new([pause(), image("cached", 1)]);
         let references = served.references();
         let volume = build(&served, "v", &[]);
-        let place = Place::new();
+        let place = NodePaths::new();
         let mut node = start(&place, &references[0]);
         let said = exits(64, attach(&place, &node, &volume, "a").arg("--preload"));
         assert!(
@@ -318,7 +318,7 @@ fn a_preload_needs_a_containerd_that_was_restarted() {
         succeed(attach(&place, &node, &volume, "a").arg("--preload"));
         assert_eq!(node.printed(&references[1], "cat /file-0"), "cached 0\n");
         assert_eq!(fetched(&served), (0, 0));
-        // What was made known of the volume goes with it, and asks for no consent.
+        // Preloaded images are removed with the volume, without consent.
         succeed(&mut place.detach(&node, &volume));
         assert!(node.images().is_empty(), "{:?}", node.images());
     });

@@ -1,4 +1,4 @@
-//! Layers of attached volumes: found by their chain IDs, mounted as they are, let go of, and not believed.
+//! Layers of attached volumes: found by their chain IDs, mounted directly, released, and rejected if invalid.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -27,7 +27,7 @@ fn diff_ids(image: &Image) -> Vec<Digest> {
     image.layers.iter().map(|layer| layer.diff_id.clone()).collect()
 }
 
-/// Takes the layers of an image; the name of the topmost, if all are there.
+/// Requests the layers of an image. Returns the topmost snapshot if all layers are attached.
 fn take(client: &Client, image: &Image) -> Option<String> {
     let mut parent = String::new();
     for chain in ChainId::chain(&diff_ids(image)) {
@@ -62,22 +62,22 @@ fn layers_of_either_form_are_there_already() {
             let client = &snapshotter.client;
             let tops: Vec<String> = served.images.iter().map(|image| take(client, image).unwrap()).collect();
             let again: Vec<String> = served.images.iter().map(|image| take(client, image).unwrap()).collect();
-            assert_eq!(tops, again, "once is enough");
+            assert_eq!(tops, again, "a repeated request must return the same snapshots");
             for (want, top) in want.iter().zip(&tops) {
                 let info = client.stat(top).unwrap();
                 assert_eq!((info.kind(), info.labels.contains_key(TARGET)), (Kind::Committed, true));
                 let usage = client.usage(top).unwrap();
-                assert_eq!((usage.size, usage.inodes), (0, 0), "it costs nothing here");
+                assert_eq!((usage.size, usage.inodes), (0, 0), "the layer must not use space here");
                 let view = Mounted::new(&client.view(&format!("view {top}"), top).unwrap());
                 let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
                 let lines = differences(want, &scan(view.path()), tolerance);
                 assert!(lines.is_empty(), "{}", lines.join("\n"));
-                // What is written on top stays here.
+                // Writes on top of a layer go to the snapshotter's own directory.
                 let active = Mounted::new(&client.prepare(&format!("run {top}"), top, &[]).unwrap());
                 fs::write(active.at("new"), "x").unwrap();
                 assert_eq!(client.usage(&format!("run {top}")).unwrap().inodes, 2);
             }
-            // After a boot nothing is mounted: what was known is mounted again.
+            // After a reboot nothing is mounted. Known layers are mounted again.
             snapshotter.kill();
             for line in mounts().lines().filter(|line| line.contains("/root/l/")) {
                 let point = line.split(' ').nth(4).unwrap();
@@ -88,7 +88,7 @@ fn layers_of_either_form_are_there_already() {
             let found = scan(Mounted::new(&client.mounts(&format!("view {}", tops[0])).unwrap()).path());
             let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
             assert!(differences(&want[0], &found, tolerance).is_empty());
-            // Children first, as containerd removes; then nothing is left of any layer.
+            // Children are removed first, as by containerd. Then no file of any layer is left.
             let mut names: Vec<String> =
                 client.list(&[]).unwrap().into_iter().map(|info| info.name).collect();
             while let Some(name) = names.pop() {
@@ -118,13 +118,14 @@ fn volumes_come_and_go() {
             let read = |mounted: &Mounted| fs::read_to_string(mounted.at("etc/passwd")).unwrap();
             let passwd = read(&running);
 
-            // What runs goes on. It stands on the trees of a volume, or on files that hold it.
+            // A running container continues. It uses the trees of a volume, or files that keep the volume
+            // mounted.
             let mut running = Some(running);
             if form == LayerFormat::Erofs {
                 assert_eq!(nix::mount::umount(&a), Err(nix::errno::Errno::EBUSY));
                 running = None;
             }
-            // Another volume that has the same layers takes over.
+            // Another volume with the same layers replaces it.
             snapshotter.detach(&a);
             if let Some(running) = running {
                 assert_eq!(read(&running), passwd);
@@ -132,7 +133,7 @@ fn volumes_come_and_go() {
             assert_eq!(read(&Mounted::new(&client.view("one", &top).unwrap())), passwd);
             assert_eq!(take(client, &served.images[0]).unwrap(), top);
 
-            // Without one nothing starts from them, and they are fetched like any other.
+            // Without a volume no container can start from the layers, and they are fetched like any other.
             snapshotter.detach(&b);
             let refused = client.view("two", &top).unwrap_err();
             assert_eq!(refused.code(), Code::Unavailable);
@@ -140,10 +141,10 @@ fn volumes_come_and_go() {
             assert_eq!(client.mounts("running").unwrap_err().code(), Code::Unavailable);
             assert_eq!(take(client, &served.images[0]), None);
             assert_eq!(client.stat(&top).unwrap().kind(), Kind::Committed);
-            fs::write(own.at("file"), "what is not of a volume does not mind").unwrap();
+            fs::write(own.at("file"), "a snapshot without a volume continues to work").unwrap();
             assert!(Mounted::new(&client.mounts("own").unwrap()).at("file").exists());
 
-            // Wherever it comes back.
+            // The volume can be attached again at another path.
             let c = snapshotter.attach(&first, "elsewhere");
             assert_eq!(read(&Mounted::new(&client.mounts("running").unwrap())), passwd);
             for name in ["one", "running", "own"] {
@@ -163,7 +164,7 @@ fn a_layer_on_a_parent_that_was_pulled() {
         let snapshotter = Snapshotter::start();
         let client = &snapshotter.client;
         let chain = ChainId::chain(&diff_ids(&served.images[1]));
-        // The base came from a registry, under a name of containerd's.
+        // The base was pulled from a registry, under a name of containerd.
         let pulled = Mounted::new(&client.prepare("extract", "", &[]).unwrap());
         fs::create_dir(pulled.at("elsewhere")).unwrap();
         fs::write(pulled.at("elsewhere/file"), "x").unwrap();
@@ -174,11 +175,11 @@ fn a_layer_on_a_parent_that_was_pulled() {
         let view = Mounted::new(&client.view("view", &top).unwrap());
         assert_eq!(fs::read_to_string(view.at("etc/shared")).unwrap(), "shared");
         assert_eq!(fs::read_to_string(view.at("elsewhere/file")).unwrap(), "x");
-        // The same on the base of the volume is a snapshot of its own.
+        // The same layer on the base of the volume is another snapshot.
         let base = client.take(&chain[0].to_string(), "").unwrap();
         let other = client.take(&chain[1].to_string(), &base).unwrap();
         assert_ne!(top, other);
-        // A layer that was unpacked by itself, and one that is no base, are not what was asked for.
+        // A request for a layer without its base, or for a base on top of another layer, does not match.
         assert_eq!(client.take(&chain[1].to_string(), ""), None);
         assert_eq!(client.take(&chain[0].to_string(), &base), None);
         for odd in ["sha256:zz", "", "sha256:00", "../../etc"] {
@@ -192,7 +193,7 @@ fn a_layer_on_a_parent_that_was_pulled() {
 }
 
 #[case]
-fn many_ask_at_once() {
+fn many_concurrent_requests() {
     isolated(&[Need::Erofs], || {
         let served = Served::new(images()).with(LayerFormat::Erofs);
         let volume = served.volume();
@@ -215,7 +216,7 @@ fn many_ask_at_once() {
     });
 }
 
-/// Writes `cache.json` anew, with a digest that holds.
+/// Writes a modified `cache.json` with a matching digest.
 fn reseal(volume: &Path, change: impl FnOnce(&mut Content)) {
     let mut content = cache(volume).content;
     change(&mut content);
@@ -241,11 +242,11 @@ fn a_hostile_volume_gives_nothing_away() {
         fs::create_dir_all(secret.join("diff")).unwrap();
         fs::write(secret.join("diff/key"), "not for containers").unwrap();
         let wanted = ChainId::base(&diff_id);
-        let other = ChainId::base(&Digest::sha256(b"what somebody else pulls"));
+        let other = ChainId::base(&Digest::sha256(b"a layer that another client pulls"));
         type Harm<'a> = Box<dyn Fn(&Path) + 'a>;
         let harms: Vec<(&str, LayerFormat, Harm<'_>)> = vec![
             (
-                "a tree that is a link",
+                "a symbolic link as the tree",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     fs::remove_dir_all(volume.join(&tree).join("diff")).unwrap();
@@ -253,7 +254,7 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "a link on the way",
+                "a symbolic link in the path",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     fs::remove_dir_all(volume.join(&tree)).unwrap();
@@ -261,14 +262,14 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "no tree",
+                "a missing tree",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     fs::remove_dir_all(volume.join(&tree)).unwrap();
                 }),
             ),
             (
-                "a seal that does not hold",
+                "an invalid seal",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     let text = fs::read_to_string(volume.join("cache.json")).unwrap();
@@ -277,7 +278,7 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "a layer by the name of another",
+                "a layer with the name of another",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     fs::rename(volume.join(&tree), volume.join("overlay").join(other.hex())).unwrap();
@@ -285,14 +286,14 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "a parent that is not there",
+                "a missing parent",
                 LayerFormat::Overlay,
                 Box::new(|volume| {
                     reseal(volume, |content| content.layers[0].parent = Some(other.clone()));
                 }),
             ),
             (
-                "an image that is a link",
+                "a symbolic link as the image",
                 LayerFormat::Erofs,
                 Box::new(|volume| {
                     let outside = secret.join("image");
@@ -301,7 +302,7 @@ fn a_hostile_volume_gives_nothing_away() {
                 }),
             ),
             (
-                "an image that is damaged",
+                "a damaged image",
                 LayerFormat::Erofs,
                 Box::new(|volume| {
                     let mut bytes = fs::read(volume.join(&image)).unwrap();
@@ -323,7 +324,7 @@ fn a_hostile_volume_gives_nothing_away() {
             snapshotter.detach(&at);
         }
         assert_eq!(fs::read_dir(snapshotter.root().join("l")).unwrap().count(), 0);
-        // A record that says nothing does not take away what there is.
+        // An unreadable record does not remove existing layers.
         let volume = served.with(LayerFormat::Overlay);
         let at = volume.beside("sound");
         succeed(&mut volume.build(&at, SIZE));

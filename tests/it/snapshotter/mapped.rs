@@ -1,7 +1,7 @@
-//! Containers in user namespaces: containerd maps the layers where they are, and nothing is copied.
+//! Containers in user namespaces: containerd maps the IDs of the layers in place, and nothing is copied.
 //!
-//! Debian's containerd cannot do that. What newer ones do with the answer (core/mount: clone the common directory with what is
-//! mounted in it, map it, mount the overlay from there) is done here by a script.
+//! Debian's containerd cannot do that. A script does what newer versions do with the mounts (core/mount):
+//! clone the common directory with its mounts, map it, and mount the overlay from there.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -24,7 +24,8 @@ const NEEDS: [Need; 2] = [Need::Erofs, Need::Program("python3")];
 const UIDS: (&str, &str) = ("containerd.io/snapshot/uidmapping", "0:100000:65536");
 const GIDS: (&str, &str) = ("containerd.io/snapshot/gidmapping", "0:200000:65536");
 
-/// Mounts as containerd does: arguments are the kind, the source, the options, a directory to map in, and the target.
+/// Mounts as containerd does. The arguments are the type, the source, the options, a directory to map in, and
+/// the target.
 const MOUNT: &str = r#"
 import ctypes, os, sys
 kind, source, options, scratch, target = sys.argv[1:]
@@ -109,7 +110,7 @@ fn nothing_is_copied_for_a_user_namespace() {
                 served.images[0].layers.iter().map(|layer| layer.diff_id.clone()).collect();
             let mut top = String::new();
             for chain in ChainId::chain(&diff_ids) {
-                top = client.take(&chain.to_string(), &top).expect("the volume has it");
+                top = client.take(&chain.to_string(), &top).expect("the volume does not serve the layer");
             }
             // A layer of the node's own on top.
             let unpacked = client.prepare("unpack", &top, &[]).unwrap();
@@ -132,14 +133,14 @@ fn nothing_is_copied_for_a_user_namespace() {
                         assert_eq!(owner(&root.join("local")), (100_000, 200_000));
                     }
                 });
-                // The top of the upper directory and nothing else.
+                // Only the top of the upper directory.
                 assert_eq!(client.usage(name).unwrap().inodes, 1, "{form:?}");
                 assert_eq!(client.mounts(name).unwrap(), mounts);
             }
             let view = client.view("nothing", "").unwrap();
             assert!(view[0].options.iter().all(|option| !option.contains("map=")), "{view:?}");
 
-            // What was mounted for it goes with it, also where a crash came between.
+            // The additional mounts are removed with the snapshot, also after a crash.
             snapshotter.kill();
             snapshotter.restart();
             let client = &snapshotter.client;
@@ -167,7 +168,7 @@ fn what_starts_after_an_upgrade_stands_on_the_newer_volume() {
         let snapshotter = Snapshotter::start();
         let (client, before) = (&snapshotter.client, snapshotter.attach(&older, "v"));
         let base = ChainId::base(&served.images[0].layers[0].diff_id);
-        let name = client.take(&base.to_string(), "").expect("the volume has it");
+        let name = client.take(&base.to_string(), "").expect("the volume does not serve the layer");
         let stands_on = |mounts: &[Mount]| {
             let mut options = mounts[0].options.iter();
             let layer = options.find_map(|option| option.strip_prefix("lowerdir=")).unwrap();
@@ -187,7 +188,7 @@ fn what_starts_after_an_upgrade_stands_on_the_newer_volume() {
 }
 
 #[case]
-fn a_mapping_that_is_none_is_refused() {
+fn an_invalid_mapping_is_refused() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
         for bad in ["", "1:2:3", "0:1:2,ro"] {

@@ -1,4 +1,4 @@
-//! Images of a cache in Debian's containerd with no registry at all.
+//! Images of a cache in Debian's containerd without a registry.
 
 mod config;
 mod hostile;
@@ -14,7 +14,7 @@ use larder_model::job::LayerFormat;
 use larder_testing::image::{Format, Image, busybox, push_index};
 use larder_testing::layer::LayerBuilder;
 
-use super::containers::{NEEDS, Node, PATIENCE, SIZE, image};
+use super::containers::{NEEDS, Node, SIZE, TIMEOUT, image};
 use crate::harness::cri::Cri;
 use crate::harness::served::{Served, cache};
 use crate::harness::{Need, exits, isolated, larder, succeed};
@@ -43,12 +43,12 @@ impl Node {
         lines
     }
 
-    /// Names of its images.
+    /// Returns the names of its images.
     pub(super) fn images(&self) -> Vec<String> {
         self.listed(&["images", "ls", "--quiet"])
     }
 
-    /// Digests of its content.
+    /// Returns the digests of its content.
     fn content(&self) -> Vec<String> {
         self.listed(&["content", "ls", "--quiet"])
     }
@@ -57,9 +57,9 @@ impl Node {
         self.listed(&["leases", "ls", "--quiet"])
     }
 
-    /// Waits until CRI, which hears of it later, has so many images.
+    /// Waits until CRI, which learns of changes later, lists this many images.
     pub(super) fn until_cri_knows(&self, images: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.cri().images().len() != images {
             assert!(Instant::now() < deadline, "{:?}", self.cri().images());
             std::thread::sleep(std::time::Duration::from_millis(50));
@@ -67,7 +67,7 @@ impl Node {
     }
 }
 
-/// A sealed volume, and the registry it came from is gone.
+/// A sealed volume. Its registry is stopped.
 struct Sealed {
     served: Served,
     volume: PathBuf,
@@ -75,7 +75,7 @@ struct Sealed {
 }
 
 impl Sealed {
-    /// Of these images, and by `more` references to what the registry has.
+    /// Builds a volume of these images, and of the references that `more` returns.
     fn new(
         form: LayerFormat,
         images: impl IntoIterator<Item = Image>,
@@ -88,9 +88,9 @@ impl Sealed {
         let references = served.references().into_iter().chain(more).collect();
         served.registry = larder_testing::registry::Registry::spawn();
         let sealed = Sealed { served, volume, references };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while TcpStream::connect(sealed.host()).is_ok() {
-            assert!(Instant::now() < deadline, "the registry is still there");
+            assert!(Instant::now() < deadline, "the registry still answers");
         }
         sealed
     }
@@ -104,7 +104,7 @@ impl Sealed {
     }
 }
 
-/// What sandboxes of pods are made of.
+/// Returns an image for pod sandboxes.
 pub(super) fn pause() -> Image {
     Image::builder(Format::Oci)
         .layer(busybox().unwrap())
@@ -113,7 +113,7 @@ pub(super) fn pause() -> Image {
 }
 
 #[case]
-fn images_are_there_with_no_registry() {
+fn preloaded_images_need_no_registry() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
             let foreign = Image::builder(Format::Oci)
@@ -184,14 +184,14 @@ fn images_are_there_with_no_registry() {
                 assert_eq!(said, ["cached 2"], "{round}");
                 cri.end(&pod);
             }
-            // CRI of 1.6 does not say so itself.
+            // CRI 1.6 does not report the label itself.
             let labelled = succeed(&mut node.containerd.k8s(&["images", "ls"]));
             let pinned = labelled.lines().skip(1).filter(|line| {
                 line.contains("io.cri-containerd.pinned=pinned")
                     && line.contains("io.cri-containerd.image=managed")
             });
             assert_eq!(pinned.count(), said.lines().count(), "{labelled}");
-            // Manifests and configs, and no layer.
+            // Manifests and configs, but no layer.
             assert_eq!(node.content().len(), 7);
 
             succeed(&mut node.forget_cache(&at));
@@ -205,7 +205,7 @@ fn images_are_there_with_no_registry() {
 }
 
 #[case]
-fn what_is_in_use_is_not_forgotten() {
+fn images_in_use_are_not_removed() {
     isolated(&NEEDS, || {
         let sealed = Sealed::new(LayerFormat::Overlay, [image("cached", 2), pause()], |_| Vec::new());
         let node = Node::start_with_sandbox(&sealed.references[1]);
@@ -217,23 +217,23 @@ fn what_is_in_use_is_not_forgotten() {
         let said = exits(75, &mut node.forget_cache(&at));
         assert!(said.contains(&format!("container {}", node.name("long"))), "{said}");
         node.kill(&node.name("long"));
-        // It does not run, and may be started again.
+        // The container does not run, but can be started again.
         exits(75, &mut node.forget_cache(&at));
         succeed(&mut node.containerd.k8s(&["containers", "rm", &node.name("long")]));
-        // Nor what is mounted without a container.
+        // A snapshot without a container is in use as well.
         let base = cache(&sealed.volume).content.images[0].chain[0].to_string();
         let snapshots = |arguments: &[&str]| {
             node.containerd.k8s(&[&["snapshots", "--snapshotter", "larder"], arguments].concat())
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             succeed(&mut snapshots(&["view", "looked-at", &base]));
-            // Until it is held, containerd may collect it as well.
+            // Without this label, containerd can collect it.
             let mut hold = snapshots(&["label", "looked-at", "containerd.io/gc.root=held"]);
             if hold.output().unwrap().status.success() {
                 break;
             }
-            assert!(Instant::now() < deadline, "it is collected again and again");
+            assert!(Instant::now() < deadline, "containerd collected the snapshot every time");
         }
         let said = exits(75, &mut node.forget_cache(&at));
         assert!(said.contains("snapshot looked-at in namespace k8s.io"), "{said}");

@@ -1,5 +1,5 @@
-//! What containerd expects of any snapshotter: what its own suite (core/snapshots/testsuite) looks at, in our words. The suite
-//! itself is run by scripts/containerd-suite.sh.
+//! Requirements of containerd for every snapshotter, rewritten from its own suite (core/snapshots/testsuite).
+//! scripts/containerd-suite.sh runs the suite itself.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
@@ -25,7 +25,7 @@ fn read(path: &Path) -> String {
 }
 
 #[case]
-fn snapshots_stand_on_each_other() {
+fn snapshots_have_parents() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
         let client = &snapshotter.client;
@@ -38,14 +38,14 @@ fn snapshots_stand_on_each_other() {
             (active.kind(), active.parent.as_str(), &active.labels["color"]),
             (Kind::Active, "", &"blue".to_owned())
         );
-        // What is mounted is what is kept, and asked for again it is mounted in the same way.
+        // The content is kept, and a second request for the mounts returns the same.
         assert_eq!(read(&Mounted::new(&client.mounts("first").unwrap()).at("file")), "one");
         drop(first);
         client.commit("base", "first", &[("size", "small")]).unwrap();
         assert_eq!(client.stat("first").unwrap_err().code(), Code::NotFound);
         let base = client.stat("base").unwrap();
         assert_eq!((base.kind(), base.parent.as_str(), base.labels.len()), (Kind::Committed, "", 1));
-        assert_eq!(base.labels["size"], "small", "labels are the commit's own");
+        assert_eq!(base.labels["size"], "small", "the labels must be those of the commit");
 
         let next = Mounted::new(&client.prepare("next", "base", &[]).unwrap());
         assert_eq!(read(&next.at("file")), "one");
@@ -120,7 +120,7 @@ fn what_is_refused_and_how() {
             assert_eq!(status.code(), code, "{status}");
         }
         assert!(client.remove("base").unwrap_err().message().contains("remove"));
-        // Nothing came of it, and the rest can go.
+        // The failed calls changed nothing, and all snapshots can be removed.
         assert_eq!(client.names(&[]), ["active", "base", "child", "view"]);
         for name in ["child", "view", "base", "active"] {
             client.remove(name).unwrap();
@@ -140,7 +140,7 @@ fn labels_change_as_asked() {
         let client = &snapshotter.client;
         client.prepare("a", "", &[("one", "1"), ("two", "2"), ("empty", "")]).unwrap();
         let before = client.stat("a").unwrap();
-        assert_eq!(before.labels.len(), 2, "an empty value is no label");
+        assert_eq!(before.labels.len(), 2, "an empty value must remove the label");
         let sorted = |info: larder_containerd_api::services::snapshots::v1::Info| {
             let mut labels: Vec<_> = info.labels.into_iter().collect();
             labels.sort();
@@ -220,7 +220,7 @@ fn usage_is_what_lies_on_disk() {
         client.view("view", "base").unwrap();
         let view = client.usage("view").unwrap();
         assert_eq!((view.size, view.inodes), (0, 0));
-        // A child counts its own alone.
+        // A child counts only its own files.
         let child = Mounted::new(&client.prepare("child", "base", &[]).unwrap());
         fs::remove_file(child.at("data")).unwrap();
         assert_eq!(client.usage("child").unwrap().inodes, 2);
@@ -247,7 +247,7 @@ fn what_layers_do_to_those_below() {
             assert_eq!(
                 (facts.mode() & 0o7777, facts.uid(), facts.gid()),
                 (0o711, 7, 8),
-                "the top is inherited"
+                "the metadata of the root directory must be inherited"
             );
             fs::remove_file(top.join("replaced")).unwrap();
             fs::create_dir(top.join("replaced")).unwrap();
@@ -271,10 +271,10 @@ fn what_layers_do_to_those_below() {
         assert_eq!(inside, ["only"]);
         let owned = fs::metadata(view.at("owned")).unwrap();
         assert_eq!((owned.mode() & 0o7777, owned.uid(), owned.gid()), (0o4750, 1, 2));
-        // Those below are as they were.
+        // The lower layers are unchanged.
         let second = Mounted::new(&client.view("view of 2", "2").unwrap());
         assert_eq!(read(&second.at("dir/moved")), "1");
-        // From the middle nothing is taken, whichever way it is tried.
+        // A snapshot with children cannot be removed in any way.
         for name in ["1", "2", "3"] {
             assert_eq!(client.remove(name).unwrap_err().code(), Code::FailedPrecondition);
         }
@@ -304,7 +304,7 @@ fn many_layers() {
         }
         let mounts = client.prepare("top", &parent, &[]).unwrap();
         let lower = mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap();
-        // What is left of it when containerd has taken out what all have in common.
+        // The remaining paths after containerd has removed the common prefix.
         let common = snapshotter.root().join("l").canonicalize().unwrap();
         let short: Vec<_> =
             lower.split(':').map(|path| Path::new(path).strip_prefix(&common).unwrap()).collect();

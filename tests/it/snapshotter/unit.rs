@@ -1,4 +1,4 @@
-//! `systemd/larder-snapshotter.service` and `.socket`, without a systemd that runs.
+//! `systemd/larder-snapshotter.service` and `.socket`, without a running systemd.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,8 +21,8 @@ const UNIT: &str = include_str!("../../../systemd/larder-snapshotter.service");
 const SOCKET_UNIT: &str = include_str!("../../../systemd/larder-snapshotter.socket");
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Most exposure that `systemd-analyze security` may find, tenths of 10. It mounts where all of the host sees it, so that
-/// nothing may give it a view of its own.
+/// Maximum exposure that `systemd-analyze security` can report, tenths of 10. The service mounts for the
+/// whole host, so no setting can give it its own mount namespace.
 const EXPOSURE: u32 = 64;
 
 fn analyze(arguments: &[&str], text: &str) -> (bool, String) {
@@ -60,7 +60,7 @@ fn systemd_listens_where_containerd_asks() {
     assert!(has(SOCKET_UNIT, &format!("ListenStream={SOCKET}")));
     assert!(has(SOCKET_UNIT, "SocketMode=0600") && has(SOCKET_UNIT, "Before=containerd.service"));
     assert!(has(UNIT, "Requires=larder-snapshotter.socket") && has(UNIT, "Also=larder-snapshotter.socket"));
-    // The directory of the socket stays when the service stops.
+    // The directory of the socket is kept when the service stops.
     assert!(!UNIT.contains("\nRuntimeDirectory="));
     isolated(&[Need::Program("systemd-analyze")], || {
         let dir = tempfile::tempdir().unwrap();
@@ -107,14 +107,14 @@ fn nothing_hides_its_mounts() {
     }
 }
 
-/// What a snapshotter does, in short.
+/// Runs the main functions of a snapshotter.
 fn exercise(snapshotter: &Snapshotter, served: &Served, volume: &Path) {
     let client = &snapshotter.client;
     let at = snapshotter.attach(volume, "v");
     let diff_ids: Vec<_> = served.images[0].layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let mut parent = String::new();
     for chain in ChainId::chain(&diff_ids) {
-        parent = client.take(&chain.to_string(), &parent).expect("the volume has it");
+        parent = client.take(&chain.to_string(), &parent).expect("the volume does not serve the layer");
     }
     let active = Mounted::new(&client.prepare("active", &parent, &[]).unwrap());
     fs::create_dir(active.at("dir")).unwrap();
@@ -176,7 +176,7 @@ fn every_call_that_is_made_is_allowed() {
             if let Some(made) = made(&summary) {
                 break made;
             }
-            assert!(Instant::now() < deadline, "strace does not sum up");
+            assert!(Instant::now() < deadline, "strace wrote no summary");
             std::thread::sleep(Duration::from_millis(50));
         };
         for certain in ["accept4", "pidfd_getfd", "fsmount", "move_mount", "umount2", "symlinkat", "fchown"] {

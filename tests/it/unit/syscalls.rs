@@ -1,4 +1,4 @@
-//! The unit's filter of system calls against the calls that are made.
+//! Compares the unit's filter of system calls with the calls that the daemon makes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -15,7 +15,7 @@ use crate::harness::{Need, isolated, succeed};
 
 pub(crate) type Calls = BTreeSet<String>;
 
-/// The sets of this machine's systemd, by name with the `@`.
+/// Returns the system call sets of this machine's systemd, by name with the `@`.
 fn sets() -> HashMap<String, Vec<String>> {
     let text = succeed(Command::new("systemd-analyze").args(["syscall-filter", "--no-pager"]));
     let mut sets: HashMap<String, Vec<String>> = HashMap::new();
@@ -24,7 +24,7 @@ fn sets() -> HashMap<String, Vec<String>> {
         match line.strip_prefix(' ').map(str::trim) {
             None => current = line.starts_with('@').then(|| line.trim().to_owned()),
             Some(member) => {
-                // What follows a `#` is its description, or calls that are in no set.
+                // A `#` starts a description, or a list of calls that are in no set.
                 if let Some(set) = current.as_ref().filter(|_| !member.starts_with('#')) {
                     sets.entry(set.clone()).or_default().push(member.to_owned());
                 }
@@ -38,11 +38,12 @@ fn expand(name: &str, sets: &HashMap<String, Vec<String>>) -> Calls {
     if !name.starts_with('@') {
         return Calls::from([name.to_owned()]);
     }
-    let members = sets.get(name).unwrap_or_else(|| panic!("systemd knows no {name}"));
+    let members = sets.get(name).unwrap_or_else(|| panic!("systemd has no set {name}"));
     members.iter().flat_map(|member| expand(member, sets)).collect()
 }
 
-/// What a unit allows, by the rules of systemd.exec(5): line after line, `~` takes away, and `@default` is always in.
+/// Returns the calls that a unit allows, by the rules of systemd.exec(5): lines apply in order, `~` removes
+/// calls, and `@default` is always allowed.
 pub(crate) fn allowed(unit: &str) -> Calls {
     let sets = sets();
     let mut allowed = expand("@default", &sets);
@@ -59,7 +60,7 @@ pub(crate) fn allowed(unit: &str) -> Calls {
     allowed
 }
 
-/// The calls of a summary of `strace -c -U name`; it is there once the last process is gone.
+/// Returns the calls of a summary of `strace -c -U name`, which exists once the last process has ended.
 pub(crate) fn made(summary: &Path) -> Option<Calls> {
     let text = fs::read_to_string(summary).ok()?;
     let names = text.lines().map(str::trim).filter(|line| {
@@ -77,7 +78,7 @@ fn every_call_that_is_made_is_allowed() {
     isolated(&needs, || {
         let dir = tempfile::tempdir().unwrap();
         let summary = dir.path().join("calls");
-        // The tracer is a process of its own, so that the daemon is the one that was started.
+        // The tracer is a separate process, so that the started process is the daemon.
         let strace = ["strace", "-D", "-f", "-c", "-U", "name", "-o", summary.to_str().unwrap()];
         let served = Served::new([demanding()]);
         let mut daemon = Daemon::start_by(&strace.map(str::to_owned), &[A], &on_disks());
@@ -86,7 +87,7 @@ fn every_call_that_is_made_is_allowed() {
             daemon.settle(A, &id, "Available", LIMIT);
             id
         };
-        // Fetched, then reused; read again, planned, and let go.
+        // Fetch, reuse, reload, plan and delete.
         let first = cached("first");
         cached("second");
         daemon.signal(Signal::SIGHUP);
@@ -98,10 +99,10 @@ fn every_call_that_is_made_is_allowed() {
         let path = format!("/v5/imagecaches/{first}");
         wait(|| daemon.ask(A, "GET", &path, None).0.status == 404, "the first is gone");
         daemon.stop();
-        wait(|| made(&summary).is_some(), "strace has summed up");
+        wait(|| made(&summary).is_some(), "strace has written the summary");
         let made = made(&summary).unwrap();
 
-        // The daemon, its builders, what confines them, and the question for the clock are all in it.
+        // The summary contains calls of the daemon, its builders, their sandbox, and the clock check.
         let certain = [
             "accept4",
             "mknodat",

@@ -1,4 +1,5 @@
-//! A cluster that is not ours: what it offers, and Larder's rights in it as they are shipped.
+//! A real cluster that is not under the control of the tests: what it offers, and Larder's rights in it as
+//! shipped.
 
 use std::env;
 use std::fs::File;
@@ -24,7 +25,7 @@ use super::shipped;
 
 const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
 
-/// There is one Larder in a cluster: its image caches are all that there are.
+/// Name of the lock file. A cluster has one Larder, which owns all of its image caches.
 const LOCK: &str = "larder-test-cluster.lock";
 
 /// Waits until no other test uses the real cluster. The lock is released when the value is dropped.
@@ -33,7 +34,7 @@ pub(super) fn turn() -> Flock<File> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap()
 }
 
-/// A cluster that `LARDER_TEST_KUBECONFIG` names.
+/// The cluster that `LARDER_TEST_KUBECONFIG` names.
 pub(super) struct Real {
     pub(super) admin: Client,
     config: Config,
@@ -41,7 +42,7 @@ pub(super) struct Real {
 }
 
 impl Real {
-    /// The cluster of the environment, if it names one.
+    /// Returns the cluster of the environment, if it names one.
     pub(super) async fn of_environment() -> Option<Self> {
         let kubeconfig = PathBuf::from(env::var_os("LARDER_TEST_KUBECONFIG")?);
         let file = Kubeconfig::read_from(&kubeconfig).unwrap();
@@ -49,17 +50,20 @@ impl Real {
         Some(Real { admin: Client::try_from(config.clone()).unwrap(), config, kubeconfig })
     }
 
-    /// The address of this machine that its pods reach: the one that leads to its nodes.
+    /// Returns the address of this machine that its pods can reach: the one that routes to its nodes.
     pub(super) async fn address(&self) -> IpAddr {
         let nodes = Api::<Node>::all(self.admin.clone()).list(&ListParams::default()).await.unwrap();
         let addresses = nodes.items.into_iter().filter_map(|node| node.status?.addresses);
-        let node = addresses.flatten().find(|address| address.type_ == "InternalIP").expect("a node");
+        let node = addresses
+            .flatten()
+            .find(|address| address.type_ == "InternalIP")
+            .expect("no node has an InternalIP");
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect((node.address.as_str(), 9)).unwrap();
         socket.local_addr().unwrap().ip()
     }
 
-    /// The `[[cluster]]` for Larder in `namespace`.
+    /// Returns the `[[cluster]]` section for Larder in `namespace`.
     pub(super) async fn section(&self, namespace: String) -> Section {
         let (storage_class, snapshot_class) = self.classes().await;
         let told = |name: &str, else_: &str| env::var(name).unwrap_or_else(|_| else_.to_owned());
@@ -73,7 +77,7 @@ impl Real {
         }
     }
 
-    /// A StorageClass and a VolumeSnapshotClass of one driver, the default before others.
+    /// Finds a StorageClass and a VolumeSnapshotClass of one driver. Prefers the default classes.
     async fn classes(&self) -> (String, String) {
         let told =
             ["LARDER_TEST_STORAGE_CLASS", "LARDER_TEST_SNAPSHOT_CLASS"].map(|name| env::var(name).ok());
@@ -90,15 +94,16 @@ impl Real {
             let one_driver = snapshot.data["driver"] == class.provisioner.as_str();
             one_driver && fits(&told[0], class.name_any()) && fits(&told[1], snapshot.name_any())
         });
-        let (class, snapshot) = pairs.next().expect("a StorageClass and a VolumeSnapshotClass of one driver");
+        let (class, snapshot) = pairs.next().expect("no driver has a StorageClass and a VolumeSnapshotClass");
         (class.name_any(), snapshot.name_any())
     }
 
-    /// Installs the definition of image caches, and what `config/kubernetes` gives Larder in `own` and with `tenants`.
+    /// Installs the definition of image caches, and the rights that `config/kubernetes` grants Larder in
+    /// `own` and with `tenants`.
     pub(super) async fn install(&self, own: &str, tenants: &[&str]) {
         self.apply(serde_json::to_value(ImageCache::crd()).unwrap()).await;
         let objects = Api::<ImageCache>::namespaced(self.admin.clone(), own);
-        // Until it is established.
+        // Wait until it is established.
         for _ in 0..600 {
             if objects.list(&ListParams::default()).await.is_ok() {
                 break;
@@ -116,8 +121,8 @@ impl Real {
         }
     }
 
-    /// Waits until the quota of a tenant is counted. Until then the API server refuses image caches: after the definition is
-    /// installed for the first time, the controller manager needs up to five and a half minutes.
+    /// Waits until the quota of a tenant is counted. Until then the API server refuses image caches. After
+    /// the first installation of the definition, the controller manager needs up to five and a half minutes.
     async fn quota_is_counted(&self, tenant: &str) {
         let quotas = Api::<ResourceQuota>::namespaced(self.admin.clone(), tenant);
         for _ in 0..3600 {
@@ -147,7 +152,7 @@ impl Real {
         (api, object)
     }
 
-    /// A client that may do what Larder in `own` may.
+    /// Returns a client with the rights of Larder in `own`.
     pub(super) async fn larder(&self, own: &str) -> Client {
         let accounts = Api::<ServiceAccount>::namespaced(self.admin.clone(), own);
         let spec = TokenRequestSpec { expiration_seconds: Some(7200), ..TokenRequestSpec::default() };
@@ -159,9 +164,9 @@ impl Real {
         Client::try_from(config).unwrap()
     }
 
-    /// Removes what was installed for one test; the definition stays.
+    /// Removes the objects that were installed for one test. The definition stays.
     pub(super) async fn clear(&self, own: &str, tenants: &[&str]) {
-        // A test that failed leaves records that nobody looks after any more.
+        // A failed test leaves records that no daemon processes any more.
         for namespace in tenants {
             let api = Api::<ImageCache>::namespaced(self.admin.clone(), namespace);
             for left in api.list(&ListParams::default()).await.into_iter().flat_map(|list| list.items) {
@@ -181,7 +186,8 @@ impl Real {
     }
 }
 
-/// A shipped object for Larder in `own`, put into `namespace`. What has none is named after Larder's.
+/// Moves a shipped object for Larder in `own` into `namespace`. An object without a namespace gets the name
+/// of Larder's.
 fn moved(mut object: Value, own: &str, namespace: &str) -> Value {
     if object["metadata"].get("namespace").is_some() {
         object["metadata"]["namespace"] = json!(namespace);
@@ -191,7 +197,7 @@ fn moved(mut object: Value, own: &str, namespace: &str) -> Value {
             object["roleRef"]["name"] = json!(own);
         }
     }
-    // Not by index: that would add the member to objects that have none.
+    // Not by index, which would add the member to objects that lack it.
     let subjects = object.get_mut("subjects").and_then(Value::as_array_mut);
     for subject in subjects.into_iter().flatten() {
         subject["namespace"] = json!(own);

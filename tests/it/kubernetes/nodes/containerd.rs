@@ -1,19 +1,19 @@
-//! The agent beside a containerd that its operator configured.
+//! The agent with a containerd that the operator configured.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use larder_model::runtime::Containerd as Place;
+use larder_model::runtime::Containerd as DefaultPaths;
 use nix::mount::{MsFlags, mount};
 
 use super::Scene;
 use crate::harness::containerd::Containerd;
 use crate::harness::{Need, cri, isolated, succeed};
 
-/// Has a containerd where the DaemonSet has that of the node, with the agent's snapshotter.
-fn at_its_place(snapshotter: &Path) -> Containerd {
-    let socket = Path::new(Place::ADDRESS);
+/// Starts a containerd at the path that the DaemonSet mounts, with the agent's snapshotter.
+fn start_at_default_path(snapshotter: &Path) -> Containerd {
+    let socket = Path::new(DefaultPaths::ADDRESS);
     let parent = socket.parent().unwrap();
     fs::create_dir_all(parent).unwrap();
     mount(Some("test"), parent, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
@@ -27,8 +27,8 @@ fn images_that_need_a_disk_go_with_it() {
     isolated(&[Need::Program("containerd"), Need::Program("ctr")], || {
         let Some(scene) = Scene::new() else { return };
         let agent = scene.agent("node-a", "keep_minutes = 0");
-        scene.until(&agent, "it answers", || agent.client.list(&[]).ok());
-        let containerd = at_its_place(&agent.at("socket"));
+        scene.until(&agent, "the snapshotter answers", || agent.client.list(&[]).ok());
+        let containerd = start_at_default_path(&agent.at("socket"));
         let images = || succeed(&mut containerd.k8s(&["images", "ls", "--quiet"]));
         scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
         scene.told(&agent, &scene.world.team, "app", "ImageCacheAttached");

@@ -1,4 +1,4 @@
-//! Agents that are killed at every step, and API servers that fail them.
+//! Agents that are killed at every step, and API servers that fail their requests.
 
 use larder_fake_kubernetes::{Fault, Harm, Meets};
 
@@ -6,7 +6,7 @@ use super::Scene;
 use crate::harness::agent::AGENT;
 use crate::harness::isolated;
 
-/// Requests of agents that changed something, events aside.
+/// Returns the number of requests of agents that changed an object, except events.
 fn changes(scene: &Scene) -> usize {
     let seen = scene.world.fake().seen();
     let writes = ["create", "update", "patch", "delete"];
@@ -20,7 +20,8 @@ fn killed_at_every_step() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let team = scene.world.team.clone();
-        // In and out: claim, holder, mount; holder, claim. Killed after each change, and in between by how soon.
+        // Attaching creates the claim, the holder and the mount; detaching deletes the holder and the claim.
+        // Kill after each change.
         for kill in 0..6_usize {
             let before = changes(&scene);
             let mut agent = scene.agent("node-a", "keep_minutes = 0");
@@ -36,10 +37,10 @@ fn killed_at_every_step() {
                 killed = true;
             }
             scene.attached(&agent, 1);
-            scene.until(&agent, "it is answered", || scene.take(&agent));
+            scene.until(&agent, "the snapshotter serves the layers", || scene.take(&agent));
             scene.remove_pod(&team, "app");
             let before = changes(&scene);
-            scene.until(&agent, "it goes", || {
+            scene.until(&agent, "it is being removed", || {
                 let now = changes(&scene) - before;
                 (now >= kill.min(2) && (kill > 2 || agent.attached().is_empty()) || scene.claims().is_empty())
                     .then_some(())
@@ -52,7 +53,7 @@ fn killed_at_every_step() {
     });
 }
 
-/// After a boot nothing is mounted, records stay, and the kubelet mounts for the same pods anew.
+/// After a reboot nothing is mounted, records are left, and the kubelet mounts again for the same pods.
 #[case]
 fn after_a_boot_it_is_attached_again() {
     isolated(&[], || {
@@ -66,8 +67,8 @@ fn after_a_boot_it_is_attached_again() {
         }
         agent.restart();
         scene.attached(&agent, 1);
-        scene.until(&agent, "it is answered", || scene.take(&agent));
-        // Killed as it was let go, and wanted again.
+        scene.until(&agent, "the snapshotter serves the layers", || scene.take(&agent));
+        // Killed during a release, and needed again.
         agent.kill();
         for entry in std::fs::read_dir(agent.at("state/attached")).unwrap() {
             let path = entry.unwrap().path();
@@ -77,13 +78,13 @@ fn after_a_boot_it_is_attached_again() {
             std::fs::write(&path, record.to_string()).unwrap();
         }
         agent.restart();
-        scene.until(&agent, "it is answered again", || scene.take(&agent));
+        scene.until(&agent, "the snapshotter serves the layers again", || scene.take(&agent));
         assert_eq!(agent.attached().len(), 1);
     });
 }
 
 #[case]
-fn an_api_server_that_fails_is_waited_for() {
+fn a_failing_api_server_is_retried() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let team = scene.world.team.clone();

@@ -1,4 +1,4 @@
-//! Pods that require an image cache start on a node that has it, and not before.
+//! Pods that require an image cache start only on a node that has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::harness::isolated;
 
 const PODS: usize = 100;
 
-/// A world with the component `required`.
+/// Returns a world with the component `required`.
 fn scene() -> Option<Scene> {
     Scene::with(World::faked(), |world| {
         for file in ["readiness/rbac", "required/rbac", "required/policy", "required/admission"] {
@@ -58,12 +58,15 @@ fn a_hundred_pods_wait_for_their_image_cache() {
     isolated(&[], || {
         let Some(scene) = scene() else { return };
         scene.world.add_node("node-b");
-        // Nobody but these pods wants the image cache.
+        // Only these pods need the image cache.
         for at in 0..PODS {
             require(&scene, &format!("app-{at}"), "web", "larder:1");
         }
         std::thread::sleep(std::time::Duration::from_secs(1));
-        assert!(pods(&scene).iter().all(|pod| node_of(pod).is_none()), "no node has an agent");
+        assert!(
+            pods(&scene).iter().all(|pod| node_of(pod).is_none()),
+            "a pod was placed although no node has an agent"
+        );
         let agents = BTreeMap::from(
             ["node-a", "node-b"].map(|node| (node, scene.agent(node, "readiness = true\nkeep_minutes = 60"))),
         );
@@ -73,7 +76,8 @@ fn a_hundred_pods_wait_for_their_image_cache() {
         let mut started: BTreeMap<String, f64> = BTreeMap::new();
         let first = agents.values().next().unwrap();
         scene.until(first, "all pods run", || {
-            // The pods first: what is attached afterwards was perhaps not when they started.
+            // Read the pods first: a cache that is attached later might not have been attached when they
+            // started.
             let (seen, now) = (pods(&scene), begin.elapsed().as_secs_f64());
             let placed: BTreeSet<String> = seen.iter().filter_map(node_of).collect();
             for (node, agent) in &agents {
@@ -103,7 +107,7 @@ fn a_hundred_pods_wait_for_their_image_cache() {
             after(&released),
             after(&started)
         );
-        // One patch chooses a node, one releases; no list but the first of each watch.
+        // One patch selects a node, one removes the gate. Only the first request of each watch is a list.
         let seen = scene.world.fake().seen();
         let count = |verb: &str, resource: &str| {
             let all = seen.iter().filter(|one| one.user == LARDER && one.namespace != scene.world.own());
@@ -116,13 +120,13 @@ fn a_hundred_pods_wait_for_their_image_cache() {
             count("watch", "pods")
         );
         assert_eq!(count("list", "pods"), 1);
-        // A patch of a pod that has changed is made again.
+        // A patch of a pod that was changed meanwhile is sent again.
         assert!(count("patch", "pods") <= 3 * PODS, "{}", count("patch", "pods"));
         rights(&scene);
     });
 }
 
-/// Each right of the component is used. `rights.rs` checks that no other is needed.
+/// Checks that each right of the component is used. `rights.rs` checks that no other right is needed.
 fn rights(scene: &Scene) {
     let seen = scene.world.fake().seen();
     for object in shipped("node/required/rbac.yaml") {
@@ -132,7 +136,7 @@ fn rights(scene: &Scene) {
                     let is_used = seen
                         .iter()
                         .any(|one| one.user == LARDER && *resource == *one.resource && *verb == *one.verb);
-                    assert!(is_used, "given and not used: {verb} {resource}");
+                    assert!(is_used, "unused right: {verb} {resource}");
                 }
             }
         }
@@ -148,16 +152,16 @@ fn the_best_image_cache_is_found_and_a_pod_without_one_says_why() {
         require(&scene, "best", "required", &image);
         require(&scene, "never", "none", "larder:1");
         scene.attached(&agent, 1);
-        // The image of the registry is on no node of the fake: the pod is placed, which is what counts.
+        // No fake node has the image of the registry, but it is enough that the pod is scheduled.
         let placed = || pods(&scene).iter().find(|pod| pod.name_any() == "best").and_then(node_of);
-        assert_eq!(scene.until(&agent, "it is placed", placed), "node-a");
+        assert_eq!(scene.until(&agent, "the pod is scheduled", placed), "node-a");
         scene.told(&agent, &team, "best", "ImageCacheAttached");
         let note = scene.told(&agent, &team, "never", "ImageCacheWaiting");
         assert!(note.contains(&format!("there is no image cache {team}/none")), "{note}");
-        // It starts when the image cache is made.
+        // It starts when the image cache is created.
         scene.cache("none", |_| {});
         let placed = || pods(&scene).iter().find(|pod| pod.name_any() == "never").and_then(node_of);
-        assert_eq!(scene.until(&agent, "it is placed", placed), "node-a");
+        assert_eq!(scene.until(&agent, "the pod is scheduled", placed), "node-a");
         assert_eq!(agent.attached().len(), 2);
     });
 }

@@ -1,4 +1,4 @@
-//! What `config/kubernetes/node` lets agents do is what they do, and no more.
+//! Checks that agents use all rights that `config/kubernetes/node` grants, and need no others.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ fn every_right_is_used_and_none_is_missing() {
         scene.nothing_left(&agent);
         let mut given = BTreeSet::new();
         for object in shipped("node/rbac.yaml") {
-            // What the daemon does there is its own.
+            // The rest are rights of the daemon.
             if object["metadata"]["name"] != "larder-node" {
                 continue;
             }
@@ -38,8 +38,8 @@ fn every_right_is_used_and_none_is_missing() {
         let mine = seen.iter().filter(|seen| seen.user == AGENT);
         let used: BTreeSet<_> = mine.map(|seen| (seen.resource.clone(), seen.verb.to_owned())).collect();
         let missing: Vec<_> = used.difference(&given).collect();
-        assert!(missing.is_empty(), "used and not given: {missing:?}");
+        assert!(missing.is_empty(), "missing rights: {missing:?}");
         let unused: Vec<_> = given.difference(&used).collect();
-        assert!(unused.is_empty(), "given and not used: {unused:?}");
+        assert!(unused.is_empty(), "unused rights: {unused:?}");
     });
 }

@@ -1,4 +1,4 @@
-//! What the containerd of this machine makes of our file, by `containerd config dump`.
+//! How this machine's containerd reads the file that Larder writes, according to `containerd config dump`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::harness::{Need, isolated, succeed};
 
 const CRI: &str = "io.containerd.grpc.v1.cri";
 
-/// A directory as /etc/containerd.
+/// A directory in place of /etc/containerd.
 struct Etc {
     dir: TempDir,
     version: Version,
@@ -54,13 +54,13 @@ impl Etc {
     fn dumped(&self) -> Table {
         let mut dump = Command::new("containerd");
         dump.arg("--config").arg(self.main()).args(["config", "dump"]);
-        // Where patterns of 1.6 begin.
+        // containerd 1.6 resolves patterns relative to this directory.
         succeed(dump.current_dir("/")).parse().unwrap()
     }
 }
 
 #[case]
-fn the_real_one_reads_it_as_it_is_meant() {
+fn containerd_reads_the_file_as_intended() {
     isolated(&[Need::Program("containerd")], || {
         let main = "version = 2\nimports = ['ETC/conf.d/*.toml']\nroot = '/var/lib/elsewhere'\n\
                     [plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'pause:mine'\n\
@@ -77,7 +77,7 @@ fn the_real_one_reads_it_as_it_is_meant() {
         assert_eq!(cri["containerd"]["snapshotter"].as_str(), Some("larder"));
         assert_eq!(after["proxy_plugins"]["larder"]["address"].as_str(), Some("/run/l.sock"));
         assert_eq!(after["proxy_plugins"]["other"]["address"].as_str(), Some("/run/other.sock"));
-        // Nothing else is another thing than before.
+        // No other setting differs.
         let (mut want, mut found) = (before, after);
         for dump in [&mut want, &mut found] {
             dump.remove("imports");
@@ -85,7 +85,7 @@ fn the_real_one_reads_it_as_it_is_meant() {
             dump["proxy_plugins"].as_table_mut().unwrap().remove("larder");
         }
         assert_eq!(found, want);
-        // Written again it stays as it is.
+        // Writing it again changes nothing.
         let once = fs::read_to_string(etc.ours()).unwrap();
         etc.write();
         assert_eq!(fs::read_to_string(etc.ours()).unwrap(), once);
@@ -112,7 +112,7 @@ fn why_the_section_of_cri_is_repeated() {
 }
 
 #[case]
-fn what_is_said_of_imports_is_so() {
+fn the_detection_of_imports_is_correct() {
     isolated(&[Need::Program("containerd")], || {
         for (imports, may_be_absent) in [
             ("", false),
@@ -127,7 +127,7 @@ fn what_is_said_of_imports_is_so() {
             let etc = Etc::new(&format!("version = 2\n{imports}"));
             let said = etc.node().loading();
             if may_be_absent {
-                // containerd itself does not start without a file that is named.
+                // containerd itself does not start without an imported file.
                 assert_eq!(said, Loading::Counts, "{imports}");
             }
             etc.write();
@@ -135,7 +135,7 @@ fn what_is_said_of_imports_is_so() {
                 etc.dumped()["plugins"][CRI]["containerd"]["snapshotter"].as_str() == Some("larder");
             assert_eq!(said == Loading::Counts, is_read, "{imports}: {said:?}");
         }
-        // A later file with a section of its own.
+        // A later file with its own section.
         let etc = Etc::new("version = 2\nimports = ['ETC/conf.d/*.toml']\n");
         let late = etc.dir.path().join("conf.d/zz.toml");
         fs::write(&late, "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.cni]\nbin_dir = '/x'\n").unwrap();

@@ -1,4 +1,5 @@
-//! Volumes that are not what they say, and containerds that are not set up: nothing is changed.
+//! Volumes whose content does not match their seal, and containerds that are not configured: nothing is
+//! changed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -35,7 +36,7 @@ fn a_volume_with_another_document_is_refused() {
                 change(&path);
                 let said = exits(65, &mut node.preload(&at));
                 assert!(said.contains("is damaged") && said.contains(digest.hex()), "{said}");
-                // Nor is the first image made known.
+                // The first image is not registered either.
                 assert!(node.images().is_empty() && node.content().is_empty() && node.leases().is_empty());
                 if path.is_dir() { fs::remove_dir(&path) } else { Ok(()) }.unwrap();
                 fs::remove_file(&path).ok();
@@ -48,7 +49,7 @@ fn a_volume_with_another_document_is_refused() {
 }
 
 #[case]
-fn what_is_not_set_up_is_said() {
+fn missing_setup_is_reported() {
     isolated(&NEEDS, || {
         let sealed = Sealed::new(LayerFormat::Overlay, [image("cached", 1)], |_| Vec::new());
         let preload = |socket: &Path| {
@@ -61,7 +62,7 @@ fn what_is_not_set_up_is_said() {
         let plain = Containerd::start();
         let said = exits(64, &mut preload(&plain.socket()));
         assert!(said.contains("no snapshotter \"larder\"") && said.contains("restart containerd"), "{said}");
-        // Nothing can be in use, and nothing is there to be forgotten.
+        // Nothing can be in use, and there is nothing to remove.
         succeed(preload(&plain.socket()).arg("--forget"));
         drop(plain);
 

@@ -1,4 +1,4 @@
-//! Killed after each of its requests.
+//! A preload that is killed after each of its requests.
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,7 +14,8 @@ use super::Sealed;
 use crate::harness::served::Running;
 use crate::harness::{isolated, larder, succeed};
 
-/// Between a caller and containerd: lets so many connections through, one for each request, and answers no more.
+/// A proxy between a caller and containerd. It forwards this many connections, one per request, and then
+/// answers no more.
 struct Gate {
     socket: PathBuf,
     came: Arc<AtomicUsize>,
@@ -51,7 +52,7 @@ impl Gate {
 }
 
 #[case]
-fn whoever_was_killed_goes_on() {
+fn a_killed_preload_resumes() {
     isolated(&NEEDS, || {
         let sealed =
             Sealed::new(LayerFormat::Overlay, [image("cached", 2), image("second", 1)], |_| Vec::new());
@@ -77,9 +78,9 @@ fn whoever_was_killed_goes_on() {
                 running.kill();
                 killed += 1;
             }
-            // What was forgotten once needs no request again.
+            // Records that are removed already need no request again.
             let least = if forget { 5 } else { 15 };
-            assert!(killed >= least, "it was killed {killed} times only");
+            assert!(killed >= least, "it was killed only {killed} times");
             if !forget {
                 for (reference, name) in sealed.references.iter().zip(["cached", "second"]) {
                     assert_eq!(node.printed(reference, "cat /file-0"), format!("{name} 0\n"));
@@ -88,7 +89,7 @@ fn whoever_was_killed_goes_on() {
             }
         }
         assert!(node.images().is_empty());
-        // What was held for those who died goes when their leases end.
+        // Content that the killed processes kept is released when their leases expire.
         let leases = succeed(&mut node.containerd.k8s(&["leases", "ls"]));
         let (held, ending) =
             (node.leases(), leases.lines().filter(|line| line.contains("containerd.io/gc.expire=")));

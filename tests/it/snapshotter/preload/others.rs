@@ -1,4 +1,4 @@
-//! Records that others made, and caches that share images.
+//! Records of other clients, and caches that share images.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use super::Sealed;
 use crate::harness::served::Served;
 use crate::harness::{isolated, succeed};
 
-/// Makes a record as somebody else.
+/// Creates a record as another client.
 fn record(node: &Node, name: &str, target: Descriptor) {
     let mut client = ImagesClient::with_origin(grpc::channel(node.containerd.socket()), grpc::origin());
     let image = api::Image { name: name.into(), target: Some(target), ..Default::default() };
@@ -25,7 +25,7 @@ fn record(node: &Node, name: &str, target: Descriptor) {
 }
 
 #[case]
-fn what_others_made_stays() {
+fn records_of_others_stay() {
     isolated(&NEEDS, || {
         let sealed =
             Sealed::new(LayerFormat::Overlay, [image("cached", 1), image("second", 1)], |_| Vec::new());
@@ -43,11 +43,12 @@ fn what_others_made_stays() {
         let skipped: Vec<&str> = said.lines().filter(|line| line.contains("skipped")).collect();
         assert_eq!(skipped.len(), 1, "{said}");
         assert!(skipped[0].starts_with(first.as_str()) && skipped[0].contains(&elsewhere.digest), "{said}");
-        // By its ID the image is there all the same.
+        // The image is still available by its ID.
         let id = sealed.image(0).config.digest.to_string();
         assert_eq!(node.printed(&id, "cat /file-0"), "cached 0\n");
 
-        // Another name for an image of ours, with its labels, and one as a pull makes it, which relies on the ID.
+        // Another name for a preloaded image, with its labels; and a record as a pull creates it, which needs
+        // the ID.
         let copy = format!("{}/copy:1", sealed.host());
         succeed(&mut node.containerd.k8s(&["images", "tag", second, &copy]));
         let manifest = &sealed.image(1).manifest;
@@ -66,7 +67,7 @@ fn what_others_made_stays() {
         left.sort();
         assert_eq!(node.images(), left);
         assert_eq!(node.printed(&copy, "cat /file-0"), "second 0\n");
-        // What is left is not ours, whoever forgets.
+        // The remaining records are not Larder's, and another run keeps them.
         assert_eq!(succeed(&mut node.forget_cache(&at)), "");
         assert_eq!(node.images(), left);
     });

@@ -1,5 +1,5 @@
-//! Content written beside the thread that makes names gives the layer that one thread gives: the same tree, the same record
-//! of the tar, the same account, the same error.
+//! Tests that writing content on a second thread gives the same layer as on one: the same tree, tar record,
+//! space account and errors.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,17 +27,17 @@ use crate::erofs::sink::{piece, tar};
 use crate::harness::filesystem::{self, FileSystem};
 use crate::harness::isolated;
 
-/// What goes wrong.
+/// An injected fault.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Nothing,
-    /// So many requests for room are granted.
+    /// Only this many requests for space succeed.
     Room(u64),
-    /// So many chunks of the tar come.
+    /// Only this many chunks of the tar arrive.
     Chunks(u64),
 }
 
-/// An account that refuses sooner or later.
+/// An account that refuses after some number of requests.
 #[derive(Debug)]
 struct Counting {
     requests: AtomicU64,
@@ -72,7 +72,7 @@ impl ChunkSource for Chunks {
     }
 }
 
-/// Everything that a layer leaves.
+/// All results of extracting a layer.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     tree: BTreeMap<Vec<u8>, Found>,
@@ -82,7 +82,7 @@ struct Outcome {
     written: u64,
 }
 
-/// Applies a tar in the empty directory `at`.
+/// Extracts a tar into the empty directory `at`.
 fn apply(tar: &[u8], at: &Path, cores: usize, fault: Fault) -> Result<Outcome, String> {
     for name in ["diff", "replaced"] {
         fs::create_dir(at.join(name)).unwrap();
@@ -109,14 +109,14 @@ fn apply(tar: &[u8], at: &Path, cores: usize, fault: Fault) -> Result<Outcome, S
     let expected = Expected { blob: digest.clone(), size: tar.len() as u64, diff_id: digest };
     let source = Chunks { rest: tar.to_vec().into(), left };
     let decoder = Decoder::uncompressed(source, Algorithm::Sha256);
-    // Elsewhere: when its bytes are written depends on nothing but the tar.
+    // The tar-split file is in another directory, because its writes depend on the tar alone.
     let beside = tempfile::tempdir().unwrap();
     let record = Dir::open(beside.path()).unwrap();
     let split = Some(TarSplitTarget { dir: &record, name: b"split" });
     let extracted = extract(decoder, Target::Overlay(target), split, &Limits::default(), &expected);
     let extracted = extracted.map_err(|error| error.to_string())?;
     let mut tree = found::scan(&at.join("diff"));
-    // The times of directories are settled later, and nobody sees that of a whiteout.
+    // The times of directories are set later, and a whiteout's time is not visible.
     let whiteout = Kind::Device(FileType::CharDevice, (0, 0));
     for found in tree.values_mut().filter(|found| found.kind == Kind::Directory || found.kind == whiteout) {
         found.mtime = Timestamp::default();
@@ -156,7 +156,8 @@ fn one_thread_and_two_agree() {
     });
 }
 
-/// More files than all batches hold, of all sizes around what is handed over, some described again by links.
+/// More files than all batches hold, with sizes around the limit for the second thread. Links describe some
+/// again.
 #[case]
 fn many_files_agree() {
     isolated(&[], || {
@@ -181,7 +182,8 @@ fn many_files_agree() {
     });
 }
 
-/// The other thread meets the end of the file system: the first file that does not fit is named, as ever.
+/// The second thread reaches the end of the file system. The error still names the first file that does not
+/// fit.
 #[case]
 fn the_first_file_that_does_not_fit_is_named() {
     isolated(&[], || {
