@@ -247,11 +247,11 @@ fn a_damaged_superblock_is_refused() {
 }
 
 /// A source that omits names, and stops after some bytes.
-struct PartialSource {
+struct Picky {
     left: u64,
 }
 
-impl Watch for PartialSource {
+impl Watch for Picky {
     fn leaves_out(&self, path: &[u8]) -> bool {
         path == b"d/out" || path == b"directory-out"
     }
@@ -288,7 +288,7 @@ fn the_image_of_a_directory() {
 
         let summary = {
             let mut writer = writer(&dir);
-            writer.tree(Dir::open(top.path()).unwrap(), &mut PartialSource { left: 1 << 20 }).unwrap();
+            writer.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 1 << 20 }).unwrap();
             writer.finish().unwrap()
         };
         assert!(summary.size < 1 << 20, "{summary:?}");
@@ -304,7 +304,7 @@ fn the_image_of_a_directory() {
         });
 
         let mut stopped = named_writer(&dir, "stopped");
-        let result = stopped.tree(Dir::open(top.path()).unwrap(), &mut PartialSource { left: 10 });
+        let result = stopped.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 10 });
         assert!(matches!(result, Err(TreeError::Stopped)));
     });
 }

@@ -191,7 +191,7 @@ fn full(file_system: &FileSystem) {
             assert_eq!(store.list(None).await.unwrap(), written);
             // A deletion frees space, and has reserved space for itself.
             let mut leaving = written.remove(0);
-            leaving.record.turn(Status::Deleting, suite::at(0), "deletion was requested");
+            leaving.record.turn(Status::Deleting, suite::at(0), "deletion was asked for");
             let leaving = store.replace(leaving).await.unwrap();
             store.remove(leaving.record.id, leaving.version).await.unwrap();
             spent += usize::from(!reserve.exists());

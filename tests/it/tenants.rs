@@ -327,7 +327,7 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
             config.replace("registry.allow = []", &format!("registry.allow = ['{}']", registry.host()));
         fs::write(daemon.config(), allowed).unwrap();
         daemon.signal(Signal::SIGHUP);
-        until(&daemon, "the configuration is reloaded", || {
+        until(&daemon, "the configuration is read again", || {
             daemon.log().contains("the configuration was read again")
         });
         let id = daemon.order(A, "allowed", std::slice::from_ref(&reference));

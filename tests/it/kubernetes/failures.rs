@@ -103,7 +103,7 @@ fn a_builder_that_never_succeeds_fails_the_cache() {
 }
 
 /// A short timeout for things that never happen.
-const SHORT_TIMEOUT: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(3);
 
 /// Sets a quota of 0 for this resource in Larder's namespace.
 fn quota(world: &World, resource: &str) {
@@ -116,8 +116,8 @@ fn quota(world: &World, resource: &str) {
 #[case]
 fn a_pod_that_never_starts_is_reported() {
     // Each case is one thing that the cluster cannot do.
-    type Break = fn(&mut World);
-    let cases: [(&str, Break); 6] = [
+    type Spoil = fn(&mut World);
+    let spoils: [(&str, Spoil); 6] = [
         ("there is no StorageClass", |world| world.config.cluster[0].storage_class = "absent".into()),
         ("no storage class is set", |world| world.config.cluster[0].storage_class.clear()),
         ("ImagePullBackOff", |world| world.config.cluster[0].builder_image = "absent:1".into()),
@@ -125,10 +125,10 @@ fn a_pod_that_never_starts_is_reported() {
         ("exceeded quota", |world| quota(world, "persistentvolumeclaims")),
         ("exceeded quota", |world| quota(world, "pods")),
     ];
-    for (what, break_it) in cases {
+    for (what, spoil) in spoils {
         let Some(mut world) = World::faked() else { return };
-        world.habits.pace.pending = SHORT_TIMEOUT;
-        break_it(&mut world);
+        world.habits.pace.pending = SOON;
+        spoil(&mut world);
         let daemon = world.daemon();
         let record = daemon.create(&world, "web");
         let (_, message) = failed(&world, &daemon, &record);
@@ -200,7 +200,7 @@ fn events_of(world: &World, name: &str) -> Vec<(String, String)> {
 #[case]
 fn the_secret_of_a_job_is_missed() {
     let Some(mut world) = World::faked() else { return };
-    world.habits.pace.pending = SHORT_TIMEOUT;
+    world.habits.pace.pending = SOON;
     let daemon = world.daemon();
     // The Secret is deleted before the pod mounts it.
     world.fake().remove_node("node-a");
@@ -223,7 +223,7 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
     daemon.create(&world, "heals");
     world.phase("heals", Status::Available);
     assert_eq!(daemon.stop(), Ok(()));
-    world.habits.pace.snapshot = SHORT_TIMEOUT;
+    world.habits.pace.snapshot = SOON;
     let daemon = world.daemon();
     world.fake().decide_snapshot(refused(u32::MAX));
     let record = daemon.create(&world, "web");
@@ -239,7 +239,7 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
 #[case]
 fn a_storage_that_does_not_answer() {
     let Some(mut world) = World::faked() else { return };
-    world.habits.pace.snapshot = SHORT_TIMEOUT;
+    world.habits.pace.snapshot = SOON;
     let daemon = world.daemon();
     world.fake().decide_snapshot(SnapshotFate::Hangs);
     let record = daemon.create(&world, "web");
@@ -421,7 +421,7 @@ fn a_node_that_never_comes_back() {
     // The Job reaches its deadline after 17 s, and waits for a pod that never reports.
     let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
     let Some(mut world) = scripted_with("exec sleep 600", timing) else { return };
-    world.habits.pace.pending = SHORT_TIMEOUT;
+    world.habits.pace.pending = SOON;
     world.config.caches.build_timeout_minutes = 60;
     let daemon = world.daemon();
     let record = daemon.create(&world, "web");
