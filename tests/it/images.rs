@@ -120,7 +120,7 @@ fn a_volume_of_images() {
         let names: Vec<String> = files(&volume.join("erofs")).into_keys().collect();
         assert_eq!(names.iter().filter(|name| name.starts_with("sha256/")).count(), 5);
         assert_eq!(names.iter().filter(|name| name.starts_with("tar-split/")).count(), 5);
-        // The shared layer needs a fixup for `etc` in the first image, and none in the second.
+        // A layer that depends on `etc` below it needs a fixup: two in the first image, none in the second.
         let fixups: Vec<bool> =
             layers.iter().map(|layer| layer.image.as_ref().unwrap().fixup_size.is_some()).collect();
         assert_eq!(fixups.iter().filter(|has| **has).count(), 2, "{layers:?}");

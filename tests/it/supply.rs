@@ -149,7 +149,7 @@ impl Package {
         Self { dir, home }
     }
 
-    /// Compiles Rust and C and returns the two results. The C file is given by its full path, as in build scripts.
+    /// Compiles Rust and C and returns both results. The C file is given by its full path, as in build scripts.
     fn build(&self, wrapper: &[PathBuf]) -> [Vec<u8>; 2] {
         let script = format!(
             "cargo build --quiet --release --locked && cc $CFLAGS -g -c {0}/code.c -o {0}/code.o",

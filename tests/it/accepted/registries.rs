@@ -110,18 +110,18 @@ fn docker_configs_without_a_needed_entry() {
     });
 }
 
-/// If a mirror sends other bytes, the log names their digest, and the next host is tried.
+/// If a mirror sends other bytes, a warning names their digest, and the next host is tried.
 #[case]
-fn a_mirror_that_spoils_blobs() {
+fn a_mirror_that_corrupts_blobs() {
     isolated(&[], || {
-        let (spoilt, truncated) = (Registry::spawn(), Registry::spawn());
+        let (corrupt, truncated) = (Registry::spawn(), Registry::spawn());
         let bench = Bench::new();
         let layer = &bench.image.layers[0];
         let size = layer.blob.len();
         let mut bytes = layer.blob.to_vec();
         bytes[size / 2] ^= 1;
         let digest = Digest::sha256(&bytes);
-        for (mirror, blob) in [(&spoilt, bytes), (&truncated, random(3, size))] {
+        for (mirror, blob) in [(&corrupt, bytes), (&truncated, random(3, size))] {
             let blob = bytes::Bytes::from(blob);
             let generate = move |offset: u64, length: usize| {
                 let offset = usize::try_from(offset).unwrap();
@@ -129,11 +129,11 @@ fn a_mirror_that_spoils_blobs() {
             };
             mirror.put_generated(layer.digest.clone(), size as u64, std::sync::Arc::new(generate));
         }
-        bench.mirrored(&[&spoilt, &truncated]);
+        bench.mirrored(&[&corrupt, &truncated]);
         let said = exits(0, &mut bench.build());
         assert!(said.contains(&digest.to_string()) && said.contains("trying another host"), "{said}");
         succeed(larder().arg("verify").arg(bench.dir.path().join("volume")));
-        let served = [&spoilt, &truncated, &bench.registry].map(|registry| registry.served(&layer.digest));
+        let served = [&corrupt, &truncated, &bench.registry].map(|registry| registry.served(&layer.digest));
         assert_eq!(served, [size as u64; 3]);
 
         // If no host has the correct bytes, the error is the digest mismatch, regardless of decoder errors.

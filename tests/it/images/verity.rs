@@ -119,8 +119,7 @@ fn veritysetup_accepts_every_tree() {
     });
 }
 
-/// Attach reads each image once and compares it with its root hash, so that it does not take too long on a
-/// node.
+/// `hash_trees` reads each image once and compares it with its root hash: a node has no time for more.
 #[case]
 fn hash_trees_prove_images_without_decoding() {
     isolated(&[], || {

@@ -80,7 +80,7 @@ def until(seconds, condition):
     while True:
         if answer := condition():
             return answer
-        assert time.monotonic() < deadline, f"not within {seconds} s"
+        assert time.monotonic() < deadline, f"timeout after {seconds} s"
         time.sleep(0.05)
 
 
@@ -95,7 +95,7 @@ def refused(status, call, code=None):
         assert error.request_id, error
         assert code in (None, error.error_code), error
         return error
-    raise AssertionError(f"{status} wanted, and it went through: {answer}")
+    raise AssertionError(f"expected status {status}, but the call succeeded: {answer}")
 
 
 def problem(status, answer):

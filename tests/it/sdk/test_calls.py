@@ -62,7 +62,7 @@ def test_unknown_ids(stage, sdk):
         refused(404, lambda: sdk.delete(id))
 
 
-def test_a_failed_cache_says_which_image_and_why(stage, sdk):
+def test_a_failed_cache_names_the_image_and_the_reason(stage, sdk):
     absent = f"{stage.registry}/team/absent:1"
     id = sdk.create("web", [stage.image, absent], stage.cluster).image_cache.id
     failed = stage.ask(stage.tenants[0], "GET", f"/v5/imagecaches/{id}")
@@ -72,17 +72,17 @@ def test_a_failed_cache_says_which_image_and_why(stage, sdk):
     assert stage.image not in failed["message"], failed
 
 
-def test_pull_secrets_are_not_told_apart(stage, sdk):
+def test_unknown_and_forbidden_pull_secrets_give_the_same_message(stage, sdk):
     """Unknown and forbidden secrets give the same response and, except for the name, the same message. Malformed ones are refused."""
     private = stage.private
-    told = []
+    messages = []
     for name, secret in [("unknown", "team-a:none"), ("forbidden", "team-b:registry")]:
         id = sdk.create(name, [private], stage.cluster, secrets=[secret]).image_cache.id
         assert sdk.settle(id).status == "Failed"
         message = stage.ask(stage.tenants[0], "GET", f"/v5/imagecaches/{id}").json()["image_cache"]["message"]
         assert secret in message, message
-        told.append(message.replace(secret, "SECRET"))
-    assert len(set(told)) == 1, told
+        messages.append(message.replace(secret, "SECRET"))
+    assert len(set(messages)) == 1, messages
     public = sdk.create("public", [stage.image], stage.cluster, secrets=["team-a:none"]).image_cache
     assert public.building_config.image_pull_secrets == ["team-a:none"]
     assert sdk.settle(public.id).status == "Available"

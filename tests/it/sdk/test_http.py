@@ -29,7 +29,7 @@ def test_unknown_paths(stage, a, path):
 
 @pytest.mark.parametrize("path", ["/%76%35/imagecaches", "/v5/imagecaches%2Fx", "/v5%2Fimagecaches", "/v5/./imagecaches", "/x/../v5/imagecaches",
                                   "/v5/imagecaches/%ff", "/v5/imagecaches/..%2f"])
-def test_paths_that_mean_another_to_some(stage, a, path):
+def test_ambiguous_paths(stage, a, path):
     assert stage.verbatim(a, "GET", path) in (400, 404)
 
 
@@ -44,7 +44,7 @@ def test_unknown_methods(stage, a, method, path, allowed):
     assert allowed in answer.headers["Allow"], answer.headers
 
 
-def test_nothing_deletes_everything(stage, a):
+def test_the_collection_cannot_be_deleted(stage, a):
     assert stage.ask(a, "POST", PATH, stage.order()).status_code == 201
     for path in (PATH, PATH + "/", PATH + "/*", PATH + "/?name=web"):
         assert stage.ask(a, "DELETE", path).status_code in (404, 405), path
@@ -58,7 +58,7 @@ def test_the_query(stage, a):
         assert stage.verbatim(a, "GET", f"{PATH}?name={query}") == 400, query
 
 
-def test_one_request_is_one_request(stage, a):
+def test_a_body_is_not_parsed_as_a_request(stage, a):
     """No part of a body is parsed as a request, whichever header gives its length. Two lengths end the connection."""
     inner = f"GET {PATH} HTTP/1.1\r\nHost: x\r\nX-Auth-Token: {a.token}\r\n\r\n".encode()
     last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -78,7 +78,7 @@ def test_one_request_is_one_request(stage, a):
     assert stage.statuses(b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n") == [431]
 
 
-def test_a_repeated_create_gets_the_first_answer(stage, a):
+def test_a_repeated_create_gets_the_first_response(stage, a):
     first = stage.ask(a, "POST", PATH, stage.order(), headers=KEY)
     assert first.status_code == 201
     id = first.json()["image_cache"]["id"]
@@ -96,7 +96,7 @@ def test_malformed_keys(stage, a, key):
     problem(400, stage.ask(a, "POST", PATH, stage.order(), headers={"Idempotency-Key": key}))
 
 
-def test_probes_want_no_credential(stage):
+def test_probes_need_no_credential(stage):
     for path in ("/healthz", "/readyz"):
         assert stage.ask(None, "GET", path).status_code == 200
     for path in (PATH, PATH + "/" + str(uuid.uuid4()), "/larder/v1/match?image=a", "/metrics"):

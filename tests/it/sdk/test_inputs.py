@@ -67,7 +67,7 @@ def test_wrong_fields_by_the_sdk(stage, sdk, field, value):
     ("retention_days", 0), ("retention_days", 10000), ("retention_days", None), ("surprise", {"deep": [1, 2.5, None]}),
     ("building_config.image_pull_secrets", []), ("building_config.image_pull_secrets", None), ("building_config.surprise", 1),
 ])
-def test_what_is_just_right(stage, a, field, value):
+def test_values_at_the_limits(stage, a, field, value):
     answer = stage.ask(a, "POST", PATH, changed(stage, field, value))
     assert answer.status_code == 201, answer.text
 
@@ -82,7 +82,7 @@ BODIES = [b"", b"{", b"[]", b"null", b"5", b'"x"', b'{"name":}', b"{} {}", b'{"n
 
 
 @pytest.mark.parametrize("data", BODIES, ids=lambda data: repr(data[:16]))
-def test_what_is_no_order(stage, a, data):
+def test_invalid_bodies(stage, a, data):
     problem(400, stage.ask(a, "POST", PATH, data=data))
 
 
@@ -114,7 +114,7 @@ def test_json_with_parameters(stage, a, type):
     assert stage.ask(a, "POST", PATH, stage.order(), headers={"Content-Type": type}).status_code == 201
 
 
-def test_the_type_of_what_has_no_body(stage, a):
+def test_the_content_type_of_a_request_without_a_body(stage, a):
     for type in ["text/plain", "\u00e9".encode().decode("latin-1"), "application/json;charset=UTF-8"]:
         assert stage.ask(a, "GET", PATH, headers={"Content-Type": type}).status_code == 200
         problem(404, stage.ask(a, "DELETE", PATH + "/none", headers={"Content-Type": type}))

@@ -37,12 +37,12 @@ def test_fifty_at_once(stage, a):
     assert {status for _, status in ended.values()} == {"Available"}, ended
     answered = sorted(seconds for _, _, seconds in created)
     seconds = sorted(ended[id][0] - start for id, start in begun.items())
-    print(f"POST answered in s: median {answered[COUNT // 2]:.3f}, most {answered[-1]:.3f}")
-    print(f"POST to Available in s: least {seconds[0]:.2f}, median {seconds[COUNT // 2]:.2f}, most {seconds[-1]:.2f}")
+    print(f"POST response time in s: median {answered[COUNT // 2]:.3f}, maximum {answered[-1]:.3f}")
+    print(f"POST to Available in s: minimum {seconds[0]:.2f}, median {seconds[COUNT // 2]:.2f}, maximum {seconds[-1]:.2f}")
     memory = {}
     with open(f"/proc/{stage.pid}/status", encoding="utf-8") as file:
         for line in file:
             name, _, value = line.partition(":")
             if name in ("VmHWM", "VmRSS"):
                 memory[name] = int(value.split()[0]) / 1024
-    print(f"the daemon in MiB: resident now {memory['VmRSS']:.1f}, most {memory['VmHWM']:.1f}")
+    print(f"the daemon in MiB: resident now {memory['VmRSS']:.1f}, maximum {memory['VmHWM']:.1f}")

@@ -20,7 +20,7 @@ def test_quota(stage, a, b, sdk):
     refused(403, lambda: sdk.create("yet-more", [stage.image], stage.cluster))
 
 
-def test_quota_when_all_come_at_once(stage, a):
+def test_quota_with_concurrent_requests(stage, a):
     def create(n):
         try:
             stage.sdk(a).create(f"web-{n}", [stage.image], stage.cluster)
@@ -33,7 +33,7 @@ def test_quota_when_all_come_at_once(stage, a):
     assert sorted(statuses) == [201] * stage.quota + [403] * 12, statuses
 
 
-def test_one_name_when_all_come_at_once(stage, a):
+def test_one_name_with_concurrent_requests(stage, a):
     def create(_):
         try:
             stage.sdk(a).create("web", [stage.image], stage.cluster)

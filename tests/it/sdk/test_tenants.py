@@ -14,7 +14,7 @@ def without_id(answer):
     return answer.status_code, headers, answer.content
 
 
-def test_nothing_of_another(stage, a, b):
+def test_another_tenants_cache_is_not_found(stage, a, b):
     id = stage.sdk(a).create("web", [stage.image], stage.cluster).image_cache.id
     stage.sdk(a).settle(id)
     other = stage.sdk(b)
@@ -74,13 +74,13 @@ def test_tokens_by_curl(stage, a, b):
     assert status == 202 and '"Deleting"' in body
 
 
-def test_two_credentials_are_no_credential(stage, a, b):
+def test_two_credentials_are_refused(stage, a, b):
     signed = stage.sign(a, "GET", PATH)
     for token in (a.token, b.token):
         signed.headers["X-Auth-Token"] = token
         problem(400, signed.send())
 
 
-def test_the_admins_name_is_no_token(stage):
+def test_the_name_of_the_admin_is_not_a_token(stage):
     answer = stage.ask(None, "GET", PATH, headers={"X-Auth-Token": "admin"})
     problem(401, answer)
