@@ -43,6 +43,8 @@ packages=(
     python3-venv
     # Tests: the API without an SDK.
     curl
+    # make lint.
+    shellcheck
     # make interop: documents for crictl, networks of pods.
     jq containernetworking-plugins
     # Benchmarks: the unpacker that is measured together with skopeo, and peak memory.

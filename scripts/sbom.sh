@@ -23,7 +23,7 @@ scripts/copy-sources.sh "$work/sources"
 
 target=$(rustc -vV | sed -n 's/^host: //p')
 cargo fetch --quiet --locked --target "$target"
-CARGO_NET_OFFLINE=true cargo cyclonedx --quiet --manifest-path "$work/sources/Cargo.toml" --format json --spec-version 1.5 \
+CARGO_NET_OFFLINE=true cargo cyclonedx --quiet --manifest-path "$work/sources/Cargo.toml" --format json --features isal --spec-version 1.5 \
     --target "$target" --override-filename larder.cdx
 if ! cmp --silent Cargo.lock "$work/sources/Cargo.lock"; then
     echo "sbom: Cargo.lock does not match Cargo.toml; run 'cargo metadata' to update it" >&2

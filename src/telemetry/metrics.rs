@@ -1,5 +1,5 @@
-//! All metrics of the daemon: names, units and labels. `docs/reference/metrics.md` documents them for operators,
-//! and a test compares the two.
+//! All metrics of the daemon: names, units and labels. `docs/reference/metrics.md` documents them, and a test
+//! compares the two.
 //!
 //! The code limits the cardinality: of all label values, tenants can choose only registry hosts, and only
 //! [`MAX_HOSTS`] of these get their own label.

@@ -325,7 +325,7 @@ fn a_builder_that_is_killed_has_died() {
     isolated(&[], || {
         let host = Host::new(image(2));
         for (signal, said) in
-            [(Signal::SIGKILL, "was killed by signal 9"), (Signal::SIGTERM, "somebody else")]
+            [(Signal::SIGKILL, "was killed by signal 9"), (Signal::SIGTERM, "another process")]
         {
             host.stall_at_the_last_layer();
             let (ended, _) = host.build(host.order(&[], &[]), |_| kill(host.stalled(), signal).unwrap());

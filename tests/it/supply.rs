@@ -36,11 +36,13 @@ fn bill(sources: &Path, out: &Path) -> String {
     fs::read_to_string(out.join("larder.cdx.json")).unwrap()
 }
 
-/// Returns the name and version of each package that is linked into the program of `make build`, or whose
+/// Returns the name and version of each package that is linked into the program of `make dist`, or whose
 /// macros generated its code.
 fn linked() -> BTreeSet<(String, String)> {
     let tree = run(Command::new("cargo").current_dir(root()).args([
         "tree",
+        "--package=larder",
+        "--features=isal",
         "--locked",
         "--offline",
         "--edges=normal",
@@ -149,7 +151,8 @@ impl Package {
         Self { dir, home }
     }
 
-    /// Compiles Rust and C and returns both results. The C file is given by its full path, as in build scripts.
+    /// Compiles Rust and C and returns both results. The C file is given by its full path, as in build
+    /// scripts.
     fn build(&self, wrapper: &[PathBuf]) -> [Vec<u8>; 2] {
         let script = format!(
             "cargo build --quiet --release --locked && cc $CFLAGS -g -c {0}/code.c -o {0}/code.o",

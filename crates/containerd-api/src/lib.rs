@@ -70,7 +70,7 @@ pub mod services {
     }
 }
 
-/// What several services have in common.
+/// Types that several services use.
 pub mod types {
     include!("api/containerd.types.rs");
 }

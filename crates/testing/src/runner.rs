@@ -1,7 +1,7 @@
 //! The runner of integration tests: each test is a process of its own, with captured output and a time limit.
 //!
-//! The harness of the standard library cannot report at run time that a test was ignored. Here a test that lacks a tool
-//! calls [`ignore`], and the result says so. The command line is that of the standard harness.
+//! The harness of the standard library cannot report at run time that a test was ignored. Here a test that
+//! lacks a tool calls [`ignore`], and the result says so. The command line is that of the standard harness.
 
 use std::io::Read as _;
 use std::process::{Command, ExitCode, Stdio};
@@ -28,7 +28,7 @@ pub struct Case {
     pub module: &'static str,
     /// The name of the function.
     pub name: &'static str,
-    /// Whether only another test runs it.
+    /// `true` if only another test runs it.
     pub is_hidden: bool,
     /// The test, which panics on failure.
     pub run: fn(),

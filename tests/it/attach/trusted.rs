@@ -329,7 +329,7 @@ fn only_the_intended_volume_is_attached() {
             attach
         };
         let said = exits(77, &mut attach(&db, &["--name", "web"]));
-        assert!(said.contains("for the name \"db\", and \"web\" is wanted"), "{said}");
+        assert!(said.contains("for the name \"db\", but \"web\" is required"), "{said}");
         let said =
             exits(77, &mut attach(&web, &["--name", "web", "--not-older-than", "2100-01-01T00:00:00Z"]));
         assert!(said.contains("not older than 2100-01-01T00:00:00Z"), "{said}");

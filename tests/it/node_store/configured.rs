@@ -104,7 +104,7 @@ fn the_line_for_the_operator_works() {
         node.apply(&advised);
         assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
         assert!(node.images().is_empty());
-        let (_, line) = advised.advice[0].rsplit_once("write ").unwrap();
+        let (_, line) = advised.advice[0].rsplit_once("the line ").unwrap();
         fs::write(&path, format!("{theirs}{line}\n")).unwrap();
         assert_eq!(known(&node).len(), 2);
         assert_eq!(node.printed(&served.references()[0], "cat /one"), "one");

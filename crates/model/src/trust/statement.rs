@@ -17,8 +17,8 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// Creates the statement for a volume that is signed now. A name that is not valid by [`Claims::is_name`] is
-    /// omitted.
+    /// Creates the statement for a volume that is signed now. A name that is not valid by
+    /// [`Claims::is_name`] is omitted.
     pub(super) fn now(claims: Claims) -> Self {
         let now = Utc::now();
         let created = now.with_nanosecond(0).unwrap_or(now);
