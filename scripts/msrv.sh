@@ -6,6 +6,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
 toolchain=$version.0
+if [[ $(rustc --version) == "rustc $version."* ]]; then
+    echo "msrv: the current compiler is Rust $version, so every other build checks it"
+    exit
+fi
 if ! rustup run "$toolchain" rustc --version >/dev/null 2>&1 &&
     ! rustup toolchain install "$toolchain" --profile minimal; then
     echo "msrv: Rust $toolchain is not installed: nothing was checked" >&2

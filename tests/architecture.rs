@@ -1,6 +1,8 @@
 //! Checks the import rule of docs/ARCHITECTURE.md: modules of the root package and crates of the workspace
 //! import only what its tables allow, and siblings have no import cycles.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The pages of docs/ that are generated: `LARDER_UPDATE_DOCS=1 cargo test --test docs` writes them.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::path::Path;
 use std::{env, fs};
 

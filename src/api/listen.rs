@@ -276,5 +276,4 @@ impl Acceptor {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

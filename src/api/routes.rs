@@ -170,5 +170,4 @@ pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

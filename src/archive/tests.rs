@@ -1,7 +1,5 @@
 //! Damaged archives: for any bytes, every document and blob that is read has its digest.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::fs;
 use std::path::PathBuf;
 

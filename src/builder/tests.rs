@@ -1,8 +1,6 @@
 //! Tests of layers through extraction, settling, commit, seal and verification, without a registry. They
 //! write owners, devices and trusted attributes, and need root.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
-
 mod hostile;
 mod rules;
 mod tamper;

@@ -14,7 +14,6 @@ mod slots;
 mod snapshots;
 mod tasks;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
 
 use std::collections::HashMap;

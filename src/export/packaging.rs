@@ -200,7 +200,6 @@ fn document(target: &mut dyn Target, what: &'static str, value: &Value) -> Resul
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::collections::BTreeMap;
     use std::io::Read as _;

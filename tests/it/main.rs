@@ -3,7 +3,7 @@
 //! Each test that needs a program or a privilege checks [`harness::Need`] first. If one is missing, the test
 //! is reported as ignored. It fails if `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "tests")]
 
 #[macro_use]
 extern crate larder_test_case;

@@ -3,7 +3,7 @@
 //! The harness of the standard library cannot report at run time that a test was ignored. Here a test that
 //! lacks a tool calls [`ignore`], and the result says so. The command line is that of the standard harness.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, io, panic, process, thread};
@@ -79,7 +79,8 @@ pub fn main() -> ExitCode {
 /// Ends the process of a test and reports it as ignored, with the reason.
 #[expect(clippy::exit, reason = "ends a test, wherever it is")]
 pub fn ignore(reason: &str) -> ! {
-    println!("{reason}");
+    // The last line of the output is the reason.
+    let _ = writeln!(io::stdout(), "{reason}");
     process::exit(IGNORED);
 }
 

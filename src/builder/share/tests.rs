@@ -1,7 +1,5 @@
 //! Locks and files of shared layers, without builds.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
-
 use std::fs;
 use std::path::Path;
 

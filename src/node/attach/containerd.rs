@@ -144,7 +144,7 @@ fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachme
         .collect();
     let mut content = content.clone();
     content.layers.retain(|layer| !elsewhere.contains(&layer.chain_id));
-    match containerd::block_on(&containerd, async |containerd| containerd.refuse_if_used(&content).await) {
+    match containerd::block_on(containerd, async |containerd| containerd.refuse_if_used(&content).await) {
         Err(containerd::Error::NoSnapshotter(_)) => Ok(()),
         other => Ok(other?),
     }

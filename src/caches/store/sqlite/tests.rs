@@ -1,7 +1,5 @@
 //! The suite on SQLite, and tests for damaged or foreign files.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 mod damage;
 
 use std::fs::{self, Permissions};

@@ -1,7 +1,5 @@
 //! Tests with configuration files below a temporary root.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::fs;
 
 use super::*;
