@@ -99,7 +99,7 @@ fn files(root: &Dir, content: &Content, image: &Image, process: &Process) -> io:
     start::files(view, &trees, process)
 }
 
-/// Options of [`read`]: which images and files.
+/// Options of [`read()`]: which images and files.
 #[derive(Clone, Debug, Default)]
 pub struct ReadOptions {
     /// Read only these images; all images if empty.

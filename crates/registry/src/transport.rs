@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use oci_distribution::errors::OciEnvelope;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, Identity, StatusCode, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -350,9 +351,22 @@ impl Reply {
     pub(crate) async fn error_text(mut self) -> String {
         let status = self.status();
         let body = self.whole(MAX_ERROR_BODY).await.unwrap_or_default();
-        let text = printable(String::from_utf8_lossy(&body).trim());
+        let text = documented(&body).unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
+        let text = printable(text.trim());
         if text.is_empty() { format!("{status}") } else { format!("{status}: {text}") }
     }
+}
+
+/// Returns the codes and messages of an error document (OCI distribution spec, "Error codes").
+fn documented(body: &[u8]) -> Option<String> {
+    let document: OciEnvelope = serde_json::from_slice(body).ok()?;
+    let errors = document.errors.iter().map(|error| {
+        let code = serde_json::to_value(&error.code).ok();
+        let code = code.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+        if error.message.is_empty() { code } else { format!("{code}: {}", error.message) }
+    });
+    let errors: Vec<String> = errors.collect();
+    (!errors.is_empty()).then(|| errors.join("; "))
 }
 
 fn stalled(patience: Duration) -> Fault {
@@ -400,4 +414,21 @@ fn chain(error: &reqwest::Error) -> String {
         source = cause.source();
     }
     printable(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_documents_are_reduced_to_codes_and_messages() {
+        let one =
+            br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"2"}}]}"#;
+        assert_eq!(documented(one).as_deref(), Some("MANIFEST_UNKNOWN: manifest unknown"));
+        let two = br#"{"errors":[{"code":"DENIED"},{"code":"UNAUTHORIZED","message":"no"}]}"#;
+        assert_eq!(documented(two).as_deref(), Some("DENIED; UNAUTHORIZED: no"));
+        for other in [&b"{\"errors\":[]}"[..], b"<html>", br#"{"errors":[{"code":"OWN_CODE"}]}"#] {
+            assert_eq!(documented(other), None);
+        }
+    }
 }
