@@ -427,7 +427,9 @@ mod tests {
         assert_eq!(documented(one).as_deref(), Some("MANIFEST_UNKNOWN: manifest unknown"));
         let two = br#"{"errors":[{"code":"DENIED"},{"code":"UNAUTHORIZED","message":"no"}]}"#;
         assert_eq!(documented(two).as_deref(), Some("DENIED; UNAUTHORIZED: no"));
-        for other in [&b"{\"errors\":[]}"[..], b"<html>", br#"{"errors":[{"code":"OWN_CODE"}]}"#] {
+        let own = br#"{"errors":[{"code":"OWN_CODE"}]}"#;
+        assert_eq!(documented(own).as_deref(), Some("OWN_CODE"));
+        for other in [&b"{\"errors\":[]}"[..], b"<html>"] {
             assert_eq!(documented(other), None);
         }
     }
