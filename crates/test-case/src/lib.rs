@@ -4,8 +4,8 @@
 
 use proc_macro::{TokenStream, TokenTree};
 
-/// Registers a function without arguments as a test. `#[case(hidden)]` leaves it out of the list: only another
-/// test runs it, as a process of its own.
+/// Registers a function without arguments as a test. `#[case(hidden)]` leaves it out of the list: only
+/// another test runs it, as a process of its own.
 ///
 /// The standard `#[test]` cannot report at run time that a test lacks a tool; the runner can.
 #[proc_macro_attribute]

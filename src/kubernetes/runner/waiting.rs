@@ -30,7 +30,7 @@ pub(super) fn runs(pod: &Pod) -> bool {
     state(pod).is_some_and(|state| state.running.is_some())
 }
 
-/// Returns the reason why a pod will permanent_failure start. `None` if it can start.
+/// Returns the reason why a pod will never start. `None` if it can start.
 pub(super) fn permanent_failure(pod: &Pod) -> Option<String> {
     let waiting = state(pod)?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref()?;
