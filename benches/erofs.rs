@@ -13,7 +13,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use larder_layer::erofs::{InodeId, Options, Summary, Writer};
 use larder_layer::metadata::Metadata;
-use larder_layer::space::Uncounted;
+use larder_layer::space::NoAccounting;
 use larder_sys::{Dir, Timestamp};
 use tempfile::TempDir;
 
@@ -34,7 +34,7 @@ impl Tree {
         let image = File::create(dir.path().join("image")).expect("the directory is empty");
         let scratch = Dir::open(dir.path()).expect("it was just created");
         let mut writer =
-            Writer::new(image, &scratch, &Uncounted, Options::default()).expect("/dev/shm has space");
+            Writer::new(image, &scratch, &NoAccounting, Options::default()).expect("/dev/shm has space");
         let mut metadata = Metadata { mode: 0o644, ..Metadata::implied() };
         let mut directory = InodeId::ROOT;
         for n in 0..self.files {

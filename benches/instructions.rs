@@ -19,7 +19,7 @@ use larder_layer::extract::{Expected, TarSplitTarget, Target, extract};
 use larder_layer::limits::{Limits, Ratio};
 use larder_layer::overlay::apply;
 use larder_layer::overlay::attributes::Rights;
-use larder_layer::space::Uncounted;
+use larder_layer::space::NoAccounting;
 use larder_model::digest::{Algorithm, Digest};
 use larder_sys::{Dir, process};
 use larder_testing::layer::LayerBuilder;
@@ -89,7 +89,7 @@ fn apply(blob: &Bytes, expected: &Expected) -> io::Result<()> {
     let target = apply::Target {
         diff,
         replaced: &replaced,
-        space: &Uncounted,
+        space: &NoAccounting,
         rights: Rights { ids: process::ids(), trusted: false, rootless: true },
         // One thread does everything, so that each run does the same work.
         cores: &Cores::new(1),

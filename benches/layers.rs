@@ -25,7 +25,7 @@ use larder_layer::limits::{Limits, Ratio};
 use larder_layer::overlay;
 use larder_layer::overlay::attributes::Rights;
 use larder_layer::overlay::lower::Lower;
-use larder_layer::space::Uncounted;
+use larder_layer::space::NoAccounting;
 use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_sys::{Dir, process};
 use larder_testing::layer::LayerBuilder;
@@ -130,7 +130,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
             let target = overlay::apply::Target {
                 diff: diff(),
                 replaced: &replaced,
-                space: &Uncounted,
+                space: &NoAccounting,
                 rights,
                 cores: &Cores::of_process(),
                 written: &written,
@@ -139,7 +139,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
             let target = Target::Overlay(target);
             let extracted = extract(decoder, target, split(), &Limits::default(), &sample.expected);
             let mut applied = extracted.expect("the sample is whole").applied;
-            overlay::settle::settle(diff(), &mut applied, &Lower::new([]), &Uncounted, rights)
+            overlay::settle::settle(diff(), &mut applied, &Lower::new([]), &NoAccounting, rights)
                 .expect("there are no lower layers");
         }
         Form::Erofs | Form::ErofsOnly => {
@@ -147,7 +147,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
             let target = erofs::apply::Target {
                 image: Image::New(image.expect("a new directory is empty")),
                 dir: &dir,
-                space: &Uncounted,
+                space: &NoAccounting,
                 options: erofs::Options::of(&sample.expected.diff_id),
                 written: &written,
                 keep_replaced: form == Form::Erofs,
@@ -284,7 +284,7 @@ fn memory(files: u64, base: &Path) {
     let target = erofs::apply::Target {
         image: Image::New(image.expect("a new directory is empty")),
         dir: &dir,
-        space: &Uncounted,
+        space: &NoAccounting,
         options: erofs::Options::of(&diff_id),
         written: &AtomicU64::new(0),
         keep_replaced: true,

@@ -9,10 +9,10 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use larder::builder::cancel::Cancel;
 use larder::builder::events;
-use larder::builder::order::{Order, RegistryOrder, SourceOrder};
+use larder::builder::order::{Order, RegistryOptions, ImageSource};
 use larder::config::Config;
 use larder_model::event::Status;
-use larder_model::job::{LayerFormat, Reach, VolumeKind};
+use larder_model::job::{LayerFormat, NetworkAccess, VolumeKind};
 use larder_model::platform::Platform;
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
@@ -43,15 +43,15 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         standard_input: None,
         share: None,
         deadline: None,
-        source: SourceOrder::Registries,
-        registry: RegistryOrder {
+        source: ImageSource::Registries,
+        registry: RegistryOptions {
             connections_per_host: 6,
             limit_rate: None,
             docker_configs: Vec::new(),
             user_docker_config: true,
             secrets_dir: None,
             pull_secrets: Vec::new(),
-            reach: Reach::Any,
+            reach: NetworkAccess::Any,
             min_layer_rate: None,
         },
     }

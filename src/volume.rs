@@ -47,7 +47,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use budget::Budget;
 pub use error::Error;
 pub use journal::Trust;
-pub use open::{Cap, Opened, Opening, open};
+pub use open::{CapEnforcement, Opened, VolumeOptions, open};
 pub use signature::read_trusted;
 
 use error::Context;

@@ -15,7 +15,7 @@ use larder_layer::extract::{self, Error, Expected, Extracted, TarSplitTarget, ex
 use larder_layer::limits::Limits;
 use larder_layer::overlay::lower::Lower;
 use larder_layer::rebuild::Rebuilt;
-use larder_layer::space::Uncounted;
+use larder_layer::space::NoAccounting;
 use larder_layer::stored::StoredDir;
 use larder_layer::tar::BLOCK;
 use larder_model::digest::{Algorithm, Digest};
@@ -38,7 +38,7 @@ fn run(tar: &[u8], image: Image, dir: &Dir, split: Option<TarSplitTarget<'_>>) -
     let limits = Limits { max_logical_bytes: 1 << 20, max_entries: 1 << 12, ..Limits::default() };
     let keep_replaced = split.is_some();
     let written = &AtomicU64::new(0);
-    let target = Target { image, dir, space: &Uncounted, options, written, keep_replaced };
+    let target = Target { image, dir, space: &NoAccounting, options, written, keep_replaced };
     let decoder = Decoder::uncompressed(Once(Some(tar.to_vec())), Algorithm::Sha256);
     extract(decoder, extract::Target::Erofs(target), split, &limits, &expected)
 }
@@ -100,7 +100,7 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok((_, Some(fixup))) = planned {
         let image: File = unnamed::temporary().expect("a temporary file can be created");
         let again = || image.try_clone().expect("a descriptor can be duplicated");
-        let write = |image| fixup.write(image, &dir, &Uncounted, Options::default());
+        let write = |image| fixup.write(image, &dir, &NoAccounting, Options::default());
         write(Image::New(again())).expect("the image was read before");
         walk(ImageNode::root(again()).expect("it was just written"));
         write(Image::Present(again())).expect("it is the same image");

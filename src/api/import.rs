@@ -24,7 +24,7 @@ use super::caller::{self, BodyKind};
 use super::errors::{Code, Problem};
 use super::query::Query;
 use super::wire::One;
-use super::wire::order::Order;
+use super::wire::order::CreateRequest;
 use crate::caches::service::{Received, Receiving};
 use crate::caches::store::IdempotencyKey;
 use larder_model::image_cache::TenantName;
@@ -109,7 +109,7 @@ pub(super) async fn import(
 impl Sender {
     async fn import(&self, app: &App) -> Result<(StatusCode, Json<One>), Problem> {
         self.check_type()?;
-        let spec = Order::of_query(&self.query)?.into_spec()?;
+        let spec = CreateRequest::of_query(&self.query)?.into_spec()?;
         let key = caller::key(&self.headers)?;
         let _share = app.imports.take(&self.tenant).ok_or_else(|| {
             Problem::new(Code::TooMany, "this tenant has reached its maximum number of concurrent imports")

@@ -12,7 +12,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::errors::Envelope;
 use super::wire::beyond::{Detailed, Health, Match, Matched, Planned, Snapshots};
-use super::wire::order::Order;
+use super::wire::order::CreateRequest;
 use super::wire::{BuildingConfig, ImageCache, Many, One};
 use super::{health, import, routes, sse};
 
@@ -41,7 +41,7 @@ use super::{health, import, routes, sse};
         document
     ),
     components(schemas(
-        Envelope, Order, BuildingConfig, ImageCache, One, Many, Detailed, Match, Matched, Planned,
+        Envelope, CreateRequest, BuildingConfig, ImageCache, One, Many, Detailed, Match, Matched, Planned,
         Snapshots, Health
     )),
     modifiers(&Errors)

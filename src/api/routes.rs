@@ -13,7 +13,7 @@ use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
 use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
-use super::wire::order::Order;
+use super::wire::order::CreateRequest;
 use super::wire::{ImageCache, Many, One};
 use super::{health, import, observe, openapi, protocol, sse};
 use larder_model::image_cache::spec::MAX_IMAGES;
@@ -61,10 +61,10 @@ async fn no_method() -> Problem {
 #[utoipa::path(post, path = "/v5/imagecaches", operation_id = "CreateImageCache", tag = "vendor",
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
         description = "Repeating a request with the same key returns the first answer")),
-    request_body = Order, responses((status = 201, description = "Ordered", body = One)))]
+    request_body = CreateRequest, responses((status = 201, description = "Ordered", body = One)))]
 pub(super) async fn create(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
     let key = caller.idempotency_key()?;
-    let spec = Order::parse(caller.json()?)?.into_spec()?;
+    let spec = CreateRequest::parse(caller.json()?)?.into_spec()?;
     let service = &app.parts.service;
     let record = match caller.may_begin(&app)? {
         true => service.create(&caller.tenant, spec, key).await?,
@@ -158,9 +158,9 @@ pub(super) async fn find(State(app): State<Arc<App>>, caller: Caller) -> Answer<
 
 /// Reports what a create would fetch and whether it fits. Nothing is stored.
 #[utoipa::path(post, path = "/larder/v1/plan", operation_id = "PlanImageCache", tag = "larder",
-    request_body = Order, responses((status = 200, description = "The plan", body = Planned)))]
+    request_body = CreateRequest, responses((status = 200, description = "The plan", body = Planned)))]
 pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<Planned> {
-    let spec = Order::parse(caller.json()?)?.into_spec()?;
+    let spec = CreateRequest::parse(caller.json()?)?.into_spec()?;
     let _share = app.plans.take(&caller.tenant).ok_or_else(|| {
         Problem::new(Code::TooMany, "this tenant has reached its maximum number of concurrent plans")
             .retry_after(PLAN_PAUSE)

@@ -52,7 +52,7 @@ pub(super) async fn events(
 
 fn event(notification: &Notification) -> Event {
     let (event, json) = match notification {
-        Notification::Happened(happened) => {
+        Notification::CacheEvent(happened) => {
             let event = Event::default().event("status").id(happened.sequence.to_string());
             (event, serde_json::to_string(happened))
         }

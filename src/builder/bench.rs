@@ -35,7 +35,7 @@ use super::cancel::Cancel;
 use super::events::{self, Events};
 use super::failure::Fail;
 use super::layers::{ChangeSet, Layers};
-use super::order::{Order, SourceOrder};
+use super::order::{BuildRequest, ImageSource};
 use super::registry;
 use super::resolve::{EmptyCache, ResolvedImage};
 use super::run::{self, Prepared, blocking};
@@ -43,7 +43,7 @@ use super::source::{self, Source};
 use crate::archive::Format;
 use crate::config::Config;
 use larder_model::bench_report::{
-    BenchReport, Kind, MeasuredImage, MeasuredLayer, Settings, Stage, StageName, Took, approximate,
+    BenchReport, Kind, MeasuredImage, MeasuredLayer, Settings, Stage, StageName, Elapsed, approximate,
 };
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -67,7 +67,7 @@ pub struct Request {
     /// is removed at the end.
     pub dir: PathBuf,
     /// The image and its build options. Volume, size and source are set by the benchmark.
-    pub order: Order,
+    pub order: BuildRequest,
 }
 
 /// A step of the benchmark that starts.
@@ -136,7 +136,7 @@ async fn within(
 /// State that the stages share.
 struct Bench {
     kind: Kind,
-    order: Order,
+    order: BuildRequest,
     config: Config,
     events: Events,
     tell: StepCallback,
@@ -220,7 +220,7 @@ impl Bench {
         let writing = fetch::layers(&source, &changes, &layout, self.order.concurrency, &self.cancel).await;
         let writing = writing.map_err(named)?;
         let received = receiving.took(writing);
-        let took = Took {
+        let took = Elapsed {
             wall_seconds: asked.wall_seconds + received.wall_seconds,
             processor_seconds: asked.processor_seconds + received.processor_seconds,
         };
@@ -239,7 +239,7 @@ impl Bench {
         Ok(StoredLayers { source, changes, ratio, cancel: self.cancel.clone() })
     }
 
-    async fn decode(&self, stored: &Arc<StoredLayers>) -> Result<Took, Vec<Fail>> {
+    async fn decode(&self, stored: &Arc<StoredLayers>) -> Result<Elapsed, Vec<Fail>> {
         let (stored, concurrency) = (Arc::clone(stored), self.order.concurrency);
         let decoding = tokio::task::spawn_blocking(move || stored.decode(concurrency)).await;
         decoding.map_err(|e| {
@@ -248,8 +248,8 @@ impl Bench {
     }
 
     /// Runs a regular build. Also returns the number of members of each layer.
-    async fn build(&self) -> Result<(Took, HashMap<Digest, u64>), Vec<Fail>> {
-        let source = if self.kind == Kind::Build { SourceOrder::Registries } else { self.layout_source() };
+    async fn build(&self) -> Result<(Elapsed, HashMap<Digest, u64>), Vec<Fail>> {
+        let source = if self.kind == Kind::Build { ImageSource::Registries } else { self.layout_source() };
         let mut order = self.order(source);
         let workdir = Arc::clone(&self.workdir);
         // All free space: the 3x rule does not apply, because nothing stays on the volume.
@@ -323,19 +323,19 @@ impl Bench {
         Ok(())
     }
 
-    fn note(&mut self, name: StageName, took: Took, amount: (Option<u64>, Option<u64>), fraction: f64) {
+    fn note(&mut self, name: StageName, took: Elapsed, amount: (Option<u64>, Option<u64>), fraction: f64) {
         self.stages.push(Stage::new(name, self.kind, took, amount, fraction));
     }
 
     /// Returns the stored layout as a source.
-    fn layout_source(&self) -> SourceOrder {
+    fn layout_source(&self) -> ImageSource {
         let format = Some(Format::OciLayout);
-        SourceOrder::Archive { path: self.workdir.layout(), format, received: false }
+        ImageSource::Archive { path: self.workdir.layout(), format, received: false }
     }
 
     /// Returns the order of a build whose volume is temporary.
-    fn order(&self, source: SourceOrder) -> Order {
-        Order {
+    fn order(&self, source: ImageSource) -> BuildRequest {
+        BuildRequest {
             volume: self.workdir.volume(),
             volume_kind: VolumeKind::Directory,
             sizing: Sizing::Warn,
@@ -345,7 +345,7 @@ impl Bench {
     }
 
     fn settings(&self) -> Settings {
-        let Order { concurrency, layer_format, tar_split, .. } = self.order;
+        let BuildRequest { concurrency, layer_format, tar_split, .. } = self.order;
         Settings {
             processors: thread::available_parallelism().map_or(1, NonZero::get),
             concurrency,

@@ -40,15 +40,15 @@ pub struct Greeting {
     pub signer: Option<PublicKey>,
     /// Purposes of the descriptors that come with the greeting, in order.
     #[serde(default)]
-    pub descriptors: Vec<Passed>,
+    pub descriptors: Vec<DescriptorPurpose>,
 }
 
 /// Purpose of a descriptor that a child receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Passed {
+pub enum DescriptorPurpose {
     /// The connection between extractor and fetcher.
-    Fetching,
+    FetcherConnection,
     /// The archive from standard input, as a file.
     Archive,
 }
@@ -96,9 +96,9 @@ impl Refusal {
 
 /// The supervisor of this process; clones share the connection.
 #[derive(Clone, Debug)]
-pub struct Keeper(Arc<Mutex<UnixStream>>);
+pub struct SupervisorClient(Arc<Mutex<UnixStream>>);
 
-impl Keeper {
+impl SupervisorClient {
     /// Connects to the supervisor at the other end of `stream`. Also returns its greeting, and the
     /// descriptors that came with it.
     ///
@@ -107,7 +107,7 @@ impl Keeper {
     pub fn meet(stream: UnixStream) -> io::Result<(Self, Greeting, Vec<OwnedFd>)> {
         let first = wire::receive(&stream)?;
         let Frame { header, descriptors, .. } = first.ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok((Keeper(Arc::new(Mutex::new(stream))), header, descriptors))
+        Ok((SupervisorClient(Arc::new(Mutex::new(stream))), header, descriptors))
     }
 
     /// Requests that the disk of a volume of the shared directory is mounted over the volume's directory. It
@@ -150,7 +150,7 @@ impl Keeper {
 }
 
 /// A fetcher looks up credentials for one repository at a time, when a registry requires them.
-impl Credentials for Keeper {
+impl Credentials for SupervisorClient {
     fn lookup<'a>(
         &'a self,
         registry: &'a str,

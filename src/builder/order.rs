@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::keeper::{Keeper, Refusal};
+use super::keeper::{SupervisorClient, Refusal};
 use super::share::VolumeName;
 use crate::archive::Format;
 use crate::volume::job::Identity;
 use larder_model::class::Class;
-use larder_model::job::{LayerFormat, Reach, VolumeKind};
+use larder_model::job::{LayerFormat, NetworkAccess, VolumeKind};
 use larder_model::key::{PublicKey, SigningKey};
 use larder_model::platform::Platform;
 use larder_model::pull_secret::PullSecretName;
@@ -23,7 +23,7 @@ use larder_model::trust::SealSignature;
 
 /// A build to run or to plan.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct BuildRequest {
     /// Images, in order. Must be non-empty, except for archives, where empty means all images.
     pub images: Vec<ImageReference>,
     /// Directory of the volume, or its device. Empty for a plan without a volume.
@@ -56,22 +56,22 @@ pub struct Order {
     /// Time at which the build is cancelled.
     pub deadline: Option<DateTime<Utc>>,
     /// Source of the images.
-    pub source: SourceOrder,
+    pub source: ImageSource,
     /// File with the key that signs the volume.
     pub sign_key: Option<PathBuf>,
     /// The signer of the volume; `None` if it is not signed.
     pub signer: Option<Signer>,
     /// The supervisor of this build; `None` if the build is a single process.
-    pub keeper: Option<Keeper>,
+    pub keeper: Option<SupervisorClient>,
     /// The process that fetches; `None` if this process fetches itself.
-    pub fetcher: Option<Fetching>,
+    pub fetcher: Option<FetcherConnection>,
     /// The archive from standard input, if there is one.
     pub standard_input: Option<Arc<File>>,
     /// Registry settings and credentials.
-    pub registry: RegistryOrder,
+    pub registry: RegistryOptions,
 }
 
-impl Order {
+impl BuildRequest {
     /// Returns the properties that make two jobs the same.
     pub fn identity(&self) -> Identity {
         Identity {
@@ -91,7 +91,7 @@ pub enum Signer {
     /// This process signs with the key.
     Key(Arc<SigningKey>),
     /// The supervisor signs; the public key belongs to its key.
-    Supervisor(Keeper, PublicKey),
+    Supervisor(SupervisorClient, PublicKey),
 }
 
 impl Signer {
@@ -119,7 +119,7 @@ impl Signer {
 
 /// Connection to the process that fetches.
 #[derive(Clone, Debug)]
-pub struct Fetching {
+pub struct FetcherConnection {
     /// Connected socket of the fetcher.
     pub stream: Arc<UnixStream>,
     /// Pull secrets without credentials.
@@ -137,7 +137,7 @@ pub struct Sharing {
 
 /// Source of the images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum SourceOrder {
+pub enum ImageSource {
     /// The registries in the references.
     #[default]
     Registries,
@@ -152,16 +152,16 @@ pub enum SourceOrder {
     },
 }
 
-impl SourceOrder {
+impl ImageSource {
     /// Reports whether images come from an archive.
     pub fn is_archive(&self) -> bool {
-        matches!(self, SourceOrder::Archive { .. })
+        matches!(self, ImageSource::Archive { .. })
     }
 
     /// Returns the path of the archive if it is a directory. Its files are opened during the build.
     pub fn directory(&self) -> Option<PathBuf> {
         match self {
-            SourceOrder::Archive { path, .. } if path.is_dir() => Some(path.clone()),
+            ImageSource::Archive { path, .. } if path.is_dir() => Some(path.clone()),
             _ => None,
         }
     }
@@ -169,7 +169,7 @@ impl SourceOrder {
 
 /// Registry settings and credentials of a build.
 #[derive(Clone, Debug)]
-pub struct RegistryOrder {
+pub struct RegistryOptions {
     /// Maximum number of connections to one host.
     pub connections_per_host: usize,
     /// Maximum rate of all registries together, bytes per second.
@@ -183,7 +183,7 @@ pub struct RegistryOrder {
     /// Pull secrets to try, in order.
     pub pull_secrets: Vec<PullSecretName>,
     /// Addresses to which connections are allowed.
-    pub reach: Reach,
+    pub reach: NetworkAccess,
     /// Minimum rate of each layer, bytes per minute. `None` for no limit.
     pub min_layer_rate: Option<ByteSize>,
 }

@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 
 use super::events::Events;
 use super::failure::Fail;
-use super::keeper::Keeper;
-use super::order::{Order, RegistryOrder};
+use super::keeper::SupervisorClient;
+use super::order::{BuildRequest, RegistryOptions};
 use super::remote::Fetcher;
 use crate::config::Config;
 use crate::config::registry as section;
@@ -21,7 +21,7 @@ use crate::secrets::{Secrets, directory};
 use larder_layer::limits::{Limits, Ratio};
 use larder_model::credential::Credential;
 use larder_model::event::Event;
-use larder_model::job::Reach;
+use larder_model::job::NetworkAccess;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
 use larder_registry::hosts::{Host, Hosts, Mirror, Server, Tls};
@@ -33,7 +33,7 @@ use larder_sys::interfaces;
 
 /// Creates the client of a build. Also returns the pull secrets without credentials.
 pub(super) fn client(
-    order: &Order,
+    order: &BuildRequest,
     config: &Config,
     events: &Events,
 ) -> Result<(Registry, Vec<PullSecretName>), Vec<Fail>> {
@@ -55,7 +55,7 @@ pub(super) fn client(
 /// # Errors
 /// The configuration of a registry is invalid, or a file in it cannot be read.
 pub fn connect(
-    order: &RegistryOrder,
+    order: &RegistryOptions,
     config: &Config,
     images: &[ImageReference],
     observer: Arc<dyn Observer>,
@@ -68,7 +68,7 @@ pub fn connect(
 /// Creates a client for the registries of `images` with the given source of credentials. All other files are
 /// read here, so that the process can be confined afterwards.
 fn with_credentials(
-    order: &RegistryOrder,
+    order: &RegistryOptions,
     config: &Config,
     images: &[ImageReference],
     credentials: Arc<dyn Credentials>,
@@ -84,7 +84,7 @@ fn with_credentials(
 }
 
 /// Creates the fetcher of a build, which requests credentials from its supervisor.
-pub fn fetcher(order: &Order, config: &Config, events: &Events, supervisor: Keeper) -> Fetcher {
+pub fn fetcher(order: &BuildRequest, config: &Config, events: &Events, supervisor: SupervisorClient) -> Fetcher {
     let observer = Arc::new(ToEvents(events.clone()));
     let registry = with_credentials(&order.registry, config, &order.images, Arc::new(supervisor), observer)
         .map_err(set_up);
@@ -96,7 +96,7 @@ pub fn fetcher(order: &Order, config: &Config, events: &Events, supervisor: Keep
 ///
 /// # Errors
 /// The configuration of a registry cannot be read.
-pub fn repositories(order: &Order, config: &Config) -> Result<HashSet<(String, String)>, Error> {
+pub fn repositories(order: &BuildRequest, config: &Config) -> Result<HashSet<(String, String)>, Error> {
     let mut options = options(&order.registry, &config.registry, config.build.memory_budget.0);
     options.hosts.load_certs_d(order.images.iter().map(|image| image.registry()))?;
     let mut found = HashSet::new();
@@ -111,7 +111,7 @@ pub fn repositories(order: &Order, config: &Config) -> Result<HashSet<(String, S
 }
 
 /// Opens all sources of credentials of an order.
-pub fn secrets(order: &RegistryOrder) -> Secrets {
+pub fn secrets(order: &RegistryOptions) -> Secrets {
     let keyring = match &order.secrets_dir {
         Some(dir) => directory::read(dir, &order.pull_secrets),
         None => Keyring::default(),
@@ -141,16 +141,16 @@ pub(super) fn limits(config: &Config) -> Limits {
 
 /// Returns the addresses that the client can connect to. The addresses of this host are listed here, because
 /// a confined process cannot list them.
-fn rules(reach: Reach, section: &section::Registry) -> Result<Rules, Error> {
+fn rules(reach: NetworkAccess, section: &section::Registry) -> Result<Rules, Error> {
     let own = match reach {
-        Reach::Any => Vec::new(),
-        Reach::Tenant => interfaces::addresses()
+        NetworkAccess::Any => Vec::new(),
+        NetworkAccess::Tenant => interfaces::addresses()
             .map_err(|e| Error::Setup(format!("cannot list the addresses of this host: {e}")))?,
     };
     Ok(Rules { reach, allow: section.allow.clone(), deny: section.deny.clone(), own })
 }
 
-fn options(order: &RegistryOrder, section: &section::Registry, memory: u64) -> Options {
+fn options(order: &RegistryOptions, section: &section::Registry, memory: u64) -> Options {
     Options {
         connections_per_host: order.connections_per_host,
         limit_rate: order.limit_rate,

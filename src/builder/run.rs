@@ -9,7 +9,7 @@ use super::events::Events;
 use super::extraction::Shared;
 use super::failure::Fail;
 use super::layers::{self, Layers};
-use super::order::{Order, Sharing};
+use super::order::{BuildRequest, Sharing};
 use super::outcome;
 use super::pipeline::Pipeline;
 use super::registry;
@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::prefetch;
 use crate::volume::job::{Identity, Resolved};
 use crate::volume::store::Documents;
-use crate::volume::{self, Cap, Opened, Opening, Trust, Volume};
+use crate::volume::{self, CapEnforcement, Opened, VolumeOptions, Trust, Volume};
 use larder_layer::overlay::attributes::Rights;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
@@ -40,7 +40,7 @@ use larder_sys::privilege::{Capabilities, Capability};
 use larder_sys::process;
 
 /// Runs an order. Failures are part of the outcome.
-pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -> Outcome {
+pub async fn run(order: BuildRequest, config: Config, events: Events, cancel: Cancel) -> Outcome {
     Prepared::new(order, config, events).run(cancel).await
 }
 
@@ -48,7 +48,7 @@ pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -
 /// needed.
 #[derive(Debug)]
 pub struct Prepared {
-    order: Order,
+    order: BuildRequest,
     config: Config,
     events: Events,
     source: source::Opened,
@@ -57,7 +57,7 @@ pub struct Prepared {
 
 impl Prepared {
     /// Emits the start event, and reads pull secrets, certificates, keys and the configuration of registries.
-    pub fn new(order: Order, config: Config, events: Events) -> Self {
+    pub fn new(order: BuildRequest, config: Config, events: Events) -> Self {
         let started = Instant::now();
         events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
         let source = match (source::Opened::archive(&order), &order.fetcher) {
@@ -96,7 +96,7 @@ impl Prepared {
 }
 
 async fn build(
-    mut order: Order,
+    mut order: BuildRequest,
     config: &Config,
     source: source::Opened,
     events: &Events,
@@ -184,7 +184,7 @@ async fn build(
 }
 
 async fn plan(
-    mut order: Order,
+    mut order: BuildRequest,
     source: source::Opened,
     events: &Events,
     cancel: &Cancel,
@@ -217,7 +217,7 @@ fn planned_layer(layer: &Descriptor) -> PlannedLayer {
 }
 
 /// Determines the rights of the process. The error names all missing capabilities at once.
-pub(super) fn rights(order: &Order) -> Result<Rights, Vec<Fail>> {
+pub(super) fn rights(order: &BuildRequest) -> Result<Rights, Vec<Fail>> {
     let rootless = order.rootless;
     let capabilities = Capabilities::effective().map_err(|e| {
         vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
@@ -238,7 +238,7 @@ pub(super) fn rights(order: &Order) -> Result<Rights, Vec<Fail>> {
 /// Prepares the source, unless the build is cancelled.
 async fn prepare_source(
     source: source::Opened,
-    order: &mut Order,
+    order: &mut BuildRequest,
     cancel: &Cancel,
 ) -> Result<ReadySource, Vec<Fail>> {
     tokio::select! {
@@ -248,22 +248,22 @@ async fn prepare_source(
 }
 
 /// Opens the volume of an order.
-pub(super) fn open_volume(order: &Order, trust: Trust) -> Result<Opened, Fail> {
+pub(super) fn open_volume(order: &BuildRequest, trust: Trust) -> Result<Opened, Fail> {
     let cap = match order.volume_kind {
-        VolumeKind::Directory => Cap::Counted,
+        VolumeKind::Directory => CapEnforcement::Counted,
         VolumeKind::Mounted => volume::mounted::cap(&order.volume, order.size)?,
-        VolumeKind::Disk | VolumeKind::Block if order.keeper.is_some() => Cap::Kernel,
+        VolumeKind::Disk | VolumeKind::Block if order.keeper.is_some() => CapEnforcement::Kernel,
         VolumeKind::Disk | VolumeKind::Block => {
             return Err(Fail::job(Class::Invalid, "only `larder build` can mount a disk"));
         }
     };
-    let opening = Opening { identity: &order.identity(), size: order.size, cap, trust };
+    let opening = VolumeOptions { identity: &order.identity(), size: order.size, cap, trust };
     Ok(volume::open(&order.volume, &opening)?)
 }
 
 /// Resolves the images of an order.
 pub(super) async fn resolve(
-    order: &Order,
+    order: &BuildRequest,
     source: &Source,
     events: &Events,
     cancel: &Cancel,
@@ -313,7 +313,7 @@ pub(super) fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Ve
 
 /// Applies the 3x rule (model::sizing) before any layer is fetched.
 fn admit(
-    order: &Order,
+    order: &BuildRequest,
     volume: &Volume,
     images: &[ResolvedImage],
     layers: &Layers,
@@ -437,7 +437,7 @@ async fn keep_documents(
 }
 
 async fn seal(
-    order: &Order,
+    order: &BuildRequest,
     identity: Identity,
     volume: Arc<Volume>,
     images: Vec<ResolvedImage>,
@@ -480,7 +480,7 @@ async fn seal(
 
 /// Checks that a sealed volume is already signed with the key of the order. A sealed volume is never changed,
 /// so it cannot be signed now.
-async fn check_signed(order: &Order) -> Result<(), Vec<Fail>> {
+async fn check_signed(order: &BuildRequest) -> Result<(), Vec<Fail>> {
     let Some(signer) = &order.signer else { return Ok(()) };
     let (path, key) = (order.volume.clone(), signer.public());
     blocking(move || match volume::read_trusted(&path, &KeyTrust::only(vec![key])) {
@@ -528,7 +528,7 @@ fn totals(layers: &[Layer], images: &[ResolvedImage]) -> Totals {
     }
 }
 
-async fn verify(order: &Order) -> Result<(), Vec<Fail>> {
+async fn verify(order: &BuildRequest) -> Result<(), Vec<Fail>> {
     let path = order.volume.clone();
     blocking(move || {
         crate::verify::verify(&path)

@@ -28,7 +28,7 @@ pub use sweep::sweep;
 pub(super) use entry::LayerLocation;
 pub(super) use waiting::{IdleTracker, WaitLimit};
 
-use super::keeper::Keeper;
+use super::keeper::SupervisorClient;
 use crate::volume::lease::Lease;
 use crate::volume::{disk, layout};
 use entry::{Entry, SIZE};
@@ -81,7 +81,7 @@ pub(super) struct Share {
     volumes: Dir,
     own: VolumeName,
     /// Mounts the disks of other volumes.
-    keeper: Option<Keeper>,
+    keeper: Option<SupervisorClient>,
 }
 
 /// Result of trying to claim a layer.
@@ -135,7 +135,7 @@ pub(super) enum StoredCopy {
 
 impl Share {
     /// Opens `dir` for the builder of the volume `own` in it.
-    pub(super) fn open(dir: &Path, own: &VolumeName, keeper: Option<Keeper>) -> Result<Self, Error> {
+    pub(super) fn open(dir: &Path, own: &VolumeName, keeper: Option<SupervisorClient>) -> Result<Self, Error> {
         let io = |doing: &'static str| {
             let path = dir.display().to_string();
             move |source| Error::Io { doing, path, source }

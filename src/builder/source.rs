@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::failure::Fail;
-use super::order::{Fetching, Order, SourceOrder};
+use super::order::{FetcherConnection, BuildRequest, ImageSource};
 use super::remote::{self, Piped, Remote};
 use super::resolve::{self, EmptyCache, ResolvedImage};
 use crate::archive::{self, Archive, Input};
@@ -164,7 +164,7 @@ async fn document(archive: &Arc<Archive>, digest: Digest, limit: u64) -> Result<
 pub(super) enum Opened {
     /// An error of the client is reported only when the client is needed: a sealed volume needs none.
     Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
-    Remote(Fetching),
+    Remote(FetcherConnection),
     Archive(Result<Input, Fail>, Option<archive::Format>),
 }
 
@@ -187,8 +187,8 @@ impl Opened {
     }
 
     /// Opens the archive of the order; `None` if it has no archive.
-    pub(super) fn archive(order: &Order) -> Option<Self> {
-        let SourceOrder::Archive { path, format, received } = &order.source else { return None };
+    pub(super) fn archive(order: &BuildRequest) -> Option<Self> {
+        let ImageSource::Archive { path, format, received } = &order.source else { return None };
         let opened = match &order.standard_input {
             Some(file) => Input::kept(file),
             None if *received => Input::received(path),
@@ -200,10 +200,10 @@ impl Opened {
 
     /// Prepares the source. An archive is indexed: if the order has no images, it gets all images of the
     /// archive, and if it has no size, it gets a generous one.
-    pub(super) async fn prepare(self, order: &mut Order) -> Result<ReadySource, Vec<Fail>> {
+    pub(super) async fn prepare(self, order: &mut BuildRequest) -> Result<ReadySource, Vec<Fail>> {
         let (input, format) = match self {
             Opened::Registry(client) => return Ok(ReadySource::Registry(client)),
-            Opened::Remote(Fetching { stream, absent }) => {
+            Opened::Remote(FetcherConnection { stream, absent }) => {
                 let remote = stream.try_clone().and_then(Remote::new);
                 let remote = remote.map_err(|e| {
                     vec![Fail::job(Class::Internal, format!("connecting to the fetcher process: {e}"))]
@@ -263,7 +263,7 @@ fn default_size(images: &[ResolvedImage]) -> ByteSize {
 impl ReadySource {
     /// Checks that a sealed volume contains the order's images. The names of an archive's images do not
     /// identify their content.
-    pub(super) fn check_sealed(&self, order: &Order, sealed: &CacheManifest) -> Result<(), Vec<Fail>> {
+    pub(super) fn check_sealed(&self, order: &BuildRequest, sealed: &CacheManifest) -> Result<(), Vec<Fail>> {
         let ReadySource::Archive(_, images) = self else { return Ok(()) };
         let same = |image: &ResolvedImage| {
             let mut sealed = sealed.content.images.iter();
@@ -292,15 +292,15 @@ impl ReadySource {
 }
 
 /// Converts the source in a job.
-impl From<job::Source> for SourceOrder {
+impl From<job::Source> for ImageSource {
     fn from(source: job::Source) -> Self {
         let archive =
-            |path: PathBuf, format| SourceOrder::Archive { path, format: Some(format), received: false };
+            |path: PathBuf, format| ImageSource::Archive { path, format: Some(format), received: false };
         match source {
             job::Source::OciLayout(path) => archive(path, archive::Format::OciLayout),
             job::Source::OciArchive(path) => archive(path, archive::Format::OciArchive),
             job::Source::DockerArchive(path) => archive(path, archive::Format::DockerArchive),
-            job::Source::Received(path) => SourceOrder::Archive { path, format: None, received: true },
+            job::Source::Received(path) => ImageSource::Archive { path, format: None, received: true },
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::cancel::Cancel;
 use super::failure::Fail;
-use super::order::Order;
+use super::order::BuildRequest;
 use super::{outcome, run};
 use crate::verify;
 use crate::volume::{Opened, Trust};
@@ -17,7 +17,7 @@ use larder_model::class::Class;
 use larder_model::event::Outcome;
 
 /// Sweeps the volume of `order`. A failure of class [`Class::Corrupt`] means that nothing on it can be used.
-pub async fn sweep(order: Order, trust: Trust, cancel: Cancel) -> Outcome {
+pub async fn sweep(order: BuildRequest, trust: Trust, cancel: Cancel) -> Outcome {
     let started = Instant::now();
     match run::blocking(move || swept(&order, trust)).await {
         Ok(()) => outcome::swept(started.elapsed()),
@@ -25,7 +25,7 @@ pub async fn sweep(order: Order, trust: Trust, cancel: Cancel) -> Outcome {
     }
 }
 
-fn swept(order: &Order, trust: Trust) -> Result<(), Fail> {
+fn swept(order: &BuildRequest, trust: Trust) -> Result<(), Fail> {
     let failed =
         |e: verify::Error| Fail::job(e.class(), format!("verifying the volume of an earlier run: {e}"));
     match run::open_volume(order, trust)? {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::volume::job::Identity;
 use crate::volume::store::Documents;
-use crate::volume::{self, Cap, Opened, Opening, Trust};
+use crate::volume::{self, CapEnforcement, Opened, VolumeOptions, Trust};
 use larder_layer::decode::{ChunkSource, Decoder};
 use larder_layer::limits::Limits;
 use larder_layer::overlay::attributes::Rights;
@@ -68,8 +68,8 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         tar_split: true,
         rootless: false,
     };
-    let (size, cap, trust) = (ByteSize(options.size), Cap::Counted, Trust::ThisBoot);
-    let Opened::Filling(volume) = volume::open(dir, &Opening { identity: &identity, size, cap, trust })?
+    let (size, cap, trust) = (ByteSize(options.size), CapEnforcement::Counted, Trust::ThisBoot);
+    let Opened::Filling(volume) = volume::open(dir, &VolumeOptions { identity: &identity, size, cap, trust })?
     else {
         panic!("a new volume is sealed");
     };

@@ -7,7 +7,7 @@
 use super::cancel::Cancel;
 use super::events::Events;
 use super::failure::Fail;
-use super::order::Order;
+use super::order::BuildRequest;
 use super::run;
 use crate::verify;
 use crate::volume::{Opened, Trust, Volume};
@@ -19,7 +19,7 @@ use larder_model::event::Event;
 /// # Errors
 /// The volume cannot be opened again, or the build was cancelled.
 pub(super) async fn verify(
-    order: &Order,
+    order: &BuildRequest,
     volume: Volume,
     events: &Events,
     cancel: &Cancel,

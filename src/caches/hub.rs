@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::broadcast;
 
-use super::record::{Happened, Record};
+use super::record::{CacheEvent, Record};
 use larder_model::event::Line;
 use larder_model::image_cache::CacheId;
 
@@ -17,7 +17,7 @@ const BACKLOG: usize = 1024;
 #[derive(Clone, Debug)]
 pub enum Notification {
     /// An event of the cache.
-    Happened(Happened),
+    CacheEvent(CacheEvent),
     /// A line that the builder printed.
     Build(Box<Line>),
 }
@@ -53,7 +53,7 @@ impl Hub {
     /// Sends the events of a record after `sequence`, and the end if the record is settled.
     pub(super) fn changed(&self, record: &Record, sequence: u64) {
         for happened in record.events.iter().filter(|happened| happened.sequence > sequence) {
-            self.send(record.id, || Message::Notification(Notification::Happened(happened.clone())));
+            self.send(record.id, || Message::Notification(Notification::CacheEvent(happened.clone())));
         }
         if record.is_settled() {
             self.end(record.id);
@@ -96,7 +96,7 @@ impl Subscription {
 /// A stream of the events of one cache, from a given event until the cache is settled.
 #[derive(Debug)]
 pub struct Watch {
-    backlog: VecDeque<Happened>,
+    backlog: VecDeque<CacheEvent>,
     last: u64,
     receiver: Option<broadcast::Receiver<Message>>,
 }
@@ -107,16 +107,16 @@ impl Watch {
     pub async fn next(&mut self) -> Option<Notification> {
         if let Some(happened) = self.backlog.pop_front() {
             self.last = happened.sequence;
-            return Some(Notification::Happened(happened));
+            return Some(Notification::CacheEvent(happened));
         }
         loop {
             let message = self.receiver.as_mut()?.recv().await;
             match message {
                 // Already delivered from the record.
-                Ok(Message::Notification(Notification::Happened(happened)))
+                Ok(Message::Notification(Notification::CacheEvent(happened)))
                     if happened.sequence <= self.last => {}
                 Ok(Message::Notification(notification)) => {
-                    if let Notification::Happened(happened) = &notification {
+                    if let Notification::CacheEvent(happened) = &notification {
                         self.last = happened.sequence;
                     }
                     return Some(notification);
@@ -151,7 +151,7 @@ mod tests {
 
     async fn sequences(mut watch: Watch) -> Vec<u64> {
         let mut seen = Vec::new();
-        while let Some(Notification::Happened(happened)) = watch.next().await {
+        while let Some(Notification::CacheEvent(happened)) = watch.next().await {
             seen.push(happened.sequence);
         }
         seen

@@ -50,13 +50,13 @@ pub struct Record {
     pub generation: u32,
     /// The most recent events, oldest first.
     #[serde(default)]
-    pub events: VecDeque<Happened>,
+    pub events: VecDeque<CacheEvent>,
     /// Number of the last event.
     #[serde(default)]
     pub sequence: u64,
     /// The interface through which the cache was ordered.
     #[serde(skip_serializing_if = "OrderedBy::is_api", default)]
-    pub ordered_by: OrderedBy,
+    pub ordered_by: RequestOrigin,
     /// The resolved images and how far the build in progress is with them, for daemons that do not run it. It
     /// is written periodically where several daemons share the records, and never on a host.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -66,7 +66,7 @@ pub struct Record {
 /// The interface through which a cache was ordered. It determines which pull secrets the cache can name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum OrderedBy {
+pub enum RequestOrigin {
     /// A tenant over HTTP: the secrets that the configuration allows the tenant.
     #[default]
     Api,
@@ -75,9 +75,9 @@ pub enum OrderedBy {
     Cluster,
 }
 
-impl OrderedBy {
+impl RequestOrigin {
     fn is_api(&self) -> bool {
-        *self == OrderedBy::Api
+        *self == RequestOrigin::Api
     }
 }
 
@@ -201,7 +201,7 @@ pub enum Origin {
 
 /// An event in the life of a cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Happened {
+pub struct CacheEvent {
     /// Number within the cache, starting at 1.
     pub sequence: u64,
     /// Time of the event.
@@ -230,7 +230,7 @@ impl Record {
             generation: 1,
             events: VecDeque::new(),
             sequence: 0,
-            ordered_by: OrderedBy::default(),
+            ordered_by: RequestOrigin::default(),
             progress: Vec::new(),
         };
         record.note(now, "ordered");
@@ -241,7 +241,7 @@ impl Record {
     pub fn note(&mut self, now: DateTime<Utc>, message: impl Into<String>) {
         self.sequence += 1;
         let happened =
-            Happened { sequence: self.sequence, time: now, status: self.status, message: message.into() };
+            CacheEvent { sequence: self.sequence, time: now, status: self.status, message: message.into() };
         self.events.push_back(happened);
         while self.events.len() > MAX_EVENTS {
             self.events.pop_front();
@@ -250,7 +250,7 @@ impl Record {
 
     /// Appends an event unless it repeats the last one, for example after a change of the leading daemon.
     pub fn note_once(&mut self, now: DateTime<Utc>, message: String) {
-        let repeats = |last: &Happened| last.message == message && last.status == self.status;
+        let repeats = |last: &CacheEvent| last.message == message && last.status == self.status;
         if !self.events.back().is_some_and(repeats) {
             self.note(now, message);
         }

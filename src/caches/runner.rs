@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::record::OrderedBy;
+use super::record::RequestOrigin;
 use larder_model::event::{Failure, Line, Outcome};
 use larder_model::image_cache::{CacheId, TenantName};
 use larder_model::job::Job;
@@ -17,7 +17,7 @@ use larder_model::plan_report::PlanReport;
 
 /// The order for one build.
 #[derive(Clone, Debug)]
-pub struct BuildOrder {
+pub struct RunnerJob {
     /// The tenant that owns the cache.
     pub tenant: TenantName,
     /// The cache to build.
@@ -25,7 +25,7 @@ pub struct BuildOrder {
     /// Generation number of the volume to fill.
     pub generation: u32,
     /// The interface through which the cache was ordered.
-    pub ordered_by: OrderedBy,
+    pub ordered_by: RequestOrigin,
     /// The job. Its pull secrets are those that the tenant can use.
     pub job: Job,
     /// Pull secrets that were named and cannot be used (malformed or forbidden), as given. A failure for lack
@@ -60,7 +60,7 @@ pub trait Runner: fmt::Debug + Send + Sync {
     /// volume that can be resumed. A builder that does not stop in time is killed.
     fn build<'a>(
         &'a self,
-        order: BuildOrder,
+        order: RunnerJob,
         lines: mpsc::Sender<Line>,
         stop: CancellationToken,
     ) -> BoxFuture<'a, Ended>;
@@ -70,7 +70,7 @@ pub trait Runner: fmt::Debug + Send + Sync {
     fn plan<'a>(
         &'a self,
         tenant: TenantName,
-        ordered_by: OrderedBy,
+        ordered_by: RequestOrigin,
         job: Job,
         unusable_secrets: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>>;

@@ -37,7 +37,7 @@ use super::matching::{self, Found};
 use super::progress::Progress;
 use super::pull_secrets;
 use super::queue::Queue;
-use super::record::{OrderedBy, Record, Work};
+use super::record::{RequestOrigin, Record, Work};
 use super::runner::Runner;
 use super::store::{Created, IdempotencyKey, Store, StoreError, Stored};
 use super::turns::{Kind, Turn, Turns};
@@ -48,7 +48,7 @@ use crate::config::tenant::ADMIN;
 use crate::telemetry::metrics::Metrics;
 use larder_model::class::Class;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
-use larder_model::job::{Job, Reach};
+use larder_model::job::{Job, NetworkAccess};
 use larder_model::plan_report::PlanReport;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
@@ -491,9 +491,9 @@ impl Service {
     pub async fn plan(&self, tenant: &TenantName, spec: Spec) -> Result<PlanReport, Error> {
         self.check(&spec)?;
         self.would_admit(tenant, &spec).await?;
-        let (usable, unusable) = self.secrets(tenant, &spec, OrderedBy::Api);
-        let job = self.job(tenant, OrderedBy::Api, &spec, usable, None);
-        self.0.runner.plan(tenant.clone(), OrderedBy::Api, job, unusable).await.map_err(Error::Plan)
+        let (usable, unusable) = self.secrets(tenant, &spec, RequestOrigin::Api);
+        let job = self.job(tenant, RequestOrigin::Api, &spec, usable, None);
+        self.0.runner.plan(tenant.clone(), RequestOrigin::Api, job, unusable).await.map_err(Error::Plan)
     }
 
     /// Returns the maximum duration of a build.
@@ -537,13 +537,13 @@ impl Service {
     }
 
     /// Splits the pull secrets of an order into those that its tenant can use and the others.
-    fn secrets(&self, tenant: &TenantName, spec: &Spec, by: OrderedBy) -> (Vec<PullSecretName>, Vec<String>) {
+    fn secrets(&self, tenant: &TenantName, spec: &Spec, by: RequestOrigin) -> (Vec<PullSecretName>, Vec<String>) {
         let patterns = match by {
-            OrderedBy::Api => {
+            RequestOrigin::Api => {
                 self.settings(|settings| settings.secrets.get(tenant).cloned().unwrap_or_default())
             }
             // The reader of the secret checks whether it allows this namespace.
-            OrderedBy::Cluster => vec!["*".to_owned()],
+            RequestOrigin::Cluster => vec!["*".to_owned()],
         };
         pull_secrets::split(&patterns, &spec.pull_secrets)
     }
@@ -551,13 +551,13 @@ impl Service {
     fn job(
         &self,
         tenant: &TenantName,
-        by: OrderedBy,
+        by: RequestOrigin,
         spec: &Spec,
         pull_secrets: Vec<PullSecretName>,
         deadline: Option<DateTime<Utc>>,
     ) -> Job {
         // A namespace can have the administrator's name, but remains an ordinary tenant.
-        let administrator = by == OrderedBy::Api && tenant.as_str() == ADMIN;
+        let administrator = by == RequestOrigin::Api && tenant.as_str() == ADMIN;
         Job {
             version: larder_model::job::VERSION,
             source: None,
@@ -572,7 +572,7 @@ impl Service {
             deadline,
             result_file: None,
             tar_split: None,
-            reach: if administrator { Reach::Any } else { Reach::Tenant },
+            reach: if administrator { NetworkAccess::Any } else { NetworkAccess::Tenant },
             min_layer_rate: self
                 .settings(|settings| Some(settings.caches.min_layer_rate).filter(|rate| rate.0 > 0)),
         }

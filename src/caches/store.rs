@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use super::record::Record;
 use larder_model::class::Class;
 use larder_model::image_cache::{CacheId, CacheName, TenantName};
-use larder_sys::clock::guard::Noted;
+use larder_sys::clock::guard::SavedClock;
 
 /// Maximum number of idempotency keys per tenant. A new key replaces the oldest, so a tenant that keeps
 /// creating and deleting caches cannot fill the disk with answers.
@@ -138,10 +138,10 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn forget_keys(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Returns the clocks saved last, to measure the time between two runs.
-    fn noted(&self) -> BoxFuture<'_, Result<Option<Noted>, StoreError>>;
+    fn noted(&self) -> BoxFuture<'_, Result<Option<SavedClock>, StoreError>>;
 
     /// Saves the clocks, replacing the saved ones, so that a wrong clock is not trusted permanently.
-    fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn note(&self, noted: SavedClock) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 /// The reason why the store refused or failed.

@@ -27,7 +27,7 @@ pub trait Volumes: fmt::Debug + Send + Sync {
     fn capacity_gib(&self) -> Result<u64, StateError>;
 
     /// Prepares a build and returns the directories for its builder.
-    fn places(&self, volume: VolumeId) -> BoxFuture<'_, Result<Places, StateError>>;
+    fn places(&self, volume: VolumeId) -> BoxFuture<'_, Result<BuildDirs, StateError>>;
 
     /// Returns the storage of uploaded archives. `None` if builders cannot read them.
     fn imports(&self) -> Option<&Imports>;
@@ -71,7 +71,7 @@ pub const UNLIMITED: u64 = u64::MAX >> 30;
 
 /// The directories for a builder.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct BuildDirs {
     /// Directory of the volume to fill.
     pub volume: PathBuf,
     /// Directory that builders of the tenant share (`larder build --share`).

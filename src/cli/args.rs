@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::call::Role;
 use crate::archive;
-use crate::builder::order::SourceOrder;
+use crate::builder::order::ImageSource;
 use crate::config::log::Format;
 use crate::export;
 use crate::telemetry::Level;
@@ -27,7 +27,7 @@ use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
 pub(super) use bench::BenchKind;
-pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
+pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CreateArgs};
 pub(super) use key::KeyAction;
 pub(super) use node::{
     AgentArgs, AttachArgs, DetachArgs, MatchArgs, NodeRole, PreloadArgs, SnapshotterArgs, SourceArgs,
@@ -392,7 +392,7 @@ pub(super) struct OrderArgs {
     pub(super) die_with_parent: Option<Option<u32>>,
     /// The source of the images. Only `import` sets it.
     #[arg(skip)]
-    pub(super) source: Option<SourceOrder>,
+    pub(super) source: Option<ImageSource>,
 }
 
 /// Options for registry credentials.
@@ -516,7 +516,7 @@ impl From<ImportArgs> for OrderArgs {
             result_file: args.result_file,
             deadline: args.deadline,
             no_sandbox: args.no_sandbox,
-            source: Some(SourceOrder::Archive { path: args.input, format: args.format, received: false }),
+            source: Some(ImageSource::Archive { path: args.input, format: args.format, received: false }),
             ..OrderArgs::default()
         }
     }

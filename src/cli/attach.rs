@@ -17,7 +17,7 @@ use crate::client::address::Address;
 use crate::config::Config;
 use crate::keys;
 use crate::node::access::{self, AccessError};
-use crate::node::attach::{self, Boot, Consent, Host, Order, Plan};
+use crate::node::attach::{self, Boot, Consent, Host, AttachOptions, Plan};
 use crate::node::matching::{BestCache, Incomplete, Location};
 use crate::node::snapshotter;
 use crate::telemetry::Console;
@@ -92,7 +92,7 @@ fn attached(
     config: &Config,
     console: &Console,
 ) -> Result<String, Error> {
-    let order = Order {
+    let order = AttachOptions {
         volume: wanted(&args, config, console)?,
         at: args.at.clone(),
         trust: Trust {

@@ -15,7 +15,7 @@ use crate::builder::events;
 use crate::config::Config;
 use crate::telemetry::Console;
 use larder_model::bench_report::{
-    BenchFailed, BenchReport, Limit, LimitName, Stage, Took, VERSION, approximate,
+    BenchFailed, BenchReport, Limit, LimitName, Stage, Elapsed, VERSION, approximate,
 };
 use larder_model::class::Class;
 use larder_model::escape::escape;
@@ -123,7 +123,7 @@ fn text(report: &BenchReport) -> String {
     for stage in &report.stages {
         let _ = writeln!(out, "{}", line(stage));
     }
-    let Took { wall_seconds, processor_seconds } = report.together;
+    let Elapsed { wall_seconds, processor_seconds } = report.together;
     let name = report.kind.word();
     let _ = writeln!(out, "  {:<9} {wall_seconds:>9.3} {processor_seconds:>13.3}", "together");
     let _ = writeln!(out, "\n    at best s");
@@ -142,7 +142,7 @@ fn text(report: &BenchReport) -> String {
 }
 
 fn line(stage: &Stage) -> String {
-    let Took { wall_seconds, processor_seconds } = stage.took;
+    let Elapsed { wall_seconds, processor_seconds } = stage.took;
     let (amount, rate) = match (stage.bytes, stage.entries) {
         (Some(bytes), _) => (ByteSize(bytes).to_string(), format!("{}/s", whole_bytes(stage.per_second))),
         (None, Some(entries)) => (format!("{entries} entries"), format!("{:.0} /s", stage.per_second)),
@@ -223,7 +223,7 @@ mod tests {
             layer_format: None,
             tar_split: None,
         };
-        let took = Took { wall_seconds: 2.0, processor_seconds: 2.0 };
+        let took = Elapsed { wall_seconds: 2.0, processor_seconds: 2.0 };
         let stage = |name, share| Stage::new(name, Kind::Decode, took, (Some(3 << 20), None), share);
         let stages =
             vec![stage(StageName::Network, 1.0), stage(StageName::Inflate, 1.0), stage(StageName::Hash, 0.5)];

@@ -11,7 +11,7 @@ use super::outcome::{carry_out, end, refuse, usage_outcome};
 use super::{confine, keeper, merge, role};
 use crate::archive::Input;
 use crate::builder::events;
-use crate::builder::order::SourceOrder;
+use crate::builder::order::ImageSource;
 use crate::config::Config;
 use crate::keys;
 use crate::telemetry::Console;
@@ -52,7 +52,7 @@ fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> 
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     let archive = match &order.source {
-        SourceOrder::Archive { path, .. } if path == Path::new("-") => match Input::keep() {
+        ImageSource::Archive { path, .. } if path == Path::new("-") => match Input::keep() {
             Ok(file) => Some(file),
             Err(e) => return refuse(result.as_deref(), e.class(), &e),
         },

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::args::{CacheArgs, CacheCommand, CacheOrder};
+use super::args::{CacheArgs, CacheCommand, CreateArgs};
 use super::exit;
 use super::output::stdout;
 use crate::client::address::{self, Address};
@@ -196,7 +196,7 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-impl CacheOrder {
+impl CreateArgs {
     fn body(&self) -> Value {
         let images: Vec<&str> = self.images.iter().map(|image| image.given()).collect();
         json!({

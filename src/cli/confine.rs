@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::args::OrderArgs;
-use crate::builder::order::Order;
+use crate::builder::order::BuildRequest;
 use crate::builder::share;
 use crate::volume;
 use larder_model::class::Class;
@@ -80,7 +80,7 @@ pub(super) fn settle(args: &OrderArgs) -> Result<(), Error> {
 /// Returns the confinement of the extractor. It can access the volume, the files that builders exchange in
 /// the shared directory, and the imported archive if that is a directory. Creates the directories that the
 /// extractor fills.
-pub(super) fn extractor(order: &Order) -> Result<Confinement, Error> {
+pub(super) fn extractor(order: &BuildRequest) -> Result<Confinement, Error> {
     let volume = &order.volume;
     let share = order.share.as_ref().map(|share| share.dir.as_path());
     let mut writable = vec![volume.clone()];
@@ -106,7 +106,7 @@ pub(super) fn extractor(order: &Order) -> Result<Confinement, Error> {
 
 /// Returns the privileges for writing layers. EROFS images are owned by this process, so writing them needs
 /// no capability.
-fn privileges(order: &Order, shares: bool) -> Privileges {
+fn privileges(order: &BuildRequest, shares: bool) -> Privileges {
     let format = match volume::job::format_at(&order.volume) {
         Some(format) if !order.layer_format_given => format,
         _ => order.layer_format,
@@ -135,7 +135,7 @@ pub(super) fn fetcher() -> Confinement {
 
 /// Returns the confinement of a process that resolves the images of an order: a fetcher, or a reader of the
 /// archive.
-pub(super) fn resolver(order: &Order) -> Confinement {
+pub(super) fn resolver(order: &BuildRequest) -> Confinement {
     match order.source.is_archive() {
         false => fetcher(),
         true => Confinement {

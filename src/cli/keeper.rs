@@ -37,7 +37,7 @@ use crate::builder;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
 use crate::builder::keeper::Greeting;
-use crate::builder::order::{Order, SourceOrder};
+use crate::builder::order::{BuildRequest, ImageSource};
 use crate::config::Config;
 use crate::volume::disk::{self, Disk, Entered, Error, Left, Request, Taken};
 use crate::volume::seal::Files;
@@ -54,16 +54,16 @@ use larder_sys::mount;
 ///
 /// # Errors
 /// The connection fails.
-pub(super) fn meet() -> io::Result<(builder::keeper::Keeper, Greeting, Vec<OwnedFd>)> {
+pub(super) fn meet() -> io::Result<(builder::keeper::SupervisorClient, Greeting, Vec<OwnedFd>)> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    builder::keeper::Keeper::meet(stream)
+    builder::keeper::SupervisorClient::meet(stream)
 }
 
 /// Parameters of a build that this process supervises.
 #[derive(Debug)]
 pub(super) struct BuildParams {
     /// The build order, merged from flags, job and configuration.
-    pub(super) order: Order,
+    pub(super) order: BuildRequest,
     /// The configuration of this process.
     pub(super) config: Config,
     pub(super) disk_options: DiskArgs,
@@ -215,7 +215,7 @@ impl Supervisor {
         let failed = |e: io::Error| {
             ChildReport::failed(Class::Internal, &format!("starting the processes of the build: {e}"))
         };
-        let fetches = role == Role::Fill && self.params.order.source == SourceOrder::Registries;
+        let fetches = role == Role::Fill && self.params.order.source == ImageSource::Registries;
         let (fetcher, connection) = match fetches.then(|| self.fetcher()).transpose() {
             Ok(Some((fetcher, connection))) => (Some(fetcher), Some(connection)),
             Ok(None) => (None, None),

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::args::{CredentialArgs, OrderArgs};
 use super::usage::UsageError;
-use crate::builder::order::{Order, RegistryOrder, Sharing, SourceOrder};
+use crate::builder::order::{BuildRequest, RegistryOptions, Sharing, ImageSource};
 use crate::builder::share::VolumeName;
 use crate::config::Config;
-use larder_model::job::{Job, MAX_IMAGES, Reach};
+use larder_model::job::{Job, MAX_IMAGES, NetworkAccess};
 use larder_model::platform::Platform;
 use larder_model::size::ByteSize;
 
@@ -59,7 +59,7 @@ pub(super) fn order(
     job: Option<&[u8]>,
     config: &Config,
     purpose: Purpose,
-) -> Result<Order, UsageError> {
+) -> Result<BuildRequest, UsageError> {
     let job = match (job, &args.job) {
         (Some(text), path) => {
             let path = path.as_deref().unwrap_or(Path::new("-")).display().to_string();
@@ -73,10 +73,10 @@ pub(super) fn order(
         None => args.images,
     };
     let of_job = job.as_ref();
-    let source = args.source.or_else(|| of_job.and_then(|job| job.source.clone()).map(SourceOrder::from));
+    let source = args.source.or_else(|| of_job.and_then(|job| job.source.clone()).map(ImageSource::from));
     let source = source.unwrap_or_default();
     match images.len() {
-        0 if source != SourceOrder::Registries => {}
+        0 if source != ImageSource::Registries => {}
         0 => return Err(UsageError::NoImages),
         given if given > MAX_IMAGES => return Err(UsageError::TooManyImages { given }),
         _ => {}
@@ -88,15 +88,15 @@ pub(super) fn order(
     let (volume, size) = match purpose {
         Purpose::Build => {
             let size = match source {
-                SourceOrder::Registries => size.ok_or(UsageError::NoSize)?,
-                SourceOrder::Archive { .. } => size.unwrap_or_default(),
+                ImageSource::Registries => size.ok_or(UsageError::NoSize)?,
+                ImageSource::Archive { .. } => size.unwrap_or_default(),
             };
             (args.volume.ok_or(UsageError::NoVolume)?, size)
         }
         Purpose::Plan => (args.volume.unwrap_or_default(), size.unwrap_or_default()),
     };
     let volume_kind = args.volume_kind.or(of_job.and_then(|job| job.volume_kind)).unwrap_or_default();
-    if let (SourceOrder::Archive { path, .. }, true, Purpose::Build) =
+    if let (ImageSource::Archive { path, .. }, true, Purpose::Build) =
         (&source, volume_kind.is_disk(), purpose)
     {
         let want = [
@@ -118,7 +118,7 @@ pub(super) fn order(
     }
     let registry = registry(credentials, config)?;
     let layer_format = args.layers.layer_format.or(of_job.and_then(|job| job.layer_format));
-    Ok(Order {
+    Ok(BuildRequest {
         images,
         volume,
         size,
@@ -146,7 +146,7 @@ pub(super) fn order(
         keeper: None,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
         source,
-        registry: RegistryOrder {
+        registry: RegistryOptions {
             connections_per_host: args
                 .connections_per_host
                 .map_or(registry.connections_per_host, usize::from),
@@ -159,19 +159,19 @@ pub(super) fn order(
 }
 
 /// Returns the default registry settings with the given credentials.
-pub(super) fn registry(credentials: CredentialArgs, config: &Config) -> Result<RegistryOrder, UsageError> {
+pub(super) fn registry(credentials: CredentialArgs, config: &Config) -> Result<RegistryOptions, UsageError> {
     let CredentialArgs { docker_configs, secrets, pull_secrets } = credentials;
     if let (Some(first), None) = (pull_secrets.first(), &secrets) {
         return Err(UsageError::NoSecretsDirectory { first: first.to_string() });
     }
-    Ok(RegistryOrder {
+    Ok(RegistryOptions {
         connections_per_host: config.registry.connections_per_host,
         limit_rate: None,
         docker_configs,
         user_docker_config: true,
         secrets_dir: secrets,
         pull_secrets,
-        reach: Reach::Any,
+        reach: NetworkAccess::Any,
         min_layer_rate: None,
     })
 }
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    fn merged(line: &str, job: Option<&str>) -> Result<Order, UsageError> {
+    fn merged(line: &str, job: Option<&str>) -> Result<BuildRequest, UsageError> {
         order(args(line), job.map(str::as_bytes), &Config::default(), Purpose::Build)
     }
 

@@ -17,8 +17,8 @@ use super::output::{Renderer as _, stdout};
 use super::{confine, exit, keeper, merge, plan};
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events};
-use crate::builder::keeper::Passed;
-use crate::builder::order::{Fetching, Order, Signer};
+use crate::builder::keeper::DescriptorPurpose;
+use crate::builder::order::{FetcherConnection, BuildRequest, Signer};
 use crate::builder::remote::{Fetcher, serve};
 use crate::builder::{Prepared, registry, sweep};
 use crate::config::Config;
@@ -54,8 +54,8 @@ pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, c
     let mut connection = None;
     for (what, descriptor) in greeting.descriptors.iter().zip(descriptors) {
         match what {
-            Passed::Fetching => connection = Some(UnixStream::from(descriptor)),
-            Passed::Archive => order.standard_input = Some(Arc::new(descriptor.into())),
+            DescriptorPurpose::FetcherConnection => connection = Some(UnixStream::from(descriptor)),
+            DescriptorPurpose::Archive => order.standard_input = Some(Arc::new(descriptor.into())),
         }
     }
     order.signer = greeting.signer.map(|key| Signer::Supervisor(supervisor.clone(), key));
@@ -66,14 +66,14 @@ pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, c
         Role::Resolve => part.resolve(console),
         Role::Fill | Role::Sweep | Role::Prove => {
             let absent = greeting.absent;
-            let connection = connection.map(|stream| Fetching { stream: Arc::new(stream), absent });
+            let connection = connection.map(|stream| FetcherConnection { stream: Arc::new(stream), absent });
             part.extract(role, connection, console)
         }
     }
 }
 
 struct Part {
-    order: Order,
+    order: BuildRequest,
     config: Config,
     sandboxed: bool,
 }
@@ -129,7 +129,7 @@ impl Part {
     }
 
     /// Runs a role that works on the volume.
-    fn extract(mut self, role: Role, fetching: Option<Fetching>, console: &Console) -> u8 {
+    fn extract(mut self, role: Role, fetching: Option<FetcherConnection>, console: &Console) -> u8 {
         let fail = |class, message: &str| refuse(None, Output::Json, class, message, console);
         self.order.fetcher = fetching;
         let (events, lines) = events::channel();

@@ -8,7 +8,7 @@ use larder_model::size::ByteSize;
 /// The kind of volume for a new image cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Holder {
+pub enum CacheVolumeKind {
     /// Disks if this host supports them, otherwise directories.
     #[default]
     Auto,
@@ -23,7 +23,7 @@ pub enum Holder {
 #[serde(deny_unknown_fields, default)]
 pub struct Caches {
     /// Kind of volume for a new cache.
-    pub volume_kind: Holder,
+    pub volume_kind: CacheVolumeKind,
     /// `true` if disks allocate space of the host on demand instead of reserving all of it first.
     pub sparse: bool,
     /// `true` if a sealed disk is shrunk to the minimum size of its content.
@@ -64,7 +64,7 @@ pub struct Caches {
 impl Default for Caches {
     fn default() -> Self {
         Caches {
-            volume_kind: Holder::Auto,
+            volume_kind: CacheVolumeKind::Auto,
             sparse: false,
             shrink: false,
             max_per_tenant: 50,

@@ -16,7 +16,7 @@ use super::{Error, Monitor, Report, Request};
 use crate::volume::lease::Lease;
 use crate::volume::{disk, layout, seal};
 use larder_layer::erofs::{self, Label, Options, TreeError, TreeObserver, Writer};
-use larder_layer::space::Uncounted;
+use larder_layer::space::NoAccounting;
 use larder_model::digest::Digest;
 use larder_sys::{Dir, space};
 
@@ -54,7 +54,7 @@ fn write(root: Dir, seal: &Digest, image: &File, dir: &Dir, monitor: &Monitor) -
     let image = image.try_clone().context("opening", "the image")?;
     let label = Label::new("larder").map_err(failed)?;
     let options = Options { label, ..Options::of(seal) };
-    let mut writer = Writer::new(image, dir, &Uncounted, options).map_err(failed)?;
+    let mut writer = Writer::new(image, dir, &NoAccounting, options).map_err(failed)?;
     writer.tree(root, &mut ProgressWatch(monitor)).map_err(|error| match error {
         TreeError::Stopped => Error::Interrupted,
         error => Error::Erofs(error),

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::conditions;
 use super::crd::{self, ImageCache, ImageCacheSpec, ImageCacheStatus};
 use super::names;
-use crate::caches::record::{self, ImageDetails, LayerHistory, OrderedBy, Record};
+use crate::caches::record::{self, ImageDetails, LayerHistory, RequestOrigin, Record};
 use larder_model::digest::Digest;
 use larder_model::image_cache::{CacheId, CacheName, Spec, Status, TenantName};
 use larder_model::pull_secret::PullSecretName;
@@ -288,7 +288,7 @@ pub fn refusal(reason: &str, generation: Option<i64>, now: DateTime<Utc>) -> Ima
         created_at: now.clone(),
         message: Some(reason.to_owned()),
         class: Some(json_string(&larder_model::class::Class::Invalid)),
-        ordered_by: json_string(&OrderedBy::Cluster),
+        ordered_by: json_string(&RequestOrigin::Cluster),
         observed_generation: generation,
         conditions: vec![crd::Condition {
             type_: "Ready".to_owned(),
@@ -469,7 +469,7 @@ mod tests {
                 restore_size: Some(1 << 30),
             }),
         });
-        record.ordered_by = OrderedBy::Cluster;
+        record.ordered_by = RequestOrigin::Cluster;
         assert_eq!(back(&record), record);
     }
 

@@ -10,7 +10,7 @@ use kube::{Client, ResourceExt as _};
 use super::fault::{Fault, request};
 use super::names::{PULL_BY, is_listed};
 use crate::caches::pull_secrets::{Content, Form, Unusable};
-use crate::caches::record::OrderedBy;
+use crate::caches::record::RequestOrigin;
 use larder_model::image_cache::TenantName;
 use larder_model::pull_secret::PullSecretName;
 
@@ -22,7 +22,7 @@ use larder_model::pull_secret::PullSecretName;
 pub async fn read(
     client: &Client,
     tenant: &TenantName,
-    ordered_by: OrderedBy,
+    ordered_by: RequestOrigin,
     names: &[PullSecretName],
     unusable: &mut Unusable,
 ) -> Result<Vec<(PullSecretName, Content)>, Fault> {
@@ -59,8 +59,8 @@ async fn find(client: &Client, name: &PullSecretName) -> Result<Option<Secret>, 
 /// author of an object can use the secrets of its namespace, because a pod there can mount them anyway. A
 /// secret of another namespace must permit it by annotation. Otherwise, permission to write objects would be
 /// permission to read every secret.
-fn may_use(secret: &Secret, tenant: &TenantName, ordered_by: OrderedBy, name: &PullSecretName) -> bool {
-    if ordered_by == OrderedBy::Api || name.namespace() == tenant.as_str() {
+fn may_use(secret: &Secret, tenant: &TenantName, ordered_by: RequestOrigin, name: &PullSecretName) -> bool {
+    if ordered_by == RequestOrigin::Api || name.namespace() == tenant.as_str() {
         return true;
     }
     is_listed(secret.annotations().get(PULL_BY).map(String::as_str), tenant.as_str())
@@ -92,10 +92,10 @@ mod tests {
     fn secrets_of_other_namespaces_need_an_annotation() {
         let (team, name) = ("team".parse().unwrap(), "other:registry".parse().unwrap());
         let may = |pull_by: &str, by| may_use(&secret(pull_by), &team, by, &name);
-        assert!(may("", OrderedBy::Api) && !may("", OrderedBy::Cluster));
-        assert!(may("x, team", OrderedBy::Cluster) && may("*", OrderedBy::Cluster));
-        assert!(!may("teams", OrderedBy::Cluster) && !may("te*", OrderedBy::Cluster));
-        assert!(may_use(&Secret::default(), &team, OrderedBy::Cluster, &"team:own".parse().unwrap()));
+        assert!(may("", RequestOrigin::Api) && !may("", RequestOrigin::Cluster));
+        assert!(may("x, team", RequestOrigin::Cluster) && may("*", RequestOrigin::Cluster));
+        assert!(!may("teams", RequestOrigin::Cluster) && !may("te*", RequestOrigin::Cluster));
+        assert!(may_use(&Secret::default(), &team, RequestOrigin::Cluster, &"team:own".parse().unwrap()));
     }
 
     #[test]

@@ -49,13 +49,13 @@ use super::names::{MANAGER, Names, RESULT, object};
 use super::pull_secrets;
 use super::snapshot::VolumeSnapshot;
 use crate::caches::pull_secrets::{Content, Unusable};
-use crate::caches::record::OrderedBy;
+use crate::caches::record::RequestOrigin;
 use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
-use crate::caches::runner::{BuildOrder, Ended, Runner};
+use crate::caches::runner::{RunnerJob, Ended, Runner};
 use crate::caches::volumes::VolumeId;
 use crate::config::Config;
 use crate::config::caches::Caches;
-use crate::config::caches::Holder;
+use crate::config::caches::CacheVolumeKind;
 use crate::config::cluster::Cluster;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -147,16 +147,16 @@ impl InEffect {
 }
 
 /// The reason why a step did not complete.
-enum Halt {
+enum StepFailure {
     /// A request to the cluster failed.
     Fault(Fault),
     /// The build has ended.
     Ended(Ended),
 }
 
-impl From<Fault> for Halt {
+impl From<Fault> for StepFailure {
     fn from(fault: Fault) -> Self {
-        Halt::Fault(fault)
+        StepFailure::Fault(fault)
     }
 }
 
@@ -209,7 +209,7 @@ impl KubeRunner {
     }
 
     /// Runs a build to its end and retries while the API server fails.
-    async fn run_build(&self, order: &BuildOrder, lines: &mpsc::Sender<Line>) -> Ended {
+    async fn run_build(&self, order: &RunnerJob, lines: &mpsc::Sender<Line>) -> Ended {
         let volume = VolumeId { tenant: order.tenant.clone(), id: order.id, generation: order.generation };
         let with = self.in_effect();
         let changes = tokio::sync::Mutex::new(self.inventory.changes_of(order.id));
@@ -217,14 +217,14 @@ impl KubeRunner {
         let mut pause = self.timing.look;
         loop {
             match Box::pin(build.advance()).await {
-                Ok(ended) | Err(Halt::Ended(ended)) => return ended,
-                Err(Halt::Fault(fault)) if fault.is_transient() || fault.is_conflict() => {
+                Ok(ended) | Err(StepFailure::Ended(ended)) => return ended,
+                Err(StepFailure::Fault(fault)) if fault.is_transient() || fault.is_conflict() => {
                     tracing::warn!(cache = %order.id, "a step of a build failed, retrying: {fault}");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(self.timing.outage);
                 }
                 // A quota, a permission or an admission rule: a retry does not help.
-                Err(Halt::Fault(fault)) => return exhausted(fault.class(), fault.to_string()),
+                Err(StepFailure::Fault(fault)) => return exhausted(fault.class(), fault.to_string()),
             }
         }
     }
@@ -234,7 +234,7 @@ impl KubeRunner {
 struct Build<'a> {
     runner: &'a KubeRunner,
     with: Arc<InEffect>,
-    order: &'a BuildOrder,
+    order: &'a RunnerJob,
     volume: VolumeId,
     /// Name of the Job, Secret, PVC and VolumeSnapshot.
     name: String,
@@ -253,7 +253,7 @@ impl Build<'_> {
     }
 
     /// Continues the build from the current state.
-    async fn advance(&self) -> Result<Ended, Halt> {
+    async fn advance(&self) -> Result<Ended, StepFailure> {
         // A snapshot that was given up is being deleted, and its name is not free until it is gone.
         if let Some(snapshot) = self.snapshot().await?
             && snapshot.metadata.deletion_timestamp.is_none()
@@ -306,7 +306,7 @@ impl Build<'_> {
     }
 
     /// Returns the Job of this build. Creates it if necessary.
-    async fn job(&self, secrets: &[(PullSecretName, Content)]) -> Result<KubeJob, Halt> {
+    async fn job(&self, secrets: &[(PullSecretName, Content)]) -> Result<KubeJob, StepFailure> {
         loop {
             match self.find_job(&self.name).await? {
                 Some(job) if job.metadata.deletion_timestamp.is_none() => return Ok(job),
@@ -336,7 +336,7 @@ impl Build<'_> {
         i64::from(self.with.caches.build_timeout_minutes) * 60
     }
 
-    async fn check_storage_class(&self) -> Result<(), Halt> {
+    async fn check_storage_class(&self) -> Result<(), StepFailure> {
         let class = &self.runner.cluster.storage_class;
         if class.is_empty() {
             return Ok(());
@@ -344,7 +344,7 @@ impl Build<'_> {
         let classes: Api<StorageClass> = Api::all(self.runner.client.clone());
         match opt(request!("reading the storage class", classes.get(class)))? {
             Some(_) => Ok(()),
-            None => Err(Halt::Ended(exhausted(
+            None => Err(StepFailure::Ended(exhausted(
                 Class::Internal,
                 format!("there is no StorageClass {class:?} in the cluster; check cluster.storage_class"),
             ))),
@@ -356,11 +356,11 @@ impl Build<'_> {
         &self,
         job: &KubeJob,
         secrets: &[(PullSecretName, Content)],
-    ) -> Result<(), Halt> {
+    ) -> Result<(), StepFailure> {
         let build_job = self.build_job(secrets);
         let parts = self.parts(&build_job);
         let secret = parts.secret(job, &self.with.config, secrets);
-        let secret = secret.map_err(|e| Halt::Ended(Ended::NotStarted(format!("writing its job: {e}"))))?;
+        let secret = secret.map_err(|e| StepFailure::Ended(Ended::NotStarted(format!("writing its job: {e}"))))?;
         self.apply::<Secret>("the secret", &self.name, &secret).await?;
         let size_gib = self.order.job.size.map_or(0, |size| size.0 >> 30);
         self.apply::<PersistentVolumeClaim>("the volume claim", &self.name, &parts.claim(job, size_gib))
@@ -370,7 +370,7 @@ impl Build<'_> {
 
     /// Applies an object that belongs to the Job. If an object of an earlier Job or attempt cannot be updated
     /// (immutable content, another controller), it is deleted and then created again.
-    async fn apply<K>(&self, what: &str, name: &str, object: &Value) -> Result<K, Halt>
+    async fn apply<K>(&self, what: &str, name: &str, object: &Value) -> Result<K, StepFailure>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
             + Clone
@@ -427,16 +427,16 @@ impl Build<'_> {
     }
 
     /// Takes the snapshot of a volume in which the verifier found the digest `verified`.
-    async fn take_snapshot(&self, outcome: &Outcome, verified: &Digest) -> Result<VolumeSnapshot, Halt> {
+    async fn take_snapshot(&self, outcome: &Outcome, verified: &Digest) -> Result<VolumeSnapshot, StepFailure> {
         self.wait_until_detached().await?;
         let result = outcome.to_short_line(MAX_RESULT);
-        let result = result.map_err(|e| Halt::Ended(Ended::Died(format!("writing its result: {e}"))))?;
+        let result = result.map_err(|e| StepFailure::Ended(Ended::Died(format!("writing its result: {e}"))))?;
         let snapshot = self.parts(&self.order.job).snapshot(&result, verified);
         let made: VolumeSnapshot = self.apply("the snapshot", &self.name, &snapshot).await?;
         let of = made.spec.source.persistent_volume_claim_name.as_deref();
         if of != Some(&self.name) {
             let message = format!("the snapshot {} was taken from {of:?} by another program", self.name);
-            return Err(Halt::Ended(exhausted(Class::Conflict, message)));
+            return Err(StepFailure::Ended(exhausted(Class::Conflict, message)));
         }
         Ok(made)
     }
@@ -466,7 +466,7 @@ impl Build<'_> {
     }
 
     /// Waits until a snapshot is ready, and deletes the Job that it was made from.
-    async fn finish(&self, mut snapshot: VolumeSnapshot) -> Result<Ended, Halt> {
+    async fn finish(&self, mut snapshot: VolumeSnapshot) -> Result<Ended, StepFailure> {
         let mut waits = self.waits();
         while !snapshot.is_ready() {
             let why = || escape_to(snapshot.error().unwrap_or("its driver gives no reason"), 400);
@@ -515,7 +515,7 @@ fn exhausted(class: Class, message: String) -> Ended {
 impl Runner for KubeRunner {
     fn build<'a>(
         &'a self,
-        order: BuildOrder,
+        order: RunnerJob,
         lines: mpsc::Sender<Line>,
         stop: CancellationToken,
     ) -> BoxFuture<'a, Ended> {
@@ -530,7 +530,7 @@ impl Runner for KubeRunner {
     fn plan<'a>(
         &'a self,
         tenant: TenantName,
-        ordered_by: OrderedBy,
+        ordered_by: RequestOrigin,
         job: Job,
         unusable_secrets: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
@@ -555,6 +555,6 @@ impl Runner for KubeRunner {
 /// not matter.
 pub fn planner_config(config: &Config) -> Config {
     let mut config = config.clone();
-    config.caches.volume_kind = Holder::Directory;
+    config.caches.volume_kind = CacheVolumeKind::Directory;
     config
 }

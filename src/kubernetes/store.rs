@@ -29,11 +29,11 @@ use super::lease::{Lease, LeaseAttempt};
 use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
 use super::seen::{ObjectName, Seen, SeenStatus};
 use super::upkeep::schedule;
-use crate::caches::record::{OrderedBy, Record};
+use crate::caches::record::{RequestOrigin, Record};
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
 use crate::caches::volumes::UNLIMITED;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
-use larder_sys::clock::guard::Noted;
+use larder_sys::clock::guard::SavedClock;
 
 /// Duration of the admission lease: another daemon can acquire it this long after its holder stopped.
 const ADMISSION_LEASE: Duration = Duration::from_secs(10);
@@ -560,7 +560,7 @@ impl KubeStore {
         };
         let id = convert::id(&object.metadata).ok_or_else(|| corrupt(&object, "it has no UID".to_owned()))?;
         let mut record = Record::new(id, tenant, spec, convert::created(&object.metadata));
-        record.ordered_by = OrderedBy::Cluster;
+        record.ordered_by = RequestOrigin::Cluster;
         let own = self.objects(Some(namespace_of)).await?;
         let have = own.iter().filter(|other| other.status.is_some()).count();
         let need_gib = record.reserved_gib();
@@ -616,7 +616,7 @@ impl KubeStore {
         }
     }
 
-    async fn noted(&self) -> Result<Option<Noted>, StoreError> {
+    async fn noted(&self) -> Result<Option<SavedClock>, StoreError> {
         let Some(map) = opt(request!("reading the saved clock readings", self.clock.get(CLOCK_CONFIGMAP)))?
         else {
             return Ok(None);
@@ -626,7 +626,7 @@ impl KubeStore {
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
-    async fn note(&self, noted: Noted) -> Result<(), StoreError> {
+    async fn note(&self, noted: SavedClock) -> Result<(), StoreError> {
         let text = serde_json::to_string(&noted).map_err(|e| StoreError::Failed {
             doing: "writing",
             reason: e.to_string(),
@@ -728,11 +728,11 @@ impl Store for KubeStore {
         Box::pin(async move { Ok(self.keys.forget(time).await?) })
     }
 
-    fn noted(&self) -> BoxFuture<'_, Result<Option<Noted>, StoreError>> {
+    fn noted(&self) -> BoxFuture<'_, Result<Option<SavedClock>, StoreError>> {
         Box::pin(self.noted())
     }
 
-    fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn note(&self, noted: SavedClock) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.note(noted))
     }
 }

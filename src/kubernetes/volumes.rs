@@ -23,7 +23,7 @@ use super::uses::Uses;
 use crate::caches::imports::Imports;
 use crate::caches::record::{ClusterSnapshot, Record};
 use crate::caches::volumes::{
-    Discarded, Kind, Places, Sealed, Snapshot, StateError, UNLIMITED, VolumeId, Volumes,
+    Discarded, Kind, BuildDirs, Sealed, Snapshot, StateError, UNLIMITED, VolumeId, Volumes,
 };
 use larder_model::class::Class;
 use larder_model::event::Outcome;
@@ -203,9 +203,9 @@ impl Volumes for KubeVolumes {
         Ok(UNLIMITED)
     }
 
-    fn places(&self, _: VolumeId) -> BoxFuture<'_, Result<Places, StateError>> {
+    fn places(&self, _: VolumeId) -> BoxFuture<'_, Result<BuildDirs, StateError>> {
         // Each pod has its own volume, and nothing is shared.
-        Box::pin(async { Ok(Places { volume: VOLUME.into(), share: VOLUME.into() }) })
+        Box::pin(async { Ok(BuildDirs { volume: VOLUME.into(), share: VOLUME.into() }) })
     }
 
     fn imports(&self) -> Option<&Imports> {

@@ -20,7 +20,7 @@ use clap::ValueEnum;
 use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout_at};
 
-use crate::builder::order::RegistryOrder;
+use crate::builder::order::RegistryOptions;
 use crate::builder::registry::connect;
 use crate::config::Config;
 use larder_model::class::Class;
@@ -141,7 +141,7 @@ impl AccessChecker {
     ///
     /// # Errors
     /// The content is not valid, or the client cannot be created.
-    pub fn new(order: &RegistryOrder, config: &Config, content: &Content) -> Result<Self, AccessError> {
+    pub fn new(order: &RegistryOptions, config: &Config, content: &Content) -> Result<Self, AccessError> {
         let images: Vec<ImageReference> = images(content)?.into_iter().map(|image| image.reference).collect();
         let (registry, absent) =
             connect(&without_user_config(order), config, &images, Arc::new(LogObserver))?;
@@ -150,9 +150,9 @@ impl AccessChecker {
 }
 
 /// Removes the user's docker config if other credentials are given.
-fn without_user_config(order: &RegistryOrder) -> RegistryOrder {
+fn without_user_config(order: &RegistryOptions) -> RegistryOptions {
     let named = order.secrets_dir.is_some() || !order.pull_secrets.is_empty();
-    RegistryOrder { user_docker_config: order.user_docker_config && !named, ..order.clone() }
+    RegistryOptions { user_docker_config: order.user_docker_config && !named, ..order.clone() }
 }
 
 /// Checks that the images of a volume can be read.
@@ -202,7 +202,7 @@ pub async fn check(policy: Policy, content: &Content, checker: &AccessChecker) -
 pub fn check_blocking(
     policy: Policy,
     content: &Content,
-    order: &RegistryOrder,
+    order: &RegistryOptions,
     config: &Config,
 ) -> Result<(), AccessError> {
     if policy == Policy::Any {
@@ -260,25 +260,25 @@ impl Observer for LogObserver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use larder_model::job::Reach;
+    use larder_model::job::NetworkAccess;
 
     #[test]
     fn the_users_docker_config_does_not_help_named_secrets() {
-        let order = RegistryOrder {
+        let order = RegistryOptions {
             connections_per_host: 1,
             limit_rate: None,
             docker_configs: Vec::new(),
             user_docker_config: true,
             secrets_dir: None,
             pull_secrets: Vec::new(),
-            reach: Reach::Any,
+            reach: NetworkAccess::Any,
             min_layer_rate: None,
         };
         assert!(without_user_config(&order).user_docker_config);
         let secrets_dir = Some("/s".into());
-        assert!(!without_user_config(&RegistryOrder { secrets_dir, ..order.clone() }).user_docker_config);
+        assert!(!without_user_config(&RegistryOptions { secrets_dir, ..order.clone() }).user_docker_config);
         let pull_secrets = vec!["team:registry".parse().unwrap()];
-        assert!(!without_user_config(&RegistryOrder { pull_secrets, ..order }).user_docker_config);
+        assert!(!without_user_config(&RegistryOptions { pull_secrets, ..order }).user_docker_config);
     }
 
     #[test]

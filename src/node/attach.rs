@@ -92,7 +92,7 @@ impl Host {
 
 /// Parameters of `larder attach`.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct AttachOptions {
     /// Directory of a volume, image file or block device.
     pub volume: PathBuf,
     /// Mount point. If `None`, the current mount point, or else the first free one of `/icv`, `/icv2`, ….
@@ -145,7 +145,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error`]: the volume is not the requested one, or cannot be attached there.
-    pub fn make(order: &Order, host: &Host) -> Result<Self, Error> {
+    pub fn make(order: &AttachOptions, host: &Host) -> Result<Self, Error> {
         let known = host.records.list()?;
         let volume = place::resolve(&order.volume)?;
         let at = match &order.at {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
-use larder_layer::overlay::lower::{self, Lower, Part, Shown};
+use larder_layer::overlay::lower::{self, Lower, Part, LowerEntry};
 use larder_layer::path;
 use larder_layer::stored::{StoredDir, StoredFile};
 use larder_sys::{FileType, Stat};
@@ -82,11 +82,11 @@ impl View {
                 continue;
             }
             match self.child(&parts, &name)? {
-                Shown::Directory(next) => {
+                LowerEntry::Directory(next) => {
                     path::push(&mut here, &name);
                     parts = next;
                 }
-                Shown::Other { dir, stat } => match stat.file_type {
+                LowerEntry::Other { dir, stat } => match stat.file_type {
                     FileType::Symlink if links < MAX_LINKS => {
                         links += 1;
                         let text = dir.read_link(&name)?;
@@ -102,7 +102,7 @@ impl View {
                     }
                     _ => return Ok(None),
                 },
-                Shown::Nothing => return Ok(None),
+                LowerEntry::Nothing => return Ok(None),
             }
         }
         Ok(None)
@@ -113,22 +113,22 @@ impl View {
         let mut parts = self.lower.root().to_vec();
         for name in path::components(path) {
             match self.child(&parts, name)? {
-                Shown::Directory(next) => parts = next,
+                LowerEntry::Directory(next) => parts = next,
                 _ => return Ok(None),
             }
         }
         Ok(Some(parts))
     }
 
-    fn child(&mut self, parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
+    fn child(&mut self, parts: &[Rc<Part>], name: &[u8]) -> io::Result<LowerEntry> {
         self.steps = self.steps.saturating_sub(parts.len());
         if self.steps == 0 {
-            return Ok(Shown::Nothing);
+            return Ok(LowerEntry::Nothing);
         }
         for part in parts {
             // The owner must be able to read and search it.
             if part.stat_self()?.mode & 0o500 != 0o500 {
-                return Ok(Shown::Nothing);
+                return Ok(LowerEntry::Nothing);
             }
         }
         lower::child(parts, name)

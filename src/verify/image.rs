@@ -16,7 +16,7 @@ use larder_layer::erofs::{Options, fixup};
 use larder_layer::extract::{self, Expected, extract};
 use larder_layer::limits::Limits;
 use larder_layer::overlay::Applied;
-use larder_layer::space::Uncounted;
+use larder_layer::space::NoAccounting;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -86,7 +86,7 @@ impl<'a> Images<'a> {
                 let path = &parts.trees[0];
                 let file = self.open(path, want)?;
                 let options = Options::of(layer.chain_id.digest());
-                let written = fixup.write(Image::Present(file), &self.scratch, &Uncounted, options);
+                let written = fixup.write(Image::Present(file), &self.scratch, &NoAccounting, options);
                 written.map(|_| ()).map_err(|e| self.failed(layer, path, e))
             }
             (Some(_), None) => Err(states(layer, "does not depend on its parents")),
@@ -110,7 +110,7 @@ impl<'a> Images<'a> {
         let target = Target {
             image: Image::Present(file),
             dir: &self.scratch,
-            space: &Uncounted,
+            space: &NoAccounting,
             options: Options { verity: image.verity.is_some(), ..Options::of(&layer.diff_id) },
             written: &AtomicU64::new(0),
             keep_replaced: false,

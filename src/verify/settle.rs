@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::error::{Error, Fault};
 use super::tree::{Inode, InodeKind, Node, Tree, link_metadata};
-use larder_layer::overlay::lower::{self, Lower, Shown};
+use larder_layer::overlay::lower::{self, Lower, LowerEntry};
 use larder_layer::overlay::settle::{hidden, inherited, is_hidden};
 use larder_layer::overlay::{Directory, Metadata, OPAQUE_XATTR, copy};
 use larder_layer::path::{self, escape, shown};
@@ -107,7 +107,7 @@ fn is_free(tree: &Tree, directories: &BTreeMap<Vec<u8>, Directory>, resolved: &[
 fn mask(tree: &mut Tree, lower: &Lower, top: &[u8]) -> Result<(), Error> {
     let mut pending = vec![top.to_vec()];
     while let Some(at) = pending.pop() {
-        let Shown::Directory(parts) = lower.show(&at).map_err(|e| look(&at, e))? else { continue };
+        let LowerEntry::Directory(parts) = lower.show(&at).map_err(|e| look(&at, e))? else { continue };
         for name in lower::names(&parts).map_err(|e| look(&at, e))? {
             let child = path::join(&at, &name);
             match tree.nodes.get(&child) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Cap;
+use super::CapEnforcement;
 use super::error::{Context, Error};
 use larder_model::size::ByteSize;
 use larder_sys::{Dir, mount, space};
@@ -15,7 +15,7 @@ const TOLERANCE: u64 = 20;
 ///
 /// # Errors
 /// [`Error::NotMounted`] if nothing is mounted there, [`Error::TooSmall`] if it is smaller than `size`.
-pub fn cap(path: &Path, size: ByteSize) -> Result<Cap, Error> {
+pub fn cap(path: &Path, size: ByteSize) -> Result<CapEnforcement, Error> {
     let shown = path.display().to_string();
     let root = Dir::open(path).context("opening the volume", &shown)?;
     if !mount::is_mount_point(&root).context("examining", &shown)? {
@@ -25,5 +25,5 @@ pub fn cap(path: &Path, size: ByteSize) -> Result<Cap, Error> {
     if have < size.0 - size.0 / TOLERANCE {
         return Err(Error::TooSmall { path: shown, need: size.0, have });
     }
-    Ok(if have <= size.0 { Cap::Kernel } else { Cap::Counted })
+    Ok(if have <= size.0 { CapEnforcement::Kernel } else { CapEnforcement::Counted })
 }

@@ -28,7 +28,7 @@ pub enum Opened {
 
 /// Enforcement of the size limit of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cap {
+pub enum CapEnforcement {
     /// Larder counts the bytes itself.
     Counted,
     /// The kernel enforces it, because the file system is no larger.
@@ -37,13 +37,13 @@ pub enum Cap {
 
 /// Options for opening a volume.
 #[derive(Clone, Debug)]
-pub struct Opening<'a> {
+pub struct VolumeOptions<'a> {
     /// Identity of the job.
     pub identity: &'a Identity,
     /// Size limit of the volume.
     pub size: ByteSize,
     /// Enforcement of the size limit.
-    pub cap: Cap,
+    pub cap: CapEnforcement,
     /// Policy for trusting leftovers of an earlier run.
     pub trust: Trust,
 }
@@ -54,7 +54,7 @@ pub struct Opening<'a> {
 /// # Errors
 /// [`Error::OtherJob`], [`Error::Foreign`], [`Error::Locked`], [`Error::IsDisk`], and those of the file
 /// system.
-pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
+pub fn open(path: &Path, opening: &VolumeOptions<'_>) -> Result<Opened, Error> {
     let identity = opening.identity;
     let shown = path.display().to_string();
     private::create_dir(path).context("creating the volume", &shown)?;
@@ -66,7 +66,7 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
         return Ok(Opened::Sealed(sealed));
     }
     let is_new = refuse_foreign(&root, &shown)?;
-    if is_new && opening.cap == Cap::Counted {
+    if is_new && opening.cap == CapEnforcement::Counted {
         // Images contain setuid programs and devices. Other users of the host must not reach them.
         match isolate(&root) {
             // Only the owner can do that. A directory of another user keeps its mode.
@@ -109,8 +109,8 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     let used = space::occupied(&root).context("measuring", &shown)?;
     let cap = opening.size.0;
     let budget = Arc::new(match opening.cap {
-        Cap::Counted => Budget::new(cap, used, file_system),
-        Cap::Kernel => {
+        CapEnforcement::Counted => Budget::new(cap, used, file_system),
+        CapEnforcement::Kernel => {
             let root = root.try_clone().context("opening", &shown)?;
             Budget::held_by_kernel(cap, used, file_system, root)
         }

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use larder::builder::order::RegistryOrder;
+use larder::builder::order::RegistryOptions;
 use larder::config::Config;
 use larder::config::registry::Host;
 use larder::node::access::{AccessError, Policy, Refusal, check_blocking};
 use larder_model::class::Class;
-use larder_model::job::Reach;
+use larder_model::job::NetworkAccess;
 use larder_model::seal::{CacheManifest, Content};
 use larder_testing::image::{Format, Image, Layer, push_index};
 use larder_testing::layer::LayerBuilder;
@@ -42,24 +42,24 @@ fn build(dir: &Path, images: &[&str], docker_config: &Path) -> Content {
 }
 
 /// Registry options without credentials.
-fn no_credentials() -> RegistryOrder {
-    RegistryOrder {
+fn no_credentials() -> RegistryOptions {
+    RegistryOptions {
         connections_per_host: 4,
         limit_rate: None,
         docker_configs: Vec::new(),
         user_docker_config: false,
         secrets_dir: None,
         pull_secrets: Vec::new(),
-        reach: Reach::Any,
+        reach: NetworkAccess::Any,
         min_layer_rate: None,
     }
 }
 
-fn with(docker_config: PathBuf) -> RegistryOrder {
-    RegistryOrder { docker_configs: vec![docker_config], ..no_credentials() }
+fn with(docker_config: PathBuf) -> RegistryOptions {
+    RegistryOptions { docker_configs: vec![docker_config], ..no_credentials() }
 }
 
-fn wrong(dir: &Path, host: &str) -> RegistryOrder {
+fn wrong(dir: &Path, host: &str) -> RegistryOptions {
     let auth = BASE64_STANDARD.encode(format!("{USER}:{WRONG}"));
     fs::write(dir.join("config.json"), json!({"auths": {host: {"auth": auth}}}).to_string()).unwrap();
     with(dir.to_owned())
@@ -75,7 +75,7 @@ fn config() -> Config {
     config
 }
 
-fn verify(content: &Content, order: &RegistryOrder, config: &Config) -> Result<(), AccessError> {
+fn verify(content: &Content, order: &RegistryOptions, config: &Config) -> Result<(), AccessError> {
     let checked = check_blocking(Policy::Verify, content, order, config);
     if let Err(error) = &checked {
         for secret in [PASSWORD, WRONG, &basic()["Basic ".len()..]] {
@@ -85,7 +85,7 @@ fn verify(content: &Content, order: &RegistryOrder, config: &Config) -> Result<(
     checked
 }
 
-fn refused(content: &Content, order: &RegistryOrder, config: &Config) -> (Class, Vec<Refusal>, String) {
+fn refused(content: &Content, order: &RegistryOptions, config: &Config) -> (Class, Vec<Refusal>, String) {
     let error = verify(content, order, config).expect_err("these credentials cannot read the images");
     let (class, text) = (error.class(), error.to_string());
     match error {
@@ -141,7 +141,7 @@ fn pull_secrets_are_credentials_and_absent_ones_are_named() {
         let secret = dir.path().join("secrets/team-a/registry");
         fs::create_dir_all(&secret).unwrap();
         fs::copy(registry.docker_config().join("config.json"), secret.join(".dockerconfigjson")).unwrap();
-        let secrets = |name: &str| RegistryOrder {
+        let secrets = |name: &str| RegistryOptions {
             secrets_dir: Some(dir.path().join("secrets")),
             pull_secrets: vec![name.parse().unwrap()],
             ..no_credentials()

@@ -16,7 +16,7 @@ use std::process::Command;
 use larder_layer::erofs::read::ImageNode;
 use larder_layer::erofs::{InodeId, Label, Options, Summary, TreeError, TreeObserver, Writer};
 use larder_layer::metadata::Metadata;
-use larder_layer::space::Uncounted;
+use larder_layer::space::NoAccounting;
 use larder_layer::tar::Region;
 use larder_sys::{Dir, process};
 use nix::unistd::{Whence, lseek};
@@ -44,7 +44,7 @@ fn named_writer(dir: &TempDir, name: &str) -> Writer<'static> {
     let image = File::create_new(dir.path().join(name)).unwrap();
     let options =
         Options { uuid: *b"0123456789abcdef", label: Label::new("test").unwrap(), ..Options::default() };
-    Writer::new(image, &Dir::open(dir.path()).unwrap(), &Uncounted, options).unwrap()
+    Writer::new(image, &Dir::open(dir.path()).unwrap(), &NoAccounting, options).unwrap()
 }
 
 /// Finishes the image, checks it with fsck.erofs, and compares the kernel's view of it with the model.

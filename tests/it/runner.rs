@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use chrono::Utc;
-use larder::caches::record::OrderedBy;
+use larder::caches::record::RequestOrigin;
 use larder::caches::runner::child::{ChildRunner, Settings, clear_work};
-use larder::caches::runner::{BuildOrder, Ended, Runner as _};
+use larder::caches::runner::{RunnerJob, Ended, Runner as _};
 use larder::config::Config;
-use larder::config::caches::Holder;
+use larder::config::caches::CacheVolumeKind;
 use larder::config::log::Format;
 use larder_model::class::Class;
 use larder_model::event::{Event, Line, Outcome, Status};
@@ -61,7 +61,7 @@ impl Host {
         fs::create_dir_all(served.beside("share/volumes")).unwrap();
         let mut config = Config::default();
         // Builders on disks consist of two processes, and have tests in tests/privileged.
-        config.caches.volume_kind = Holder::Directory;
+        config.caches.volume_kind = CacheVolumeKind::Directory;
         config.secrets.dir = served.beside("secrets");
         (config.registry.retries, config.registry.backoff_max_seconds) = (2, 1);
         config.registry.stall_timeout_seconds = 1;
@@ -101,12 +101,12 @@ impl Host {
         Job::parse(job.to_string().as_bytes()).unwrap()
     }
 
-    fn order(&self, pull_secrets: &[&str], unusable: &[&str]) -> BuildOrder {
-        BuildOrder {
+    fn order(&self, pull_secrets: &[&str], unusable: &[&str]) -> RunnerJob {
+        RunnerJob {
             tenant: "team".parse().unwrap(),
             id: CacheId::random(),
             generation: 1,
-            ordered_by: OrderedBy::Api,
+            ordered_by: RequestOrigin::Api,
             job: self.job(pull_secrets),
             unusable_secrets: unusable.iter().map(|text| (*text).to_owned()).collect(),
             volume: self.volume(),
@@ -123,7 +123,7 @@ impl Host {
     }
 
     /// Builds to the end, and runs `meanwhile` at the same time.
-    fn build(&self, order: BuildOrder, meanwhile: impl FnOnce(&CancellationToken)) -> (Ended, Vec<Line>) {
+    fn build(&self, order: RunnerJob, meanwhile: impl FnOnce(&CancellationToken)) -> (Ended, Vec<Line>) {
         let (sender, mut lines) = mpsc::channel(16);
         let (runner, stop) = (self.runner(), CancellationToken::new());
         let ended = std::thread::scope(|scope| {
@@ -146,7 +146,7 @@ impl Host {
         ended
     }
 
-    fn result(&self, order: BuildOrder) -> Outcome {
+    fn result(&self, order: RunnerJob) -> Outcome {
         match self.build(order, |_| ()) {
             (Ended::Result(outcome), _) => outcome,
             (other, _) => panic!("{other:?}"),
@@ -263,7 +263,7 @@ fn secrets_without_a_credential_give_the_same_message() {
             let outcome = host.result(host.order(usable, unusable));
             assert_eq!((outcome.class, outcome.exit_code), (Some(Class::Denied), 77), "{outcome:?}");
             let texts = [&outcome.message, &outcome.failures[0].message];
-            let plan = runner.plan("team".parse().unwrap(), OrderedBy::Api, host.job(usable), vec![]);
+            let plan = runner.plan("team".parse().unwrap(), RequestOrigin::Api, host.job(usable), vec![]);
             let of_plan = host.runtime.block_on(plan).unwrap_err();
             assert_eq!(of_plan[0].message.contains(name), !usable.is_empty(), "{of_plan:?}");
             assert!(
@@ -411,7 +411,7 @@ fn plans_are_reports_or_failures() {
         let plan = |host: &Host, job: Job| {
             let planned = host.runtime.block_on(host.runner().plan(
                 "team".parse().unwrap(),
-                OrderedBy::Api,
+                RequestOrigin::Api,
                 job,
                 vec!["x".into()],
             ));

@@ -8,7 +8,7 @@ use super::status::Refusal;
 
 /// Requests that a fault affects. An empty field matches all.
 #[derive(Clone, Debug, Default)]
-pub struct Meets {
+pub struct RequestMatcher {
     /// Verb: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete` or `deletecollection`.
     pub verb: &'static str,
     /// Plural name of the kind, with the subresource if there is one: `jobs`, `imagecaches/status`,
@@ -22,7 +22,7 @@ pub struct Meets {
 
 /// Effect of a fault on a matching request.
 #[derive(Clone, Debug)]
-pub enum Harm {
+pub enum Effect {
     /// 409, as if another writer had been faster.
     Conflict,
     /// 410: the requested version can no longer be read.
@@ -51,9 +51,9 @@ pub enum Harm {
 #[derive(Clone, Debug)]
 pub struct Fault {
     /// Requests that the fault affects.
-    pub meets: Meets,
+    pub meets: RequestMatcher,
     /// Effect on the affected requests.
-    pub harm: Harm,
+    pub harm: Effect,
     /// Number of matching requests that pass before the first affected one.
     pub after: u32,
     /// Number of affected requests. `u32::MAX` means all.
@@ -62,8 +62,8 @@ pub struct Fault {
 
 impl Fault {
     /// Creates a fault with the effect `harm` on the next request of this verb and resource.
-    pub fn once(verb: &'static str, resource: &'static str, harm: Harm) -> Self {
-        Fault { meets: Meets { verb, resource, ..Meets::default() }, harm, after: 0, times: 1 }
+    pub fn once(verb: &'static str, resource: &'static str, harm: Effect) -> Self {
+        Fault { meets: RequestMatcher { verb, resource, ..RequestMatcher::default() }, harm, after: 0, times: 1 }
     }
 
     /// Sets the number of affected requests.
@@ -80,9 +80,9 @@ impl Fault {
 /// A request that the server received.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// Verb, as in [`Meets`].
+    /// Verb, as in [`RequestMatcher`].
     pub verb: &'static str,
-    /// Resource, as in [`Meets`].
+    /// Resource, as in [`RequestMatcher`].
     pub resource: String,
     /// Namespace, if there is one.
     pub namespace: String,
@@ -109,7 +109,7 @@ impl Faults {
     }
 
     /// Returns the effect of the first fault that matches a request, and counts the fault as used.
-    pub(super) fn meet(&mut self, request: &Seen) -> Option<Harm> {
+    pub(super) fn meet(&mut self, request: &Seen) -> Option<Effect> {
         let fits = |wanted: &str, given: &str| wanted.is_empty() || wanted == given;
         for fault in &mut self.waiting {
             let meets = &fault.meets;
@@ -134,18 +134,18 @@ impl Faults {
     }
 }
 
-impl Harm {
+impl Effect {
     /// Returns the error response, if the effect is one.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         Some(match self {
-            Harm::Conflict => Refusal::new(
+            Effect::Conflict => Refusal::new(
                 409,
                 "Conflict",
                 "Operation cannot be fulfilled: the object has been modified; please apply your changes to the latest \
                  version and try again",
             ),
-            Harm::Gone => Refusal::expired("The resourceVersion for the provided list is too old."),
-            Harm::Busy(after) => {
+            Effect::Gone => Refusal::expired("The resourceVersion for the provided list is too old."),
+            Effect::Busy(after) => {
                 // apimachinery pkg/api/errors/errors.go, NewTooManyRequests.
                 let mut refusal = Refusal::new(
                     429,
@@ -155,13 +155,13 @@ impl Harm {
                 refusal.retry_after = Some(*after);
                 refusal
             }
-            Harm::Broken => {
+            Effect::Broken => {
                 let mut refusal = Refusal::internal("Internal error occurred: etcdserver: request timed out");
                 refusal.details = Some(json!({"causes": [{"message": "etcdserver: request timed out"}]}));
                 refusal
             }
-            Harm::Unauthorized => Refusal::unauthorized(),
-            Harm::Forbidden => Refusal::new(403, "Forbidden", "forbidden on purpose"),
+            Effect::Unauthorized => Refusal::unauthorized(),
+            Effect::Forbidden => Refusal::new(403, "Forbidden", "forbidden on purpose"),
             _ => return None,
         })
     }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::access::Attributes;
 use super::discovery;
-use super::fault::{Harm, Seen};
+use super::fault::{Effect, Seen};
 use super::kind::Kind;
 use super::logs;
 use super::read::{self, ListOptions, Scope};
@@ -100,8 +100,8 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> i
         harm
     });
     match &harm {
-        Some(Harm::Refused) => return Err(io::ErrorKind::ConnectionReset.into()),
-        Some(Harm::Slow(by)) => tokio::time::sleep(*by).await,
+        Some(Effect::Refused) => return Err(io::ErrorKind::ConnectionReset.into()),
+        Some(Effect::Slow(by)) => tokio::time::sleep(*by).await,
         Some(harm) => {
             if let Some(refusal) = harm.refusal() {
                 return Ok(refused(&refusal));
@@ -110,7 +110,7 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> i
         None => {}
     }
     let done = execute(&call, &shared, harm.as_ref());
-    if matches!(harm, Some(Harm::NoAnswer)) {
+    if matches!(harm, Some(Effect::NoAnswer)) {
         return Err(io::ErrorKind::ConnectionReset.into());
     }
     Ok(done.unwrap_or_else(|refusal| refused(&refusal)))
@@ -155,7 +155,7 @@ fn parse_request(head: &Parts, body: Bytes, shared: &Shared) -> Result<Parsed, R
     })))
 }
 
-fn execute(call: &Call, shared: &Arc<Shared>, harm: Option<&Harm>) -> Result<Response<Body>, Refusal> {
+fn execute(call: &Call, shared: &Arc<Shared>, harm: Option<&Effect>) -> Result<Response<Body>, Refusal> {
     let Call { route, query, kind, .. } = call;
     let selection = Selection::new(kind, query.get("labelSelector"), query.get("fieldSelector"))?;
     let name = selection.name().unwrap_or(&route.name).to_owned();

@@ -60,9 +60,9 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 pub use components::Timing;
-pub use components::driver::{DRIVER, SnapshotFate, Stored};
+pub use components::driver::{DRIVER, SnapshotOutcome, Stored};
 pub use components::kubelet::Node;
-pub use fault::{Fault, Harm, Meets, Seen};
+pub use fault::{Fault, Effect, RequestMatcher, Seen};
 
 use kind::Id;
 use object::{meta, text};
@@ -286,7 +286,7 @@ impl Cluster {
     }
 
     /// Sets the outcome of the next new snapshot.
-    pub fn decide_snapshot(&self, fate: SnapshotFate) {
+    pub fn decide_snapshot(&self, fate: SnapshotOutcome) {
         self.shared.write(|state| state.driver.decide(fate));
     }
 

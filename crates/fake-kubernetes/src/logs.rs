@@ -9,7 +9,7 @@ use hyper::body::Frame;
 use serde_json::Value;
 
 use super::components::kubelet::Tail;
-use super::fault::Harm;
+use super::fault::Effect;
 use super::http::{Body, FLUSH};
 use super::kind::Id;
 use super::object::{list, meta, text};
@@ -17,13 +17,13 @@ use super::route::{Query, Route};
 use super::status::Refusal;
 use super::store::State;
 
-/// Returns the body of a log. [`Harm::CutAfter`] ends its connection after this many pieces; [`Harm::Silent`]
+/// Returns the body of a log. [`Effect::CutAfter`] ends its connection after this many pieces; [`Effect::Silent`]
 /// sends nothing.
 pub(super) fn body(
     state: &State,
     route: &Route,
     query: &Query,
-    harm: Option<&Harm>,
+    harm: Option<&Effect>,
 ) -> Result<Body, Refusal> {
     let kind = state.kind("", "v1", "pods")?;
     let id = Id::new("", "pods", &route.namespace, &route.name);
@@ -59,9 +59,9 @@ pub(super) fn body(
     }
     let number = |name: &str| query.get(name).parse().ok();
     let tail = Tail::new(log, query.flag("follow"), number("tailLines"), number("limitBytes"));
-    let silent = matches!(harm, Some(Harm::Silent));
+    let silent = matches!(harm, Some(Effect::Silent));
     let left = match harm {
-        Some(Harm::CutAfter(pieces)) => *pieces,
+        Some(Effect::CutAfter(pieces)) => *pieces,
         _ => usize::MAX,
     };
     let pieces = stream::unfold((tail, left), move |(mut tail, left)| async move {

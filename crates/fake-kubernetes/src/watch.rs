@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::fault::Harm;
+use super::fault::Effect;
 use super::http::{Body, FLUSH};
 use super::read::{self, Scope};
 use super::route::Query;
@@ -46,7 +46,7 @@ pub(super) fn body(
     scope: Scope,
     query: &Query,
     partial: bool,
-    harm: Option<&Harm>,
+    harm: Option<&Effect>,
 ) -> Result<Body, Refusal> {
     let requested = read::version(query.get("resourceVersion"))?;
     let initial = query.flag("sendInitialEvents");
@@ -72,9 +72,9 @@ pub(super) fn body(
         wake,
         cuts: now.cuts,
         expiries: now.expiries,
-        silent: matches!(harm, Some(Harm::Silent)),
+        silent: matches!(harm, Some(Effect::Silent)),
         cut_after: match harm {
-            Some(Harm::CutAfter(events)) => Some(*events),
+            Some(Effect::CutAfter(events)) => Some(*events),
             _ => None,
         },
         bookmark: shared.read(|state| state.timing.bookmark),

@@ -24,9 +24,9 @@ pub trait Space: Send + Sync + fmt::Debug {
 
 /// No accounting: only the file system itself reports when it is full.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Uncounted;
+pub struct NoAccounting;
 
-impl Space for Uncounted {
+impl Space for NoAccounting {
     fn reserve(&self, _: u64) -> Result<(), Shortage> {
         Ok(())
     }

@@ -37,7 +37,7 @@ pub struct BenchReport {
     /// Stages, in the order in which they were measured.
     pub stages: Vec<Stage>,
     /// Time of the whole build: all counted stages at once.
-    pub together: Took,
+    pub together: Elapsed,
     /// Lower bounds for the build time, the largest first.
     pub limits: Vec<Limit>,
     /// Name of the largest limit, which is the bottleneck.
@@ -183,7 +183,7 @@ pub struct Settings {
 
 /// Wall time and processor time of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Took {
+pub struct Elapsed {
     /// Wall time from start to end, seconds.
     pub wall_seconds: f64,
     /// Processor time of this process, all threads, user and kernel, seconds.
@@ -199,7 +199,7 @@ pub struct Stage {
     pub counted: bool,
     /// Time for the whole image, scaled up if only a share was processed.
     #[serde(flatten)]
-    pub took: Took,
+    pub took: Elapsed,
     /// Number of bytes of the whole image that the stage processes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bytes: Option<u64>,
@@ -218,11 +218,11 @@ impl Stage {
     pub fn new(
         stage: StageName,
         kind: Kind,
-        took: Took,
+        took: Elapsed,
         (bytes, entries): (Option<u64>, Option<u64>),
         share: f64,
     ) -> Self {
-        let took = Took {
+        let took = Elapsed {
             wall_seconds: over(took.wall_seconds, share),
             processor_seconds: over(took.processor_seconds, share),
         };
@@ -271,7 +271,7 @@ impl BenchReport {
         image: MeasuredImage,
         settings: Settings,
         stages: Vec<Stage>,
-        together: Took,
+        together: Elapsed,
     ) -> Self {
         let limits = limits::find(&image, &settings, &stages);
         let (binding, roofline_seconds) =

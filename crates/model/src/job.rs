@@ -74,7 +74,7 @@ pub struct Job {
     pub tar_split: Option<bool>,
     /// Addresses to which the builder can connect.
     #[serde(default, skip_serializing_if = "Reach::is_any")]
-    pub reach: Reach,
+    pub reach: NetworkAccess,
     /// Minimum bytes per minute that a registry must send of each layer that is fetched. A slower build fails
     /// as transient. `None` disables the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,7 +89,7 @@ fn version() -> u32 {
 /// `registry.allow`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reach {
+pub enum NetworkAccess {
     /// All other addresses, because the user who starts the build can reach them anyway.
     #[default]
     Any,
@@ -98,10 +98,10 @@ pub enum Reach {
     Tenant,
 }
 
-impl Reach {
+impl NetworkAccess {
     /// Reports whether this is the default, which is omitted from a job.
     fn is_any(&self) -> bool {
-        *self == Reach::Any
+        *self == NetworkAccess::Any
     }
 }
 
@@ -220,7 +220,7 @@ mod tests {
             "deadline":"2026-11-23T18:00:00Z","result_file":"/dev/termination-log","tar_split":true,
             "reach":"tenant","min_layer_rate":"256KiB"}"#;
         let job = Job::parse(full).unwrap();
-        assert_eq!((job.size, job.reach), (Some(ByteSize(20 << 30)), Reach::Tenant));
+        assert_eq!((job.size, job.reach), (Some(ByteSize(20 << 30)), NetworkAccess::Tenant));
         let archive = Job::parse(br#"{"source":{"docker-archive":"/a.tar"}}"#).unwrap();
         assert_eq!(archive.source, Some(Source::DockerArchive("/a.tar".into())));
         assert!(archive.images.is_empty());

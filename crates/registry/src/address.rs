@@ -15,7 +15,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::error::Fault;
 use larder_model::address_range::AddressRange;
-use larder_model::job::Reach;
+use larder_model::job::NetworkAccess;
 
 /// Metadata services, where a cloud host gets its credentials without a password: those of Azure, Oracle
 /// Cloud, Alibaba Cloud, AWS (all services of the link, including fd00:ec2::254 and fd00:ec2::23) and Google
@@ -132,12 +132,12 @@ fn embedded_addresses(address: IpAddr) -> Vec<IpAddr> {
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// Party on whose behalf the client connects.
-    pub reach: Reach,
+    pub reach: NetworkAccess,
     /// `registry.allow`: addresses that are always allowed.
     pub allow: Vec<AddressRange>,
-    /// `registry.deny`: addresses that [`Reach::Tenant`] does not include.
+    /// `registry.deny`: addresses that [`NetworkAccess::Tenant`] does not include.
     pub deny: Vec<AddressRange>,
-    /// Addresses of this host, which [`Reach::Tenant`] does not include either.
+    /// Addresses of this host, which [`NetworkAccess::Tenant`] does not include either.
     pub own: Vec<IpAddr>,
 }
 
@@ -160,7 +160,7 @@ impl Rules {
             let inside = Zone::of_single(*address) >= Zone::Loopback || self.own.contains(address);
             !listed(&self.allow, *address) && (whole || inside || listed(&self.deny, *address))
         };
-        if self.reach == Reach::Tenant && addresses.iter().any(restricted) {
+        if self.reach == NetworkAccess::Tenant && addresses.iter().any(restricted) {
             return Err(Reason::Restricted);
         }
         Ok(())

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use super::*;
 use larder_model::class::Class;
 use larder_model::credential::Secret;
-use larder_model::job::Reach;
+use larder_model::job::NetworkAccess;
 use larder_testing::registry as fake;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -19,8 +19,8 @@ use crate::api::auth::{SharedTenants, Tenants};
 use crate::api::listen::Peer;
 use crate::api::{Api, Parts};
 use crate::caches::layout::Layout;
-use crate::caches::record::OrderedBy;
-use crate::caches::runner::{BuildOrder, Ended, Runner};
+use crate::caches::record::RequestOrigin;
+use crate::caches::runner::{RunnerJob, Ended, Runner};
 use crate::caches::service::Service;
 use crate::caches::store::sqlite::SqliteStore;
 use crate::caches::volumes::host::HostVolumes;
@@ -46,7 +46,7 @@ struct Endless {
 impl Runner for Endless {
     fn build<'a>(
         &'a self,
-        _: BuildOrder,
+        _: RunnerJob,
         _: mpsc::Sender<Line>,
         stop: CancellationToken,
     ) -> BoxFuture<'a, Ended> {
@@ -59,7 +59,7 @@ impl Runner for Endless {
     fn plan<'a>(
         &'a self,
         _: TenantName,
-        _: OrderedBy,
+        _: RequestOrigin,
         _: Job,
         _: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {

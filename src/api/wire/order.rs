@@ -23,7 +23,7 @@ const SHOWN: usize = 64;
 
 /// An order for an image cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Order {
+pub struct CreateRequest {
     /// Name of the image cache, unique in the tenant.
     #[schema(
         min_length = 1,
@@ -45,7 +45,7 @@ pub struct Order {
     pub building_config: BuildingConfig,
 }
 
-impl Order {
+impl CreateRequest {
     /// Parses the body of a create.
     pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, Problem> {
         let json = json::parse(body).map_err(|e| {
@@ -58,7 +58,7 @@ impl Order {
         let fields = object("body", Some(&json))?;
         let building = object("building_config", fields.get("building_config"))?;
         let integer = |name, default, range| integer(name, fields.get(name), default, range);
-        Ok(Order {
+        Ok(CreateRequest {
             name: text("name", fields.get("name"))?,
             images: list("images", fields.get("images"), MAX_IMAGES)?
                 .ok_or_else(|| wrong("images", fields.get("images"), "an array of image references"))?,
@@ -93,7 +93,7 @@ impl Order {
                 ))
             })
         };
-        Ok(Order {
+        Ok(CreateRequest {
             name: wanted("name")?.to_owned(),
             images: query.all("image").map(str::to_owned).collect(),
             image_cache_size: number("image_cache_size", MIN_SIZE_GIB, (MIN_SIZE_GIB, MAX_SIZE_GIB))?,
@@ -202,7 +202,7 @@ mod tests {
     }
 
     fn spec(body: &Value) -> Result<Spec, String> {
-        let order = Order::parse(body.to_string().as_bytes()).and_then(Order::into_spec);
+        let order = CreateRequest::parse(body.to_string().as_bytes()).and_then(CreateRequest::into_spec);
         order.map_err(|problem| problem.message().to_owned())
     }
 
@@ -287,8 +287,8 @@ mod tests {
     #[test]
     fn the_query_of_an_import() {
         let of = |text: &str| {
-            let order = Query::parse(Some(text)).and_then(|query| Order::of_query(&query));
-            order.and_then(Order::into_spec).map_err(|problem| problem.message().to_owned())
+            let order = Query::parse(Some(text)).and_then(|query| CreateRequest::of_query(&query));
+            order.and_then(CreateRequest::into_spec).map_err(|problem| problem.message().to_owned())
         };
         let plain = of("name=web&image=nginx:1&image=redis:7&cluster=c").unwrap();
         assert_eq!((plain.size_gib, plain.retention_days, plain.images.len()), (20, 0, 2));
@@ -318,12 +318,12 @@ mod tests {
     #[test]
     fn a_body_that_is_not_an_object_is_refused() {
         for bad in ["", "{", "[]", "5", "null", "\"x\"", "{\"name\":}", "\u{feff}{}", "{} {}"] {
-            let message = Order::parse(bad.as_bytes()).unwrap_err().message().to_owned();
+            let message = CreateRequest::parse(bad.as_bytes()).unwrap_err().message().to_owned();
             assert!(message.starts_with("body: "), "{bad}: {message}");
         }
         let deep = "[".repeat(100_000);
-        assert!(Order::parse(deep.as_bytes()).is_err());
-        assert!(Order::parse(b"{\"name\":\"\xff\"}").is_err());
+        assert!(CreateRequest::parse(deep.as_bytes()).is_err());
+        assert!(CreateRequest::parse(b"{\"name\":\"\xff\"}").is_err());
     }
 
     #[test]
@@ -333,7 +333,7 @@ mod tests {
             r#"{"name":"a","images":["x"],"building_config":{"cluster":"c","cluster":"c"}}"#,
             r#"{"name":"a","images":["x"],"building_config":{"cluster":"c"},"more":{"a\u001b":1,"a\u001b":1}}"#,
         ] {
-            let message = Order::parse(body.as_bytes()).unwrap_err().message().to_owned();
+            let message = CreateRequest::parse(body.as_bytes()).unwrap_err().message().to_owned();
             assert!(message.starts_with("body: duplicate key "), "{message}");
             assert!(!message.contains('\u{1b}'), "{message}");
         }

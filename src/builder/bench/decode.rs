@@ -15,7 +15,7 @@ use crate::builder::source::{Blob, Source};
 use larder_layer::cores::Cores;
 use larder_layer::decode::{self, Decoded, Decoder, inflate_only};
 use larder_layer::limits::Ratio;
-use larder_model::bench_report::{MeasuredLayer, Took};
+use larder_model::bench_report::{MeasuredLayer, Elapsed};
 use larder_model::class::Class;
 use larder_model::digest::{Algorithm, Hasher};
 
@@ -37,9 +37,9 @@ pub(super) struct StoredLayers {
 
 impl StoredLayers {
     /// Decompresses the layers in sequence, on one processor.
-    pub(super) fn inflate(&self) -> Result<(Vec<MeasuredLayer>, Took), Fail> {
+    pub(super) fn inflate(&self) -> Result<(Vec<MeasuredLayer>, Elapsed), Fail> {
         let mut layers = Vec::new();
-        let mut took = Took::default();
+        let mut took = Elapsed::default();
         for change in &self.changes {
             let failed = |e: decode::Error| self.fail(change, "decompressing", &e);
             let mut sniffed = Decoder::new(self.open(change)?, Algorithm::Sha256, self.ratio);
@@ -70,7 +70,7 @@ impl StoredLayers {
     }
 
     /// Decompresses and hashes all layers, `concurrency` at a time, and verifies both digests of each.
-    pub(super) fn decode(&self, concurrency: usize) -> Result<Took, Vec<Fail>> {
+    pub(super) fn decode(&self, concurrency: usize) -> Result<Elapsed, Vec<Fail>> {
         let next = AtomicUsize::new(0);
         let fails = Mutex::new(Vec::new());
         let watch = Stopwatch::start();
@@ -132,7 +132,7 @@ fn fail(change: &ChangeSet, class: Class, message: String) -> Fail {
 }
 
 /// Computes the sha256 of `bytes` bytes, or of a fraction of them. Also returns that fraction.
-pub(super) fn hash(bytes: u64, cancel: &Cancel) -> Result<(Took, f64), Fail> {
+pub(super) fn hash(bytes: u64, cancel: &Cancel) -> Result<(Elapsed, f64), Fail> {
     let buffer = vec![0x5a; BUFFER];
     let some = bytes.min(MAX_HASHED);
     let mut hasher = Hasher::new(Algorithm::Sha256);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use larder_model::bench_report::Took;
+use larder_model::bench_report::Elapsed;
 use larder_sys::process;
 
 /// A stopwatch that runs from its creation.
@@ -18,9 +18,9 @@ impl Stopwatch {
     }
 
     /// Returns the elapsed time. `other` is the processor time of concurrent work, which is subtracted.
-    pub(super) fn took(self, other: Duration) -> Took {
+    pub(super) fn took(self, other: Duration) -> Elapsed {
         let processors = process::processor_time().saturating_sub(self.processors);
-        Took {
+        Elapsed {
             wall_seconds: self.started.elapsed().as_secs_f64(),
             processor_seconds: processors.saturating_sub(other).as_secs_f64(),
         }

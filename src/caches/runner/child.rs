@@ -38,11 +38,11 @@ pub use lines::next_line;
 pub use talk::event;
 pub use work::clear_work;
 
-use super::{BuildOrder, Ended, Runner};
+use super::{RunnerJob, Ended, Runner};
 use crate::caches::pull_secrets::{Content, HostSecrets, Unusable};
-use crate::caches::record::OrderedBy;
+use crate::caches::record::RequestOrigin;
 use crate::config::Config;
-use crate::config::caches::{Caches, Holder};
+use crate::config::caches::{Caches, CacheVolumeKind};
 use crate::config::log::Format;
 use crate::keys;
 use crate::volume::disk;
@@ -167,12 +167,12 @@ impl ActiveConfig {
     }
 }
 
-fn kind(holder: Holder) -> Result<VolumeKind, ChildRunnerError> {
+fn kind(holder: CacheVolumeKind) -> Result<VolumeKind, ChildRunnerError> {
     match (holder, disk::obstacle()) {
-        (Holder::Directory, _) => Ok(VolumeKind::Directory),
+        (CacheVolumeKind::Directory, _) => Ok(VolumeKind::Directory),
         (_, None) => Ok(VolumeKind::Disk),
-        (Holder::Disk, Some(why)) => Err(ChildRunnerError::NoDisks(why)),
-        (Holder::Auto, Some(why)) => {
+        (CacheVolumeKind::Disk, Some(why)) => Err(ChildRunnerError::NoDisks(why)),
+        (CacheVolumeKind::Auto, Some(why)) => {
             tracing::info!("caches are stored as directories, because disks cannot be created here: {why}");
             Ok(VolumeKind::Directory)
         }
@@ -256,7 +256,7 @@ impl ChildRunner {
 
     async fn run_build(
         &self,
-        order: BuildOrder,
+        order: RunnerJob,
         lines: mpsc::Sender<Line>,
         stop: CancellationToken,
     ) -> Ended {
@@ -385,7 +385,7 @@ fn failed(class: Class, message: &str) -> Vec<Failure> {
 impl Runner for ChildRunner {
     fn build<'a>(
         &'a self,
-        order: BuildOrder,
+        order: RunnerJob,
         lines: mpsc::Sender<Line>,
         stop: CancellationToken,
     ) -> BoxFuture<'a, Ended> {
@@ -395,7 +395,7 @@ impl Runner for ChildRunner {
     fn plan<'a>(
         &'a self,
         _: TenantName,
-        _: OrderedBy,
+        _: RequestOrigin,
         job: Job,
         unusable_secrets: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {

@@ -13,9 +13,9 @@ use super::slots::{Slot, Slots};
 use super::{Live, Service, state_failed};
 use crate::caches::measured::BuildMetrics;
 use crate::caches::record::{Content, Record};
-use crate::caches::runner::{BuildOrder, Ended};
+use crate::caches::runner::{RunnerJob, Ended};
 use crate::caches::store::StoreError;
-use crate::caches::volumes::{Places, Sealed, VolumeId};
+use crate::caches::volumes::{BuildDirs, Sealed, VolumeId};
 use crate::telemetry::metrics::BuildResult;
 use larder_model::class::Class;
 use larder_model::escape::escape_to;
@@ -128,8 +128,8 @@ impl Service {
         job.source = imports.map(|imports| Source::Received(imports.path(&id)));
         let start = Instant::now();
         let ended = match self.0.volumes.places(volume.clone()).await {
-            Ok(Places { volume: path, share }) => {
-                let order = BuildOrder {
+            Ok(BuildDirs { volume: path, share }) => {
+                let order = RunnerJob {
                     tenant: tenant.clone(),
                     id,
                     generation: work.generation,
@@ -149,7 +149,7 @@ impl Service {
     }
 
     /// Runs the builder and handles its output.
-    async fn run(&self, order: BuildOrder, cancel: tokio_util::sync::CancellationToken) -> Ended {
+    async fn run(&self, order: RunnerJob, cancel: tokio_util::sync::CancellationToken) -> Ended {
         let (tenant, id) = (order.tenant.clone(), order.id);
         let (sender, mut lines) = mpsc::channel(LINE_CAPACITY);
         let running = self.0.runner.build(order, sender, cancel);

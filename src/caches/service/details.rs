@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::caches::progress::{LayerState, Progress};
-use crate::caches::record::{Happened, ImageDetails, Origin, Record};
+use crate::caches::record::{CacheEvent, ImageDetails, Origin, Record};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::image_cache::CacheId;
@@ -43,7 +43,7 @@ pub struct Details {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub totals: Option<Totals>,
     /// The most recent events, oldest first.
-    pub events: Vec<Happened>,
+    pub events: Vec<CacheEvent>,
 }
 
 /// The state of one layer.

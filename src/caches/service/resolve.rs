@@ -3,7 +3,7 @@
 
 use super::Service;
 use crate::caches::error::Error;
-use crate::caches::record::OrderedBy;
+use crate::caches::record::RequestOrigin;
 use larder_model::image_cache::{CacheId, Spec, TenantName};
 use larder_model::plan_report::PlanReport;
 
@@ -26,7 +26,7 @@ impl Service {
     pub async fn resolve_spec(
         &self,
         tenant: &TenantName,
-        ordered_by: OrderedBy,
+        ordered_by: RequestOrigin,
         spec: &Spec,
     ) -> Result<PlanReport, Error> {
         self.check(spec)?;

@@ -17,7 +17,7 @@ use super::*;
 use crate::caches::attachments::{Attachment, Attachments};
 use crate::caches::hub::Notification;
 use crate::caches::layout::Layout;
-use crate::caches::runner::{BuildOrder, Ended};
+use crate::caches::runner::{RunnerJob, Ended};
 use crate::caches::store::sqlite::SqliteStore;
 use crate::caches::volumes::host::HostVolumes;
 use crate::volume::lease::Lease;
@@ -46,14 +46,14 @@ enum Act {
 #[derive(Debug, Default)]
 struct FakeRunner {
     acts: Mutex<VecDeque<Act>>,
-    orders: Mutex<Vec<BuildOrder>>,
+    orders: Mutex<Vec<RunnerJob>>,
     leave: Notify,
 }
 
 impl Runner for FakeRunner {
     fn build<'a>(
         &'a self,
-        order: BuildOrder,
+        order: RunnerJob,
         _: mpsc::Sender<Line>,
         stop: CancellationToken,
     ) -> BoxFuture<'a, Ended> {
@@ -90,7 +90,7 @@ impl Runner for FakeRunner {
     fn plan<'a>(
         &'a self,
         _: TenantName,
-        _: OrderedBy,
+        _: RequestOrigin,
         _: Job,
         _: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
@@ -113,7 +113,7 @@ fn outcome(status: BuildStatus) -> Outcome {
     }
 }
 
-fn sealed(order: &BuildOrder) -> Outcome {
+fn sealed(order: &RunnerJob) -> Outcome {
     let images = order.job.images.iter().map(|image| SealedImage {
         reference: image.given().to_owned(),
         index: None,
@@ -124,7 +124,7 @@ fn sealed(order: &BuildOrder) -> Outcome {
 }
 
 /// A readable seal without images.
-fn seal(order: &BuildOrder) -> Vec<u8> {
+fn seal(order: &RunnerJob) -> Vec<u8> {
     let content = larder_model::seal::Content {
         version: larder_model::seal::VERSION,
         larder: "test".into(),
@@ -139,7 +139,7 @@ fn seal(order: &BuildOrder) -> Vec<u8> {
     serde_json::to_vec(&larder_model::seal::CacheManifest::new(content).unwrap()).unwrap()
 }
 
-fn failed(order: &BuildOrder, class: Class) -> Outcome {
+fn failed(order: &RunnerJob, class: Class) -> Outcome {
     let images = order.job.images.iter().map(|image| image.given().to_owned()).collect();
     let failure = Failure { class, images, layer: None, message: "it is so".into() };
     Outcome { class: Some(class), failures: vec![failure], ..outcome(BuildStatus::Failed) }
@@ -377,7 +377,7 @@ async fn a_running_build_can_be_cancelled_or_deleted() {
     host.service.delete(&team(), three.id).await.unwrap();
     host.gone(three.id).await;
     let mut messages = Vec::new();
-    while let Some(Notification::Happened(happened)) = watch.next().await {
+    while let Some(Notification::CacheEvent(happened)) = watch.next().await {
         messages.push(happened.message);
     }
     assert_eq!(messages, ["attempt 1 began", "deletion requested"]);

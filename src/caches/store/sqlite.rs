@@ -41,7 +41,7 @@ use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, Stor
 use crate::caches::record::Record;
 use crate::caches::turns::{Kind, Turns};
 use larder_model::image_cache::{CacheId, Status, TenantName};
-use larder_sys::clock::guard::Noted;
+use larder_sys::clock::guard::SavedClock;
 
 /// The records in an SQLite database. The file stays open until the last handle is dropped.
 #[derive(Clone)]
@@ -230,11 +230,11 @@ impl Store for SqliteStore {
         Box::pin(self.write(None, move |db| rows::forget_before(db, time)))
     }
 
-    fn noted(&self) -> BoxFuture<'_, Result<Option<Noted>, StoreError>> {
+    fn noted(&self) -> BoxFuture<'_, Result<Option<SavedClock>, StoreError>> {
         Box::pin(self.run(Kind::Get, None, |db| rows::noted(db)))
     }
 
-    fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn note(&self, noted: SavedClock) -> BoxFuture<'_, Result<(), StoreError>> {
         let reserve = self.reserve.clone();
         Box::pin(self.write(None, move |db| {
             // Recreates the reserve after it was used, once there is room.

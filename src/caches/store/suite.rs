@@ -14,7 +14,7 @@ use super::{
 };
 use crate::caches::record::Record;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
-use larder_sys::clock::guard::Noted;
+use larder_sys::clock::guard::SavedClock;
 
 /// Creates an empty store.
 pub type Fresh<'a> = &'a (dyn Fn() -> Arc<dyn Store> + Sync);
@@ -287,8 +287,8 @@ pub async fn keys_are_bounded(store: &dyn Store) {
 }
 
 /// Returns clocks that show `time`.
-pub fn noted(time: DateTime<Utc>) -> Noted {
-    Noted { time, boot: "boot".into(), since_boot_ms: 1, held_until_ms: Some(2) }
+pub fn noted(time: DateTime<Utc>) -> SavedClock {
+    SavedClock { time, boot: "boot".into(), since_boot_ms: 1, held_until_ms: Some(2) }
 }
 
 /// The clocks saved last are returned, even if their time is earlier.

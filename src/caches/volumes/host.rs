@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use chrono::DateTime;
 use futures_util::future::BoxFuture;
 
-use super::{Discarded, Kind, Places, Sealed, Snapshot, StateError, VolumeId, Volumes};
+use super::{Discarded, Kind, BuildDirs, Sealed, Snapshot, StateError, VolumeId, Volumes};
 use crate::builder::share;
 use crate::caches::attachments::Attachments;
 use crate::caches::imports::Imports;
@@ -90,10 +90,10 @@ impl Volumes for HostVolumes {
         self.0.capacity_gib()
     }
 
-    fn places(&self, volume: VolumeId) -> BoxFuture<'_, Result<Places, StateError>> {
+    fn places(&self, volume: VolumeId) -> BoxFuture<'_, Result<BuildDirs, StateError>> {
         self.on_disk(move |disk| {
             disk.prepare(&volume.tenant)?;
-            Ok(Places { volume: disk.path(&volume), share: disk.layout.tenant(&volume.tenant) })
+            Ok(BuildDirs { volume: disk.path(&volume), share: disk.layout.tenant(&volume.tenant) })
         })
     }
 

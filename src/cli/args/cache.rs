@@ -49,7 +49,7 @@ pub(in crate::cli) enum CacheCommand {
     /// Create an image cache
     Create {
         #[command(flatten)]
-        order: CacheOrder,
+        order: CreateArgs,
         /// Wait until it is Available, or print why it is not
         #[arg(long)]
         wait: bool,
@@ -128,13 +128,13 @@ pub(in crate::cli) enum CacheCommand {
     /// Show what a create would download and whether it fits (dry run)
     Plan {
         #[command(flatten)]
-        order: CacheOrder,
+        order: CreateArgs,
     },
 }
 
 /// Parameters of a new image cache.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct CacheOrder {
+pub(in crate::cli) struct CreateArgs {
     /// Name: 1 to 128 of a-z 0-9 -, starting with a letter
     pub(in crate::cli) name: CacheName,
     /// Images, 1 to 20

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::BuildParams;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
-use crate::builder::keeper::{Greeting, MAX_LINE, Passed, Refusal};
+use crate::builder::keeper::{Greeting, MAX_LINE, DescriptorPurpose, Refusal};
 use crate::builder::wire;
 use crate::caches::runner::child::{event, next_line};
 use crate::cli::call::Role;
@@ -124,11 +124,11 @@ impl Child {
         let messages = process.stderr.take().map(|stderr| tokio::spawn(pass_on(stderr)));
         let mut descriptors = Vec::new();
         if let Some(fetching) = fetching {
-            greeting.descriptors.push(Passed::Fetching);
+            greeting.descriptors.push(DescriptorPurpose::Fetching);
             descriptors.push(fetching);
         }
         if let Some(archive) = &params.archive {
-            greeting.descriptors.push(Passed::Archive);
+            greeting.descriptors.push(DescriptorPurpose::Archive);
             descriptors.push(archive.as_fd());
         }
         wire::send(&ours, &greeting, &[], &descriptors)?;

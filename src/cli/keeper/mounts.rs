@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::builder::order::Order;
+use crate::builder::order::BuildRequest;
 use crate::builder::share::VolumeName;
 use crate::volume::disk::{self, Attached};
 
@@ -20,7 +20,7 @@ pub(super) struct Mounts {
 
 impl Mounts {
     /// Creates an empty list.
-    pub(super) fn new(order: &Order) -> Self {
+    pub(super) fn new(order: &BuildRequest) -> Self {
         let volumes = order.share.as_ref().map(|share| (share.dir.join("volumes"), share.volume.clone()));
         Mounts { volumes, mounted: HashMap::new() }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::caches::attachments::Attachment;
 use crate::kubernetes::node::attacher::is_name;
 use crate::kubernetes::node::{AttachFault, Attacher};
-use crate::node::attach::{self, Consent, Host, Order, Plan};
+use crate::node::attach::{self, Consent, Host, AttachOptions, Plan};
 use crate::volume::seal;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -64,7 +64,7 @@ impl Attacher for NodeAttacher {
         if known.is_some() || is_mounted(&at) {
             self.detach(name)?;
         }
-        let order = Order {
+        let order = AttachOptions {
             volume: volume.to_owned(),
             at: Some(at),
             trust: self.trust.clone(),

@@ -14,7 +14,7 @@ use kube::api::{Api, DeleteParams};
 
 use super::follow::Waited;
 use super::objects::{Parts, Role};
-use super::{Build, Halt, exhausted, verdict};
+use super::{Build, StepFailure, exhausted, verdict};
 use crate::caches::runner::Ended;
 use crate::kubernetes::fault::{Fault, opt, request};
 use crate::kubernetes::names::{RESULT, VERIFIED, verifier};
@@ -49,7 +49,7 @@ impl Build<'_> {
         &self,
         build: &KubeJob,
         outcome: &Outcome,
-    ) -> Result<Result<Digest, Ended>, Halt> {
+    ) -> Result<Result<Digest, Ended>, StepFailure> {
         let Some(digest) = &outcome.digest else {
             let how = "the builder reported no digest of what it sealed".to_owned();
             return Ok(Err(Ended::Died(how)));
@@ -66,7 +66,7 @@ impl Build<'_> {
     }
 
     /// Creates the Job of the verifier, unless `build` has one.
-    async fn verifier_job(&self, build: &KubeJob, digest: &Digest, name: &str) -> Result<(), Halt> {
+    async fn verifier_job(&self, build: &KubeJob, digest: &Digest, name: &str) -> Result<(), StepFailure> {
         let owner = build.uid();
         loop {
             let present = self.find_job(name).await?;

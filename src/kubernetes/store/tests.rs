@@ -6,7 +6,7 @@ use kube::CustomResourceExt as _;
 
 use super::*;
 use crate::caches::store::suite::{self, ROOM, at};
-use larder_fake_kubernetes::{Cluster, Fault as FakeFault, Harm, Timing};
+use larder_fake_kubernetes::{Cluster, Fault as FakeFault, Effect, Timing};
 use larder_model::class::Class;
 
 /// Returns a cluster with the custom resource and the namespaces of the suite.
@@ -50,7 +50,7 @@ async fn lost_answers() {
         ("update", "leases"),
         ("create", "leases"),
     ] {
-        for harm in [Harm::NoAnswer, Harm::Broken, Harm::Refused] {
+        for harm in [Effect::NoAnswer, Effect::Broken, Effect::Refused] {
             let cluster = cluster();
             let store = store(&cluster, "one");
             cluster.fault(FakeFault::once(verb, resource, harm.clone()));
@@ -71,7 +71,7 @@ async fn a_daemon_dies_in_the_middle() {
         let cluster = cluster();
         let (one, two) = (store(&cluster, "one"), store(&cluster, "two"));
         cluster.fault(
-            FakeFault::once("", resource, Harm::Slow(Duration::from_secs(3600)))
+            FakeFault::once("", resource, Effect::Slow(Duration::from_secs(3600)))
                 .after(u32::from(resource == "configmaps")),
         );
         let order = suite::record("a", "web", 1);
@@ -160,7 +160,7 @@ async fn objects_by_others() {
     store.adopt("a", "web", ROOM, at(5)).await.unwrap();
     store.adopt("a", "web", ROOM, at(6)).await.unwrap();
     let [stored] = &store.list(None).await.unwrap()[..] else { panic!("not one") };
-    assert_eq!(stored.record.ordered_by, OrderedBy::Cluster);
+    assert_eq!(stored.record.ordered_by, RequestOrigin::Cluster);
     assert_eq!(Some(stored.record.id.to_string()), made.uid());
     assert_eq!(api.get("web").await.unwrap().finalizers(), [FINALIZER]);
     api.delete("web", &DeleteParams::default()).await.unwrap();

@@ -12,7 +12,7 @@ use super::evict::Room;
 use super::miss::{Misses, Rule, Wanted, cache_name, key};
 use super::pods::{Change, Pods};
 use crate::caches::error::Error;
-use crate::caches::record::OrderedBy;
+use crate::caches::record::RequestOrigin;
 use crate::kubernetes::crd::{ImageCache, ImageCacheSpec};
 use crate::kubernetes::fault::{Fault, request};
 use crate::kubernetes::names::{CREATED_BY, MANAGER, MISS};
@@ -138,7 +138,7 @@ impl Upkeep {
             cluster: self.cluster.clone(),
             pull_secrets: secrets.collect(),
         };
-        let report = self.service.resolve_spec(&tenant, OrderedBy::Cluster, &spec).await.map_err(refusal)?;
+        let report = self.service.resolve_spec(&tenant, RequestOrigin::Cluster, &spec).await.map_err(refusal)?;
         let need = report.distinct_bytes.saturating_mul(SIZE_FACTOR).div_ceil(1 << 30);
         spec.size_gib = u32::try_from(need).unwrap_or(u32::MAX).max(MIN_SIZE_GIB);
         if spec.size_gib > MAX_SIZE_GIB {

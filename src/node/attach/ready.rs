@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::{Error, io as failed};
-use super::{Host, Order};
+use super::{Host, AttachOptions};
 use larder_model::chain::ChainId;
 use larder_model::escape::escape;
 use larder_model::job::LayerFormat;
@@ -15,7 +15,7 @@ use larder_sys::{dm_verity, mount};
 const NAMED: usize = 5;
 
 /// Fails early if attaching the volume would fail.
-pub(super) fn check(order: &Order, volume: &Path, content: &Content) -> Result<(), Error> {
+pub(super) fn check(order: &AttachOptions, volume: &Path, content: &Content) -> Result<(), Error> {
     let containerd = &order.containerd;
     if containerd.snapshotter == Containerd::EROFS {
         if order.preload {

@@ -17,7 +17,7 @@ use larder_layer::overlay;
 use larder_layer::overlay::attributes::Rights;
 use larder_layer::overlay::lower::Lower;
 use larder_layer::rebuild::Rebuilt;
-use larder_layer::space::Uncounted;
+use larder_layer::space::NoAccounting;
 use larder_layer::stored::StoredDir;
 use larder_model::digest::{Algorithm, Digest};
 use larder_sys::{Dir, FileType, Timestamp, process};
@@ -61,7 +61,7 @@ fn as_directory(tar: &[u8], dir: &TempDir) -> Result<(Extracted, BTreeMap<Vec<u8
     let target = overlay::apply::Target {
         diff: top.open_dir(b"diff").unwrap(),
         replaced: &replaced,
-        space: &Uncounted,
+        space: &NoAccounting,
         rights,
         cores: &Cores::of_process(),
         written: &AtomicU64::new(0),
@@ -76,7 +76,7 @@ fn as_directory(tar: &[u8], dir: &TempDir) -> Result<(Extracted, BTreeMap<Vec<u8
         top.open_dir(b"diff").unwrap(),
         &mut applied,
         &Lower::new([]),
-        &Uncounted,
+        &NoAccounting,
         rights,
     )?;
     let mut tree = found::scan(&dir.path().join("diff"));
@@ -95,7 +95,7 @@ fn target<'a>(image: Image, top: &'a Dir, written: &'a AtomicU64) -> Target<'a> 
     Target::Erofs(erofs::apply::Target {
         image,
         dir: top,
-        space: &Uncounted,
+        space: &NoAccounting,
         options: Options::default(),
         written,
         keep_replaced: true,

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
-use larder_fake_kubernetes::{Harm, Meets, Timing};
+use larder_fake_kubernetes::{Effect, RequestMatcher, Timing};
 use larder_model::image_cache::Status;
 use larder_model::job::LayerFormat;
 use larder_model::key::SigningKey;
@@ -143,8 +143,8 @@ fn progress_is_reported_per_image() {
 #[case]
 fn a_log_that_is_lost() {
     let Some(world) = World::faked() else { return };
-    let lost = Harm::Broken;
-    let meets = Meets { resource: "pods/log", ..Meets::default() };
+    let lost = Effect::Broken;
+    let meets = RequestMatcher { resource: "pods/log", ..RequestMatcher::default() };
     world.fake().fault(larder_fake_kubernetes::Fault { meets, harm: lost, after: 0, times: u32::MAX });
     let daemon = world.daemon();
     daemon.create(&world, "web");

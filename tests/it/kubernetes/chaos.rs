@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
-use larder_fake_kubernetes::{Fault, Harm, Meets};
+use larder_fake_kubernetes::{Fault, Effect, RequestMatcher};
 use larder_model::image_cache::Status;
 
 use crate::harness::cluster::{LARDER, World, kill_daemon};
@@ -32,17 +32,17 @@ impl Random {
 /// Returns a random fault. Reads never conflict, and only lists and watches get 410.
 fn fault(dice: &mut Random) -> Fault {
     let (verb, harm) = match dice.roll(9) {
-        0 => ("update", Harm::Conflict),
-        1 => ("patch", Harm::Conflict),
-        2 => ("watch", Harm::Gone),
-        3 => ("watch", Harm::CutAfter(usize::try_from(dice.roll(4)).unwrap())),
-        4 => ("", Harm::Busy(1)),
-        5 => ("", Harm::Broken),
-        6 => ("", Harm::NoAnswer),
-        7 => ("", Harm::Refused),
-        _ => ("", Harm::Slow(Duration::from_millis(dice.roll(500)))),
+        0 => ("update", Effect::Conflict),
+        1 => ("patch", Effect::Conflict),
+        2 => ("watch", Effect::Gone),
+        3 => ("watch", Effect::CutAfter(usize::try_from(dice.roll(4)).unwrap())),
+        4 => ("", Effect::Busy(1)),
+        5 => ("", Effect::Broken),
+        6 => ("", Effect::NoAnswer),
+        7 => ("", Effect::Refused),
+        _ => ("", Effect::Slow(Duration::from_millis(dice.roll(500)))),
     };
-    let meets = Meets { verb, user: LARDER.into(), ..Meets::default() };
+    let meets = RequestMatcher { verb, user: LARDER.into(), ..RequestMatcher::default() };
     Fault {
         meets,
         harm,

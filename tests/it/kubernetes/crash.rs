@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use larder::kubernetes::crd::ImageCache;
-use larder_fake_kubernetes::{Fault, Harm, Meets};
+use larder_fake_kubernetes::{Fault, Effect, RequestMatcher};
 use larder_model::image_cache::Status;
 use serde_json::json;
 
@@ -100,8 +100,8 @@ fn a_daemon_that_loses_the_lease_stops() {
     let first = world.daemon();
     world.until("it is the leader", || first.service.leads().then_some(()));
     let second = world.daemon();
-    let meets = Meets { resource: "leases", user: LARDER.into(), ..Meets::default() };
-    world.fake().fault(Fault { meets, harm: Harm::Broken, after: 0, times: u32::MAX });
+    let meets = RequestMatcher { resource: "leases", user: LARDER.into(), ..RequestMatcher::default() };
+    world.fake().fault(Fault { meets, harm: Effect::Broken, after: 0, times: u32::MAX });
     let ended = first.ends();
     assert!(ended.unwrap_err().contains("lease"), "the daemon continued");
     world.fake().heal();
@@ -143,15 +143,15 @@ fn a_stopped_daemon_releases_the_lease_at_once() {
 #[case]
 fn a_failing_api_server_is_retried() {
     // Reads never conflict.
-    let conflicts = ["update", "patch"].map(|verb| (verb, Harm::Conflict));
-    let others = [Harm::Broken, Harm::Busy(1), Harm::NoAnswer, Harm::Refused, Harm::Unauthorized];
+    let conflicts = ["update", "patch"].map(|verb| (verb, Effect::Conflict));
+    let others = [Effect::Broken, Effect::Busy(1), Effect::NoAnswer, Effect::Refused, Effect::Unauthorized];
     for (verb, harm) in conflicts.into_iter().chain(others.map(|harm| ("", harm))) {
         let Some(world) = World::faked() else { return };
         let daemon = world.daemon();
         world.until("it is the leader", || daemon.service.leads().then_some(()));
         // Every third request of any type fails.
         for after in 0..20 {
-            let meets = Meets { verb, user: LARDER.into(), ..Meets::default() };
+            let meets = RequestMatcher { verb, user: LARDER.into(), ..RequestMatcher::default() };
             world.fake().fault(Fault { meets, harm: harm.clone(), after: after * 3, times: 1 });
         }
         world.apply(&world.object("web"));
@@ -179,7 +179,7 @@ fn watches_that_break_miss_nothing() {
                 world.fake().cut_watches();
             }
             _ => {
-                world.fake().fault(Fault::once("watch", "imagecaches", Harm::CutAfter(0)).times(3));
+                world.fake().fault(Fault::once("watch", "imagecaches", Effect::CutAfter(0)).times(3));
                 world.fake().cut_watches();
             }
         }

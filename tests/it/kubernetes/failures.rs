@@ -12,7 +12,7 @@ use kube::api::{DeleteParams, ListParams};
 use larder::caches::record::Record;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
-use larder_fake_kubernetes::{SnapshotFate, Timing};
+use larder_fake_kubernetes::{SnapshotOutcome, Timing};
 use larder_model::class::Class;
 use larder_model::image_cache::Status;
 use larder_testing::image::{Format as ImageFormat, Image, Layer};
@@ -176,7 +176,7 @@ fn a_waiting_build_reports_the_reason() {
 fn a_snapshot_that_is_waited_for_says_why() {
     let Some(mut world) = World::faked() else { return };
     world.tuning.builds.report = Duration::from_millis(200);
-    let busy = SnapshotFate::Fails { message: "the array is busy".into(), times: u32::MAX };
+    let busy = SnapshotOutcome::Fails { message: "the array is busy".into(), times: u32::MAX };
     world.fake().decide_snapshot(busy);
     let daemon = world.daemon();
     daemon.create(&world, "web");
@@ -218,7 +218,7 @@ fn the_secret_of_a_job_is_missed() {
 fn a_snapshot_that_heals_and_one_that_does_not() {
     let Some(mut world) = World::faked() else { return };
     let daemon = world.daemon();
-    let refused = |times| SnapshotFate::Fails { message: "the array is busy".into(), times };
+    let refused = |times| SnapshotOutcome::Fails { message: "the array is busy".into(), times };
     world.fake().decide_snapshot(refused(3));
     daemon.create(&world, "heals");
     world.phase("heals", Status::Available);
@@ -241,7 +241,7 @@ fn a_storage_that_does_not_answer() {
     let Some(mut world) = World::faked() else { return };
     world.tuning.builds.snapshot = SHORT_TIMEOUT;
     let daemon = world.daemon();
-    world.fake().decide_snapshot(SnapshotFate::Hangs);
+    world.fake().decide_snapshot(SnapshotOutcome::Hangs);
     let record = daemon.create(&world, "web");
     let (class, message) = failed(&world, &daemon, &record);
     assert_eq!(class, Class::Transient);
@@ -264,7 +264,7 @@ fn what_the_storage_takes_its_time_for() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
     // The snapshot is taken at once, but not ready before it is uploaded.
-    world.fake().decide_snapshot(SnapshotFate::Uploads(Duration::from_secs(2)));
+    world.fake().decide_snapshot(SnapshotOutcome::Uploads(Duration::from_secs(2)));
     daemon.create(&world, "web");
     let object = world.phase("web", Status::Available);
     let snapshot: VolumeSnapshot = world.get(world.own(), &snapshot_name(&object)).unwrap();

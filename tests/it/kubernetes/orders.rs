@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use larder::caches::record::OrderedBy;
+use larder::caches::record::RequestOrigin;
 use larder::caches::store::IdempotencyKey;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
@@ -25,7 +25,7 @@ fn an_object_is_an_order() {
     // The API shows it like any other.
     let listed = daemon.wait(daemon.service.list(&world.tenant(), Some("web"))).unwrap();
     assert_eq!(listed[0].id.to_string(), object.uid().unwrap());
-    assert_eq!((listed[0].ordered_by, listed[0].spec.cluster.as_str()), (OrderedBy::Cluster, "here"));
+    assert_eq!((listed[0].ordered_by, listed[0].spec.cluster.as_str()), (RequestOrigin::Cluster, "here"));
 
     // The retention can change, but the images cannot.
     let api = world.api::<ImageCache>(&world.team);
@@ -173,7 +173,7 @@ fn any_daemon_answers_and_one_leads() {
     // Both daemons see it, and the one that did not build it reports its result.
     let seen = other.record(&world, &made);
     assert_eq!(seen.status, Status::Available);
-    assert_eq!(seen.ordered_by, OrderedBy::Api);
+    assert_eq!(seen.ordered_by, RequestOrigin::Api);
     let mut watch = other.wait(other.service.watch(&world.tenant(), made.id, 0)).unwrap();
     let mut told = 0;
     while other.wait(watch.next()).is_some() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use larder::caches::volumes::VolumeId;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::names::{Names, object};
-use larder_fake_kubernetes::{Fault, Harm};
+use larder_fake_kubernetes::{Fault, Effect};
 use larder_model::image_cache::{CacheId, Status};
 use larder_sys::clock::Clock as _;
 use larder_sys::clock::fake::FakeClock;
@@ -101,7 +101,7 @@ fn nothing_is_swept_on_half_a_list() {
     world.phase("web", Status::Available);
     assert_eq!(daemon.stop(), Ok(()));
     // If the records cannot be read, the objects that they name are not treated as orphans.
-    let forbidden = Fault::once("list", "imagecaches", Harm::Forbidden).times(u32::MAX);
+    let forbidden = Fault::once("list", "imagecaches", Effect::Forbidden).times(u32::MAX);
     world.fake().fault(forbidden);
     let client = {
         let _in = world.runtime.enter();

@@ -14,7 +14,7 @@ pub const DRIVER: &str = "csi.larder.test";
 
 /// Simulated outcome of the next snapshot request.
 #[derive(Clone, Debug)]
-pub enum SnapshotFate {
+pub enum SnapshotOutcome {
     /// The driver refuses the given number of times and then takes the snapshot. `u32::MAX` means always.
     Fails {
         /// Error message of the driver.
@@ -37,9 +37,9 @@ pub(in super::super) struct Driver {
     torn: usize,
     /// Number of disks detached while they were mounted.
     unplugged: usize,
-    fates: VecDeque<SnapshotFate>,
+    fates: VecDeque<SnapshotOutcome>,
     /// Outcomes of contents, by uid.
-    decided: HashMap<String, Option<SnapshotFate>>,
+    decided: HashMap<String, Option<SnapshotOutcome>>,
 }
 
 /// A snapshot in the storage.
@@ -71,12 +71,12 @@ impl Driver {
         root.clone_into(&mut self.root);
     }
 
-    pub(in super::super) fn decide(&mut self, fate: SnapshotFate) {
+    pub(in super::super) fn decide(&mut self, fate: SnapshotOutcome) {
         self.fates.push_back(fate);
     }
 
     /// Returns the outcome of a content. At the first call, takes the next outcome that was set.
-    pub(super) fn fate(&mut self, uid: &str) -> &mut Option<SnapshotFate> {
+    pub(super) fn fate(&mut self, uid: &str) -> &mut Option<SnapshotOutcome> {
         let fates = &mut self.fates;
         self.decided.entry(uid.to_owned()).or_insert_with(|| fates.pop_front())
     }

@@ -13,7 +13,7 @@ use super::super::object::{deleting, has_finalizer, meta, metadata, now, set_fin
 use super::super::rules::bytes;
 use super::super::store::State;
 use super::super::write::{DeleteOptions, WriteOptions};
-use super::driver::{DRIVER, SnapshotFate};
+use super::driver::{DRIVER, SnapshotOutcome};
 use super::{id_of, volumes};
 
 const GROUP: &str = "snapshot.storage.k8s.io";
@@ -341,7 +341,7 @@ fn take(state: &mut State, id: &Id, content: &Value) {
     if content["status"].get("snapshotHandle").is_some() {
         // The snapshot is cut. It becomes ready once it is uploaded.
         let fate = state.driver.fate(&uid).clone();
-        if let Some(SnapshotFate::Uploads(wait)) = fate
+        if let Some(SnapshotOutcome::Uploads(wait)) = fate
             && !state.timers.due(&uid, "upload", wait)
         {
             return;
@@ -357,8 +357,8 @@ fn take(state: &mut State, id: &Id, content: &Value) {
         return;
     }
     match state.driver.fate(&uid) {
-        Some(SnapshotFate::Hangs) => return,
-        Some(SnapshotFate::Fails { message, times }) if *times > 0 => {
+        Some(SnapshotOutcome::Hangs) => return,
+        Some(SnapshotOutcome::Fails { message, times }) if *times > 0 => {
             if *times != u32::MAX {
                 *times -= 1;
             }
@@ -381,7 +381,7 @@ fn take(state: &mut State, id: &Id, content: &Value) {
     match state.driver.create_snapshot(volume, size, attached) {
         Ok(handle) => {
             set_being_created(state, id, false);
-            let uploads = matches!(state.driver.fate(&uid), Some(SnapshotFate::Uploads(_)));
+            let uploads = matches!(state.driver.fate(&uid), Some(SnapshotOutcome::Uploads(_)));
             let status = json!({
                 "readyToUse": !uploads, "snapshotHandle": handle, "restoreSize": size,
                 "creationTime": Utc::now().timestamp_nanos_opt(),

@@ -7,7 +7,7 @@ use kube::Api;
 use kube::api::PostParams;
 use serde_json::json;
 
-use super::super::{Cluster, Fault, Harm};
+use super::super::{Cluster, Fault, Effect};
 use super::{refused, typed};
 
 #[tokio::test]
@@ -16,13 +16,13 @@ async fn faults_affect_matching_requests() {
     let api: Api<ConfigMap> = Api::namespaced(cluster.admin(), "default");
     let map: ConfigMap = typed(json!({"metadata": {"name": "a"}}));
     let post = PostParams::default();
-    for (harm, code) in [(Harm::Conflict, 409), (Harm::Gone, 410), (Harm::Broken, 500)] {
+    for (harm, code) in [(Effect::Conflict, 409), (Effect::Gone, 410), (Effect::Broken, 500)] {
         cluster.fault(Fault::once("create", "configmaps", harm));
         assert_eq!(refused(api.create(&post, &map).await).code, code);
     }
-    cluster.fault(Fault::once("get", "configmaps", Harm::Broken).after(1));
+    cluster.fault(Fault::once("get", "configmaps", Effect::Broken).after(1));
     // The client itself retries after 429, as Retry-After requires.
-    cluster.fault(Fault::once("create", "configmaps", Harm::Busy(1)));
+    cluster.fault(Fault::once("create", "configmaps", Effect::Busy(1)));
     let begun = Instant::now();
     api.create(&post, &map).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
@@ -30,11 +30,11 @@ async fn faults_affect_matching_requests() {
     assert_eq!(refused(api.get("a").await).code, 500);
     api.get("a").await.unwrap();
 
-    cluster.fault(Fault::once("create", "configmaps", Harm::NoAnswer));
+    cluster.fault(Fault::once("create", "configmaps", Effect::NoAnswer));
     let other: ConfigMap = typed(json!({"metadata": {"name": "b"}}));
     assert!(api.create(&post, &other).await.is_err());
     assert!(cluster.peek("", "configmaps", "default", "b").is_some());
-    cluster.fault(Fault::once("create", "configmaps", Harm::Refused));
+    cluster.fault(Fault::once("create", "configmaps", Effect::Refused));
     let third: ConfigMap = typed(json!({"metadata": {"name": "c"}}));
     assert!(api.create(&post, &third).await.is_err());
     assert!(cluster.peek("", "configmaps", "default", "c").is_none());

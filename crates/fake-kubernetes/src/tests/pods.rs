@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostPar
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::super::{Cluster, DRIVER, Fault, Harm, Node, Timing};
+use super::super::{Cluster, DRIVER, Fault, Effect, Node, Timing};
 use super::{refused, typed, until};
 
 const NAMESPACE: &str = "larder";
@@ -318,7 +318,7 @@ async fn a_log_breaks_off() {
     world.start("echo one; sleep 0.3; echo two", json!({})).await;
     let pod = world.running().await;
     let follow = LogParams { follow: true, ..LogParams::default() };
-    world.cluster.fault(Fault::once("get", "pods/log", Harm::CutAfter(1)));
+    world.cluster.fault(Fault::once("get", "pods/log", Effect::CutAfter(1)));
     let log = world.api::<Pod>().log_stream(&pod.name_any(), &follow).await.unwrap();
     let mut lines = log.lines();
     assert_eq!(lines.try_next().await.unwrap().as_deref(), Some("one"));

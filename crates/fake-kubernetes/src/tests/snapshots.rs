@@ -10,7 +10,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::super::{Cluster, DRIVER, SnapshotFate};
+use super::super::{Cluster, DRIVER, SnapshotOutcome};
 use super::{refused, typed, until};
 
 const NAMESPACE: &str = "larder";
@@ -202,7 +202,7 @@ async fn errors_are_temporary_or_permanent() {
     let world = World::new("Delete");
     world.claim("a", json!({})).await;
     world.bound("a").await;
-    let fails = |times| SnapshotFate::Fails { message: "no space in the pool".to_owned(), times };
+    let fails = |times| SnapshotOutcome::Fails { message: "no space in the pool".to_owned(), times };
     world.cluster.decide_snapshot(fails(3));
     world.snapshot("heals", of("a")).await.unwrap();
     until("the error is reported", async || {
@@ -221,7 +221,7 @@ async fn errors_are_temporary_or_permanent() {
     world.snapshots(NAMESPACE).delete("never", &DeleteParams::default()).await.unwrap();
     world.gone(NAMESPACE, "never").await;
 
-    world.cluster.decide_snapshot(SnapshotFate::Uploads(Duration::from_millis(300)));
+    world.cluster.decide_snapshot(SnapshotOutcome::Uploads(Duration::from_millis(300)));
     world.snapshot("uploads", of("a")).await.unwrap();
     until("it is cut", async || {
         let found = world.snapshots(NAMESPACE).get("uploads").await.unwrap();
@@ -232,7 +232,7 @@ async fn errors_are_temporary_or_permanent() {
     world.ready(NAMESPACE, "uploads").await;
 
     // Until the driver responds, it is unknown whether a snapshot exists.
-    world.cluster.decide_snapshot(SnapshotFate::Hangs);
+    world.cluster.decide_snapshot(SnapshotOutcome::Hangs);
     world.snapshot("hangs", of("a")).await.unwrap();
     until("it is requested", async || {
         let found = world.snapshots(NAMESPACE).get("hangs").await.unwrap();

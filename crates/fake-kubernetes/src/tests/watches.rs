@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::super::{Fault, Harm};
+use super::super::{Fault, Effect};
 use super::{Fixture, typed};
 
 fn config_map(name: &str, label: &str) -> ConfigMap {
@@ -85,7 +85,7 @@ async fn a_cut_watch_continues_and_an_expired_one_lists_again() {
     assert_eq!(next_event(&mut events).await, "InitApply(b)");
     assert_eq!(next_event(&mut events).await, "InitDone");
     // The connection ends in the middle of a line.
-    fake.fault(Fault::once("watch", "configmaps", Harm::CutAfter(1)));
+    fake.fault(Fault::once("watch", "configmaps", Effect::CutAfter(1)));
     fake.cut_watches();
     api.create(&PostParams::default(), &config_map("c", "x")).await.unwrap();
     assert_eq!(next_event(&mut events).await, "Apply(c)");
@@ -143,7 +143,7 @@ async fn a_silent_watch_sends_nothing_and_stays_open() {
     let fixture = Fixture::new().await;
     let Some(fake) = &fixture.fake else { return fixture.end().await };
     let api = fixture.api::<ConfigMap>();
-    fake.fault(Fault::once("watch", "configmaps", Harm::Silent));
+    fake.fault(Fault::once("watch", "configmaps", Effect::Silent));
     let mut events = pin!(watcher(api.clone(), watcher::Config::default()));
     assert_eq!(next_event(&mut events).await, "Init");
     assert_eq!(next_event(&mut events).await, "InitDone");

@@ -190,12 +190,12 @@ fn compare(file: &File, at: u64, bytes: &[u8]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::space::Uncounted;
+    use super::super::super::space::NoAccounting;
     use super::*;
 
     #[test]
     fn an_image_has_an_end() {
-        let mut blocks = Blocks::new(tempfile::tempfile().unwrap(), &Uncounted).unwrap();
+        let mut blocks = Blocks::new(tempfile::tempfile().unwrap(), &NoAccounting).unwrap();
         blocks.next = u32::MAX - 2;
         blocks.push(&[1; BLOCK]).unwrap();
         blocks.push(&[1; BLOCK]).unwrap();
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn pieces_make_blocks() {
-        let mut blocks = Blocks::new(tempfile::tempfile().unwrap(), &Uncounted).unwrap();
+        let mut blocks = Blocks::new(tempfile::tempfile().unwrap(), &NoAccounting).unwrap();
         blocks.push(&[1; 5000]).unwrap();
         assert_eq!((blocks.next(), blocks.tail().len()), (2, 904));
         blocks.push(&[2; 3192]).unwrap();

@@ -27,7 +27,7 @@ use super::writer::{Special, Writer};
 use super::{Options, Summary};
 use crate::error::{Context as _, Error, Fault};
 use crate::metadata::Metadata;
-use crate::overlay::lower::{self, LinkTarget, Lower, Part, Shown};
+use crate::overlay::lower::{self, LinkTarget, Lower, Part, LowerEntry};
 use crate::overlay::settle::{hidden, inherited, is_hidden};
 use crate::overlay::{Applied, Directory, LowerLink, copy};
 use crate::path::{self, escape, shown};
@@ -185,7 +185,7 @@ impl Planning<'_> {
         let mut pending = vec![Vec::new()];
         while let Some(path) = pending.pop() {
             let shows = self.lower.show(&path).context("searching the lower layers for", &path)?;
-            let Shown::Directory(parts) = shows else { continue };
+            let LowerEntry::Directory(parts) = shows else { continue };
             let dir = self.open(&path)?;
             for name in lower::names(&parts).context("listing the lower layers at", &path)? {
                 let at = path::join(&path, &name);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
 use super::super::metadata::Metadata;
-use super::super::space::{Space, Uncounted};
+use super::super::space::{Space, NoAccounting};
 use super::super::tar::Region;
 use super::{Error, InodeId, Label, Options, Special, Summary, Writer};
 use larder_model::class::Class;
@@ -20,7 +20,7 @@ fn start<'a>(dir: &TempDir, space: &'a dyn Space, options: Options) -> Writer<'a
 }
 
 fn writer(dir: &TempDir) -> Writer<'static> {
-    start(dir, &Uncounted, Options::default())
+    start(dir, &NoAccounting, Options::default())
 }
 
 fn plain() -> Metadata {
@@ -81,7 +81,7 @@ fn bytes_never_change() {
         let dir = tempfile::tempdir().unwrap();
         let options =
             Options { uuid: [0x5a; 16], label: Label::new("golden").unwrap(), ..Options::default() };
-        let mut writer = start(&dir, &Uncounted, options);
+        let mut writer = start(&dir, &NoAccounting, options);
         everything(&mut writer);
         let summary = writer.finish().unwrap();
         let image = fs::read(dir.path().join("image")).unwrap();
@@ -245,7 +245,7 @@ fn content_outside_the_map_is_rejected() {
 #[test]
 fn memory_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = start(&dir, &Uncounted, Options { max_memory: 100_000, ..Options::default() });
+    let mut writer = start(&dir, &NoAccounting, Options { max_memory: 100_000, ..Options::default() });
     let made = (0..).map_while(|n: u32| {
         // Names that are removed are no longer counted, but inodes are.
         let name = n.to_string().into_bytes();
@@ -262,7 +262,7 @@ fn memory_is_bounded() {
     assert!((500..700).contains(&made), "{made}");
     let values = (0..10_000u32).map(|n| with_xattrs(&[("user.a", &n.to_le_bytes())]));
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = start(&dir, &Uncounted, Options { max_memory: 100_000, ..Options::default() });
+    let mut writer = start(&dir, &NoAccounting, Options { max_memory: 100_000, ..Options::default() });
     let described = values.map(|metadata| writer.describe(InodeId::ROOT, &metadata)).find_map(Result::err);
     assert!(matches!(described, Some(Error::Memory { .. })));
 }

@@ -39,7 +39,7 @@ impl Deref for Part {
 
 /// The entry at a path in the merged view.
 #[derive(Debug)]
-pub enum Shown {
+pub enum LowerEntry {
     /// No entry, or a hidden one.
     Nothing,
     /// A merged directory: the parts of the layers, topmost first. Its metadata is that of the first part.
@@ -80,15 +80,15 @@ impl Lower {
     ///
     /// # Errors
     /// The error of the file system or the image.
-    pub fn show(&self, path: &[u8]) -> io::Result<Shown> {
-        let mut shown = Shown::Directory(self.layers.clone());
+    pub fn show(&self, path: &[u8]) -> io::Result<LowerEntry> {
+        let mut shown = LowerEntry::Directory(self.layers.clone());
         if self.layers.is_empty() {
-            return Ok(Shown::Nothing);
+            return Ok(LowerEntry::Nothing);
         }
         for component in path::components(path) {
             shown = match shown {
-                Shown::Directory(parts) => child(&parts, component)?,
-                _ => return Ok(Shown::Nothing),
+                LowerEntry::Directory(parts) => child(&parts, component)?,
+                _ => return Ok(LowerEntry::Nothing),
             };
         }
         Ok(shown)
@@ -111,8 +111,8 @@ impl Lower {
             }
             let at = path::join(&here, &component);
             match self.show(&at)? {
-                Shown::Directory(_) => here = at,
-                Shown::Other { dir, stat } if stat.file_type == FileType::Symlink && links < MAX_LINKS => {
+                LowerEntry::Directory(_) => here = at,
+                LowerEntry::Other { dir, stat } if stat.file_type == FileType::Symlink && links < MAX_LINKS => {
                     links += 1;
                     let text = dir.read_link(&component)?;
                     if text.starts_with(b"/") {
@@ -126,7 +126,7 @@ impl Lower {
         }
         let at = path::join(&here, name);
         Ok(match self.show(&at)? {
-            Shown::Other { dir, stat } => Some(LinkTarget { path: at, dir, stat }),
+            LowerEntry::Other { dir, stat } => Some(LinkTarget { path: at, dir, stat }),
             _ => None,
         })
     }
@@ -158,7 +158,7 @@ pub fn names(parts: &[Rc<Part>]) -> io::Result<BTreeSet<Vec<u8>>> {
 ///
 /// # Errors
 /// The error of the file system or the image.
-pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
+pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<LowerEntry> {
     let mut found = Vec::new();
     for part in parts {
         let Some(stat) = part.try_stat(name)? else {
@@ -167,9 +167,9 @@ pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
         if !stat.is_dir() {
             let hides = stat.is_whiteout() || !found.is_empty();
             return Ok(match (hides, found.is_empty()) {
-                (true, true) => Shown::Nothing,
-                (true, false) => Shown::Directory(found),
-                (false, _) => Shown::Other { dir: Rc::clone(part), stat },
+                (true, true) => LowerEntry::Nothing,
+                (true, false) => LowerEntry::Directory(found),
+                (false, _) => LowerEntry::Other { dir: Rc::clone(part), stat },
             });
         }
         let dir = part.open_dir(name)?;
@@ -179,5 +179,5 @@ pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
             break;
         }
     }
-    Ok(if found.is_empty() { Shown::Nothing } else { Shown::Directory(found) })
+    Ok(if found.is_empty() { LowerEntry::Nothing } else { LowerEntry::Directory(found) })
 }

@@ -19,7 +19,7 @@ use super::super::path::{self, escape, shown};
 use super::super::space::Space;
 use super::super::stored::StoredDir;
 use super::attributes::{Rights, Writer};
-use super::lower::{self, Lower, Shown};
+use super::lower::{self, Lower, LowerEntry};
 use super::tree::Tree;
 use super::{Applied, Directory, LowerLink, Metadata, copy};
 use larder_model::seal::{Lost, Settled};
@@ -63,7 +63,7 @@ pub fn inherited(
         return Ok(None);
     }
     match lower.show(path).context("searching the lower layers for", path)? {
-        Shown::Directory(parts) => {
+        LowerEntry::Directory(parts) => {
             Ok(Some(copy::metadata_of_dir(&parts[0]).context("reading the attributes of", path)?))
         }
         _ => Ok(None),
@@ -221,7 +221,7 @@ impl Settling<'_> {
         // process can open.
         let mut pending = vec![top.to_vec()];
         while let Some(path) = pending.pop() {
-            let Shown::Directory(parts) = self.show(&path)? else { continue };
+            let LowerEntry::Directory(parts) = self.show(&path)? else { continue };
             let parent = self.tree.open(&path)?;
             for name in lower::names(&parts).context("listing the lower layers at", &path)? {
                 let at = path::join(&path, &name);
@@ -264,7 +264,7 @@ impl Settling<'_> {
         Ok(())
     }
 
-    fn show(&self, path: &[u8]) -> Result<Shown, Error> {
+    fn show(&self, path: &[u8]) -> Result<LowerEntry, Error> {
         self.lower.show(path).context("searching the lower layers for", path)
     }
 }

@@ -48,13 +48,13 @@ fn stages(kind: Kind, image: &MeasuredImage, took: [(f64, f64); 6]) -> Vec<Stage
             StageName::Hash => (Some(image.hashed_bytes()), None),
             _ => (Some(1000), None),
         };
-        Stage::new(name, kind, Took { wall_seconds, processor_seconds }, amount, 1.0)
+        Stage::new(name, kind, Elapsed { wall_seconds, processor_seconds }, amount, 1.0)
     });
     stages.collect()
 }
 
 fn report(kind: Kind, image: MeasuredImage, settings: Settings, took: [(f64, f64); 6]) -> BenchReport {
-    let together = Took { wall_seconds: 12.0, processor_seconds: 12.0 };
+    let together = Elapsed { wall_seconds: 12.0, processor_seconds: 12.0 };
     let stages = stages(kind, &image, took);
     BenchReport::new(kind, image, settings, stages, together)
 }
@@ -65,12 +65,12 @@ fn seconds(report: &BenchReport, name: LimitName) -> Option<f64> {
 
 #[test]
 fn a_share_is_scaled_to_all_of_it() {
-    let took = Took { wall_seconds: 2.0, processor_seconds: 1.0 };
+    let took = Elapsed { wall_seconds: 2.0, processor_seconds: 1.0 };
     let stage = Stage::new(StageName::Write, Kind::Build, took, (Some(800), None), 0.5);
-    assert_eq!(stage.took, Took { wall_seconds: 4.0, processor_seconds: 2.0 });
+    assert_eq!(stage.took, Elapsed { wall_seconds: 4.0, processor_seconds: 2.0 });
     assert!((stage.per_second - 200.0).abs() < 1e-9);
-    let nothing = Stage::new(StageName::Write, Kind::Build, Took::default(), (Some(0), None), 1.0);
-    assert!(nothing.per_second == 0.0 && nothing.took == Took::default());
+    let nothing = Stage::new(StageName::Write, Kind::Build, Elapsed::default(), (Some(0), None), 1.0);
+    assert!(nothing.per_second == 0.0 && nothing.took == Elapsed::default());
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn advice_names_settings() {
     let mut slow = stages(Kind::Build, &image(small()), create);
     for (entries, is_slow) in [(Some(999), false), (Some(1000), true)] {
         (slow[3].entries, slow[3].per_second) = (entries, 9999.0);
-        let report = BenchReport::new(Kind::Build, image(small()), SETTINGS, slow.clone(), Took::default());
+        let report = BenchReport::new(Kind::Build, image(small()), SETTINGS, slow.clone(), Elapsed::default());
         assert_eq!(report.advice.contains("removed in the last minutes"), is_slow, "{}", report.advice);
     }
     let few = Settings { concurrency: 1, ..SETTINGS };

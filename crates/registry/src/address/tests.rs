@@ -80,7 +80,7 @@ fn an_address_has_the_zone_of_the_address_that_it_embeds() {
     }
 }
 
-fn rules(reach: Reach, allow: &[&str], deny: &[&str]) -> Rules {
+fn rules(reach: NetworkAccess, allow: &[&str], deny: &[&str]) -> Rules {
     let ranges = |all: &[&str]| all.iter().map(|range| range.parse().unwrap()).collect();
     let own = vec!["192.168.7.1".parse().unwrap(), "2606:4700::7".parse().unwrap()];
     Rules { reach, allow: ranges(allow), deny: ranges(deny), own }
@@ -94,7 +94,7 @@ fn metadata_services_need_an_explicit_rule() {
         if let IpAddr::V4(v4) = address {
             forms.extend(embeddings(v4).into_iter().map(IpAddr::V6));
         }
-        for reach in [Reach::Any, Reach::Tenant] {
+        for reach in [NetworkAccess::Any, NetworkAccess::Tenant] {
             for form in &forms {
                 let check = |allow: &[&str], within| rules(reach, allow, &[]).check(*form, 80, within);
                 assert_eq!(check(&[], Zone::Loopback), Err(Reason::Forbidden), "{form}");
@@ -109,7 +109,7 @@ fn metadata_services_need_an_explicit_rule() {
             assert_eq!(named.check(address, 80, Zone::Private), Err(Reason::Inward), "{service}");
         }
     }
-    let link = rules(Reach::Tenant, &["169.254.20.0/24"], &[]);
+    let link = rules(NetworkAccess::Tenant, &["169.254.20.0/24"], &[]);
     assert_eq!(link.check("169.254.20.10".parse().unwrap(), 443, Zone::Loopback), Ok(()));
     assert_eq!(link.check("169.254.169.254".parse().unwrap(), 443, Zone::Loopback), Err(Reason::Forbidden));
 }
@@ -118,7 +118,7 @@ fn metadata_services_need_an_explicit_rule() {
 fn addresses_that_tenants_reach() {
     let deny = ["10.0.0.0/8", "fd12::/16", "198.51.100.7"];
     let allow = ["10.9.0.0/16", "127.0.0.1:5000", "[::1]:5000", "192.168.7.1:443"];
-    let [tenant, person] = [Reach::Tenant, Reach::Any].map(|reach| rules(reach, &allow, &deny));
+    let [tenant, person] = [NetworkAccess::Tenant, NetworkAccess::Any].map(|reach| rules(reach, &allow, &deny));
     for (address, port, reached) in [
         ("8.8.8.8", 443, true),
         ("2606:4700::1", 443, true),
@@ -149,14 +149,14 @@ fn addresses_that_tenants_reach() {
         }
     }
     // A denied IPv6 range also counts as written.
-    let denied = rules(Reach::Tenant, &[], &["64:ff9b::/96"]);
+    let denied = rules(NetworkAccess::Tenant, &[], &["64:ff9b::/96"]);
     let hidden = "64:ff9b::8.8.8.8".parse().unwrap();
     assert_eq!(denied.check(hidden, 443, Zone::Loopback), Err(Reason::Restricted));
 }
 
 #[test]
 fn redirects_lead_no_further_in() {
-    let all = rules(Reach::Any, &["127.0.0.1"], &[]);
+    let all = rules(NetworkAccess::Any, &["127.0.0.1"], &[]);
     for (address, within, allowed) in [
         ("10.1.2.3", Zone::Public, false),
         ("10.1.2.3", Zone::Private, true),
@@ -170,7 +170,7 @@ fn redirects_lead_no_further_in() {
 
 #[test]
 fn odd_spellings_of_an_address_are_the_address() {
-    let (any, tenant) = (Rules::default(), rules(Reach::Tenant, &[], &[]));
+    let (any, tenant) = (Rules::default(), rules(NetworkAccess::Tenant, &[], &[]));
     for url in [
         "http://0x7f.1/",
         "http://2130706433/",
@@ -199,7 +199,7 @@ async fn resolved_addresses_are_checked() {
     let refused = resolve(Rules::default(), Zone::Private, None, &[]).await.err().unwrap();
     assert_eq!(reason(refused), Some(Reason::Inward));
     assert!(resolve(Rules::default(), Zone::Loopback, None, &[]).await.is_ok());
-    let tenant = || rules(Reach::Tenant, &["127.0.0.1:5000", "[::1]:5000"], &[]);
+    let tenant = || rules(NetworkAccess::Tenant, &["127.0.0.1:5000", "[::1]:5000"], &[]);
     let refused = resolve(tenant(), Zone::Loopback, None, &[]).await.err().unwrap();
     assert_eq!(reason(refused), Some(Reason::Restricted));
     assert!(resolve(tenant(), Zone::Loopback, Some(5000), &[]).await.is_ok());

@@ -213,7 +213,7 @@ async fn a_tenant_cannot_reach_loopback_in_any_way() {
     other.put_manifest("team/app", "1", MANIFEST, "{}");
     let tenant = |allow: &[String]| {
         let allow = allow.iter().map(|range| range.parse().unwrap()).collect();
-        Options { rules: Rules { reach: Reach::Tenant, allow, ..Rules::default() }, ..fast() }
+        Options { rules: Rules { reach: NetworkAccess::Tenant, allow, ..Rules::default() }, ..fast() }
     };
     let port = home.host().split_once(':').unwrap().1.to_owned();
     let refused = |failed: Error| {

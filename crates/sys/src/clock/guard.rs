@@ -59,7 +59,7 @@ pub struct TimeGuard {
 
 /// State that outlives a run: the clocks at the last check, and the end of the pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Noted {
+pub struct SavedClock {
     /// Wall-clock time at the last check.
     pub time: DateTime<Utc>,
     /// ID of the boot to which the next two fields refer.
@@ -78,7 +78,7 @@ fn milliseconds(time: Duration) -> u64 {
 impl TimeGuard {
     /// Starts monitoring. `noted` is the saved state of an earlier run. A pause of the same boot continues,
     /// and a step between the two runs is detected.
-    pub fn new(clock: &dyn Clock, noted: Option<Noted>) -> Self {
+    pub fn new(clock: &dyn Clock, noted: Option<SavedClock>) -> Self {
         let (now, since_boot, boot) = (clock.now(), clock.since_boot(), clock.boot());
         let mut guard =
             TimeGuard { last: (now, since_boot), boot, held: None, synchronised: false, logged: None };
@@ -94,9 +94,9 @@ impl TimeGuard {
     }
 
     /// Returns the state to save for the next run.
-    pub fn note(&self) -> Noted {
+    pub fn note(&self) -> SavedClock {
         let (time, since_boot) = self.last;
-        Noted {
+        SavedClock {
             time,
             boot: self.boot.clone(),
             since_boot_ms: milliseconds(since_boot),
@@ -151,7 +151,7 @@ mod tests {
         clock
     }
 
-    fn noted(clock: &FakeClock) -> Noted {
+    fn noted(clock: &FakeClock) -> SavedClock {
         TimeGuard::new(clock, None).note()
     }
 
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn a_start_before_the_last_check_pauses_expiry() {
         let clock = clock();
-        let later = Noted { time: clock.now() + chrono::TimeDelta::seconds(1), ..noted(&clock) };
+        let later = SavedClock { time: clock.now() + chrono::TimeDelta::seconds(1), ..noted(&clock) };
         let mut guard = TimeGuard::new(&clock, Some(later));
         assert_eq!(guard.check(&clock), Expiry::Held(Reason::Earlier));
         clock.pass(60 * MINUTE);

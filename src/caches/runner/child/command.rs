@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use super::super::BuildOrder;
+use super::super::RunnerJob;
 use super::Settings;
 use super::work::Work;
 use crate::config::caches::Caches;
@@ -32,10 +32,10 @@ pub(super) fn build(
     work: &Work,
     caches: &Caches,
     kind: VolumeKind,
-    order: &BuildOrder,
+    order: &RunnerJob,
 ) -> Command {
     let mut command = larder("build", settings, work, caches.build_nice);
-    let BuildOrder { volume, share, tenant, id, generation, .. } = order;
+    let RunnerJob { volume, share, tenant, id, generation, .. } = order;
     command.args([OsStr::new("--volume"), volume.as_os_str(), OsStr::new("--share"), share.as_os_str()]);
     // The data that a signature states: the unique name of the cache, and the generation of the volume.
     command.args(["--sign-name", &format!("{tenant}/{id}"), "--sign-sequence", &generation.to_string()]);

@@ -8,7 +8,7 @@ use super::fault::Fault;
 use crate::caches::record::Record;
 use crate::caches::store::{IdempotencyKey, StoreError, Stored};
 use larder_model::image_cache::{CacheId, CacheName, TenantName};
-use larder_sys::clock::guard::Noted;
+use larder_sys::clock::guard::SavedClock;
 
 const CACHE: &str = "SELECT id, tenant, name, status, reserved_gib, version, checksum, record FROM cache";
 const ANSWER: &str = "SELECT tenant, key, used_at, request, checksum, record FROM answer";
@@ -131,7 +131,7 @@ pub(super) fn forget_before(db: &Connection, time: DateTime<Utc>) -> Result<(), 
 }
 
 /// Reads the clocks saved last.
-pub(super) fn noted(db: &Connection) -> Result<Option<Noted>, Fault> {
+pub(super) fn noted(db: &Connection) -> Result<Option<SavedClock>, Fault> {
     let row = db
         .query_row("SELECT noted, checksum FROM clock", [], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?))
@@ -146,7 +146,7 @@ pub(super) fn noted(db: &Connection) -> Result<Option<Noted>, Fault> {
 }
 
 /// Saves the clocks in their row.
-pub(super) fn note(db: &Connection, noted: &Noted) -> Result<(), Fault> {
+pub(super) fn note(db: &Connection, noted: &SavedClock) -> Result<(), Fault> {
     let noted = serde_json::to_string(noted)
         .map_err(|e| Fault::Damaged(format!("the clock cannot be saved: {e}")))?;
     let checksum = checksum::of("clock", &[noted.as_bytes()]);

@@ -1,6 +1,6 @@
 //! Agents that are killed at every step, and API servers that fail their requests.
 
-use larder_fake_kubernetes::{Fault, Harm, Meets};
+use larder_fake_kubernetes::{Fault, Effect, RequestMatcher};
 
 use super::Scene;
 use crate::harness::agent::AGENT;
@@ -88,9 +88,9 @@ fn a_failing_api_server_is_retried() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let team = scene.world.team.clone();
-        for harm in [Harm::Broken, Harm::Busy(1), Harm::NoAnswer, Harm::Refused, Harm::Unauthorized] {
+        for harm in [Effect::Broken, Effect::Busy(1), Effect::NoAnswer, Effect::Refused, Effect::Unauthorized] {
             for after in 0..10 {
-                let meets = Meets { user: AGENT.into(), ..Meets::default() };
+                let meets = RequestMatcher { user: AGENT.into(), ..RequestMatcher::default() };
                 scene.world.fake().fault(Fault { meets, harm: harm.clone(), after: after * 3, times: 1 });
             }
             let agent = scene.agent("node-a", "keep_minutes = 0");

@@ -8,14 +8,14 @@ use super::{SqliteStore, directory, open};
 use crate::caches::record::Record;
 use crate::caches::store::{Admission, Created, Store, StoreError, Stored, TenantSpace, suite};
 use larder_model::class::Class;
-use larder_sys::clock::guard::Noted;
+use larder_sys::clock::guard::SavedClock;
 
 /// The complete contents of a store.
 #[derive(Clone, Debug, PartialEq)]
 struct Contents {
     records: Vec<Stored>,
     answers: Vec<Record>,
-    noted: Option<Noted>,
+    noted: Option<SavedClock>,
 }
 
 const KEYS: [&str; 3] = ["first", "second", "third"];
