@@ -43,7 +43,7 @@ use super::source::{self, Source};
 use crate::archive::Format;
 use crate::config::Config;
 use larder_model::bench_report::{
-    BenchReport, Kind, MeasuredImage, MeasuredLayer, Settings, Stage, StageName, Elapsed, approximate,
+    BenchReport, Elapsed, Kind, MeasuredImage, MeasuredLayer, Settings, Stage, StageName, approximate,
 };
 use larder_model::class::Class;
 use larder_model::digest::Digest;

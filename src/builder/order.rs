@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::keeper::{SupervisorClient, Refusal};
+use super::keeper::{Refusal, SupervisorClient};
 use super::share::VolumeName;
 use crate::archive::Format;
 use crate::volume::job::Identity;

@@ -84,7 +84,12 @@ fn with_credentials(
 }
 
 /// Creates the fetcher of a build, which requests credentials from its supervisor.
-pub fn fetcher(order: &BuildRequest, config: &Config, events: &Events, supervisor: SupervisorClient) -> Fetcher {
+pub fn fetcher(
+    order: &BuildRequest,
+    config: &Config,
+    events: &Events,
+    supervisor: SupervisorClient,
+) -> Fetcher {
     let observer = Arc::new(ToEvents(events.clone()));
     let registry = with_credentials(&order.registry, config, &order.images, Arc::new(supervisor), observer)
         .map_err(set_up);

@@ -135,7 +135,11 @@ pub(super) enum StoredCopy {
 
 impl Share {
     /// Opens `dir` for the builder of the volume `own` in it.
-    pub(super) fn open(dir: &Path, own: &VolumeName, keeper: Option<SupervisorClient>) -> Result<Self, Error> {
+    pub(super) fn open(
+        dir: &Path,
+        own: &VolumeName,
+        keeper: Option<SupervisorClient>,
+    ) -> Result<Self, Error> {
         let io = |doing: &'static str| {
             let path = dir.display().to_string();
             move |source| Error::Io { doing, path, source }

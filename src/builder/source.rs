@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::failure::Fail;
-use super::order::{FetcherConnection, BuildRequest, ImageSource};
+use super::order::{BuildRequest, FetcherConnection, ImageSource};
 use super::remote::{self, Piped, Remote};
 use super::resolve::{self, EmptyCache, ResolvedImage};
 use crate::archive::{self, Archive, Input};

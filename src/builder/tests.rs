@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::volume::job::Identity;
 use crate::volume::store::Documents;
-use crate::volume::{self, CapEnforcement, Opened, VolumeOptions, Trust};
+use crate::volume::{self, CapEnforcement, Opened, Trust, VolumeOptions};
 use larder_layer::decode::{ChunkSource, Decoder};
 use larder_layer::limits::Limits;
 use larder_layer::overlay::attributes::Rights;
@@ -69,7 +69,8 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         rootless: false,
     };
     let (size, cap, trust) = (ByteSize(options.size), CapEnforcement::Counted, Trust::ThisBoot);
-    let Opened::Filling(volume) = volume::open(dir, &VolumeOptions { identity: &identity, size, cap, trust })?
+    let Opened::Filling(volume) =
+        volume::open(dir, &VolumeOptions { identity: &identity, size, cap, trust })?
     else {
         panic!("a new volume is sealed");
     };

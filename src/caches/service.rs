@@ -2,6 +2,8 @@
 
 mod admission;
 mod build;
+mod change;
+mod create;
 mod details;
 mod import;
 mod janitor;
@@ -37,7 +39,7 @@ use super::matching::{self, Found};
 use super::progress::Progress;
 use super::pull_secrets;
 use super::queue::Queue;
-use super::record::{RequestOrigin, Record, Work};
+use super::record::{Record, RequestOrigin, Work};
 use super::runner::Runner;
 use super::store::{Created, IdempotencyKey, Store, StoreError, Stored};
 use super::turns::{Kind, Turn, Turns};
@@ -234,85 +236,6 @@ impl Service {
         self.0.tasks.wait().await;
     }
 
-    /// Orders an image cache. If the key was used before, returns the record of the first answer.
-    ///
-    /// # Errors
-    /// Fails if the order is invalid or exceeds a limit, or if the records cannot be written.
-    pub async fn create(
-        &self,
-        tenant: &TenantName,
-        spec: Spec,
-        key: Option<IdempotencyKey>,
-    ) -> Result<Record, Error> {
-        let (service, tenant) = (self.clone(), tenant.clone());
-        self.to_its_end(async move { service.create_now(&tenant, spec, key, None).await }).await
-    }
-
-    /// Answers a create that might have been carried out before. It works like [`create`](Service::create),
-    /// but orders no new image cache.
-    ///
-    /// # Errors
-    /// Returns [`Error::Replayed`] instead of ordering an image cache, and otherwise fails like
-    /// [`create`](Service::create).
-    pub async fn create_again(
-        &self,
-        tenant: &TenantName,
-        spec: Spec,
-        key: Option<IdempotencyKey>,
-    ) -> Result<Record, Error> {
-        let (service, owner, order) = (self.clone(), tenant.clone(), spec.clone());
-        let replayed = Some(Error::Replayed);
-        let answer =
-            self.to_its_end(async move { service.create_now(&owner, order, key, replayed).await }).await;
-        if matches!(answer, Err(Error::Replayed)) {
-            // A client that repeats a refused order within the same second signs both requests identically.
-            self.check_queue()?;
-            self.would_admit(tenant, &spec).await?;
-        }
-        answer
-    }
-
-    async fn create_now(
-        &self,
-        tenant: &TenantName,
-        spec: Spec,
-        key: Option<IdempotencyKey>,
-        refusal: Option<Error>,
-    ) -> Result<Record, Error> {
-        self.check(&spec)?;
-        let _one_at_a_time = self.one_at_a_time(tenant).await;
-        // The identity is a proposal; the store can replace it.
-        let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
-        match self.place(record, key, refusal).await? {
-            Created::New(Stored { record, .. }) => {
-                let images = &record.spec.images;
-                tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
-                self.enqueue(tenant, record.id);
-                Ok(record)
-            }
-            Created::Before(record) => Ok(*record),
-        }
-    }
-
-    /// Writes a new record if there is room and no `refusal`. The caller holds [`Inner::admission`].
-    async fn place(
-        &self,
-        record: Record,
-        key: Option<IdempotencyKey>,
-        refusal: Option<Error>,
-    ) -> Result<Created, Error> {
-        let refusal = refusal.or_else(|| self.check_queue().err());
-        let mut admission = self.admission(Some(&record.tenant))?;
-        if refusal.is_some() {
-            // No new record is written, but a repeated create still gets its first answer.
-            admission.max_per_tenant = 0;
-        }
-        match (self.0.store.create(record, admission, key).await, refusal) {
-            (Err(StoreError::Quota { .. }), Some(refusal)) => Err(refusal),
-            (created, _) => Ok(created?),
-        }
-    }
-
     /// Lists the caches of a tenant, oldest first. If a name is given, lists only the cache of that name.
     ///
     /// # Errors
@@ -338,116 +261,6 @@ impl Service {
     /// Returns [`Error::NotFound`] if the tenant has no such cache.
     pub async fn get(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
         Ok(self.stored(tenant, id).await?.record)
-    }
-
-    /// Deletes a cache. Its status is Deleting until its build has stopped and its volume is no longer in
-    /// use.
-    ///
-    /// # Errors
-    /// Returns [`Error::NotFound`] if the tenant has no such cache.
-    pub async fn delete(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        let (service, tenant) = (self.clone(), tenant.clone());
-        self.to_its_end(async move { service.delete_now(&tenant, id).await }).await
-    }
-
-    async fn delete_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        self.stored(tenant, id).await?;
-        let now = self.now();
-        let deleted = self.change(id, |record| {
-            if record.status == Status::Deleting {
-                return false;
-            }
-            record.message = None;
-            record.turn(Status::Deleting, now, "deletion requested");
-            true
-        });
-        let record = deleted.await?.ok_or(Error::NotFound(id))?;
-        self.queue().remove(tenant, id);
-        self.interrupt(id);
-        self.0.sweep.notify_one();
-        Ok(record)
-    }
-
-    /// Cancels the build or the refresh of a cache.
-    ///
-    /// # Errors
-    /// Returns [`Error::NotCancellable`] if nothing is being built.
-    pub async fn cancel(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        let (service, tenant) = (self.clone(), tenant.clone());
-        self.to_its_end(async move { service.cancel_now(&tenant, id).await }).await
-    }
-
-    async fn cancel_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        let _one_at_a_time = self.one_at_a_time(tenant).await;
-        self.stored(tenant, id).await?;
-        let now = self.now();
-        let mut was_building = false;
-        let cancelled = self.change(id, |record| {
-            was_building = record.work.is_some() && record.status != Status::Deleting;
-            if was_building {
-                build::give_up(record, now, Class::Cancelled, "cancelled by request");
-            }
-            was_building
-        });
-        let record = cancelled.await?.ok_or(Error::NotFound(id))?;
-        if !was_building {
-            return Err(Error::NotCancellable { id, status: record.status });
-        }
-        self.queue().remove(tenant, id);
-        self.interrupt(id);
-        self.0.sweep.notify_one();
-        Ok(record)
-    }
-
-    /// Resolves the tags of a cache again and builds a new volume next to the current one. The current volume
-    /// is served until the new one replaces it.
-    ///
-    /// # Errors
-    /// Fails if the cache is not available, was imported, or if there is no room for a second volume.
-    pub async fn refresh(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        let (service, tenant) = (self.clone(), tenant.clone());
-        self.to_its_end(async move { service.refresh_now(&tenant, id).await }).await
-    }
-
-    async fn refresh_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        if !self.ready() {
-            return Err(Error::Stopping);
-        }
-        let _one_at_a_time = self.one_at_a_time(tenant).await;
-        let before = self.get(tenant, id).await?;
-        if before.import.is_some() {
-            return Err(Error::Imported(id));
-        }
-        let refuse = |record: &Record| Error::NotRefreshable {
-            id,
-            status: record.status,
-            busy: record.is_refreshing(),
-        };
-        if before.status != Status::Available || before.is_refreshing() {
-            return Err(refuse(&before));
-        }
-        self.check_queue()?;
-        self.room_to_refresh(&before).await?;
-        let now = self.now();
-        let mut begun = false;
-        let changed = self.change(id, |record| {
-            begun = record.status == Status::Available && record.work.is_none();
-            if !begun {
-                return false;
-            }
-            record.generation += 1;
-            record.work = Some(Work::new(record.generation));
-            record.message = None;
-            record.class = None;
-            record.note(now, "refresh requested");
-            true
-        });
-        let record = changed.await?.ok_or(Error::NotFound(id))?;
-        if !begun {
-            return Err(refuse(&record));
-        }
-        self.enqueue(tenant, id);
-        Ok(record)
     }
 
     /// Returns a cache with the details that the vendor's API lacks.
@@ -537,7 +350,12 @@ impl Service {
     }
 
     /// Splits the pull secrets of an order into those that its tenant can use and the others.
-    fn secrets(&self, tenant: &TenantName, spec: &Spec, by: RequestOrigin) -> (Vec<PullSecretName>, Vec<String>) {
+    fn secrets(
+        &self,
+        tenant: &TenantName,
+        spec: &Spec,
+        by: RequestOrigin,
+    ) -> (Vec<PullSecretName>, Vec<String>) {
         let patterns = match by {
             RequestOrigin::Api => {
                 self.settings(|settings| settings.secrets.get(tenant).cloned().unwrap_or_default())

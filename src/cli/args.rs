@@ -2,8 +2,10 @@
 
 mod bench;
 mod cache;
+mod import;
 mod key;
 mod node;
+mod volume;
 
 use std::path::PathBuf;
 
@@ -69,64 +71,6 @@ Examples:
 Flags override the job, and the job overrides the configuration. Sizes take KiB, MiB, GiB, TiB (also K, Ki, …) and
 kB, MB, GB, TB. After Ctrl-C, the same command resumes the volume; a second Ctrl-C quits immediately.
 With --output json, closing the reading end of standard output stops the build like Ctrl-C (exit 130).";
-
-const EXPORT_EXAMPLES: &str = "\
-Examples:
-  larder export ./cache images.tar --format oci-archive
-  larder export ./cache - --format docker-archive --image nginx:1.27 | ssh node podman load
-  larder export ./cache ./layout --format oci-layout --compression zstd
-
-podman load, skopeo copy and ctr images import read all three archive formats; docker load reads docker-archive.
-Every tool reads gzip. zstd is smaller and much faster, and needs containerd 1.5, podman, skopeo, or docker 23 or newer.
-none is the fastest, and suits networks that compress.";
-
-const IMPORT_EXAMPLES: &str = "\
-Examples:
-  larder import images.tar --volume ./cache
-  docker save app:1 | larder import - --volume ./cache
-  larder import ./layout --volume ./cache --image registry.example.com/app:1 --size 4GiB
-
-Supported inputs: OCI layouts, tar archives of them, docker save archives, and directories that skopeo writes (dir:).
-A tar can be compressed as a whole with gzip or zstd. Compressed tars and standard input are copied to a temporary file
-(TMPDIR) during the import; a plain file is read in place.
-
-A disk image, as `export --format raw` writes it, becomes a volume of kind disk. It is compared with the .sha256 file
-next to it, if there is one, and verified in full before it is accepted. Only --volume and --output apply to it.
-
-To import into a daemon's image cache instead, use `larder cache import`.";
-
-/// Build node-level image caches: a list of container images in, one sealed and verified volume out.
-#[derive(Debug, Parser)]
-#[command(name = "larder", version, after_help = EXAMPLES, propagate_version = true)]
-pub(super) struct Cli {
-    #[command(flatten)]
-    pub(super) global: Global,
-    #[command(subcommand)]
-    pub(super) command: Command,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Global {
-    /// Configuration file [default: /etc/larder/larder.toml, if it exists]
-    #[arg(long, global = true, value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
-    /// Log filter: error, warn, info, debug, trace, or target=level,…
-    /// [default: $LARDER_LOG, then the configuration]
-    #[arg(long, global = true, value_name = "LEVEL")]
-    pub(super) log_level: Option<Level>,
-    /// Format of the log lines on standard error [default: the configuration's]
-    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
-    pub(super) log_format: Option<Format>,
-    /// Role of this child process, set by the supervisor that started it
-    #[arg(long, global = true, hide = true, value_enum)]
-    pub(super) kept: Option<Role>,
-    /// Directory where the supervisor mounted the device
-    #[arg(long, global = true, hide = true, requires = "kept")]
-    pub(super) kept_volume: Option<PathBuf>,
-    /// Process ID of the supervisor
-    #[arg(long, global = true, hide = true, requires = "kept")]
-    pub(super) kept_by: Option<u32>,
-}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -429,169 +373,6 @@ pub(super) struct LayerArgs {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ImportArgs {
-    /// Archive or disk image (raw, erofs): a file, a directory, or - for standard input
-    pub(super) input: PathBuf,
-    /// Archive format [default: detected]
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(super) format: Option<archive::Format>,
-    /// Directory of the volume: empty, or from an earlier import of the same images
-    #[arg(long, value_name = "DIR")]
-    pub(super) volume: PathBuf,
-    /// Type of storage for the volume [default: directory]
-    ///
-    /// Kinds disk and block need --size and --image, because the process that creates the disk does not read
-    /// the archive.
-    #[arg(long, value_enum, value_name = "KIND")]
-    pub(super) volume_kind: Option<VolumeKind>,
-    #[command(flatten)]
-    pub(super) disk: DiskArgs,
-    /// Maximum size of the volume, for example 20GiB [default: ten times the compressed images]
-    #[arg(long, value_name = "SIZE")]
-    pub(super) size: Option<ByteSize>,
-    /// Import only this image; repeatable. Also names an image that has no name [default: all images]
-    #[arg(long = "image", value_name = "IMAGE")]
-    pub(super) images: Vec<ImageReference>,
-    /// Action if the volume is smaller than three times the compressed images [default: enforce]
-    #[arg(long, value_enum, value_name = "POLICY")]
-    pub(super) sizing: Option<Sizing>,
-    /// Platform as os/architecture[/variant] [default: this host's]
-    #[arg(long, value_name = "PLATFORM")]
-    pub(super) platform: Option<Platform>,
-    /// Maximum number of layers in parallel [default: the configuration's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(super) concurrency: Option<u16>,
-    /// Format of the standard output, as for build
-    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
-    pub(super) output: Output,
-    #[command(flatten)]
-    pub(super) layers: LayerArgs,
-    /// Import without the privileges that a layer needs; `inspect` shows what could not be preserved
-    #[arg(long)]
-    pub(super) rootless: bool,
-    /// Reuse layers of the volumes in DIR/volumes, which must also contain --volume
-    #[arg(long, value_name = "DIR")]
-    pub(super) share: Option<PathBuf>,
-    /// Sign the sealed volume with this private key, an Ed25519 PEM file from `larder key generate` [default:
-    /// the configuration's build.sign_key]
-    ///
-    /// The signature is written to cache.json.sig next to cache.json; `verify --trust` checks it. The key
-    /// file must be readable by its owner only. If the volume is already sealed, it must be signed with this
-    /// key, otherwise the import exits with 73.
-    #[arg(long, value_name = "FILE")]
-    pub(super) sign_key: Option<PathBuf>,
-    /// Verify the contents of the sealed volume before exiting
-    #[arg(long)]
-    pub(super) verify_after: bool,
-    /// Write the result to this file as one JSON line under 4 KiB, on success and failure
-    #[arg(long, value_name = "FILE")]
-    pub(super) result_file: Option<PathBuf>,
-    /// Stop at this time (RFC 3339) with exit code 75; the volume stays resumable
-    #[arg(long, value_name = "TIME")]
-    pub(super) deadline: Option<DateTime<Utc>>,
-    /// Read the archive and the layers in unconfined processes; see build
-    #[arg(long)]
-    pub(super) no_sandbox: bool,
-}
-
-impl From<ImportArgs> for OrderArgs {
-    fn from(args: ImportArgs) -> Self {
-        OrderArgs {
-            images: args.images,
-            volume: Some(args.volume),
-            volume_kind: args.volume_kind,
-            disk: args.disk,
-            size: args.size,
-            sizing: args.sizing,
-            platform: args.platform,
-            concurrency: args.concurrency,
-            output: args.output,
-            layers: args.layers,
-            rootless: args.rootless,
-            sign_key: args.sign_key,
-            sign_name: None,
-            sign_sequence: None,
-            share: args.share,
-            verify_after: args.verify_after,
-            result_file: args.result_file,
-            deadline: args.deadline,
-            no_sandbox: args.no_sandbox,
-            source: Some(ImageSource::Archive { path: args.input, format: args.format, received: false }),
-            ..OrderArgs::default()
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-pub(super) struct VerifyArgs {
-    /// Directory of the volume, image file or block device
-    pub(super) volume: PathBuf,
-    /// Verify on behalf of another larder process, and print the verdict as JSON
-    #[arg(long, hide = true)]
-    pub(super) for_use: bool,
-    /// Reject (77) a volume that is not signed with this public key: the line that `larder key public`
-    /// prints, or a file with such lines or PEMs; repeatable
-    ///
-    /// Without this flag, an existing signature must still be valid, with any key.
-    #[arg(long, value_name = "KEY|FILE")]
-    pub(super) trust: Vec<String>,
-    /// Reject (65) a volume whose cache.json does not have this digest
-    #[arg(long, value_name = "DIGEST")]
-    pub(super) digest: Option<Digest>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct ExportArgs {
-    /// Directory of the volume
-    pub(super) volume: PathBuf,
-    /// Output: a file, a directory for oci-layout, or - for standard output
-    pub(super) out: PathBuf,
-    /// Format of the output
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(super) format: export::Format,
-    /// Compression of the layers in oci-layout and oci-archive [default: gzip]
-    #[arg(long, value_enum, value_name = "COMPRESSION")]
-    pub(super) compression: Option<Compression>,
-    /// Export only this image; repeatable [default: all]
-    #[arg(long = "image", value_name = "IMAGE")]
-    pub(super) images: Vec<ImageReference>,
-    /// Replace OUT if it exists
-    #[arg(long)]
-    pub(super) force: bool,
-    /// Format of the summary, which goes to standard error if OUT is -
-    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
-    pub(super) output: Output,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct InspectArgs {
-    /// Directory of the volume, image file or block device
-    pub(super) volume: PathBuf,
-    /// Print cache.json as JSON instead of a summary
-    #[arg(long)]
-    pub(super) json: bool,
-    /// Also report layer fragmentation (extents); opens every file. With --json, in the field `placement`
-    #[arg(long)]
-    pub(super) extents: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct MountArgs {
-    /// Directory of the volume, image file or block device
-    pub(super) volume: PathBuf,
-    /// Image reference, as given to build
-    pub(super) image: ImageReference,
-    /// Mount point for the image
-    pub(super) dir: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct UmountArgs {
-    /// Directory that was passed to `mount`
-    pub(super) dir: PathBuf,
-}
-
-#[derive(Debug, Args)]
 pub(super) struct ImageArgs {
     /// Output directory for the layout
     pub(super) out: PathBuf,
@@ -607,21 +388,6 @@ pub(super) struct ImageArgs {
     /// Replace OUT if it exists
     #[arg(long)]
     pub(super) force: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct PrefetchArgs {
-    /// Directory of the volume, image file or block device
-    ///
-    /// A disk that is not mounted is mounted for the duration of the command. This loads its blocks from the
-    /// snapshot, but leaves nothing in the page cache. To keep the content in memory, mount the disk first.
-    pub(super) volume: PathBuf,
-    /// Image reference, as given to build; repeatable [default: all images of the volume]
-    #[arg(long = "image", value_name = "IMAGE")]
-    pub(super) images: Vec<ImageReference>,
-    /// Also read every file of the images' layers, after the files on the list
-    #[arg(long)]
-    pub(super) all: bool,
 }
 
 /// Parses bytes per second: a size, with or without `/s`.

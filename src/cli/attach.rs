@@ -17,7 +17,7 @@ use crate::client::address::Address;
 use crate::config::Config;
 use crate::keys;
 use crate::node::access::{self, AccessError};
-use crate::node::attach::{self, Boot, Consent, Host, AttachOptions, Plan};
+use crate::node::attach::{self, AttachOptions, Boot, Consent, Host, Plan};
 use crate::node::matching::{BestCache, Incomplete, Location};
 use crate::node::snapshotter;
 use crate::telemetry::Console;

@@ -15,7 +15,7 @@ use crate::builder::events;
 use crate::config::Config;
 use crate::telemetry::Console;
 use larder_model::bench_report::{
-    BenchFailed, BenchReport, Limit, LimitName, Stage, Elapsed, VERSION, approximate,
+    BenchFailed, BenchReport, Elapsed, Limit, LimitName, Stage, VERSION, approximate,
 };
 use larder_model::class::Class;
 use larder_model::escape::escape;

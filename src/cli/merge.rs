@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::{CredentialArgs, OrderArgs};
 use super::usage::UsageError;
-use crate::builder::order::{BuildRequest, RegistryOptions, Sharing, ImageSource};
+use crate::builder::order::{BuildRequest, ImageSource, RegistryOptions, Sharing};
 use crate::builder::share::VolumeName;
 use crate::config::Config;
 use larder_model::job::{Job, MAX_IMAGES, NetworkAccess};

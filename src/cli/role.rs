@@ -18,7 +18,7 @@ use super::{confine, exit, keeper, merge, plan};
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events};
 use crate::builder::keeper::DescriptorPurpose;
-use crate::builder::order::{FetcherConnection, BuildRequest, Signer};
+use crate::builder::order::{BuildRequest, FetcherConnection, Signer};
 use crate::builder::remote::{Fetcher, serve};
 use crate::builder::{Prepared, registry, sweep};
 use crate::config::Config;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::conditions;
 use super::crd::{self, ImageCache, ImageCacheSpec, ImageCacheStatus};
 use super::names;
-use crate::caches::record::{self, ImageDetails, LayerHistory, RequestOrigin, Record};
+use crate::caches::record::{self, ImageDetails, LayerHistory, Record, RequestOrigin};
 use larder_model::digest::Digest;
 use larder_model::image_cache::{CacheId, CacheName, Spec, Status, TenantName};
 use larder_model::pull_secret::PullSecretName;

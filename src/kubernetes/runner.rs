@@ -19,6 +19,8 @@ mod attachments;
 mod follow;
 mod log;
 mod objects;
+mod snapshot;
+mod timing;
 mod verdict;
 mod verifier;
 mod waiting;
@@ -51,11 +53,11 @@ use super::snapshot::VolumeSnapshot;
 use crate::caches::pull_secrets::{Content, Unusable};
 use crate::caches::record::RequestOrigin;
 use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
-use crate::caches::runner::{RunnerJob, Ended, Runner};
+use crate::caches::runner::{Ended, Runner, RunnerJob};
 use crate::caches::volumes::VolumeId;
 use crate::config::Config;
-use crate::config::caches::Caches;
 use crate::config::caches::CacheVolumeKind;
+use crate::config::caches::Caches;
 use crate::config::cluster::Cluster;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -75,40 +77,6 @@ const MAX_LOOKS: u32 = 30;
 
 /// Explanation for a pod that does not terminate, with a hint.
 const NODE_GONE: &str = "its node does not respond; bring the node back or remove it from the cluster";
-
-/// Intervals and timeouts of a runner.
-#[derive(Clone, Debug)]
-pub struct BuildTiming {
-    /// Unit of the intervals at which a runner reads its objects.
-    pub look: Duration,
-    /// Maximum time until a builder starts.
-    pub pending: Duration,
-    /// Duration of a wait before its reason is reported, and the interval between later checks of the
-    /// reason.
-    pub report: Duration,
-    /// Maximum time that the disk may stay attached to the node of a builder that has ended. After that the
-    /// snapshot is taken anyway, because the builder has synced the disk.
-    pub attached: Duration,
-    /// Maximum time until a snapshot is ready.
-    pub snapshot: Duration,
-    /// Maximum delay between retries after the API server failed.
-    pub outage: Duration,
-}
-
-impl BuildTiming {
-    /// Returns the timing for a configuration.
-    pub fn of(cluster: &Cluster) -> Self {
-        let minutes = |minutes: u32| Duration::from_secs(u64::from(minutes) * 60);
-        BuildTiming {
-            look: Duration::from_secs(1),
-            pending: minutes(cluster.pending_timeout_minutes),
-            report: Duration::from_secs(30),
-            attached: minutes(2),
-            snapshot: minutes(cluster.snapshot_timeout_minutes),
-            outage: Duration::from_secs(30),
-        }
-    }
-}
 
 /// Runs builders as pods.
 #[derive(Debug)]
@@ -360,7 +328,8 @@ impl Build<'_> {
         let build_job = self.build_job(secrets);
         let parts = self.parts(&build_job);
         let secret = parts.secret(job, &self.with.config, secrets);
-        let secret = secret.map_err(|e| StepFailure::Ended(Ended::NotStarted(format!("writing its job: {e}"))))?;
+        let secret =
+            secret.map_err(|e| StepFailure::Ended(Ended::NotStarted(format!("writing its job: {e}"))))?;
         self.apply::<Secret>("the secret", &self.name, &secret).await?;
         let size_gib = self.order.job.size.map_or(0, |size| size.0 >> 30);
         self.apply::<PersistentVolumeClaim>("the volume claim", &self.name, &parts.claim(job, size_gib))
@@ -418,81 +387,6 @@ impl Build<'_> {
             }
             other => other,
         }
-    }
-
-    async fn snapshot(&self) -> Result<Option<VolumeSnapshot>, Fault> {
-        let api: Api<VolumeSnapshot> = self.runner.own();
-        let doing = format!("reading the snapshot {}", self.name);
-        opt(request!(&doing, api.get(&self.name)))
-    }
-
-    /// Takes the snapshot of a volume in which the verifier found the digest `verified`.
-    async fn take_snapshot(&self, outcome: &Outcome, verified: &Digest) -> Result<VolumeSnapshot, StepFailure> {
-        self.wait_until_detached().await?;
-        let result = outcome.to_short_line(MAX_RESULT);
-        let result = result.map_err(|e| StepFailure::Ended(Ended::Died(format!("writing its result: {e}"))))?;
-        let snapshot = self.parts(&self.order.job).snapshot(&result, verified);
-        let made: VolumeSnapshot = self.apply("the snapshot", &self.name, &snapshot).await?;
-        let of = made.spec.source.persistent_volume_claim_name.as_deref();
-        if of != Some(&self.name) {
-            let message = format!("the snapshot {} was taken from {of:?} by another program", self.name);
-            return Err(StepFailure::Ended(exhausted(Class::Conflict, message)));
-        }
-        Ok(made)
-    }
-
-    /// Waits until the disk is detached, for a limited time. The file system of a disk that is still mounted
-    /// has a journal to replay.
-    async fn wait_until_detached(&self) -> Result<(), Fault> {
-        let claims: Api<PersistentVolumeClaim> = self.runner.own();
-        let doing = format!("reading the volume claim {}", self.name);
-        let claim = opt(request!(&doing, claims.get(&self.name)))?;
-        let Some(disk) = claim.and_then(|claim| claim.spec?.volume_name) else { return Ok(()) };
-        let attachments = self.runner.attachments.get_or_init(|| Attachments::new(&self.runner.client));
-        let mut waits = self.waits();
-        let limit = self.runner.timing.attached;
-        while let Some(left) = limit.checked_sub(waits.elapsed()) {
-            let pause = left.min(self.runner.timing.report);
-            if tokio::time::timeout(pause, attachments.detached(&disk)).await.is_ok() {
-                waits.end();
-                return Ok(());
-            }
-            if waits.is_due() {
-                waits.report(format!("the disk {disk} is still attached to the node of its builder"));
-            }
-        }
-        tracing::warn!(cache = %self.order.id, disk, "taking a snapshot of a disk that is still attached");
-        Ok(())
-    }
-
-    /// Waits until a snapshot is ready, and deletes the Job that it was made from.
-    async fn finish(&self, mut snapshot: VolumeSnapshot) -> Result<Ended, StepFailure> {
-        let mut waits = self.waits();
-        while !snapshot.is_ready() {
-            let why = || escape_to(snapshot.error().unwrap_or("its driver gives no reason"), 400);
-            if waits.elapsed() >= self.runner.timing.snapshot {
-                let limit = self.runner.timing.snapshot.as_secs();
-                let message = format!("the snapshot was not ready within {limit} s: {}", why());
-                return Ok(exhausted(Class::Transient, message));
-            }
-            if waits.is_due() {
-                waits.report(format!("the snapshot is not ready: {}", why()));
-            }
-            self.pause().await;
-            snapshot = match self.snapshot().await? {
-                Some(snapshot) if snapshot.metadata.deletion_timestamp.is_none() => snapshot,
-                _ => return Ok(Ended::Died("another program deleted its snapshot".to_owned())),
-            };
-        }
-        self.delete_job().await?;
-        let result = snapshot.annotations().get(RESULT).and_then(|text| serde_json::from_str(text).ok());
-        Ok(match result {
-            Some(outcome) => Ended::Result(outcome),
-            None => exhausted(
-                Class::Corrupt,
-                format!("the snapshot {} has no result in its annotations", self.name),
-            ),
-        })
     }
 
     fn waits(&self) -> Waits<'_> {

@@ -5,6 +5,8 @@
 //! several objects (quota, capacity, one record for each Idempotency-Key) are checked and written by one
 //! daemon at a time, under a short Lease. A ResourceQuota is enforced independently of that.
 
+mod adopt;
+mod create;
 mod keys;
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,7 @@ use super::lease::{Lease, LeaseAttempt};
 use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
 use super::seen::{ObjectName, Seen, SeenStatus};
 use super::upkeep::schedule;
-use crate::caches::record::{RequestOrigin, Record};
+use crate::caches::record::{Record, RequestOrigin};
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
 use crate::caches::volumes::UNLIMITED;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
@@ -235,154 +237,6 @@ impl KubeStore {
         }
     }
 
-    /// Waits for the admission lease, under which conditions over several objects are checked.
-    async fn turn(&self) -> Result<(), Fault> {
-        while self.admission.try_acquire().await? != LeaseAttempt::Acquired {
-            tokio::time::sleep(ADMISSION_POLL).await;
-        }
-        Ok(())
-    }
-
-    async fn create(
-        &self,
-        record: Record,
-        admission: Admission,
-        key: Option<IdempotencyKey>,
-    ) -> Result<Created, StoreError> {
-        let _turn = self.turn.lock().await;
-        self.turn().await?;
-        let created = self.admit(record, admission, key).await;
-        // Release the lease now, so that the next daemon does not wait for its expiry.
-        if let Err(fault) = self.admission.release().await {
-            tracing::debug!("{fault}");
-        }
-        created
-    }
-
-    async fn admit(
-        &self,
-        record: Record,
-        admission: Admission,
-        key: Option<IdempotencyKey>,
-    ) -> Result<Created, StoreError> {
-        let tenant = &record.tenant;
-        let hash = key.as_ref().map(|key| keys::hash(tenant, &key.key));
-        if let (Some(key), Some(hash)) = (&key, &hash)
-            && let Some(answer) = self.keys.find(tenant, hash).await?
-        {
-            return answer.of(key).map(|record| Created::Before(Box::new(record)));
-        }
-        let own = self.objects(Some(namespace(tenant))).await?;
-        // A daemon may have stopped between writing the record and the key.
-        if let (Some(key), Some(hash)) = (&key, &hash)
-            && let Some(object) = own.iter().find(|object| {
-                annotation(object, KEY) == Some(hash)
-                    && record.created_at - convert::created(&object.metadata) < REPAIR_WINDOW
-            })
-        {
-            // Anyone who can write objects can forge the annotation: the spec must match the request as well.
-            let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
-            let same = spec
-                .is_ok_and(|spec| Spec { retention_days: record.spec.retention_days, ..spec } == record.spec);
-            if !same || annotation(object, REQUEST) != Some(&hex(&key.request)) {
-                return Err(StoreError::KeyReused);
-            }
-            let stored = self.init_status(object.clone(), &record).await?;
-            let first = Record::new(
-                stored.record.id,
-                stored.record.tenant,
-                stored.record.spec,
-                stored.record.created_at,
-            );
-            self.keys.keep(hash, key, &first).await?;
-            return Ok(Created::Before(Box::new(first)));
-        }
-        if own.iter().any(|object| object.name_any() == record.spec.name.as_str()) {
-            return Err(StoreError::NameTaken(record.spec.name));
-        }
-        if own.len() >= admission.max_per_tenant {
-            return Err(StoreError::Quota { have: own.len(), max: admission.max_per_tenant });
-        }
-        let need_gib = record.reserved_gib();
-        admission.tenant_space.check(need_gib, self.reserved_by(&own)?)?;
-        let capacity_gib = admission.capacity_gib;
-        if capacity_gib < UNLIMITED {
-            let free_gib = capacity_gib.saturating_sub(self.reserved_gib().await?);
-            if need_gib > free_gib {
-                return Err(StoreError::Full { need_gib, free_gib, capacity_gib });
-            }
-        }
-        let mut object = convert::object(&record, &self.cluster);
-        let annotations = object.annotations_mut();
-        annotations.insert(NONCE.to_owned(), record.id.to_string());
-        if let (Some(key), Some(hash)) = (&key, &hash) {
-            annotations.insert(KEY.to_owned(), hash.clone());
-            annotations.insert(REQUEST.to_owned(), hex(&key.request));
-        }
-        let object = self.post(&record, object, own.len()).await?;
-        let stored = self.init_status(object, &record).await?;
-        if let (Some(key), Some(hash)) = (&key, &hash) {
-            self.keys.keep(hash, key, &stored.record).await?;
-        }
-        Ok(Created::New(stored))
-    }
-
-    /// Returns the GiB that all records reserve, including objects that are not adopted yet.
-    async fn reserved_gib(&self) -> Result<u64, StoreError> {
-        self.reserved_by(&self.objects(None).await?)
-    }
-
-    /// Returns the GiB that the records of `objects` reserve.
-    fn reserved_by(&self, objects: &[ImageCache]) -> Result<u64, StoreError> {
-        let mut reserved = 0;
-        for object in objects {
-            reserved += match self.read(object)? {
-                Some(stored) => stored.record.reserved_gib(),
-                None if object.status.is_none() => u64::from(object.spec.image_cache_size),
-                None => 0,
-            };
-        }
-        Ok(reserved)
-    }
-
-    /// Creates the object of a request.
-    async fn post(&self, record: &Record, object: ImageCache, have: usize) -> Result<ImageCache, StoreError> {
-        let api = self.of(namespace(&record.tenant));
-        let name = record.spec.name.as_str();
-        let doing = format!("creating the image cache {}/{name}", record.tenant);
-        match request!(&doing, api.create(&post_parameters(), &object)) {
-            Ok(object) => Ok(object),
-            Err(fault) if fault.already_exists() => {
-                // This request created it, if an earlier attempt succeeded and its response was lost.
-                let present = opt(request!(&doing, api.get(name)))?;
-                present
-                    .filter(|present| annotation(present, NONCE) == Some(&record.id.to_string()))
-                    .ok_or_else(|| StoreError::NameTaken(record.spec.name.clone()))
-            }
-            Err(fault) if fault.is_quota() => Err(StoreError::Quota { have, max: have }),
-            Err(fault) if fault.is_not_found() => Err(StoreError::NoNamespace(record.tenant.clone())),
-            Err(fault) => Err(fault.into()),
-        }
-    }
-
-    /// Writes the first status of an object, from the record of a new request.
-    async fn init_status(&self, object: ImageCache, record: &Record) -> Result<Stored, StoreError> {
-        self.index(&object);
-        if let Some(stored) = self.read(&object)? {
-            return Ok(stored);
-        }
-        let id = convert::id(&object.metadata).ok_or_else(|| corrupt(&object, "it has no UID".to_owned()))?;
-        let record = Record { id, ..record.clone() };
-        match self.put(object, record).await {
-            // An earlier attempt succeeded and its response was lost.
-            Err(StoreError::Changed(_)) => match self.find(id).await? {
-                Some(present) => self.read(&present)?.ok_or(StoreError::Changed(id)),
-                None => Err(StoreError::Gone(id)),
-            },
-            other => other,
-        }
-    }
-
     /// Writes the status of an object that was read.
     async fn put(&self, mut object: ImageCache, record: Record) -> Result<Stored, StoreError> {
         let id = record.id;
@@ -505,114 +359,6 @@ impl KubeStore {
             Err(fault) if fault.is_not_found() => Ok(()),
             Err(fault) if fault.is_conflict() => Err(StoreError::Changed(id)),
             Err(fault) => Err(fault.into()),
-        }
-    }
-
-    /// Adopts an object that was created without the API, with the same checks as a create: name, quota and
-    /// capacity. If a check fails, the image cache becomes `Failed`, with the reason.
-    ///
-    /// # Errors
-    /// A request failed, or Larder did not write the status of an object.
-    pub async fn adopt(
-        &self,
-        namespace_of: &str,
-        name: &str,
-        admission: Admission,
-        now: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
-        let _turn = self.turn.lock().await;
-        self.turn().await?;
-        let adopted = self.try_adopt(namespace_of, name, admission, now).await;
-        if let Err(fault) = self.admission.release().await {
-            tracing::debug!("{fault}");
-        }
-        adopted
-    }
-
-    async fn try_adopt(
-        &self,
-        namespace_of: &str,
-        name: &str,
-        admission: Admission,
-        now: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
-        let api = self.of(namespace_of);
-        let doing = format!("reading the image cache {namespace_of}/{name}");
-        let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
-        if object.status.is_some() || object.metadata.deletion_timestamp.is_some() {
-            return Ok(());
-        }
-        let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
-        let tenant = namespace_of.parse::<TenantName>().map_err(|e| format!("metadata.namespace: {e}"));
-        let (spec, tenant) = match (spec, tenant) {
-            (Ok(spec), Ok(tenant)) if spec.cluster == self.cluster => {
-                let mistake = convert::mistake(&spec).or_else(|| schedule::mistake(&object.spec));
-                match mistake.filter(|_| annotation(&object, NONCE).is_none()) {
-                    None => (spec, tenant),
-                    Some(reason) => return self.refuse(object, &reason, now).await,
-                }
-            }
-            (Ok(spec), Ok(_)) => {
-                let reason = format!("spec.cluster: {:?} refers to another cluster", spec.cluster);
-                return self.refuse(object, &reason, now).await;
-            }
-            (Err(reason), _) | (_, Err(reason)) => return self.refuse(object, &reason, now).await,
-        };
-        let id = convert::id(&object.metadata).ok_or_else(|| corrupt(&object, "it has no UID".to_owned()))?;
-        let mut record = Record::new(id, tenant, spec, convert::created(&object.metadata));
-        record.ordered_by = RequestOrigin::Cluster;
-        let own = self.objects(Some(namespace_of)).await?;
-        let have = own.iter().filter(|other| other.status.is_some()).count();
-        let need_gib = record.reserved_gib();
-        // The objects of the tenant and of the cluster already include this one.
-        let others = self.reserved_by(&own)?.saturating_sub(need_gib);
-        let mut refused = admission.tenant_space.check(need_gib, others).err();
-        if have >= admission.max_per_tenant {
-            refused = Some(StoreError::Quota { have, max: admission.max_per_tenant });
-        } else if refused.is_none() && admission.capacity_gib < UNLIMITED {
-            let capacity_gib = admission.capacity_gib;
-            let others = self.reserved_gib().await?.saturating_sub(need_gib);
-            let free_gib = capacity_gib.saturating_sub(others);
-            refused = (need_gib > free_gib).then_some(StoreError::Full { need_gib, free_gib, capacity_gib });
-        }
-        if let Some(refused) = refused {
-            record.work = None;
-            record.class = Some(refused.class());
-            record.message = Some(refused.to_string());
-            record.turn(Status::Failed, now, refused.to_string());
-            self.put(object, record).await?;
-            return Ok(());
-        }
-        // The finalizer is set before anything is created, so that nothing can be left behind.
-        if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-            let finalizers: Vec<&str> =
-                object.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
-            self.set_finalizers(&object, json!(finalizers)).await?;
-        }
-        let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
-        if convert::id(&object.metadata) == Some(id) && object.status.is_none() {
-            tracing::info!(tenant = %record.tenant, cache = %id, name, "image cache requested by an object");
-            self.put(object, record).await?;
-        }
-        Ok(())
-    }
-
-    async fn refuse(
-        &self,
-        mut object: ImageCache,
-        reason: &str,
-        now: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
-        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-        tracing::info!(namespace, name, "image cache refused: {reason}");
-        object.status = Some(convert::refusal(reason, object.metadata.generation, now));
-        object.metadata.managed_fields = None;
-        let api = self.of(&namespace);
-        let doing = format!("writing the status of the image cache {namespace}/{name}");
-        match request!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
-            // If another writer was faster, the watch delivers the object again.
-            Err(fault) if !fault.is_conflict() && !fault.is_not_found() => Err(fault.into()),
-            _ => Ok(()),
         }
     }
 

@@ -23,7 +23,7 @@ use super::uses::Uses;
 use crate::caches::imports::Imports;
 use crate::caches::record::{ClusterSnapshot, Record};
 use crate::caches::volumes::{
-    Discarded, Kind, BuildDirs, Sealed, Snapshot, StateError, UNLIMITED, VolumeId, Volumes,
+    BuildDirs, Discarded, Kind, Sealed, Snapshot, StateError, UNLIMITED, VolumeId, Volumes,
 };
 use larder_model::class::Class;
 use larder_model::event::Outcome;

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
-use larder_layer::overlay::lower::{self, Lower, Part, LowerEntry};
+use larder_layer::overlay::lower::{self, Lower, LowerEntry, Part};
 use larder_layer::path;
 use larder_layer::stored::{StoredDir, StoredFile};
 use larder_sys::{FileType, Stat};

@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use chrono::Utc;
 use larder::caches::record::RequestOrigin;
 use larder::caches::runner::child::{ChildRunner, Settings, clear_work};
-use larder::caches::runner::{RunnerJob, Ended, Runner as _};
+use larder::caches::runner::{Ended, Runner as _, RunnerJob};
 use larder::config::Config;
 use larder::config::caches::CacheVolumeKind;
 use larder::config::log::Format;

@@ -63,7 +63,12 @@ pub struct Fault {
 impl Fault {
     /// Creates a fault with the effect `harm` on the next request of this verb and resource.
     pub fn once(verb: &'static str, resource: &'static str, harm: Effect) -> Self {
-        Fault { meets: RequestMatcher { verb, resource, ..RequestMatcher::default() }, harm, after: 0, times: 1 }
+        Fault {
+            meets: RequestMatcher { verb, resource, ..RequestMatcher::default() },
+            harm,
+            after: 0,
+            times: 1,
+        }
     }
 
     /// Sets the number of affected requests.

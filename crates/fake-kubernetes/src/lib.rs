@@ -62,7 +62,7 @@ use tokio::sync::oneshot;
 pub use components::Timing;
 pub use components::driver::{DRIVER, SnapshotOutcome, Stored};
 pub use components::kubelet::Node;
-pub use fault::{Fault, Effect, RequestMatcher, Seen};
+pub use fault::{Effect, Fault, RequestMatcher, Seen};
 
 use kind::Id;
 use object::{meta, text};

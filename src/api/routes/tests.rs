@@ -1,5 +1,8 @@
 //! The routes with the real service and store, and a builder that never ends.
 
+mod extensions;
+mod signed;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -20,7 +23,7 @@ use crate::api::listen::Peer;
 use crate::api::{Api, Parts};
 use crate::caches::layout::Layout;
 use crate::caches::record::RequestOrigin;
-use crate::caches::runner::{RunnerJob, Ended, Runner};
+use crate::caches::runner::{Ended, Runner, RunnerJob};
 use crate::caches::service::Service;
 use crate::caches::store::sqlite::SqliteStore;
 use crate::caches::volumes::host::HostVolumes;
@@ -357,133 +360,6 @@ async fn authentication_of_peers_and_tokens() {
 }
 
 #[tokio::test]
-async fn the_date_of_a_signed_request_is_checked() {
-    use larder_sys::clock::Clock as _;
-    let host = host("").await;
-    let send = async |secret: &str, access: &str, body: &str| {
-        let date = host.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
-        let headers = [("host".to_owned(), "h:1".to_owned()), ("x-sdk-date".to_owned(), date.clone())];
-        let signed = larder_model::signature::Signable {
-            method: "POST",
-            path: "/v5/imagecaches",
-            query: &[],
-            headers: &headers,
-            body: Sha256::digest(order("signed").to_string()).into(),
-        };
-        let signature = hex(&signed.sign(&date, &larder_model::credential::Secret::new(secret)));
-        let claim =
-            format!("SDK-HMAC-SHA256 Access={access}, SignedHeaders=host;x-sdk-date, Signature={signature}");
-        let request = Request::post("/v5/imagecaches").header("host", "h:1").header("x-sdk-date", &date);
-        let request = request.header("authorization", claim).header("content-type", "application/json");
-        host.send(tcp_client(), request.body(Body::from(body.to_owned())).unwrap()).await
-    };
-    let body = order("signed").to_string();
-    let wrong = send("another", "AK-team-a", &body).await;
-    let unknown = send("sk", "AK-nobody", &body).await;
-    assert_eq!((wrong.status, &wrong.json), (401, &unknown.json));
-    assert_eq!(wrong.headers[header::WWW_AUTHENTICATE], "SDK-HMAC-SHA256");
-    assert_eq!(send("sk", "AK-team-a", &order("tampered").to_string()).await.status, 401);
-    assert_eq!(send("sk", "AK-team-a", &body).await.status, 201);
-    host.service.stop().await;
-}
-
-/// A signed request with the current date. A clone is a replay by an eavesdropper.
-struct SignedRequest {
-    method: &'static str,
-    path: String,
-    body: String,
-    date: String,
-    signature: String,
-}
-
-impl SignedRequest {
-    fn new(host: &Host, method: &'static str, path: &str, body: &str) -> Self {
-        use larder_sys::clock::Clock as _;
-        let date = host.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
-        let headers = [("host".to_owned(), "h:1".to_owned()), ("x-sdk-date".to_owned(), date.clone())];
-        let signed = larder_model::signature::Signable {
-            method,
-            path,
-            query: &[],
-            headers: &headers,
-            body: Sha256::digest(body).into(),
-        };
-        let signature = hex(&signed.sign(&date, &larder_model::credential::Secret::new("sk")));
-        SignedRequest { method, path: path.to_owned(), body: body.to_owned(), date, signature }
-    }
-
-    async fn send(&self, host: &Host, more: &[(&str, &str)]) -> Answered {
-        let claim = format!(
-            "SDK-HMAC-SHA256 Access=AK-team-a, SignedHeaders=host;x-sdk-date, Signature={}",
-            self.signature
-        );
-        let mut request = Request::builder().method(self.method).uri(&self.path).header("host", "h:1");
-        for (name, value) in more.iter().chain(&[("content-type", "application/json")]) {
-            request = request.header(*name, *value);
-        }
-        let request = request.header("x-sdk-date", &self.date).header("authorization", claim);
-        host.send(tcp_client(), request.body(Body::from(self.body.clone())).unwrap()).await
-    }
-}
-
-#[tokio::test]
-async fn a_signed_create_is_carried_out_once() {
-    let host = host("").await;
-    let create = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("web").to_string());
-    let first = create.send(&host, &[]).await;
-    assert_eq!(first.status, 201, "{}", first.json);
-    let again = create.send(&host, &[]).await;
-    assert_eq!((again.status, again.code()), (409, "CCE.01409001"), "the name is taken");
-    let id = first.json["image_cache"]["id"].as_str().unwrap().to_owned();
-    let refresh = SignedRequest::new(&host, "POST", &format!("/larder/v1/caches/{id}/refresh"), "");
-    assert_eq!(refresh.send(&host, &[]).await.status, 409);
-    assert_eq!(refresh.send(&host, &[]).await.status, 401);
-
-    let delete = SignedRequest::new(&host, "DELETE", &format!("/v5/imagecaches/{id}"), "");
-    assert_eq!(delete.send(&host, &[]).await.status, 202);
-    for _ in 0..500 {
-        if host.call("token-a", "GET", &format!("/v5/imagecaches/{id}"), None).await.status == 404 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    for more in [&[][..], &[("idempotency-key", "of-an-attacker")]] {
-        let replayed = create.send(&host, more).await;
-        assert_eq!((replayed.status, replayed.code()), (401, "CCE.01401001"), "{}", replayed.json);
-        assert!(replayed.json["errorMessage"].as_str().unwrap().contains("used before"), "{}", replayed.json);
-    }
-    let listed = host.call("token-a", "GET", "/v5/imagecaches", None).await;
-    assert_eq!(listed.json["image_caches"], json!([]));
-    for name in ["one", "two", "three"] {
-        host.created("token-a", name).await;
-    }
-    let refused = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("four").to_string());
-    for _ in 0..2 {
-        let answer = refused.send(&host, &[]).await;
-        assert_eq!(
-            (answer.status, answer.code()),
-            (403, "CCE.01403101"),
-            "the reason for the refusal is the same"
-        );
-    }
-    let listed = host.call("token-a", "GET", "/v5/imagecaches", None).await;
-    let id = listed.json["image_caches"][0]["id"].as_str().unwrap();
-    host.call("token-a", "DELETE", &format!("/v5/imagecaches/{id}"), None).await;
-    for _ in 0..500 {
-        if host.call("token-a", "GET", &format!("/v5/imagecaches/{id}"), None).await.status == 404 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(refused.send(&host, &[]).await.status, 401, "the refused request cannot be used later");
-    // With a new signature it is a different request.
-    host.clock.pass(Duration::from_secs(1));
-    let fresh = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("web").to_string());
-    assert_eq!(fresh.send(&host, &[]).await.status, 201);
-    host.service.stop().await;
-}
-
-#[tokio::test]
 async fn a_repeated_create_gets_the_first_answer() {
     let host = host("").await;
     let send = async |name: &str, key: &str| {
@@ -548,148 +424,6 @@ async fn requests_over_the_rate_limit_are_refused() {
         "each tenant has its own limit"
     );
     host.service.stop().await;
-}
-
-#[tokio::test]
-async fn extensions_of_the_vendor_api() {
-    let host = host("").await;
-    let id = host.created("token-a", "web").await;
-    let details = host.call("token-a", "GET", &format!("/larder/v1/caches/{id}"), None).await;
-    assert_eq!(details.json["image_cache"]["id"], id.as_str());
-    assert_eq!(details.json["details"]["events"][0]["sequence"], 1);
-    let refresh = host.call("token-a", "POST", &format!("/larder/v1/caches/{id}/refresh"), None).await;
-    assert_eq!((refresh.status, refresh.code()), (409, "CCE.01409101"));
-    let none = host.call("token-a", "GET", "/larder/v1/match?image=nginx%3A1", None).await;
-    assert_eq!((none.status, none.json), (200, json!({"match": null})));
-    for query in ["", "?image=UPPER", &format!("?{}", "image=a&".repeat(21))] {
-        assert_eq!(host.call("token-a", "GET", &format!("/larder/v1/match{query}"), None).await.status, 400);
-    }
-    let cancelled = host.call("token-a", "POST", &format!("/larder/v1/caches/{id}/cancel"), None).await;
-    assert_eq!((cancelled.status, cancelled.json["image_cache"]["status"].as_str()), (202, Some("Failed")));
-    let plan = host.call("token-a", "POST", "/larder/v1/plan", Some(order("x"))).await;
-    assert_eq!((plan.status, plan.json["plan"]["version"].as_u64()), (200, Some(1)));
-    for (class, status) in
-        [(Class::NotFound, 400), (Class::Denied, 400), (Class::Transient, 503), (Class::Internal, 500)]
-    {
-        *host.runner.refusal.lock().unwrap() = Some(class);
-        let plan = host.call("token-a", "POST", "/larder/v1/plan", Some(order("x"))).await;
-        assert_eq!(plan.status, status, "{class:?}");
-    }
-    host.service.stop().await;
-}
-
-#[tokio::test]
-async fn a_plan_is_refused_for_the_same_reasons_as_a_create() {
-    let host = host("").await;
-    host.created("token-a", "web").await;
-    let plan = async |token: &str, body: Value| {
-        let answer = host.call(token, "POST", "/larder/v1/plan", Some(body)).await;
-        (answer.status, answer.code().to_owned())
-    };
-    let answered = |status, code: &str| (status, code.to_owned());
-    assert_eq!(plan("token-a", order("web")).await, answered(409, "CCE.01409001"));
-    assert_eq!(plan("token-b", order("web")).await, answered(200, ""));
-    let mut large = order("large");
-    large["image_cache_size"] = json!(81);
-    assert_eq!(plan("token-b", large).await, answered(507, "CCE.01507001"));
-    for name in ["two", "three"] {
-        host.created("token-a", name).await;
-    }
-    assert_eq!(plan("token-a", order("four")).await, answered(403, "CCE.01403101"));
-    assert_eq!(plan("token-b", order("last")).await, answered(200, ""), "nothing was stored");
-    host.service.stop().await;
-}
-
-#[tokio::test]
-async fn plans_are_limited_per_tenant() {
-    let host = host("").await;
-    host.runner.hangs.store(true, Ordering::Relaxed);
-    let plan = async |token| host.call(token, "POST", "/larder/v1/plan", Some(order("x"))).await;
-    let mut waiting = tokio::task::JoinSet::new();
-    for _ in 0..3 {
-        let mut request = Request::post("/larder/v1/plan")
-            .header("Host", "h")
-            .header("X-Auth-Token", "token-a")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Body::from(order("x").to_string()))
-            .unwrap();
-        request.extensions_mut().insert(tcp_client());
-        waiting.spawn(host.router.clone().oneshot(request));
-    }
-    let refused = waiting.join_next().await.unwrap().unwrap().unwrap();
-    assert_eq!(refused.status(), 429);
-    assert!(refused.headers().contains_key(header::RETRY_AFTER));
-    while host.runner.hanging.load(Ordering::Relaxed) < 2 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    host.runner.hangs.store(false, Ordering::Relaxed);
-    assert_eq!(plan("token-b").await.status, 200, "each tenant has its own limit");
-    assert_eq!(plan("token-a").await.code(), "CCE.01429001");
-    waiting.shutdown().await;
-    assert_eq!(plan("token-a").await.status, 200, "a disconnected client releases its plan");
-    host.service.stop().await;
-}
-
-#[tokio::test]
-async fn events_until_it_is_settled() {
-    let host = host("").await;
-    let id = host.created("token-a", "web").await;
-    let follow = async |after: Option<&str>| {
-        let mut request =
-            Request::get(format!("/larder/v1/caches/{id}/events")).header("X-Auth-Token", "token-a");
-        if let Some(after) = after {
-            request = request.header("Last-Event-ID", after);
-        }
-        host.raw(tcp_client(), request.body(Body::empty()).unwrap()).await
-    };
-    let response = follow(None).await;
-    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
-    let mut held = Vec::new();
-    loop {
-        let response = follow(None).await;
-        match response.status().as_u16() {
-            200 if held.len() < 100 => held.push(response),
-            status => break assert_eq!(status, 429, "streams are bounded"),
-        }
-    }
-    assert_eq!(host.call("token-b", "GET", "/v5/imagecaches", None).await.status, 200);
-    drop(held);
-    let resumed = follow(Some("1")).await;
-    assert_eq!(follow(Some("x")).await.status(), 400);
-    let cancelled = host.call("token-a", "POST", &format!("/larder/v1/caches/{id}/cancel"), None).await;
-    assert_eq!(cancelled.status, 202);
-    let whole = |response: Response<Body>| async {
-        let body = tokio::time::timeout(Duration::from_secs(30), response.into_body().collect()).await;
-        String::from_utf8(body.expect("the stream ends").unwrap().to_bytes().to_vec()).unwrap()
-    };
-    let events = whole(response).await;
-    assert!(events.contains("event: status\nid: 1\ndata: {\"sequence\":1,"), "{events}");
-    assert!(events.contains("\"status\":\"Failed\""), "{events}");
-    let resumed = whole(resumed).await;
-    assert!(!resumed.contains("\"sequence\":1,") && resumed.contains("Failed"), "{resumed}");
-    host.service.stop().await;
-}
-
-#[tokio::test]
-async fn probes_and_metrics() {
-    let host = host("").await;
-    for path in ["/healthz", "/readyz", "/openapi.json"] {
-        assert_eq!(host.send(tcp_client(), plain("GET", path)).await.status, 200, "{path}");
-    }
-    assert_eq!(host.send(operator(true), plain("GET", "/metrics")).await.status, 200);
-    assert_eq!(host.send(operator(false), plain("GET", "/metrics")).await.status, 401);
-    assert_eq!(host.send(tcp_client(), plain("GET", "/metrics")).await.status, 401);
-    assert_eq!(
-        host.call("token-a", "GET", "/metrics", None).await.status,
-        401,
-        "metrics are not available to tenants"
-    );
-    assert_eq!(host.call("scrape", "GET", "/metrics", None).await.status, 200);
-    host.service.stop().await;
-    let stopped = host.send(tcp_client(), plain("GET", "/readyz")).await;
-    assert_eq!((stopped.status, stopped.code()), (503, "CCE.01503001"));
-    let create = host.call("token-a", "POST", "/v5/imagecaches", Some(order("late"))).await;
-    assert_eq!(create.status, 503);
 }
 
 #[tokio::test]

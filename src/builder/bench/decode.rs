@@ -15,7 +15,7 @@ use crate::builder::source::{Blob, Source};
 use larder_layer::cores::Cores;
 use larder_layer::decode::{self, Decoded, Decoder, inflate_only};
 use larder_layer::limits::Ratio;
-use larder_model::bench_report::{MeasuredLayer, Elapsed};
+use larder_model::bench_report::{Elapsed, MeasuredLayer};
 use larder_model::class::Class;
 use larder_model::digest::{Algorithm, Hasher};
 

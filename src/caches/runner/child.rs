@@ -38,11 +38,11 @@ pub use lines::next_line;
 pub use talk::event;
 pub use work::clear_work;
 
-use super::{RunnerJob, Ended, Runner};
+use super::{Ended, Runner, RunnerJob};
 use crate::caches::pull_secrets::{Content, HostSecrets, Unusable};
 use crate::caches::record::RequestOrigin;
 use crate::config::Config;
-use crate::config::caches::{Caches, CacheVolumeKind};
+use crate::config::caches::{CacheVolumeKind, Caches};
 use crate::config::log::Format;
 use crate::keys;
 use crate::volume::disk;
@@ -254,12 +254,7 @@ impl ChildRunner {
         tokio::task::spawn_blocking(prepare).await.map_err(|e| e.to_string())?
     }
 
-    async fn run_build(
-        &self,
-        order: RunnerJob,
-        lines: mpsc::Sender<Line>,
-        stop: CancellationToken,
-    ) -> Ended {
+    async fn run_build(&self, order: RunnerJob, lines: mpsc::Sender<Line>, stop: CancellationToken) -> Ended {
         if stop.is_cancelled() {
             return Ended::Stopped;
         }

@@ -13,7 +13,7 @@ use super::slots::{Slot, Slots};
 use super::{Live, Service, state_failed};
 use crate::caches::measured::BuildMetrics;
 use crate::caches::record::{Content, Record};
-use crate::caches::runner::{RunnerJob, Ended};
+use crate::caches::runner::{Ended, RunnerJob};
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{BuildDirs, Sealed, VolumeId};
 use crate::telemetry::metrics::BuildResult;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use chrono::DateTime;
 use futures_util::future::BoxFuture;
 
-use super::{Discarded, Kind, BuildDirs, Sealed, Snapshot, StateError, VolumeId, Volumes};
+use super::{BuildDirs, Discarded, Kind, Sealed, Snapshot, StateError, VolumeId, Volumes};
 use crate::builder::share;
 use crate::caches::attachments::Attachments;
 use crate::caches::imports::Imports;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::caches::attachments::Attachment;
 use crate::kubernetes::node::attacher::is_name;
 use crate::kubernetes::node::{AttachFault, Attacher};
-use crate::node::attach::{self, Consent, Host, AttachOptions, Plan};
+use crate::node::attach::{self, AttachOptions, Consent, Host, Plan};
 use crate::volume::seal;
 use larder_model::class::Class;
 use larder_model::digest::Digest;

@@ -6,7 +6,7 @@ use kube::CustomResourceExt as _;
 
 use super::*;
 use crate::caches::store::suite::{self, ROOM, at};
-use larder_fake_kubernetes::{Cluster, Fault as FakeFault, Effect, Timing};
+use larder_fake_kubernetes::{Cluster, Effect, Fault as FakeFault, Timing};
 use larder_model::class::Class;
 
 /// Returns a cluster with the custom resource and the namespaces of the suite.

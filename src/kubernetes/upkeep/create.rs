@@ -138,7 +138,8 @@ impl Upkeep {
             cluster: self.cluster.clone(),
             pull_secrets: secrets.collect(),
         };
-        let report = self.service.resolve_spec(&tenant, RequestOrigin::Cluster, &spec).await.map_err(refusal)?;
+        let report =
+            self.service.resolve_spec(&tenant, RequestOrigin::Cluster, &spec).await.map_err(refusal)?;
         let need = report.distinct_bytes.saturating_mul(SIZE_FACTOR).div_ceil(1 << 30);
         spec.size_gib = u32::try_from(need).unwrap_or(u32::MAX).max(MIN_SIZE_GIB);
         if spec.size_gib > MAX_SIZE_GIB {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::{Error, io as failed};
-use super::{Host, AttachOptions};
+use super::{AttachOptions, Host};
 use larder_model::chain::ChainId;
 use larder_model::escape::escape;
 use larder_model::job::LayerFormat;

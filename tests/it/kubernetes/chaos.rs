@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
-use larder_fake_kubernetes::{Fault, Effect, RequestMatcher};
+use larder_fake_kubernetes::{Effect, Fault, RequestMatcher};
 use larder_model::image_cache::Status;
 
 use crate::harness::cluster::{LARDER, World, kill_daemon};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use larder::kubernetes::crd::ImageCache;
-use larder_fake_kubernetes::{Fault, Effect, RequestMatcher};
+use larder_fake_kubernetes::{Effect, Fault, RequestMatcher};
 use larder_model::image_cache::Status;
 use serde_json::json;
 

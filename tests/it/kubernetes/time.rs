@@ -6,7 +6,7 @@ use std::time::Duration;
 use larder::caches::volumes::VolumeId;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::names::{Names, object};
-use larder_fake_kubernetes::{Fault, Effect};
+use larder_fake_kubernetes::{Effect, Fault};
 use larder_model::image_cache::{CacheId, Status};
 use larder_sys::clock::Clock as _;
 use larder_sys::clock::fake::FakeClock;

@@ -7,7 +7,7 @@ use kube::Api;
 use kube::api::PostParams;
 use serde_json::json;
 
-use super::super::{Cluster, Fault, Effect};
+use super::super::{Cluster, Effect, Fault};
 use super::{refused, typed};
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::super::{Fault, Effect};
+use super::super::{Effect, Fault};
 use super::{Fixture, typed};
 
 fn config_map(name: &str, label: &str) -> ConfigMap {

@@ -27,7 +27,7 @@ use super::writer::{Special, Writer};
 use super::{Options, Summary};
 use crate::error::{Context as _, Error, Fault};
 use crate::metadata::Metadata;
-use crate::overlay::lower::{self, LinkTarget, Lower, Part, LowerEntry};
+use crate::overlay::lower::{self, LinkTarget, Lower, LowerEntry, Part};
 use crate::overlay::settle::{hidden, inherited, is_hidden};
 use crate::overlay::{Applied, Directory, LowerLink, copy};
 use crate::path::{self, escape, shown};

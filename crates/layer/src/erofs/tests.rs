@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
 use super::super::metadata::Metadata;
-use super::super::space::{Space, NoAccounting};
+use super::super::space::{NoAccounting, Space};
 use super::super::tar::Region;
 use super::{Error, InodeId, Label, Options, Special, Summary, Writer};
 use larder_model::class::Class;

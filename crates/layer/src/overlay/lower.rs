@@ -112,7 +112,9 @@ impl Lower {
             let at = path::join(&here, &component);
             match self.show(&at)? {
                 LowerEntry::Directory(_) => here = at,
-                LowerEntry::Other { dir, stat } if stat.file_type == FileType::Symlink && links < MAX_LINKS => {
+                LowerEntry::Other { dir, stat }
+                    if stat.file_type == FileType::Symlink && links < MAX_LINKS =>
+                {
                     links += 1;
                     let text = dir.read_link(&component)?;
                     if text.starts_with(b"/") {

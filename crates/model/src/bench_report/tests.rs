@@ -121,7 +121,8 @@ fn advice_names_settings() {
     let mut slow = stages(Kind::Build, &image(small()), create);
     for (entries, is_slow) in [(Some(999), false), (Some(1000), true)] {
         (slow[3].entries, slow[3].per_second) = (entries, 9999.0);
-        let report = BenchReport::new(Kind::Build, image(small()), SETTINGS, slow.clone(), Elapsed::default());
+        let report =
+            BenchReport::new(Kind::Build, image(small()), SETTINGS, slow.clone(), Elapsed::default());
         assert_eq!(report.advice.contains("removed in the last minutes"), is_slow, "{}", report.advice);
     }
     let few = Settings { concurrency: 1, ..SETTINGS };

@@ -118,7 +118,8 @@ fn metadata_services_need_an_explicit_rule() {
 fn addresses_that_tenants_reach() {
     let deny = ["10.0.0.0/8", "fd12::/16", "198.51.100.7"];
     let allow = ["10.9.0.0/16", "127.0.0.1:5000", "[::1]:5000", "192.168.7.1:443"];
-    let [tenant, person] = [NetworkAccess::Tenant, NetworkAccess::Any].map(|reach| rules(reach, &allow, &deny));
+    let [tenant, person] =
+        [NetworkAccess::Tenant, NetworkAccess::Any].map(|reach| rules(reach, &allow, &deny));
     for (address, port, reached) in [
         ("8.8.8.8", 443, true),
         ("2606:4700::1", 443, true),

@@ -49,9 +49,13 @@ async fn a_sole_tenant_can_use_all_builders() {
 async fn a_job_states_the_reach_of_its_tenant() {
     let host = Host::new(TWO_TENANTS).await;
     let admin: TenantName = ADMIN.parse().unwrap();
-    let jobs = [(&team(), RequestOrigin::Api), (&admin, RequestOrigin::Api), (&admin, RequestOrigin::Cluster)]
-        .map(|(tenant, by)| host.service.job(tenant, by, &spec("web"), Vec::new(), None));
-    assert_eq!(jobs.clone().map(|job| job.reach), [NetworkAccess::Tenant, NetworkAccess::Any, NetworkAccess::Tenant]);
+    let jobs =
+        [(&team(), RequestOrigin::Api), (&admin, RequestOrigin::Api), (&admin, RequestOrigin::Cluster)]
+            .map(|(tenant, by)| host.service.job(tenant, by, &spec("web"), Vec::new(), None));
+    assert_eq!(
+        jobs.clone().map(|job| job.reach),
+        [NetworkAccess::Tenant, NetworkAccess::Any, NetworkAccess::Tenant]
+    );
     let least = Config::default().caches.min_layer_rate;
     assert!(jobs.iter().all(|job| job.min_layer_rate == Some(least)));
 }

@@ -1,6 +1,6 @@
 //! Agents that are killed at every step, and API servers that fail their requests.
 
-use larder_fake_kubernetes::{Fault, Effect, RequestMatcher};
+use larder_fake_kubernetes::{Effect, Fault, RequestMatcher};
 
 use super::Scene;
 use crate::harness::agent::AGENT;
@@ -88,7 +88,8 @@ fn a_failing_api_server_is_retried() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
         let team = scene.world.team.clone();
-        for harm in [Effect::Broken, Effect::Busy(1), Effect::NoAnswer, Effect::Refused, Effect::Unauthorized] {
+        for harm in [Effect::Broken, Effect::Busy(1), Effect::NoAnswer, Effect::Refused, Effect::Unauthorized]
+        {
             for after in 0..10 {
                 let meets = RequestMatcher { user: AGENT.into(), ..RequestMatcher::default() };
                 scene.world.fake().fault(Fault { meets, harm: harm.clone(), after: after * 3, times: 1 });

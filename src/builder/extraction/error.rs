@@ -1,0 +1,39 @@
+//! Errors of a layer that is being extracted.
+
+/// Failure of an extraction, caused by the layer or the volume.
+#[derive(Debug)]
+pub(super) enum RunError {
+    Layer(extract::Error),
+    Volume(crate::volume::Error),
+    Tree(trees::Error),
+    Reading(io::Error),
+    /// A layer of this volume is no longer there.
+    ImageMissing,
+}
+
+impl RunError {
+    pub(super) fn class(&self) -> Class {
+        match self {
+            RunError::Layer(e) => e.class(),
+            RunError::Volume(e) => e.class(),
+            RunError::Tree(e) => e.class(),
+            RunError::Reading(e) if e.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
+            RunError::Reading(e) => larder_layer::error::io_class(e),
+            RunError::ImageMissing => Class::Internal,
+        }
+    }
+
+    pub(super) fn describe(&self) -> String {
+        match self {
+            RunError::Layer(e) => format!("extracting the layer: {e}"),
+            RunError::Volume(e) => e.to_string(),
+            RunError::Tree(e) => e.to_string(),
+            RunError::Reading(e) => format!("reading the image of the layer: {e}"),
+            RunError::ImageMissing => "the image of the layer is missing".into(),
+        }
+    }
+
+    fn reading(source: io::Error) -> Self {
+        RunError::Reading(source)
+    }
+}

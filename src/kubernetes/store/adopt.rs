@@ -1,0 +1,111 @@
+//! Adoption of image caches that were created with kubectl.
+
+impl KubeStore {
+    /// Adopts an object that was created without the API, with the same checks as a create: name, quota and
+    /// capacity. If a check fails, the image cache becomes `Failed`, with the reason.
+    ///
+    /// # Errors
+    /// A request failed, or Larder did not write the status of an object.
+    pub async fn adopt(
+        &self,
+        namespace_of: &str,
+        name: &str,
+        admission: Admission,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let _turn = self.turn.lock().await;
+        self.turn().await?;
+        let adopted = self.try_adopt(namespace_of, name, admission, now).await;
+        if let Err(fault) = self.admission.release().await {
+            tracing::debug!("{fault}");
+        }
+        adopted
+    }
+
+    async fn try_adopt(
+        &self,
+        namespace_of: &str,
+        name: &str,
+        admission: Admission,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let api = self.of(namespace_of);
+        let doing = format!("reading the image cache {namespace_of}/{name}");
+        let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
+        if object.status.is_some() || object.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
+        let tenant = namespace_of.parse::<TenantName>().map_err(|e| format!("metadata.namespace: {e}"));
+        let (spec, tenant) = match (spec, tenant) {
+            (Ok(spec), Ok(tenant)) if spec.cluster == self.cluster => {
+                let mistake = convert::mistake(&spec).or_else(|| schedule::mistake(&object.spec));
+                match mistake.filter(|_| annotation(&object, NONCE).is_none()) {
+                    None => (spec, tenant),
+                    Some(reason) => return self.refuse(object, &reason, now).await,
+                }
+            }
+            (Ok(spec), Ok(_)) => {
+                let reason = format!("spec.cluster: {:?} refers to another cluster", spec.cluster);
+                return self.refuse(object, &reason, now).await;
+            }
+            (Err(reason), _) | (_, Err(reason)) => return self.refuse(object, &reason, now).await,
+        };
+        let id = convert::id(&object.metadata).ok_or_else(|| corrupt(&object, "it has no UID".to_owned()))?;
+        let mut record = Record::new(id, tenant, spec, convert::created(&object.metadata));
+        record.ordered_by = RequestOrigin::Cluster;
+        let own = self.objects(Some(namespace_of)).await?;
+        let have = own.iter().filter(|other| other.status.is_some()).count();
+        let need_gib = record.reserved_gib();
+        // The objects of the tenant and of the cluster already include this one.
+        let others = self.reserved_by(&own)?.saturating_sub(need_gib);
+        let mut refused = admission.tenant_space.check(need_gib, others).err();
+        if have >= admission.max_per_tenant {
+            refused = Some(StoreError::Quota { have, max: admission.max_per_tenant });
+        } else if refused.is_none() && admission.capacity_gib < UNLIMITED {
+            let capacity_gib = admission.capacity_gib;
+            let others = self.reserved_gib().await?.saturating_sub(need_gib);
+            let free_gib = capacity_gib.saturating_sub(others);
+            refused = (need_gib > free_gib).then_some(StoreError::Full { need_gib, free_gib, capacity_gib });
+        }
+        if let Some(refused) = refused {
+            record.work = None;
+            record.class = Some(refused.class());
+            record.message = Some(refused.to_string());
+            record.turn(Status::Failed, now, refused.to_string());
+            self.put(object, record).await?;
+            return Ok(());
+        }
+        // The finalizer is set before anything is created, so that nothing can be left behind.
+        if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+            let finalizers: Vec<&str> =
+                object.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
+            self.set_finalizers(&object, json!(finalizers)).await?;
+        }
+        let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
+        if convert::id(&object.metadata) == Some(id) && object.status.is_none() {
+            tracing::info!(tenant = %record.tenant, cache = %id, name, "image cache requested by an object");
+            self.put(object, record).await?;
+        }
+        Ok(())
+    }
+
+    async fn refuse(
+        &self,
+        mut object: ImageCache,
+        reason: &str,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        tracing::info!(namespace, name, "image cache refused: {reason}");
+        object.status = Some(convert::refusal(reason, object.metadata.generation, now));
+        object.metadata.managed_fields = None;
+        let api = self.of(&namespace);
+        let doing = format!("writing the status of the image cache {namespace}/{name}");
+        match request!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
+            // If another writer was faster, the watch delivers the object again.
+            Err(fault) if !fault.is_conflict() && !fault.is_not_found() => Err(fault.into()),
+            _ => Ok(()),
+        }
+    }
+}
