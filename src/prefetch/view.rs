@@ -4,7 +4,6 @@
 //! The result must not depend on the user, because `verify` computes the list again. So root also skips files
 //! and directories that their owner could not read.
 
-use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
@@ -12,14 +11,12 @@ use nix::errno::Errno;
 
 use larder_layer::overlay::lower::{self, Lower, LowerEntry, Part};
 use larder_layer::path;
+use larder_layer::resolve::{self, Entry, ResolveError, Resolved};
 use larder_layer::stored::{StoredDir, StoredFile};
 use larder_sys::{FileType, Stat};
 
 /// Maximum length of a path in the kernel (`PATH_MAX` without its NUL), bytes.
 const PATH_MAX: usize = 4095;
-
-/// Maximum number of symbolic links on one path, as in the kernel.
-const MAX_LINKS: u32 = 40;
 
 /// Maximum number of directories searched for one image. The start of a Python program needs about a
 /// thousand; the limit stops hostile images.
@@ -66,59 +63,22 @@ impl View {
         if path.is_empty() || path.len().max(from.len()) > PATH_MAX {
             return Ok(None);
         }
-        let mut pending = VecDeque::new();
-        push_front(&mut pending, path);
-        if !path.starts_with(b"/") {
-            push_front(&mut pending, from);
-        }
-        let mut here: Vec<u8> = Vec::new();
-        let mut parts = self.lower.root().to_vec();
-        let mut links = 0;
-        while let Some(name) = pending.pop_front() {
-            if name == b".." {
-                here.truncate(path::split(&here).0.len());
-                let Some(above) = self.directory(&here)? else { return Ok(None) };
-                parts = above;
-                continue;
+        // `from` may contain links as well.
+        let wanted = if path.starts_with(b"/") { path.to_vec() } else { [from, b"/", path].concat() };
+        let (parent, at) = match resolve::resolve(self, b"", &wanted) {
+            Ok(Resolved::Other { parent, path, is_last: true }) => (parent, path),
+            Ok(_) | Err(ResolveError::Path(_)) => return Ok(None),
+            Err(ResolveError::Tree(error)) => return Err(error),
+        };
+        Ok(match self.child(&parent, path::split(&at).1)? {
+            LowerEntry::Other { dir, stat } if stat.file_type == FileType::Regular => {
+                Some(Found { path: at, dir, stat })
             }
-            match self.child(&parts, &name)? {
-                LowerEntry::Directory(next) => {
-                    path::push(&mut here, &name);
-                    parts = next;
-                }
-                LowerEntry::Other { dir, stat } => match stat.file_type {
-                    FileType::Symlink if links < MAX_LINKS => {
-                        links += 1;
-                        let text = dir.read_link(&name)?;
-                        if text.starts_with(b"/") {
-                            here.clear();
-                            parts = self.lower.root().to_vec();
-                        }
-                        push_front(&mut pending, &text);
-                    }
-                    FileType::Regular if pending.is_empty() => {
-                        path::push(&mut here, &name);
-                        return Ok(Some(Found { path: here, dir, stat }));
-                    }
-                    _ => return Ok(None),
-                },
-                LowerEntry::Nothing => return Ok(None),
-            }
-        }
-        Ok(None)
+            _ => None,
+        })
     }
 
     /// Returns the directory at `path`, which has no symbolic links.
-    fn directory(&mut self, path: &[u8]) -> io::Result<Option<Vec<Rc<Part>>>> {
-        let mut parts = self.lower.root().to_vec();
-        for name in path::components(path) {
-            match self.child(&parts, name)? {
-                LowerEntry::Directory(next) => parts = next,
-                _ => return Ok(None),
-            }
-        }
-        Ok(Some(parts))
-    }
 
     fn child(&mut self, parts: &[Rc<Part>], name: &[u8]) -> io::Result<LowerEntry> {
         self.steps = self.steps.saturating_sub(parts.len());
@@ -132,6 +92,27 @@ impl View {
             }
         }
         lower::child(parts, name)
+    }
+}
+
+impl resolve::Tree for View {
+    type Dir = Vec<Rc<Part>>;
+    type Error = io::Error;
+
+    /// Returns no parts if the limit of directories is reached.
+    fn directory(&mut self, path: &[u8]) -> io::Result<Self::Dir> {
+        let mut parts = self.lower.root().to_vec();
+        for name in path::components(path) {
+            match self.child(&parts, name)? {
+                LowerEntry::Directory(next) => parts = next,
+                _ => return Ok(Vec::new()),
+            }
+        }
+        Ok(parts)
+    }
+
+    fn entry(&mut self, dir: &Self::Dir, name: &[u8], _at: &[u8]) -> io::Result<Entry<Self::Dir>> {
+        lower::entry(self.child(dir, name)?, name)
     }
 }
 
@@ -166,11 +147,6 @@ impl Found {
         }
         Ok(bytes)
     }
-}
-
-fn push_front(pending: &mut VecDeque<Vec<u8>>, path: &[u8]) {
-    let components = path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
-    components.rev().for_each(|part| pending.push_front(part.to_vec()));
 }
 
 /// Reports whether a path from an image can cause the error. Other errors are the file system's.

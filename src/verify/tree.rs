@@ -1,13 +1,16 @@
 //! The tree that a tar describes, planned in memory.
 //!
 //! The rules of the overlay sink are implemented a second time on purpose. Differences between the two
-//! implementations are found here. Only a mistake that both make would remain for the runtimes to find.
+//! implementations are found here. Only the resolution of paths is shared ([`larder_layer::resolve`]): it decides
+//! what a layer can reach, and must not differ anywhere.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 
 use larder_layer::error::Fault;
 use larder_layer::overlay::{Directory, LowerLink, Metadata};
 use larder_layer::path::{self, Meaning};
+use larder_layer::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_directory};
 use larder_model::digest::Digest;
 
 /// A file that is not a directory, under all its names.
@@ -55,8 +58,6 @@ pub(super) struct Tree {
     pub(super) inodes: Vec<Inode>,
     pub(super) lower_links: BTreeMap<Vec<u8>, LowerLink>,
 }
-
-const MAX_LINKS: u32 = 40;
 
 enum Walked {
     Here(Vec<u8>),
@@ -184,46 +185,45 @@ impl Tree {
         }
     }
 
+    /// Resolves `directory` by components, as if the layer were the root of the file system.
     fn walk(&mut self, directory: &[u8], make: bool) -> Result<Walked, Fault> {
-        let mut here: Vec<u8> = Vec::new();
-        let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
-        let mut links = 0;
-        while let Some(component) = pending.pop_front() {
-            if component == b".." {
-                here.truncate(path::split(&here).0.len());
-                continue;
-            }
-            let at = path::join(&here, &component);
-            match self.nodes.get(&at) {
-                Some(Node::Directory(_)) => here = at,
-                Some(Node::Inode(inode)) => {
-                    let InodeKind::Symlink(target) = &self.inodes[*inode].kind else {
-                        return Err(Fault::ParentKind(path::escape(&at)));
-                    };
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(Fault::Loop);
-                    }
-                    if target.starts_with(b"/") {
-                        here.clear();
-                    }
-                    let parts = target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
-                    parts.rev().for_each(|part| pending.push_front(part.to_vec()));
-                }
-                other if make => {
-                    let recreated = other.is_some();
-                    self.nodes
-                        .insert(at.clone(), Node::Directory(Directory { recreated, ..Directory::default() }));
-                    here = at;
-                }
-                _ => {
-                    let mut missing = at;
-                    pending.iter().for_each(|rest| path::push(&mut missing, rest));
-                    return Ok(Walked::Missing(path::clean(&missing)?));
-                }
-            }
+        match resolve_directory(&mut Walk { tree: self, make }, directory) {
+            Ok(Resolved::Found { path, .. }) => Ok(Walked::Here(path)),
+            Ok(Resolved::Missing(path)) => Ok(Walked::Missing(path)),
+            Err(ResolveError::Path(fault)) => Err(fault),
+            Err(ResolveError::Tree(never)) => match never {},
         }
-        Ok(Walked::Here(here))
+    }
+}
+
+/// A tree whose paths are resolved. With `make`, missing directories are created.
+struct Walk<'t> {
+    tree: &'t mut Tree,
+    make: bool,
+}
+
+impl resolve::Tree for Walk<'_> {
+    type Dir = ();
+    type Error = Infallible;
+
+    fn directory(&mut self, _path: &[u8]) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn entry(&mut self, _dir: &(), _name: &[u8], at: &[u8]) -> Result<Entry<()>, Infallible> {
+        Ok(match self.tree.nodes.get(at) {
+            Some(Node::Directory(_)) => Entry::Directory(()),
+            Some(Node::Inode(inode)) => match &self.tree.inodes[*inode].kind {
+                InodeKind::Symlink(target) => Entry::Symlink(target.clone()),
+                _ => Entry::Other,
+            },
+            other if self.make => {
+                let directory = Directory { recreated: other.is_some(), ..Directory::default() };
+                self.tree.nodes.insert(at.to_vec(), Node::Directory(directory));
+                Entry::Directory(())
+            }
+            _ => Entry::Missing,
+        })
     }
 }
 

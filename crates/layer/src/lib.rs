@@ -19,6 +19,7 @@ pub mod overlay;
 pub mod path;
 pub mod rebuild;
 mod reserved;
+pub mod resolve;
 pub mod space;
 pub mod stored;
 pub mod tar;

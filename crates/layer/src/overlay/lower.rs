@@ -1,18 +1,16 @@
 //! The merged view of the lower layers, with the rules of overlayfs. The topmost name wins. Directories of
 //! the same name are merged down to the first opaque one. A whiteout or a file hides everything below it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Deref;
 use std::rc::Rc;
 
 use super::super::path;
+use super::super::resolve::{self, Entry, ResolveError, Resolved};
 use super::super::stored::StoredDir;
 use super::OPAQUE_XATTR;
 use larder_sys::{FileType, Stat};
-
-/// Maximum number of symbolic links on one path, as in the kernel.
-const MAX_LINKS: u32 = 40;
 
 /// The layers below one layer.
 #[derive(Debug)]
@@ -99,39 +97,56 @@ impl Lower {
     ///
     /// # Errors
     /// The error of the file system or the image.
+    /// Resolves the target of a hard link in the layer above. Follows symbolic links in parent positions
+    /// within the view, but not the last component. Returns `None` if there is no such file.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
     pub fn link_target(&self, target: &[u8]) -> io::Result<Option<LinkTarget>> {
         let (parent, name) = path::split(target);
-        let mut here: Vec<u8> = Vec::new();
-        let mut pending: VecDeque<Vec<u8>> = path::components(parent).map(<[u8]>::to_vec).collect();
-        let mut links = 0;
-        while let Some(component) = pending.pop_front() {
-            if component == b".." {
-                here.truncate(path::split(&here).0.len());
-                continue;
+        let at = match resolve::resolve(&mut { self }, b"", parent) {
+            Ok(Resolved::Directory { path, .. }) => path::join(&path, name),
+            Ok(Resolved::Missing(_) | Resolved::Other { .. }) | Err(ResolveError::Path(_)) => {
+                return Ok(None);
             }
-            let at = path::join(&here, &component);
-            match self.show(&at)? {
-                LowerEntry::Directory(_) => here = at,
-                LowerEntry::Other { dir, stat }
-                    if stat.file_type == FileType::Symlink && links < MAX_LINKS =>
-                {
-                    links += 1;
-                    let text = dir.read_link(&component)?;
-                    if text.starts_with(b"/") {
-                        here.clear();
-                    }
-                    let parts = text.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
-                    parts.rev().for_each(|part| pending.push_front(part.to_vec()));
-                }
-                _ => return Ok(None),
-            }
-        }
-        let at = path::join(&here, name);
+            Err(ResolveError::Tree(error)) => return Err(error),
+        };
         Ok(match self.show(&at)? {
             LowerEntry::Other { dir, stat } => Some(LinkTarget { path: at, dir, stat }),
             _ => None,
         })
     }
+}
+
+impl resolve::Tree for &Lower {
+    type Dir = Vec<Rc<Part>>;
+    type Error = io::Error;
+
+    fn directory(&mut self, path: &[u8]) -> io::Result<Self::Dir> {
+        Ok(match self.show(path)? {
+            LowerEntry::Directory(parts) => parts,
+            _ => Vec::new(),
+        })
+    }
+
+    fn entry(&mut self, dir: &Self::Dir, name: &[u8], _at: &[u8]) -> io::Result<Entry<Self::Dir>> {
+        entry(child(dir, name)?, name)
+    }
+}
+
+/// Converts an entry of the merged view for [`resolve`](resolve::resolve).
+///
+/// # Errors
+/// The error of the file system or the image.
+pub fn entry(found: LowerEntry, name: &[u8]) -> io::Result<Entry<Vec<Rc<Part>>>> {
+    Ok(match found {
+        LowerEntry::Nothing => Entry::Missing,
+        LowerEntry::Directory(parts) => Entry::Directory(parts),
+        LowerEntry::Other { dir, stat } if stat.file_type == FileType::Symlink => {
+            Entry::Symlink(dir.read_link(name)?)
+        }
+        LowerEntry::Other { .. } => Entry::Other,
+    })
 }
 
 /// Returns the visible names in a merged directory.

@@ -13,14 +13,12 @@ use std::rc::Rc;
 
 use super::super::error::{Context, Error, Fault, named};
 use super::super::path::{self, escape};
+use super::super::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_directory};
 use super::super::space::Space;
 use super::growth::Growth;
 use super::{Directory, STAGING_MODE};
 use larder_sys::space::FileSystem;
 use larder_sys::{Dir, FileType, Stat};
-
-/// Maximum number of symbolic links on one path, as in the kernel (path_resolution(7)).
-const MAX_LINKS: u32 = 40;
 
 /// Number of directories kept open. Most tars are in depth-first order, so these are the parents of recent
 /// members.
@@ -217,67 +215,18 @@ impl<'a> Tree<'a> {
     }
 
     /// Walks to `directory` by components, as if the layer were the root of the file system.
+    /// Resolves `directory` by components, as if the layer were the root of the file system.
     fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Lookup, Error> {
-        let mut here = Rc::clone(&self.root);
-        let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
-        let mut links = 0;
-        while let Some(component) = pending.pop_front() {
-            if component.len() > 255 {
-                return Err(Error::hostile(member, Fault::NameTooLong));
-            }
-            if component == b".." {
-                here = self.open(path::split(&here.path).0)?;
-                continue;
-            }
-            let at = path::join(&here.path, &component);
-            let stat = here.dir.try_stat(&component).context("examining", &at)?;
-            match stat.map(|stat| (stat.file_type, stat.is_whiteout())) {
-                Some((FileType::Directory, _)) => {
-                    here = match self.cached(&at) {
-                        Some(cached) => cached,
-                        None => {
-                            let dir = here.dir.open_dir(&component).context("opening", &at)?;
-                            self.keep_open(at, dir)
-                        }
-                    };
-                }
-                Some((FileType::Symlink, _)) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(Error::hostile(member, Fault::Loop));
-                    }
-                    let target = here.dir.read_link(&component).context("reading the link", &at)?;
-                    if target.starts_with(b"/") {
-                        here = Rc::clone(&self.root);
-                    }
-                    let parts = target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
-                    for part in parts.rev() {
-                        pending.push_front(part.to_vec());
-                    }
-                }
-                None | Some((_, true)) if make => {
-                    here = self.imply(&here, at, stat.is_some())?;
-                }
-                None | Some((_, true)) => {
-                    let mut missing = at;
-                    pending.iter().for_each(|rest| path::push(&mut missing, rest));
-                    // The missing path is looked up in the layers below, so it must be clean.
-                    return Ok(Lookup::Missing(
-                        path::clean(&missing).map_err(|f| Error::hostile(member, f))?,
-                    ));
-                }
-                Some(_) => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
-            }
+        match resolve_directory(&mut Walk { tree: self, make }, directory) {
+            Ok(Resolved::Found { dir, .. }) => Ok(Lookup::Found(dir)),
+            Ok(Resolved::Missing(path)) => Ok(Lookup::Missing(path)),
+            Err(ResolveError::Path(fault)) => Err(Error::hostile(member, fault)),
+            Err(ResolveError::Tree(error)) => Err(error),
         }
-        Ok(Lookup::Found(here))
     }
 
     /// Creates a directory that the tar does not contain, replacing a whiteout of this layer.
     fn imply(&mut self, parent: &Rc<OpenDir>, at: Vec<u8>, whiteout: bool) -> Result<Rc<OpenDir>, Error> {
-        // Symbolic links can lead deeper than the path of a member shows.
-        if path::components(&at).count() > path::MAX_DEPTH {
-            return Err(Error::hostile(&at, Fault::TooDeep));
-        }
         if whiteout {
             parent.dir.unlink(path::split(&at).1).context("replacing", &at)?;
         }
@@ -301,6 +250,42 @@ impl<'a> Tree<'a> {
         let allocated = dir.stat_self().context("examining", at)?.allocated;
         self.release(block.saturating_sub(allocated));
         Ok(self.keep_open(at.to_vec(), dir))
+    }
+}
+
+/// A tree whose paths are resolved. With `make`, missing directories are created.
+struct Walk<'t, 'a> {
+    tree: &'t mut Tree<'a>,
+    make: bool,
+}
+
+impl resolve::Tree for Walk<'_, '_> {
+    type Dir = Rc<OpenDir>;
+    type Error = Error;
+
+    fn directory(&mut self, path: &[u8]) -> Result<Self::Dir, Error> {
+        self.tree.open(path)
+    }
+
+    fn entry(&mut self, dir: &Self::Dir, name: &[u8], at: &[u8]) -> Result<Entry<Self::Dir>, Error> {
+        let stat = dir.dir.try_stat(name).context("examining", at)?;
+        Ok(match stat.map(|stat| (stat.file_type, stat.is_whiteout())) {
+            Some((FileType::Directory, _)) => Entry::Directory(match self.tree.cached(at) {
+                Some(cached) => cached,
+                None => {
+                    let opened = dir.dir.open_dir(name).context("opening", at)?;
+                    self.tree.keep_open(at.to_vec(), opened)
+                }
+            }),
+            Some((FileType::Symlink, _)) => {
+                Entry::Symlink(dir.dir.read_link(name).context("reading the link", at)?)
+            }
+            None | Some((_, true)) if self.make => {
+                Entry::Directory(self.tree.imply(dir, at.to_vec(), stat.is_some())?)
+            }
+            None | Some((_, true)) => Entry::Missing,
+            Some(_) => Entry::Other,
+        })
     }
 }
 

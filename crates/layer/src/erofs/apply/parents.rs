@@ -3,18 +3,14 @@
 //! Symbolic links are followed as if the layer were the root of the file system (an honest layer can contain
 //! `var/run -> /run`), by the rules of the overlay sink.
 
-use std::collections::VecDeque;
-
 use super::{Layer, explain};
 use crate::erofs::inode::InodeId;
 use crate::error::{Error, Fault};
 use crate::metadata::Metadata;
 use crate::overlay::Directory;
 use crate::path::{self, escape};
+use crate::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_directory};
 use larder_sys::FileType;
-
-/// Maximum number of symbolic links on one path, as in the kernel (path_resolution(7)).
-const MAX_LINKS: u32 = 40;
 
 /// A directory and its path with symbolic links resolved.
 #[derive(Clone, Debug)]
@@ -69,52 +65,14 @@ impl Layer<'_> {
     }
 
     /// Walks to `directory` by components, as if the layer were the root of the file system.
+    /// Resolves `directory` by components, as if the layer were the root of the file system.
     pub(super) fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Lookup, Error> {
-        let mut here = LayerDir { path: Vec::new(), id: InodeId::ROOT };
-        let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
-        let mut links = 0;
-        while let Some(component) = pending.pop_front() {
-            if component.len() > 255 {
-                return Err(Error::hostile(member, Fault::NameTooLong));
-            }
-            if component == b".." {
-                here.path.truncate(path::split(&here.path).0.len());
-                here.id = self.writer.parent(here.id).unwrap_or(InodeId::ROOT);
-                continue;
-            }
-            let at = path::join(&here.path, &component);
-            let found = self.writer.lookup(here.id, &component);
-            let whiteout = found.is_some_and(|id| self.writer.is_whiteout(id));
-            match found.filter(|_| !whiteout) {
-                None if make => here = self.imply(&here, &component, at, whiteout)?,
-                None => {
-                    let mut missing = at;
-                    pending.iter().for_each(|rest| path::push(&mut missing, rest));
-                    // The missing path is looked up in the layers below, so it must be clean.
-                    return Ok(Lookup::Missing(
-                        path::clean(&missing).map_err(|f| Error::hostile(member, f))?,
-                    ));
-                }
-                Some(id) => match self.writer.file_type(id) {
-                    FileType::Directory => here = LayerDir { path: at, id },
-                    FileType::Symlink => {
-                        links += 1;
-                        if links > MAX_LINKS {
-                            return Err(Error::hostile(member, Fault::Loop));
-                        }
-                        let target = self.writer.target(id).map_err(|e| explain(&at, e))?;
-                        if target.starts_with(b"/") {
-                            here = LayerDir { path: Vec::new(), id: InodeId::ROOT };
-                        }
-                        let parts =
-                            target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
-                        parts.rev().for_each(|part| pending.push_front(part.to_vec()));
-                    }
-                    _ => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
-                },
-            }
+        match resolve_directory(&mut Walk { layer: self, make }, directory) {
+            Ok(Resolved::Found { dir, .. }) => Ok(Lookup::Found(dir)),
+            Ok(Resolved::Missing(path)) => Ok(Lookup::Missing(path)),
+            Err(ResolveError::Path(fault)) => Err(Error::hostile(member, fault)),
+            Err(ResolveError::Tree(error)) => Err(error),
         }
-        Ok(Lookup::Found(here))
     }
 
     /// Creates a directory that the tar does not contain, replacing a whiteout of this layer.
@@ -125,10 +83,6 @@ impl Layer<'_> {
         at: Vec<u8>,
         whiteout: bool,
     ) -> Result<LayerDir, Error> {
-        // Symbolic links can lead deeper than the path of a member shows.
-        if path::components(&at).count() > path::MAX_DEPTH {
-            return Err(Error::hostile(&at, Fault::TooDeep));
-        }
         self.count_memory(&at, 0)?;
         if whiteout {
             self.writer.remove(parent.id, name).map_err(|e| explain(&at, e))?;
@@ -137,5 +91,37 @@ impl Layer<'_> {
         let id = made.map_err(|e| explain(&at, e))?;
         self.directories.insert(at.clone(), Directory { recreated: whiteout, ..Directory::default() });
         Ok(LayerDir { path: at, id })
+    }
+}
+
+/// A layer whose paths are resolved. With `make`, missing directories are created.
+struct Walk<'t, 'a> {
+    layer: &'t mut Layer<'a>,
+    make: bool,
+}
+
+impl resolve::Tree for Walk<'_, '_> {
+    type Dir = LayerDir;
+    type Error = Error;
+
+    fn directory(&mut self, path: &[u8]) -> Result<LayerDir, Error> {
+        // The path was resolved before, so it exists.
+        let id = self.layer.find(path).unwrap_or(InodeId::ROOT);
+        Ok(LayerDir { path: path.to_vec(), id })
+    }
+
+    fn entry(&mut self, dir: &LayerDir, name: &[u8], at: &[u8]) -> Result<Entry<LayerDir>, Error> {
+        let writer = &self.layer.writer;
+        let found = writer.lookup(dir.id, name);
+        let whiteout = found.is_some_and(|id| writer.is_whiteout(id));
+        Ok(match found.filter(|_| !whiteout) {
+            None if self.make => Entry::Directory(self.layer.imply(dir, name, at.to_vec(), whiteout)?),
+            None => Entry::Missing,
+            Some(id) => match writer.file_type(id) {
+                FileType::Directory => Entry::Directory(LayerDir { path: at.to_vec(), id }),
+                FileType::Symlink => Entry::Symlink(writer.target(id).map_err(|e| explain(at, e))?.to_vec()),
+                _ => Entry::Other,
+            },
+        })
     }
 }
