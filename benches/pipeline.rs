@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use larder::builder::cancel::Cancel;
 use larder::builder::events;
-use larder::builder::order::{ImageSource, Order, RegistryOptions};
+use larder::builder::order::{ImageSource, BuildRequest, RegistryOptions};
 use larder::config::Config;
 use larder_model::event::Status;
 use larder_model::job::{LayerFormat, NetworkAccess, VolumeKind};
@@ -21,8 +21,8 @@ use larder_testing::registry::Registry;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
-    Order {
+fn order(volume: &Path, reference: &str, tar_split: bool) -> BuildRequest {
+    BuildRequest {
         images: vec![reference.parse().expect("the reference is valid")],
         volume: volume.to_owned(),
         size: ByteSize(8 << 30),

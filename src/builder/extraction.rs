@@ -12,6 +12,8 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::mpsc;
 
+pub(super) use error::RunError;
+pub(super) use reuse::{copy, reuse};
 use super::cancel::Cancel;
 use super::events::Events;
 use super::failure::Fail;

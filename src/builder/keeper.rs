@@ -48,7 +48,7 @@ pub struct Greeting {
 #[serde(rename_all = "snake_case")]
 pub enum DescriptorPurpose {
     /// The connection between extractor and fetcher.
-    FetcherConnection,
+    Fetching,
     /// The archive from standard input, as a file.
     Archive,
 }

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cached::{VolumeCache, keep_documents};
+use seal::{check_signed, seal, verify};
 use super::cancel::Cancel;
 use super::events::Events;
 use super::extraction::Shared;

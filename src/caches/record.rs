@@ -55,7 +55,7 @@ pub struct Record {
     #[serde(default)]
     pub sequence: u64,
     /// The interface through which the cache was ordered.
-    #[serde(skip_serializing_if = "OrderedBy::is_api", default)]
+    #[serde(skip_serializing_if = "RequestOrigin::is_api", default)]
     pub ordered_by: RequestOrigin,
     /// The resolved images and how far the build in progress is with them, for daemons that do not run it. It
     /// is written periodically where several daemons share the records, and never on a host.

@@ -30,10 +30,15 @@ use larder_model::sizing::Sizing;
 
 pub(super) use bench::BenchKind;
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CreateArgs};
+use import::IMPORT_EXAMPLES;
+pub(super) use import::ImportArgs;
 pub(super) use key::KeyAction;
 pub(super) use node::{
     AgentArgs, AttachArgs, DetachArgs, MatchArgs, NodeRole, PreloadArgs, SnapshotterArgs, SourceArgs,
 };
+
+pub(super) use volume::{ExportArgs, InspectArgs, MountArgs, PrefetchArgs, UmountArgs, VerifyArgs};
+use volume::EXPORT_EXAMPLES;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,6 +76,39 @@ Examples:
 Flags override the job, and the job overrides the configuration. Sizes take KiB, MiB, GiB, TiB (also K, Ki, …) and
 kB, MB, GB, TB. After Ctrl-C, the same command resumes the volume; a second Ctrl-C quits immediately.
 With --output json, closing the reading end of standard output stops the build like Ctrl-C (exit 130).";
+
+/// Build node-level image caches: a list of container images in, one sealed and verified volume out.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, after_help = EXAMPLES, propagate_version = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Configuration file [default: /etc/larder/larder.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Log filter: error, warn, info, debug, trace, or target=level,…
+    /// [default: $LARDER_LOG, then the configuration]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(super) log_level: Option<Level>,
+    /// Format of the log lines on standard error [default: the configuration's]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub(super) log_format: Option<Format>,
+    /// Role of this child process, set by the supervisor that started it
+    #[arg(long, global = true, hide = true, value_enum)]
+    pub(super) kept: Option<Role>,
+    /// Directory where the supervisor mounted the device
+    #[arg(long, global = true, hide = true, requires = "kept")]
+    pub(super) kept_volume: Option<PathBuf>,
+    /// Process ID of the supervisor
+    #[arg(long, global = true, hide = true, requires = "kept")]
+    pub(super) kept_by: Option<u32>,
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

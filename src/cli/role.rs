@@ -54,7 +54,7 @@ pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, c
     let mut connection = None;
     for (what, descriptor) in greeting.descriptors.iter().zip(descriptors) {
         match what {
-            DescriptorPurpose::FetcherConnection => connection = Some(UnixStream::from(descriptor)),
+            DescriptorPurpose::Fetching => connection = Some(UnixStream::from(descriptor)),
             DescriptorPurpose::Archive => order.standard_input = Some(Arc::new(descriptor.into())),
         }
     }

@@ -141,7 +141,7 @@ pub fn mistake(spec: &Spec) -> Option<String> {
 fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Record, String> {
     let tenant = meta.namespace.as_deref().unwrap_or_default().parse::<TenantName>();
     let events = status.events.iter().map(|event| {
-        Ok::<_, String>(record::Happened {
+        Ok::<_, String>(record::CacheEvent {
             sequence: event.sequence,
             time: time("events.time", &event.time)?,
             status: word("events.status", &event.status)?,

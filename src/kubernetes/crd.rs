@@ -7,6 +7,7 @@
 
 #![expect(unreachable_pub, reason = "the derive of the schema repeats the structure in a private scope")]
 
+pub use status::{Condition, Content, CopyState, Happened, ImageCacheStatus, ImageState, Layer, Progress, RefreshState, SealedImage, Snapshot, Totals, Work};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use super::conditions;
 use super::crd::{CopyState, ImageCache};
 use super::events::Report;
-use crate::caches::record::{Happened, Record};
+use crate::caches::record::{CacheEvent, Record};
 use larder_model::digest::Digest;
 use larder_model::image_cache::Status;
 
@@ -43,7 +43,7 @@ pub(super) fn reference(object: &ImageCache) -> ObjectReference {
 /// Returns the reports that are new in a record since `before`. For a record that was not seen before, these
 /// are the recent ones at `now`.
 pub(super) fn news(record: &Record, before: Option<Reported>, now: DateTime<Utc>) -> (Vec<Report>, Reported) {
-    let is_new = |event: &&Happened| match before {
+    let is_new = |event: &&CacheEvent| match before {
         Some(before) => event.sequence > before.sequence,
         None => now - event.time < MAX_AGE,
     };
@@ -68,7 +68,7 @@ pub(super) fn news(record: &Record, before: Option<Reported>, now: DateTime<Utc>
     (reports, reported)
 }
 
-fn event_report(record: &Record, event: &Happened) -> Report {
+fn event_report(record: &Record, event: &CacheEvent) -> Report {
     Report {
         suffix: Some(format!("{}-{}", short(record), event.sequence)),
         warning: matches!(event.status, Status::Failed | Status::Unavailable),

@@ -26,6 +26,7 @@ mod verifier;
 mod waiting;
 mod waits;
 
+pub use timing::BuildTiming;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;

@@ -73,7 +73,7 @@ pub struct Job {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tar_split: Option<bool>,
     /// Addresses to which the builder can connect.
-    #[serde(default, skip_serializing_if = "Reach::is_any")]
+    #[serde(default, skip_serializing_if = "NetworkAccess::is_any")]
     pub reach: NetworkAccess,
     /// Minimum bytes per minute that a registry must send of each layer that is fetched. A slower build fails
     /// as transient. `None` disables the limit.

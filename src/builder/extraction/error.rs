@@ -1,8 +1,16 @@
 //! Errors of a layer that is being extracted.
 
+use crate::trees;
+use crate::volume::Volume;
+use larder_layer::extract;
+use larder_layer::extract::extract;
+use larder_model::class::Class;
+use larder_model::seal::Layer;
+use std::io;
+
 /// Failure of an extraction, caused by the layer or the volume.
 #[derive(Debug)]
-pub(super) enum RunError {
+pub(in crate::builder) enum RunError {
     Layer(extract::Error),
     Volume(crate::volume::Error),
     Tree(trees::Error),
@@ -12,7 +20,7 @@ pub(super) enum RunError {
 }
 
 impl RunError {
-    pub(super) fn class(&self) -> Class {
+    pub(in crate::builder) fn class(&self) -> Class {
         match self {
             RunError::Layer(e) => e.class(),
             RunError::Volume(e) => e.class(),
@@ -23,7 +31,7 @@ impl RunError {
         }
     }
 
-    pub(super) fn describe(&self) -> String {
+    pub(in crate::builder) fn describe(&self) -> String {
         match self {
             RunError::Layer(e) => format!("extracting the layer: {e}"),
             RunError::Volume(e) => e.to_string(),

@@ -1,8 +1,33 @@
 //! Layers that are already on a volume of this host.
 
+use super::super::failure::Fail;
+use super::super::layers::ChangeSet;
+use super::super::share::{SharedCopy, StoredCopy};
+use super::{Counters, ReadyLayer, Shared, compression_of, run};
+use crate::trees;
+use crate::volume::staging::Staging;
+use crate::volume::{Volume, layout};
+use larder_layer::cores::Cores;
+use larder_layer::decode::Decoder;
+use larder_layer::erofs::apply::Image;
+use larder_layer::erofs::read::ImageNode;
+use larder_layer::extract::{Expected, Extracted, Target, extract};
+use larder_layer::rebuild::Rebuilt;
+use larder_layer::stored::StoredDir;
+use larder_layer::{erofs, extract};
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::manifest::Descriptor;
+use larder_model::seal::Layer;
+use larder_sys::Dir;
+use sources::Bounded;
+use std::fs::File;
+use std::sync::Arc;
+
 /// Extracts a change set that an earlier run committed under another chain ID. Its tar is rebuilt from the
 /// volume, and nothing is fetched.
-pub(super) async fn reuse(
+pub(in crate::builder) async fn reuse(
     shared: &Arc<Shared>,
     from: Layer,
     counters: &Arc<Counters>,
@@ -41,7 +66,7 @@ pub(super) async fn reuse(
 
 /// Extracts a change set that another volume contains, as [`reuse`] does. The record of the layer is not
 /// trusted.
-pub(super) async fn copy(
+pub(in crate::builder) async fn copy(
     shared: &Arc<Shared>,
     copy: SharedCopy,
     change: &ChangeSet,

@@ -1,13 +1,24 @@
 //! Documents of images that an earlier run kept on the volume.
 
+use super::super::failure::Fail;
+use super::super::resolve::{DocumentCache, ResolvedImage};
+use super::blocking;
+use crate::volume;
+use crate::volume::Volume;
+use crate::volume::job::{Identity, Resolved};
+use larder_model::digest::Digest;
+use larder_model::reference::ImageReference;
+use std::collections::HashMap;
+use std::sync::Arc;
+
 /// Documents on the volume from an earlier run of the job.
-struct VolumeCache {
+pub(super) struct VolumeCache {
     volume: Arc<Volume>,
     resolved: HashMap<ImageReference, Resolved>,
 }
 
 impl VolumeCache {
-    fn of(volume: &Arc<Volume>) -> Result<Self, Vec<Fail>> {
+    pub(super) fn of(volume: &Arc<Volume>) -> Result<Self, Vec<Fail>> {
         let resolved = volume.resolved().map_err(|e| vec![Fail::from(e)])?;
         let resolved = resolved.into_iter().map(|resolved| (resolved.reference.clone(), resolved)).collect();
         Ok(VolumeCache { volume: Arc::clone(volume), resolved })
@@ -25,7 +36,7 @@ impl DocumentCache for VolumeCache {
 }
 
 /// Writes manifests and configs to the volume, and then the results of resolving.
-async fn keep_documents(
+pub(super) async fn keep_documents(
     volume: &Arc<Volume>,
     identity: &Identity,
     images: &[ResolvedImage],

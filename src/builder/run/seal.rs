@@ -1,6 +1,22 @@
 //! The seal of a finished build.
 
-async fn seal(
+use super::super::failure::Fail;
+use super::super::layers::Layers;
+use super::super::order::BuildRequest;
+use super::super::resolve::ResolvedImage;
+use super::super::{layers, source};
+use super::{blocking, build};
+use crate::volume::job::Identity;
+use crate::volume::store::Documents;
+use crate::volume::{Trust, Volume};
+use crate::{prefetch, volume};
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
+use larder_model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
+use larder_model::trust::Trust as KeyTrust;
+use std::sync::Arc;
+
+pub(super) async fn seal(
     order: &BuildRequest,
     identity: Identity,
     volume: Arc<Volume>,
@@ -44,7 +60,7 @@ async fn seal(
 
 /// Checks that a sealed volume is already signed with the key of the order. A sealed volume is never changed,
 /// so it cannot be signed now.
-async fn check_signed(order: &BuildRequest) -> Result<(), Vec<Fail>> {
+pub(super) async fn check_signed(order: &BuildRequest) -> Result<(), Vec<Fail>> {
     let Some(signer) = &order.signer else { return Ok(()) };
     let (path, key) = (order.volume.clone(), signer.public());
     blocking(move || match volume::read_trusted(&path, &KeyTrust::only(vec![key])) {
@@ -61,7 +77,7 @@ async fn check_signed(order: &BuildRequest) -> Result<(), Vec<Fail>> {
     .await
 }
 
-fn sealed_image(image: &ResolvedImage) -> Image {
+pub(super) fn sealed_image(image: &ResolvedImage) -> Image {
     Image {
         reference: image.reference.given().to_owned(),
         name: image.reference.to_string(),
@@ -73,7 +89,7 @@ fn sealed_image(image: &ResolvedImage) -> Image {
     }
 }
 
-fn documents(image: ResolvedImage) -> Documents {
+pub(super) fn documents(image: ResolvedImage) -> Documents {
     Documents {
         manifest: image.manifest_bytes,
         manifest_type: image.manifest_type,
@@ -83,7 +99,7 @@ fn documents(image: ResolvedImage) -> Documents {
     }
 }
 
-fn totals(layers: &[Layer], images: &[ResolvedImage]) -> Totals {
+pub(super) fn totals(layers: &[Layer], images: &[ResolvedImage]) -> Totals {
     Totals {
         layers: layers.len() as u64,
         entries: layers.iter().map(|layer| layer.entries).sum(),
@@ -92,7 +108,7 @@ fn totals(layers: &[Layer], images: &[ResolvedImage]) -> Totals {
     }
 }
 
-async fn verify(order: &BuildRequest) -> Result<(), Vec<Fail>> {
+pub(super) async fn verify(order: &BuildRequest) -> Result<(), Vec<Fail>> {
     let path = order.volume.clone();
     blocking(move || {
         crate::verify::verify(&path)

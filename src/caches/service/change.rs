@@ -1,5 +1,11 @@
 //! Deletes, cancels and refreshes image caches.
 
+use super::super::error::Error;
+use super::super::record::{Record, Work};
+use super::{Service, build};
+use larder_model::class::Class;
+use larder_model::image_cache::{CacheId, Status, TenantName};
+
 impl Service {
     /// Deletes a cache. Its status is Deleting until its build has stopped and its volume is no longer in
     /// use.

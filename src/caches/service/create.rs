@@ -1,5 +1,11 @@
 //! Creates image caches.
 
+use super::super::error::Error;
+use super::super::record::Record;
+use super::super::store::{Created, IdempotencyKey, StoreError, Stored};
+use super::Service;
+use larder_model::image_cache::{CacheId, Spec, TenantName};
+
 impl Service {
     /// Orders an image cache. If the key was used before, returns the record of the first answer.
     ///

@@ -1,5 +1,9 @@
 //! The status of an `ImageCache`.
 
+use kube::CustomResourceExt as _;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// The observed state of the image cache. Only Larder writes it.
 #[derive(Clone, Debug, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,5 +1,19 @@
 //! The snapshot of a build's volume.
 
+use super::super::fault::{Fault, opt, request};
+use super::super::names::RESULT;
+use super::super::snapshot::VolumeSnapshot;
+use super::attachments::Attachments;
+use super::{Build, MAX_RESULT, StepFailure, exhausted};
+use crate::caches::runner::Ended;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::ResourceExt as _;
+use kube::api::Api;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::escape::escape_to;
+use larder_model::event::Outcome;
+
 impl Build<'_> {
     pub(super) async fn snapshot(&self) -> Result<Option<VolumeSnapshot>, Fault> {
         let api: Api<VolumeSnapshot> = self.runner.own();

@@ -1,5 +1,9 @@
 //! The intervals and limits of builds in a cluster.
 
+use crate::config::cluster::Cluster;
+use kube::ResourceExt as _;
+use std::time::Duration;
+
 /// Intervals and timeouts of a runner.
 #[derive(Clone, Debug)]
 pub struct BuildTiming {

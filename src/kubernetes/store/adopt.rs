@@ -1,5 +1,19 @@
 //! Adoption of image caches that were created with kubectl.
 
+use super::super::convert;
+use super::super::crd::ImageCache;
+use super::super::fault::{opt, request};
+use super::super::names::{FINALIZER, NONCE, namespace};
+use super::super::upkeep::schedule;
+use super::{KubeStore, annotation, corrupt, post_parameters};
+use crate::caches::record::{Record, RequestOrigin};
+use crate::caches::store::{Admission, StoreError};
+use crate::caches::volumes::UNLIMITED;
+use chrono::{DateTime, Utc};
+use kube::ResourceExt as _;
+use larder_model::image_cache::{Status, TenantName};
+use serde_json::json;
+
 impl KubeStore {
     /// Adopts an object that was created without the API, with the same checks as a create: name, quota and
     /// capacity. If a check fails, the image cache becomes `Failed`, with the reason.
