@@ -13,7 +13,7 @@ pub enum Status {
     Available,
     /// The build failed; the message gives the reason.
     Failed,
-    /// The cache expired or was found to be damaged; the message gives the reason.
+    /// The cache expired, or its volume is missing; the message gives the reason.
     Unavailable,
     /// The cache is being deleted, or is deleted after its last user releases it.
     Deleting,
