@@ -111,7 +111,7 @@ impl resolve::Tree for Walk<'_, '_> {
     }
 
     fn entry(&mut self, dir: &LayerDir, name: &[u8], at: &[u8]) -> Result<Entry<LayerDir>, Error> {
-        let writer = &self.layer.writer;
+        let writer = &mut self.layer.writer;
         let found = writer.lookup(dir.id, name);
         let whiteout = found.is_some_and(|id| writer.is_whiteout(id));
         Ok(match found.filter(|_| !whiteout) {
