@@ -15,7 +15,7 @@ use larder_model::event::{Event, Line, VERSION};
 /// Number of unread lines above which progress and retries are dropped.
 const BACKLOG: usize = 1024;
 
-/// The sending end, for the build; clones share it.
+/// The sending end, which the build holds. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Events {
     sender: mpsc::Sender<Line>,

@@ -24,7 +24,7 @@ pub struct Node {
     pub namespace: String,
     /// Image of the pods that mount claims: Larder's own.
     pub image: String,
-    /// StorageClass of claims, for the driver of the snapshots; empty means the cluster's default.
+    /// StorageClass of claims. It must use the driver of the snapshots. Empty means the cluster's default.
     pub storage_class: String,
     /// Access mode of claims. `ReadWriteOnce` is enough because each node has its own; volumes are mounted
     /// read-only in any case.

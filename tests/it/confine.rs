@@ -180,6 +180,13 @@ fn a_running_builder_has_few_rights() {
         }
         let mut running = Running::start(build.args(SLOW).args(["--nice", "19"]));
         assert!(running.until(|| volume.join("overlay").is_dir()), "the build has ended");
+        // A child that has just started is not confined yet.
+        let confined = |pid: &i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.is_empty() || field(&status, "Seccomp:") != "0" || rights(&status, "CapPrm:") == 0
+        };
+        let id = running.pid().as_raw();
+        assert!(running.until(|| descendants(id).iter().all(confined)), "the build has ended");
         let (mut fetchers, mut extractors) = (0, 0);
         for pid in descendants(running.pid().as_raw()) {
             let proc = Path::new("/proc").join(pid.to_string());

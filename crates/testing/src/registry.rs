@@ -71,7 +71,7 @@ pub enum Fault {
     DribbleManifests(Duration),
     /// Returns 200 and the whole blob for a Range request.
     IgnoreRange,
-    /// Returns 206 with this Content-Range and the correct bytes, for the next `times` Range requests.
+    /// Answers the next `times` Range requests with 206, this Content-Range and the correct bytes.
     WrongContentRange {
         /// Value of the header.
         value: String,

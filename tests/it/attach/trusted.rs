@@ -332,7 +332,7 @@ fn only_the_intended_volume_is_attached() {
         assert!(said.contains("for the name \"db\", but \"web\" is required"), "{said}");
         let said =
             exits(77, &mut attach(&web, &["--name", "web", "--not-older-than", "2100-01-01T00:00:00Z"]));
-        assert!(said.contains("not older than 2100-01-01T00:00:00Z"), "{said}");
+        assert!(said.contains("must not be older than 2100-01-01T00:00:00Z"), "{said}");
         let other = format!("sha256:{}", "0".repeat(64));
         exits(65, &mut attach(&db, &["--digest", &other]));
         assert!(!at.exists() && !node.state().join("attached").exists());

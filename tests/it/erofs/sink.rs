@@ -162,7 +162,7 @@ pub(crate) fn check(tar: &[u8], flip: u64) {
             bytes[usize::try_from(bit / 8).unwrap()] ^= 1 << (bit % 8);
             fs::write(&path, bytes).unwrap();
             let error = compare(tar, &image).unwrap_err().to_string();
-            assert!(error.contains("differs at byte"), "bit {bit}: {error}");
+            assert!(error.contains("differs from its layer at byte"), "bit {bit}: {error}");
         }
         (Err(error), Ok(_)) => panic!("only the directory failed: {error}"),
         (Ok(_), Err(error)) => panic!("only the image failed: {error}"),

@@ -100,7 +100,7 @@ impl Filled<'_> {
 /// Writes all members of `reader`.
 ///
 /// # Errors
-/// [`Failure`], for the first member that fails.
+/// [`Failure`] names the first member that fails.
 pub fn apply<'a, B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     target: Target<'a>,

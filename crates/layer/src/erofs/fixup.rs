@@ -280,7 +280,7 @@ impl Fixup {
     /// Writes the image, or compares it with an existing one. Deferred data goes to unnamed files in `dir`.
     ///
     /// # Errors
-    /// [`Error`], for the path that cannot be written.
+    /// [`Error`] names the path that cannot be written.
     pub fn write(
         &self,
         image: Image,

@@ -54,7 +54,7 @@ pub struct Target<'a> {
 /// Writes every member of `reader`. Also returns the replaced contents in order.
 ///
 /// # Errors
-/// [`Failure`], for the first member that fails.
+/// [`Failure`] names the first member that fails.
 pub fn apply<B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     target: Target<'_>,

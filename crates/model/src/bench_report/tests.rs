@@ -117,7 +117,7 @@ fn advice_names_settings() {
     );
 
     let create = [(0.1, 0.1), (1.0, 1.0), (1.0, 1.0), (3.0, 3.0), (0.1, 0.1), (0.1, 0.0)];
-    assert!(advice(Kind::Build, small(), SETTINGS, create).contains("--layer-format erofs"));
+    assert!(advice(Kind::Build, small(), SETTINGS, create).contains("--layer-format erofs creates none"));
     let mut slow = stages(Kind::Build, &image(small()), create);
     for (entries, is_slow) in [(Some(999), false), (Some(1000), true)] {
         (slow[3].entries, slow[3].per_second) = (entries, 9999.0);
