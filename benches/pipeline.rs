@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use larder::builder::cancel::Cancel;
 use larder::builder::events;
-use larder::builder::order::{ImageSource, BuildRequest, RegistryOptions};
+use larder::builder::order::{BuildRequest, ImageSource, RegistryOptions};
 use larder::config::Config;
 use larder_model::event::Status;
 use larder_model::job::{LayerFormat, NetworkAccess, VolumeKind};

@@ -3,12 +3,9 @@
 mod cached;
 mod seal;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cached::{VolumeCache, keep_documents};
-use seal::{check_signed, seal, verify};
 use super::cancel::Cancel;
 use super::events::Events;
 use super::extraction::Shared;
@@ -23,12 +20,9 @@ use super::share::Share;
 use super::source::{self, ReadySource, Source};
 use super::unsynced;
 use crate::config::Config;
-use crate::prefetch;
-use crate::volume::job::{Identity, Resolved};
-use crate::volume::store::Documents;
 use crate::volume::{self, CapEnforcement, Opened, Trust, Volume, VolumeOptions};
+use cached::{VolumeCache, keep_documents};
 use larder_layer::overlay::attributes::Rights;
-use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::{Event, Failure, Outcome};
@@ -36,13 +30,12 @@ use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::manifest::Descriptor;
 use larder_model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use larder_model::pull_secret::{PullSecretName, no_credential_in};
-use larder_model::reference::ImageReference;
-use larder_model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
+use larder_model::seal::CacheManifest;
 use larder_model::size::ByteSize;
 use larder_model::sizing::{Admission, Sizing};
-use larder_model::trust::Trust as KeyTrust;
 use larder_sys::privilege::{Capabilities, Capability};
 use larder_sys::process;
+use seal::{check_signed, seal, verify};
 
 /// Runs an order. Failures are part of the outcome.
 pub async fn run(order: BuildRequest, config: Config, events: Events, cancel: Cancel) -> Outcome {

@@ -13,18 +13,14 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::call::Role;
-use crate::archive;
 use crate::builder::order::ImageSource;
 use crate::config::log::Format;
-use crate::export;
 use crate::telemetry::Level;
-use larder_model::digest::Digest;
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::key::Claims;
 use larder_model::platform::Platform;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
-use larder_model::seal::Compression;
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
@@ -37,8 +33,8 @@ pub(super) use node::{
     AgentArgs, AttachArgs, DetachArgs, MatchArgs, NodeRole, PreloadArgs, SnapshotterArgs, SourceArgs,
 };
 
-pub(super) use volume::{ExportArgs, InspectArgs, MountArgs, PrefetchArgs, UmountArgs, VerifyArgs};
 use volume::EXPORT_EXAMPLES;
+pub(super) use volume::{ExportArgs, InspectArgs, MountArgs, PrefetchArgs, UmountArgs, VerifyArgs};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -7,13 +7,18 @@
 
 #![expect(unreachable_pub, reason = "the derive of the schema repeats the structure in a private scope")]
 
-pub use status::{Condition, Content, CopyState, Happened, ImageCacheStatus, ImageState, Layer, Progress, RefreshState, SealedImage, Snapshot, Totals, Work};
+mod status;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use status::{
+    Condition, Content, CopyState, Happened, ImageCacheStatus, ImageState, Layer, Progress, RefreshState,
+    SealedImage, Snapshot, Totals, Work,
+};
 
 /// Returns the CustomResourceDefinition as YAML.
 ///
@@ -167,7 +172,6 @@ fn smallest() -> u32 {
 }
 
 #[cfg(test)]
-mod status;
 mod tests {
     use serde_json::{Value, json};
 

@@ -27,14 +27,12 @@ use super::client::ApiServer;
 use super::convert::{self, Read};
 use super::crd::ImageCache;
 use super::fault::{Fault, opt, request};
-use super::lease::{Lease, LeaseAttempt};
-use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
+use super::lease::Lease;
+use super::names::{FINALIZER, MANAGER, namespace};
 use super::seen::{ObjectName, Seen, SeenStatus};
-use super::upkeep::schedule;
-use crate::caches::record::{Record, RequestOrigin};
+use crate::caches::record::Record;
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
-use crate::caches::volumes::UNLIMITED;
-use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
+use larder_model::image_cache::{CacheId, Status, TenantName};
 use larder_sys::clock::guard::SavedClock;
 
 /// Duration of the admission lease: another daemon can acquire it this long after its holder stopped.

@@ -1,11 +1,8 @@
 //! Errors of a layer that is being extracted.
 
 use crate::trees;
-use crate::volume::Volume;
 use larder_layer::extract;
-use larder_layer::extract::extract;
 use larder_model::class::Class;
-use larder_model::seal::Layer;
 use std::io;
 
 /// Failure of an extraction, caused by the layer or the volume.
@@ -41,7 +38,7 @@ impl RunError {
         }
     }
 
-    fn reading(source: io::Error) -> Self {
+    pub(super) fn reading(source: io::Error) -> Self {
         RunError::Reading(source)
     }
 }

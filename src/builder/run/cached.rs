@@ -3,7 +3,6 @@
 use super::super::failure::Fail;
 use super::super::resolve::{DocumentCache, ResolvedImage};
 use super::blocking;
-use crate::volume;
 use crate::volume::Volume;
 use crate::volume::job::{Identity, Resolved};
 use larder_model::digest::Digest;

@@ -1,14 +1,14 @@
 //! The seal of a finished build.
 
 use super::super::failure::Fail;
+use super::super::layers;
 use super::super::layers::Layers;
 use super::super::order::BuildRequest;
 use super::super::resolve::ResolvedImage;
-use super::super::{layers, source};
-use super::{blocking, build};
+use super::blocking;
+use crate::volume::Volume;
 use crate::volume::job::Identity;
 use crate::volume::store::Documents;
-use crate::volume::{Trust, Volume};
 use crate::{prefetch, volume};
 use larder_model::chain::ChainId;
 use larder_model::class::Class;

@@ -68,7 +68,7 @@ impl Service {
     }
 
     /// Writes a new record if there is room and no `refusal`. The caller holds [`Inner::admission`].
-    async fn place(
+    pub(super) async fn place(
         &self,
         record: Record,
         key: Option<IdempotencyKey>,

@@ -20,11 +20,13 @@ use crate::caches::attachments::{Attachment, Attachments};
 use crate::caches::hub::Notification;
 use crate::caches::layout::Layout;
 use crate::caches::runner::{Ended, RunnerJob};
+use crate::caches::store::IdempotencyKey;
 use crate::caches::store::sqlite::SqliteStore;
 use crate::caches::volumes::host::HostVolumes;
 use crate::volume::lease::Lease;
 use larder_model::digest::Digest;
 use larder_model::event::{Failure, Line, Outcome, SealedImage, Status as BuildStatus};
+use larder_model::image_cache::Status;
 use larder_sys::Dir;
 use larder_sys::clock::fake::FakeClock;
 

@@ -8,6 +8,11 @@ use clap::Args;
 use super::{DiskArgs, LayerArgs, OrderArgs, Output};
 use crate::archive;
 use crate::builder::order::ImageSource;
+use larder_model::job::VolumeKind;
+use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
+use larder_model::size::ByteSize;
+use larder_model::sizing::Sizing;
 
 pub(super) const IMPORT_EXAMPLES: &str = "\
 Examples:

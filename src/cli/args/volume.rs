@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Output;
 use crate::export;
+use larder_model::digest::Digest;
 use larder_model::reference::ImageReference;
 use larder_model::seal::Compression;
 

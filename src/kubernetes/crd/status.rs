@@ -1,6 +1,5 @@
 //! The status of an `ImageCache`.
 
-use kube::CustomResourceExt as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,6 @@
 //! The intervals and limits of builds in a cluster.
 
 use crate::config::cluster::Cluster;
-use kube::ResourceExt as _;
 use std::time::Duration;
 
 /// Intervals and timeouts of a runner.

@@ -3,7 +3,7 @@
 use super::super::convert;
 use super::super::crd::ImageCache;
 use super::super::fault::{opt, request};
-use super::super::names::{FINALIZER, NONCE, namespace};
+use super::super::names::{FINALIZER, NONCE};
 use super::super::upkeep::schedule;
 use super::{KubeStore, annotation, corrupt, post_parameters};
 use crate::caches::record::{Record, RequestOrigin};

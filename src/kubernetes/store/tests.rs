@@ -5,7 +5,9 @@ use std::sync::Mutex;
 use kube::CustomResourceExt as _;
 
 use super::*;
+use crate::caches::record::RequestOrigin;
 use crate::caches::store::suite::{self, ROOM, at};
+use crate::kubernetes::names::{KEY, REQUEST};
 use larder_fake_kubernetes::{Cluster, Effect, Fault as FakeFault, Timing};
 use larder_model::class::Class;
 

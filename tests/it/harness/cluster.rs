@@ -50,6 +50,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use self::real::Real;
+pub(crate) use self::running::{Running, kill_daemon};
 use super::served::{Served, random};
 
 /// Time limit of every wait.

@@ -4,10 +4,10 @@ use super::*;
 
 /// A daemon in this process, on its own threads.
 pub(crate) struct Running {
-    runtime: Option<Runtime>,
+    pub(super) runtime: Option<Runtime>,
     pub(crate) service: Service,
-    stop: CancellationToken,
-    running: Option<tokio::task::JoinHandle<Result<(), String>>>,
+    pub(super) stop: CancellationToken,
+    pub(super) running: Option<tokio::task::JoinHandle<Result<(), String>>>,
 }
 
 impl Running {

@@ -97,7 +97,7 @@ async fn a_pod_with_a_gate_waits_and_only_narrows() {
 #[tokio::test]
 async fn a_mutating_policy_changes_new_pods() {
     let world = World::new();
-    let admission = include_str!("../../../../config/kubernetes/node/required/admission.yaml");
+    let admission = include_str!("../../../../../config/kubernetes/node/required/admission.yaml");
     for object in admission.split("\n---\n") {
         world.cluster.install(&serde_saphyr::from_str::<Value>(object).unwrap());
     }
