@@ -11,12 +11,10 @@
 
 mod record;
 
-use std::fs;
-use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::{fs, io, thread};
 
 pub use record::Records;
 

@@ -27,9 +27,8 @@ pub use error::{Error, Fault};
 pub use hash_tree::{HashTrees, hash_trees};
 pub use structure::Structure;
 
-use crate::trees;
-use crate::volume;
 use crate::volume::store::Documents;
+use crate::{trees, volume};
 use compare::Names;
 use image::Images;
 use larder_model::chain::ChainId;

@@ -57,8 +57,7 @@ use larder_model::digest::Digest;
 use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::lock::Lock;
-use larder_sys::space;
-use larder_sys::{Dir, xattr};
+use larder_sys::{Dir, space, xattr};
 use place::LayerDirs;
 use staging::Staging;
 

@@ -9,8 +9,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use axum::http::HeaderMap;
-use axum::http::{HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, header};
 
 use super::errors::{Code, Problem};
 use crate::config::api::Api;
@@ -22,8 +21,7 @@ use larder_model::signature as signing;
 use larder_sys::private::{self, ReadError};
 
 pub(super) use replay::{Stamp, UsedSignatures};
-pub(super) use signature::Claim as Signed;
-pub(super) use signature::stated;
+pub(super) use signature::{Claim as Signed, stated};
 
 /// The scheme that a 401 names.
 pub(super) const SCHEME: &str = signing::ALGORITHM;

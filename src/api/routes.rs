@@ -9,13 +9,12 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 
-use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
 use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
 use super::wire::order::CreateRequest;
 use super::wire::{ImageCache, Many, One};
-use super::{health, import, observe, openapi, protocol, sse};
+use super::{App, health, import, observe, openapi, protocol, sse};
 use larder_model::image_cache::spec::MAX_IMAGES;
 use larder_model::reference::ImageReference;
 

@@ -20,12 +20,11 @@ mod stopwatch;
 mod workdir;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
+use std::{fmt, thread};
 
 use self::decode::StoredLayers;
 use self::disk::Sample;

@@ -4,9 +4,8 @@
 //! while too many events are unread. The number of other events is limited by the number of images and
 //! layers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use chrono::Utc;
 

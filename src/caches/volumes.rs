@@ -2,9 +2,8 @@
 
 pub mod host;
 
-use std::fmt;
-use std::io;
 use std::path::PathBuf;
+use std::{fmt, io};
 
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;

@@ -8,10 +8,9 @@ use std::time::Instant;
 use tokio::runtime;
 
 use super::args::ImportArgs;
-use super::build;
 use super::call::Call;
-use super::exit;
 use super::outcome::{carry_out, end, usage_outcome};
+use super::{build, exit};
 use crate::builder::cancel::Cancel;
 use crate::builder::{events, outcome};
 use crate::config::Config;

@@ -1,8 +1,7 @@
 //! Runs a build, shows its events, and reports its outcome.
 
-use std::io;
 use std::path::Path;
-use std::thread;
+use std::{io, thread};
 
 use chrono::{DateTime, Utc};
 use tokio::runtime::Runtime;

@@ -1,11 +1,10 @@
 //! The child processes of a build's supervisor. Each opens its files, is confined, and then runs its part of
 //! the build.
 
-use std::io;
 use std::num::NonZero;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread;
+use std::{io, thread};
 
 use tokio::runtime::{self, Runtime};
 

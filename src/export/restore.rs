@@ -10,9 +10,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::error::Context;
-use super::raw;
 use super::summed::checksum_path;
-use super::{Error, Monitor};
+use super::{Error, Monitor, raw};
 use crate::verify::apart::verify_apart;
 use crate::volume::disk::{self, Superblock};
 use larder_model::class::Class;

@@ -10,9 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::conditions;
 use super::crd::{self, ImageCache, ImageCacheSpec, ImageCacheStatus};
-use super::names;
+use super::{conditions, names};
 use crate::caches::record::{self, ImageDetails, LayerHistory, Record, RequestOrigin};
 use larder_model::digest::Digest;
 use larder_model::image_cache::{CacheId, CacheName, Spec, Status, TenantName};

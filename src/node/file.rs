@@ -2,10 +2,9 @@
 //! never edited.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use larder_model::class::Class;
 use larder_sys::{Dir, atomic, dir};

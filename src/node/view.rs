@@ -60,9 +60,8 @@ use larder_model::chain::{ChainId, short_name};
 use larder_model::digest::Digest;
 use larder_model::job::LayerFormat;
 use larder_model::seal::{CacheManifest, Content, Layer};
-use larder_sys::Dir;
-use larder_sys::mount;
 use larder_sys::mounts::Mounts;
+use larder_sys::{Dir, mount};
 
 /// The file with the volume of a view.
 const NOTE: &str = "view";

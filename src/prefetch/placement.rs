@@ -13,8 +13,7 @@ use crate::volume::layout;
 use larder_model::chain::ChainId;
 use larder_model::job::LayerFormat;
 use larder_model::seal::Content;
-use larder_sys::Dir;
-use larder_sys::extents;
+use larder_sys::{Dir, extents};
 
 const GIB: u64 = 1 << 30;
 

@@ -4,10 +4,9 @@
 use std::collections::HashSet;
 use std::io;
 
-use super::elf;
 use super::list::Entry;
-use super::loader;
 use super::view::{Found, View};
+use super::{elf, loader};
 use larder_layer::path;
 use larder_model::manifest::Process;
 

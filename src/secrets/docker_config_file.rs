@@ -7,10 +7,9 @@
 //! Only the parts of a file that a lookup needs are parsed. An empty file, null sections and malformed
 //! entries of other registries are not errors.
 
-use std::env;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{env, io};
 
 use docker_credential::{DockerCredential, get_credential_from_reader};
 use serde::Deserialize as _;

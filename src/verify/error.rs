@@ -3,8 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
-use crate::prefetch;
-use crate::volume;
+use crate::{prefetch, volume};
 use larder_layer::path::shown;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;

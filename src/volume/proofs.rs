@@ -9,10 +9,9 @@
 //! A record is valid for exactly the same files ([`Fingerprint`]) and for the version of Larder that wrote
 //! it, because a later version might check more. Unreadable records are ignored.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+use std::{fs, io};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};

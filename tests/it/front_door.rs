@@ -15,8 +15,7 @@ use larder_testing::layer::LayerBuilder;
 use crate::harness::authority::Authority;
 use crate::harness::daemon::{Daemon, ROOMY, Tenant, configure, serve};
 use crate::harness::http::send;
-use crate::harness::registry;
-use crate::harness::{Need, exits, isolated};
+use crate::harness::{Need, exits, isolated, registry};
 
 const A: Tenant = Tenant("team-a");
 const PROBE: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";

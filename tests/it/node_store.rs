@@ -7,9 +7,8 @@ mod hostile;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use larder::node::limits;
 use larder::node::podman::config::{self, Change, Consumers};
-use larder::node::view;
+use larder::node::{limits, view};
 use larder_model::class::Class;
 use larder_model::job::LayerFormat;
 use larder_testing::image::{Format, Image, Layer, busybox};

@@ -14,9 +14,8 @@ use serde_json::{Value, json};
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
 use crate::harness::http::send;
-use crate::harness::registry;
 use crate::harness::served::random;
-use crate::harness::{Need, exits, isolated, larder, succeed};
+use crate::harness::{Need, exits, isolated, larder, registry, succeed};
 
 const A: Tenant = Tenant("team-a");
 const B: Tenant = Tenant("team-b");

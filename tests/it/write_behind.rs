@@ -2,10 +2,9 @@
 //! space account and errors.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::{fs, io};
 
 use bytes::Bytes;
 use larder_layer::cores::Cores;

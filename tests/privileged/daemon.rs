@@ -12,9 +12,8 @@ use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, Tenant, on_disks};
 use crate::harness::podman::Podman;
-use crate::harness::registry as docker;
 use crate::harness::served::random;
-use crate::harness::{Need, isolated, larder, succeed};
+use crate::harness::{Need, isolated, larder, registry as docker, succeed};
 use crate::served::{TOOLS, loops, occupied, wait_for_release, with_disks};
 
 const TEAM: Tenant = Tenant("team");

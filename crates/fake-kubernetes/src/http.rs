@@ -14,18 +14,16 @@ use hyper::{Method, Request, Response};
 use serde_json::{Value, json};
 
 use super::access::Attributes;
-use super::discovery;
 use super::fault::{Effect, Seen};
 use super::kind::Kind;
-use super::logs;
 use super::read::{self, ListOptions, Scope};
 use super::route::{Query, Route};
 use super::select::Selection;
 use super::server::Shared;
 use super::status::Refusal;
 use super::store::State;
-use super::watch;
 use super::write::{DeleteOptions, Deleted, PatchBody, Unknown, WriteOptions, Written};
+use super::{discovery, logs, watch};
 
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 

@@ -5,9 +5,8 @@
 
 #![cfg(target_arch = "x86_64")]
 
-use std::fmt;
 use std::mem::MaybeUninit;
-use std::ptr;
+use std::{fmt, ptr};
 
 use isal_sys::igzip_lib::{
     ISAL_DEFLATE, ISAL_INVALID_BLOCK, ISAL_INVALID_LOOKBACK, ISAL_INVALID_SYMBOL, inflate_state,

@@ -6,15 +6,13 @@ use std::sync::atomic::AtomicU64;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE};
 use reqwest::{StatusCode, Url};
 
-use super::Inner;
 use super::address::Zone;
 use super::auth::{Issuer, Session};
-use super::challenge;
 use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::{Endpoint, Tls};
-use super::retry;
 use super::token::Audience;
 use super::transport::{Origin, Outgoing, Reply};
+use super::{Inner, challenge, retry};
 
 /// Maximum number of redirects followed for one request.
 pub(super) const MAX_HOPS: usize = 10;

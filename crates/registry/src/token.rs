@@ -11,9 +11,8 @@ use super::address::{self, Zone};
 use super::auth::basic;
 use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::Tls;
-use super::request;
-use super::retry;
 use super::transport::{Origin, Outgoing, Reply, Transport};
+use super::{request, retry};
 use larder_model::credential::Credential;
 
 /// Maximum size of a token response, in bytes.

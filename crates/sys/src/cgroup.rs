@@ -13,11 +13,9 @@
 
 mod tree;
 
-use std::fmt;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use std::{fmt, fs, io};
 
 use super::{process, signal, xattr};
 use tree::Place;

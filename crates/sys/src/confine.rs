@@ -24,9 +24,8 @@ mod root;
 mod seccomp;
 mod system_files;
 
-use std::fmt;
-use std::io;
 use std::path::PathBuf;
+use std::{fmt, io};
 
 use landlock::{PathFd, RulesetError};
 use nix::sys::resource::{Resource, setrlimit};

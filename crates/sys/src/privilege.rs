@@ -1,8 +1,7 @@
 //! Capabilities of this process (capabilities(7)), read from the effective set and not inferred from the user
 //! ID.
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 /// Capabilities that writing image layers requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,11 +6,10 @@ mod body;
 mod serve;
 
 use std::collections::HashMap;
-use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;

@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::builder::failure::Fail;
 use larder_model::class::Class;
 use larder_model::size::ByteSize;
-use larder_sys::space;
-use larder_sys::{Dir, remove};
+use larder_sys::{Dir, remove, space};
 
 const LAYOUT: &str = "layout";
 const VOLUME: &str = "volume";

@@ -1,12 +1,11 @@
 //! The fetcher's end of the connection. It has credentials and sockets, verifies the digests of documents,
 //! and parses no layer.
 
-use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
-use std::thread;
+use std::{io, thread};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;

@@ -4,8 +4,7 @@
 //! During the upload, the room for the archive and its volume is promised in memory, so that it is not given
 //! away. If the daemon dies, neither a record nor a file is left.
 
-use std::io;
-use std::mem;
+use std::{io, mem};
 
 use sha2::{Digest as _, Sha256};
 

@@ -1,11 +1,10 @@
 //! Volumes on this host, as directories in the state directory.
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
+use std::{fs, io};
 
 use chrono::DateTime;
 use futures_util::future::BoxFuture;
@@ -16,7 +15,8 @@ use crate::caches::attachments::Attachments;
 use crate::caches::imports::Imports;
 use crate::caches::layout::{self, Layout};
 use crate::caches::runner::child::clear_work;
-use crate::volume::{self, lease::Lease};
+use crate::volume::lease::Lease;
+use crate::volume::{self};
 use larder_model::image_cache::TenantName;
 use larder_sys::lock::Lock;
 use larder_sys::mounts::Mounts;

@@ -2,11 +2,10 @@
 //! untrusted bytes, so their requests are not trusted either.
 
 use std::collections::HashSet;
-use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::{io, thread};
 
 use tokio::runtime::Handle;
 

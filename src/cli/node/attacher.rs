@@ -1,9 +1,8 @@
 //! Attaches volumes for the node agent, like `larder attach`: the record, the mount and the configuration of
 //! the runtimes.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::caches::attachments::Attachment;
 use crate::kubernetes::node::attacher::is_name;
@@ -14,9 +13,8 @@ use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::runtime::{Containerd, Runtime};
 use larder_model::trust::Trust;
-use larder_sys::Dir;
 use larder_sys::mount::{self, is_mount_point};
-use larder_sys::mounts;
+use larder_sys::{Dir, mounts};
 
 /// Attaches volumes below the directory `mounts`.
 #[derive(Debug)]

@@ -4,9 +4,8 @@
 //! (pkg/volume/csi/csi_mounter.go), and `<kubelet>/pods/<uid>/volumes/<plugin>/<volume>` for others
 //! (pkg/kubelet/kubelet_getters.go).
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use larder_sys::Dir;
 use larder_sys::mount::is_mount_point;

@@ -1,10 +1,9 @@
 //! Detaches a volume from a node.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use super::containerd::ContainerdUse;
 use super::dependents::{Consent, listed};

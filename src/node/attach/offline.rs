@@ -5,10 +5,9 @@
 //! directory is below that of the snapshotter.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use super::Host;
 use super::error::{Error, io as failed};

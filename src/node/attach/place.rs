@@ -1,10 +1,9 @@
 //! Volume paths and mount points.
 
-use std::fs;
-use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::{fs, io};
 
 use super::error::{Error, io as failed};
 use crate::caches::attachments::Attachment;

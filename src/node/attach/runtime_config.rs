@@ -7,9 +7,8 @@ use super::error::Error;
 use super::{Host, installed};
 use crate::caches::attachments::Attachment;
 use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version, Wanted};
-use crate::node::content_cache;
 use crate::node::file::File;
-use crate::node::podman;
+use crate::node::{content_cache, podman};
 use larder_model::runtime::{Containerd, Runtime};
 use larder_sys::release;
 

@@ -1,17 +1,15 @@
 //! Finds the sealed volumes of a node.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use chrono::{DateTime, Utc};
 
 use super::Location;
 use crate::caches::attachments::{AttachmentError, Attachments};
 use crate::caches::layout::{self, Layout};
-use crate::volume::disk;
-use crate::volume::{self, seal};
+use crate::volume::{self, disk, seal};
 use larder_model::class::Class;
 use larder_model::image_cache::{CacheId, TenantName};
 use larder_model::seal::CacheManifest;

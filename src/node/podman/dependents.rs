@@ -9,9 +9,8 @@
 //! `volatile-` ones next to them).
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

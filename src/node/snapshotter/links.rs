@@ -1,16 +1,14 @@
 //! The directory `l/`: short names for the lower directories of overlays.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
+use std::{fs, io};
 
 use super::error::{Error, io as failed};
 use super::volumes::Volume;
-use crate::rootfs;
-use crate::trees;
 use crate::volume::layout;
+use crate::{rootfs, trees};
 use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::{Dir, FileType, mount};

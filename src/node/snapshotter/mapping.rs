@@ -9,9 +9,8 @@
 //! m/7/0, m/7/1, …    the lower directories of snapshot 7
 //! ```
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use super::error::{Error, io as failed};
 use super::{Labels, Snapshotter};

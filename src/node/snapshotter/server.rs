@@ -5,8 +5,7 @@ use std::os::unix::net::UnixListener as Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 

@@ -3,8 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::rootfs;
-use crate::verify;
+use crate::{rootfs, verify};
 use larder_model::class::Class;
 
 /// A view cannot be created or removed.

@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Error, io};
 use super::{NOTE, ids, names, stacks};
-use crate::rootfs;
-use crate::trees;
-use crate::verify;
 use crate::volume::store::Documents;
 use crate::volume::{layout, store};
+use crate::{rootfs, trees, verify};
 use larder_model::chain::ChainId;
 use larder_model::job::LayerFormat;
 use larder_model::seal::Content;

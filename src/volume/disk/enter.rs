@@ -13,12 +13,11 @@ use crate::volume::lease::Lease;
 use crate::volume::proofs::Proofs;
 use crate::volume::seal::Files;
 use larder_model::digest::Digest;
-use larder_sys::Dir;
 use larder_sys::dir::stat_fd;
 use larder_sys::lock::Lock;
 use larder_sys::loop_device::{self, Access, LoopDevice};
 use larder_sys::mount::{Ext4, Mount, unmount};
-use larder_sys::process;
+use larder_sys::{Dir, process};
 
 /// A volume of any kind that can be read at [`path`](Entered::path). Its mounts disappear when it is dropped
 /// or the process ends.

@@ -2,10 +2,9 @@
 //! has an unused user and group ID, no capability, and a private device node that it can only read.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::{io, thread};
 
 use nix::sys::stat::{major, minor};
 
@@ -14,8 +13,7 @@ use super::image::Format;
 use super::tools;
 use crate::volume::fingerprint::Fingerprint;
 use crate::volume::proofs::{Proof, Proofs};
-use larder_sys::Dir;
-use larder_sys::{FileType, mount};
+use larder_sys::{Dir, FileType, mount};
 
 /// User and group of the process. No user of the host has this ID, so no other process can interfere.
 const UNPRIVILEGED_ID: u32 = 65_533;

@@ -10,13 +10,12 @@ use larder_testing::image::{Format, Image, Layer};
 use larder_testing::layer::{LayerBuilder, SparseForm};
 
 use super::*;
-use crate::harness::Need;
 use crate::harness::containerd::Containerd;
 use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::podman::Podman;
 use crate::harness::registry::Registry;
 use crate::harness::tree::{Tolerance, differences};
-use crate::harness::{exits, isolated, run_within};
+use crate::harness::{Need, exits, isolated, run_within};
 
 const REGISTRY: Need = Need::Program("docker-registry");
 const NEEDS: &[Need] =

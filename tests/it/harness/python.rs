@@ -1,11 +1,10 @@
 //! Tests in Python, for tools that exist only there: the vendor's SDK and the fuzzer of HTTP APIs.
 
-use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use serde_json::Value;
 

@@ -11,10 +11,9 @@ use larder_testing::image::{Format, Image, busybox};
 use larder_testing::layer::LayerBuilder;
 
 use crate::harness::containerd::Containerd;
-use crate::harness::cri;
 use crate::harness::served::Served;
 use crate::harness::snapshots::Snapshotter;
-use crate::harness::{Need, isolated, succeed};
+use crate::harness::{Need, cri, isolated, succeed};
 
 pub(super) const NEEDS: [Need; 4] =
     [Need::Program("containerd"), Need::Program("ctr"), Need::Program("runc"), Need::Program("busybox")];

@@ -1,9 +1,8 @@
 //! Layers of attached volumes: found by their chain IDs, mounted directly, released, and rejected if invalid.
 
-use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::thread;
+use std::{fs, thread};
 
 use larder_containerd_api::services::snapshots::v1::Kind;
 use larder_model::chain::ChainId;

@@ -5,8 +5,7 @@ mod policies;
 use std::fs;
 use std::time::Duration;
 
-use futures_util::AsyncBufReadExt as _;
-use futures_util::TryStreamExt as _;
+use futures_util::{AsyncBufReadExt as _, TryStreamExt as _};
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};

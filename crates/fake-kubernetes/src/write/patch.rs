@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::super::fields;
 use super::super::kind::{Id, Kind};
-use super::super::managed;
 use super::super::object::{meta, metadata};
 use super::super::shape::Shape;
 use super::super::status::{Cause, Refusal};
 use super::super::store::State;
+use super::super::{fields, managed};
 use super::{Owners, WriteOptions, Written, decode, part, prune_unknown, writer};
 
 /// A patch, parsed according to its media type.

@@ -6,8 +6,7 @@
 //! (an honest layer can contain `var/run -> /run`), and creates missing directories. Where both methods
 //! apply, they give the same result.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 

@@ -2,8 +2,7 @@
 
 #![expect(unsafe_code, reason = "fork(2) has no safe form")]
 
-use std::io;
-use std::process;
+use std::{io, process};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};

@@ -1,8 +1,7 @@
 //! Namespaces of a confined process (namespaces(7)): mounts, processes, IPC and host name, and no network
 //! unless the role needs one.
 
-use std::fs;
-use std::io;
+use std::{fs, io};
 
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};

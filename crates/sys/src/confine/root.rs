@@ -1,11 +1,10 @@
 //! The root directory of a confined process: a small read-only tmpfs on which only the needed paths are
 //! mounted, under their original names.
 
-use std::fs;
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};

@@ -1,10 +1,9 @@
 //! Socket activation: a service manager listens and passes the socket to the service (sd_listen_fds(3)).
 //! Clients wait in its queue while the service starts or restarts.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::process;
+use std::{io, process};
 
 use rustix::net::{AddressFamily, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};

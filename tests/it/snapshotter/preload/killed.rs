@@ -1,11 +1,10 @@
 //! A preload that is killed after each of its requests.
 
-use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::{io, thread};
 
 use larder_model::job::LayerFormat;
 

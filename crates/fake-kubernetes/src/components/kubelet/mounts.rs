@@ -1,9 +1,8 @@
 //! Volumes of a pod as directories (pkg/volume/{secret,emptydir,csi}, pkg/volume/util/atomic_writer.go).
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
