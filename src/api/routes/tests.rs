@@ -443,7 +443,7 @@ async fn every_route_is_described() {
         assert!(answers.contains_key(code.status().as_str()), "{code:?}");
     }
     assert_eq!(create["security"].as_array().unwrap().len(), 2);
-    let order = &document["components"]["schemas"]["Order"];
-    assert_eq!(order["required"], json!(["name", "images", "building_config"]));
+    let request = &document["components"]["schemas"]["CreateRequest"];
+    assert_eq!(request["required"], json!(["name", "images", "building_config"]));
     host.service.stop().await;
 }
