@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
-use larder_layer::overlay::lower::{self, Lower, LowerEntry, Part};
+use larder_layer::lower::{self, Lower, LowerEntry, Part};
 use larder_layer::path;
 use larder_layer::resolve::{self, Entry, ResolveError, Resolved};
 use larder_layer::stored::{StoredDir, StoredFile};

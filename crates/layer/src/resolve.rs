@@ -6,14 +6,12 @@
 
 use std::collections::VecDeque;
 
-use super::error::Fault;
-use super::path::{self, MAX_DEPTH, escape};
+use super::fault::Fault;
+use super::limits::{MAX_DEPTH, NAME_MAX};
+use super::path::{self, escape};
 
 /// Maximum number of symbolic links on one path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
-
-/// Maximum length of a name in Linux (`NAME_MAX`), bytes.
-const NAME_MAX: usize = 255;
 
 /// The entry of a directory, as far as resolving is concerned.
 #[derive(Debug)]

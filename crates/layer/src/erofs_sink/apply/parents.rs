@@ -4,10 +4,10 @@
 //! `var/run -> /run`), by the rules of the overlay sink.
 
 use super::{Layer, explain};
-use crate::erofs::inode::InodeId;
+use crate::applied::Directory;
+use crate::erofs::InodeId;
 use crate::error::{Error, Fault};
 use crate::metadata::Metadata;
-use crate::overlay::Directory;
 use crate::path::{self, escape};
 use crate::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_directory};
 use larder_sys::FileType;
@@ -64,7 +64,6 @@ impl Layer<'_> {
             .try_fold(InodeId::ROOT, |directory, component| self.writer.lookup(directory, component))
     }
 
-    /// Walks to `directory` by components, as if the layer were the root of the file system.
     /// Resolves `directory` by components, as if the layer were the root of the file system.
     pub(super) fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Lookup, Error> {
         match resolve_directory(&mut Walk { layer: self, make }, directory) {
