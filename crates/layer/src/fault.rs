@@ -33,6 +33,12 @@ pub enum Fault {
     /// Symbolic links form a loop.
     #[error("its path goes through more than 40 symbolic links")]
     Loop,
+    /// The path alternates so often between names and `..` that resolving it would take too long.
+    #[error("resolving its path takes more than {limit} lookups")]
+    TooManyLookups {
+        /// Maximum number of lookups.
+        limit: usize,
+    },
     /// The target of a symbolic link cannot be stored by Linux.
     #[error("the target of the symbolic link is empty, longer than 4095 bytes, or contains a NUL byte")]
     LinkText,

@@ -99,7 +99,7 @@ impl Lower {
     /// The error of the file system or the image.
     pub fn link_target(&self, target: &[u8]) -> io::Result<Option<LinkTarget>> {
         let (parent, name) = path::split(target);
-        let at = match resolve::resolve(&mut { self }, b"", parent) {
+        let at = match resolve::resolve(&mut { self }, parent) {
             Ok(Resolved::Directory { path, .. }) => path::join(&path, name),
             Ok(Resolved::Missing(_) | Resolved::Other { .. }) | Err(ResolveError::Path(_)) => {
                 return Ok(None);

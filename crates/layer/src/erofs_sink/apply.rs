@@ -107,18 +107,7 @@ pub fn apply<'a, B: BufRead, R: Record>(
         Image::New(file) => Writer::new(file, dir, space, options),
         Image::Present(file) => Writer::compare(file, dir, space, options),
     };
-    let mut layer = Layer {
-        writer: writer.map_err(|e| explain(b"", e))?,
-        cache: Cache::default(),
-        directories: BTreeMap::from([(Vec::new(), Directory::default())]),
-        lower_links: BTreeMap::new(),
-        lost: Vec::new(),
-        counted: 0,
-        without_content: PathSet::default(),
-        replaced: Vec::new(),
-        keep_replaced,
-        written,
-    };
+    let mut layer = Layer::new(writer.map_err(|e| explain(b"", e))?, keep_replaced, written);
     let entries = members(reader, &mut layer)?;
     layer.describe_directories()?;
     let Layer { writer, directories, lower_links, lost, replaced, .. } = layer;
@@ -341,7 +330,22 @@ impl Sink for Layer<'_> {
     }
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
+    fn new(writer: Writer<'a>, keep_replaced: bool, written: &'a AtomicU64) -> Self {
+        Layer {
+            writer,
+            cache: Cache::default(),
+            directories: BTreeMap::from([(Vec::new(), Directory::default())]),
+            lower_links: BTreeMap::new(),
+            lost: Vec::new(),
+            counted: 0,
+            without_content: PathSet::default(),
+            replaced: Vec::new(),
+            keep_replaced,
+            written,
+        }
+    }
+
     /// Removes the existing entry at the path of a member.
     fn make_room(&mut self, destination: &Destination) -> Result<(), Error> {
         let Destination { parent, name, at } = destination;
@@ -455,6 +459,18 @@ fn fill<'w, 'a, B: BufRead, R: Record>(
         written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
     }
     Ok(body)
+}
+
+/// Resolves `paths` in the layer that `writer` contains, for tests.
+#[cfg(test)]
+pub(crate) fn answers(
+    writer: Writer<'_>,
+    paths: &[Vec<u8>],
+    make: bool,
+) -> Vec<crate::resolve::tests::Answer> {
+    let written = AtomicU64::new(0);
+    let mut layer = Layer::new(writer, false, &written);
+    paths.iter().map(|path| layer.answer(path, make)).collect()
 }
 
 /// Converts an error of the writer to one of the member at `at`.

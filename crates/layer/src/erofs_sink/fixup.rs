@@ -50,9 +50,12 @@ pub enum Times {
 /// A second image that is mounted on top of a layer.
 #[derive(Debug)]
 pub struct Fixup {
-    nodes: BTreeMap<Vec<u8>, Node>,
+    nodes: Nodes,
     copies: Vec<Copied>,
 }
+
+/// Entries of the image by path.
+type Nodes = BTreeMap<Vec<u8>, Node>;
 
 #[derive(Debug)]
 enum Node {
@@ -146,8 +149,8 @@ fn link(
     links: Vec<Link>,
     lower: &Lower,
     lost: &mut Vec<Lost>,
-) -> Result<(BTreeMap<Vec<u8>, Node>, Vec<Copied>), Error> {
-    let mut nodes = BTreeMap::new();
+) -> Result<(Nodes, Vec<Copied>), Error> {
+    let mut nodes = Nodes::new();
     let mut copied = Vec::with_capacity(copies.len());
     for Copy { path: original, keeps_path, stat, metadata } in copies {
         let shows = lower.show(&original).context("searching the lower layers for", &original)?;
@@ -171,11 +174,7 @@ fn link(
 
 /// Returns the directories that need an entry: those with metadata of their own, and the parents of all
 /// entries.
-fn needed(
-    nodes: &BTreeMap<Vec<u8>, Node>,
-    inherited: &BTreeMap<Vec<u8>, Metadata>,
-    times: Times,
-) -> BTreeSet<Vec<u8>> {
+fn needed(nodes: &Nodes, inherited: &BTreeMap<Vec<u8>, Metadata>, times: Times) -> BTreeSet<Vec<u8>> {
     let mut needed = BTreeSet::new();
     for at in nodes.keys() {
         add_parents(at, &mut needed);

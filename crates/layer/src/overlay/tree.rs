@@ -278,6 +278,26 @@ impl resolve::Tree for Walk<'_, '_> {
     }
 }
 
+/// Resolves `paths` in the layer at `root`, for tests.
+#[cfg(test)]
+pub(crate) fn answers(root: Dir, paths: &[Vec<u8>], make: bool) -> Vec<resolve::tests::Answer> {
+    use resolve::tests::{Answer, answer};
+    let space = super::super::space::NoAccounting;
+    let mut tree = Tree::new(root, &space).expect("the root is a directory");
+    let mut answers = Vec::new();
+    for path in paths {
+        let answered = answer(&mut Walk { tree: &mut tree, make }, path);
+        // The parent of a member is searched in one call first.
+        if path::clean(path).as_ref() == Ok(path)
+            && let Ok(Lookup::Found(found)) = tree.find(path, path)
+        {
+            assert_eq!(Answer::Directory(found.path.clone()), answered, "{}", path.escape_ascii());
+        }
+        answers.push(answered);
+    }
+    answers
+}
+
 /// Reports whether an error means that the name is taken.
 pub(super) fn is_taken(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AlreadyExists

@@ -1,4 +1,4 @@
-#![expect(clippy::unwrap_used, reason = "tests")]
+//! Tests of the planner on layers in memory, over lower layers on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
