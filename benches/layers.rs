@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use larder_layer::cores::Cores;
 use larder_layer::decode::{ChunkSource, Decoder};
-use larder_layer::erofs::apply::Image;
+use larder_layer::erofs_sink::apply::Image;
 use larder_layer::extract::{Expected, TarSplitTarget, Target, extract};
 use larder_layer::limits::{Limits, Ratio};
+use larder_layer::lower::Lower;
 use larder_layer::overlay::attributes::Rights;
-use larder_layer::overlay::lower::Lower;
 use larder_layer::space::NoAccounting;
-use larder_layer::{erofs, overlay};
+use larder_layer::{erofs, erofs_sink, overlay};
 use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_sys::{Dir, process};
 use larder_testing::layer::LayerBuilder;
@@ -143,7 +143,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
         }
         Form::Erofs | Form::ErofsOnly => {
             let image = File::options().read(true).write(true).create_new(true).open(root.join("image"));
-            let target = erofs::apply::Target {
+            let target = erofs_sink::apply::Target {
                 image: Image::New(image.expect("a new directory is empty")),
                 dir: &dir,
                 space: &NoAccounting,
@@ -280,7 +280,7 @@ fn memory(files: u64, base: &Path) {
     let diff_id = hasher.finish();
     let before = status("VmHWM");
     let image = File::options().read(true).write(true).create_new(true).open(root.path().join("image"));
-    let target = erofs::apply::Target {
+    let target = erofs_sink::apply::Target {
         image: Image::New(image.expect("a new directory is empty")),
         dir: &dir,
         space: &NoAccounting,

@@ -5,7 +5,7 @@ use std::io;
 
 use crate::volume::layout;
 use larder_layer::erofs::read::ImageNode;
-use larder_layer::overlay::lower::Lower;
+use larder_layer::lower::Lower;
 use larder_layer::rebuild::Rebuilt;
 use larder_layer::stored::StoredDir;
 use larder_model::chain::ChainId;

@@ -8,12 +8,13 @@ use std::io;
 use std::sync::atomic::AtomicU64;
 
 use larder_layer::decode::{ChunkSource, Decoder};
-use larder_layer::erofs::apply::{Image, Target};
+use larder_layer::erofs_sink::apply::{Image, Target};
 use larder_layer::erofs::read::ImageNode;
-use larder_layer::erofs::{Options, fixup};
+use larder_layer::erofs::Options;
+use larder_layer::erofs_sink::fixup;
 use larder_layer::extract::{self, Error, Expected, Extracted, TarSplitTarget, extract};
 use larder_layer::limits::Limits;
-use larder_layer::overlay::lower::Lower;
+use larder_layer::lower::Lower;
 use larder_layer::rebuild::Rebuilt;
 use larder_layer::space::NoAccounting;
 use larder_layer::stored::StoredDir;

@@ -23,12 +23,12 @@ use crate::volume::{Volume, layout};
 pub(super) use error::RunError;
 use larder_layer::cores::Cores;
 use larder_layer::decode::{ChunkSource, Decoder};
-use larder_layer::erofs::apply::Image;
+use larder_layer::erofs_sink::apply::Image;
 use larder_layer::extract::{Expected, Extracted, TarSplitTarget, Target, extract};
 use larder_layer::limits::Limits;
 use larder_layer::overlay::attributes::Rights;
 use larder_layer::space::Space;
-use larder_layer::{erofs, overlay};
+use larder_layer::{erofs, erofs_sink, overlay};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::Event;
@@ -333,7 +333,7 @@ pub(super) fn run<S: ChunkSource>(
         LayerFormat::Erofs => {
             let image = Image::New(staging.create_image(layout::IMAGE).map_err(RunError::Volume)?);
             let (dir, options) = (staging.dir(), shared.image_options(&expected.diff_id));
-            let target = erofs::apply::Target { image, dir, space, options, written, keep_replaced };
+            let target = erofs_sink::apply::Target { image, dir, space, options, written, keep_replaced };
             extract(decoder, Target::Erofs(target), split, &shared.limits, expected)
         }
     };

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
-use larder_layer::overlay::lower::{self, Lower, LowerEntry, Part};
+use larder_layer::lower::{self, Lower, LowerEntry, Part};
 use larder_layer::path;
 use larder_layer::resolve::{self, Entry, ResolveError, Resolved};
 use larder_layer::stored::{StoredDir, StoredFile};
@@ -65,7 +65,7 @@ impl View {
         }
         // `from` may contain links as well.
         let wanted = if path.starts_with(b"/") { path.to_vec() } else { [from, b"/", path].concat() };
-        let (parent, at) = match resolve::resolve(self, b"", &wanted) {
+        let (parent, at) = match resolve::resolve(self, &wanted) {
             Ok(Resolved::Other { parent, path, is_last: true }) => (parent, path),
             Ok(_) | Err(ResolveError::Path(_)) => return Ok(None),
             Err(ResolveError::Tree(error)) => return Err(error),
@@ -77,8 +77,6 @@ impl View {
             _ => None,
         })
     }
-
-    /// Returns the directory at `path`, which has no symbolic links.
 
     fn child(&mut self, parts: &[Rc<Part>], name: &[u8]) -> io::Result<LowerEntry> {
         self.steps = self.steps.saturating_sub(parts.len());

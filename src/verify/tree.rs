@@ -1,14 +1,15 @@
 //! The tree that a tar describes, planned in memory.
 //!
-//! The rules of the overlay sink are implemented a second time on purpose. Differences between the two
-//! implementations are found here. Only the resolution of paths is shared ([`larder_layer::resolve`]): it decides
-//! what a layer can reach, and must not differ anywhere.
+//! The rules by which members become a tree are implemented a second time on purpose. Differences between the
+//! two implementations are found here. Two parts are shared, and must not differ anywhere: the resolution of
+//! paths ([`larder_layer::resolve`]), and the plan of settling ([`larder_layer::settle`]).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+use larder_layer::applied::{Directory, LowerLink};
 use larder_layer::error::Fault;
-use larder_layer::overlay::{Directory, LowerLink, Metadata};
+use larder_layer::metadata::Metadata;
 use larder_layer::path::{self, Meaning};
 use larder_layer::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_directory};
 use larder_model::digest::Digest;

@@ -29,7 +29,7 @@
 //! |---|---|
 //! | `format` | the structures on disk |
 //! | `writer` | names and inodes until the image is finished |
-//! | `body` | content of one file; `chunks` its holes |
+//! | `writer::body` | content of one file; `chunks` its holes |
 //! | `blocks` | the image as a sequence of blocks |
 //! | `spill` | buffered data in an unlinked file |
 //! | `xattrs` | attributes, each distinct one stored once |
@@ -38,20 +38,12 @@
 //! | `tree` | builds an image from a directory tree |
 //! | `read` | reader of untrusted images |
 //! | `finish` | decides the final layout and writes the metadata |
-//! | `apply` | builds an image from a layer's tar |
-//! | `fitting` | filters metadata as the kernel would; `acl` checks ACLs |
 //! | `verity` | the optional hash tree after an image |
-//! | `fixup` | the parts of a layer that depend on those below it |
 
-mod acl;
-pub mod apply;
 mod blocks;
-mod body;
 mod chunks;
 mod error;
 mod finish;
-mod fitting;
-pub mod fixup;
 mod format;
 mod inode;
 mod listing;
@@ -67,11 +59,11 @@ mod verity;
 mod writer;
 mod xattrs;
 
-pub use self::body::Body;
 pub use self::error::Error;
 pub use self::finish::Summary;
+pub(crate) use self::format::split_name;
 pub use self::inode::InodeId;
 pub use self::options::{Label, Options};
 pub use self::tree::{TreeError, TreeObserver};
 pub use self::verity::{Verity, check as check_hash_tree};
-pub use self::writer::{Special, Writer};
+pub use self::writer::{Body, Special, Writer};

@@ -4,17 +4,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, BufReader, BufWriter, Read};
 
+use super::applied::Applied;
 use super::apply::Failure;
 use super::decode::{ChunkSource, Decoded, Decoder};
-use super::erofs;
 use super::error::Error as SinkError;
 use super::limits::Limits;
 use super::overlay::replaced::Replaced;
-use super::overlay::{self, Applied};
 use super::reserved::{BLOCK, Reserved};
 use super::space::Space;
 use super::tar::{Reader, Record};
 use super::tar_split::{self, TarSplit, TarSplitReader};
+use super::{erofs, erofs_sink, overlay};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_sys::Dir;
@@ -36,7 +36,7 @@ pub enum Target<'a> {
     /// A directory tree in overlayfs form.
     Overlay(overlay::apply::Target<'a>),
     /// An EROFS image.
-    Erofs(erofs::apply::Target<'a>),
+    Erofs(erofs_sink::apply::Target<'a>),
 }
 
 /// The destination of the tar-split file.
@@ -214,7 +214,7 @@ impl<'a> Target<'a> {
                 Ok((applied, Remaining::Overlay(replaced, replaced_dir)))
             }
             Target::Erofs(target) => {
-                let (applied, filled) = erofs::apply::apply(reader, target)?;
+                let (applied, filled) = erofs_sink::apply::apply(reader, target)?;
                 Ok((applied, Remaining::Erofs(Box::new(filled))))
             }
         }
@@ -224,7 +224,7 @@ impl<'a> Target<'a> {
 /// The work that remains after all members are written.
 enum Remaining<'a> {
     Overlay(Vec<Replaced>, &'a Dir),
-    Erofs(Box<erofs::apply::Filled<'a>>),
+    Erofs(Box<erofs_sink::apply::Filled<'a>>),
 }
 
 impl Remaining<'_> {
@@ -253,7 +253,7 @@ impl Remaining<'_> {
         match self {
             Remaining::Overlay(..) => Ok(None),
             Remaining::Erofs(filled) => {
-                let summary = filled.finish().map_err(|e| erofs::apply::explain(b"", e))?;
+                let summary = filled.finish().map_err(|e| erofs_sink::apply::explain(b"", e))?;
                 Ok(Some(summary))
             }
         }

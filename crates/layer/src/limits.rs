@@ -1,6 +1,12 @@
 //! Limits on what one layer can consume. Each limit protects memory or time; the cap of the volume protects
 //! the disk.
 
+/// Maximum length of a name in Linux (`NAME_MAX`), bytes.
+pub const NAME_MAX: usize = 255;
+
+/// Maximum number of path components: the most that PATH_MAX allows. Costs grow with its square.
+pub const MAX_DEPTH: usize = 2048;
+
 /// Limits on one layer. The values of [`Default`] are far above any honest image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

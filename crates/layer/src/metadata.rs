@@ -2,7 +2,10 @@
 
 use super::error::{Error, Fault};
 use super::path::escape;
-use larder_sys::Timestamp;
+use larder_sys::{Stat, Timestamp};
+
+/// Name of the attribute that marks a directory as opaque for overlayfs.
+pub const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
 
 /// Mode of a directory that neither the tar nor a lower layer describes. Its owner is root and its time 0, so
 /// that the same layers always give the same tree.
@@ -32,6 +35,12 @@ impl Metadata {
     /// Reports whether every supported file system can store the modification time.
     pub fn has_common_time(&self) -> bool {
         (0..=i64::from(i32::MAX)).contains(&self.mtime.sec)
+    }
+
+    /// Returns the metadata of an inode on a volume, without attributes of overlayfs and SELinux.
+    pub fn stored(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
+        xattrs.retain(|(name, _)| !name.starts_with(OVERLAY) && name != SELINUX);
+        Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
     }
 
     /// Returns the metadata for a directory that nothing describes.

@@ -2,13 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::error::Fault;
-
-/// Maximum length of a name in Linux (`NAME_MAX`), bytes.
-const NAME_MAX: usize = 255;
-
-/// Maximum number of path components: the most that PATH_MAX allows. Costs grow with its square.
-pub const MAX_DEPTH: usize = 2048;
+use super::fault::Fault;
+use super::limits::{MAX_DEPTH, NAME_MAX};
 
 /// Prefix of whiteouts (OCI image spec, layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use super::erofs::read::{ImageFile, ImageNode};
+use super::metadata::Metadata;
 use super::tar::Region;
 use larder_sys::space::next_data;
 use larder_sys::{Dir, FileType, Stat, xattr};
@@ -142,6 +143,23 @@ impl StoredDir {
             StoredDir::Directory(dir) => xattr::all_at(dir, name),
             StoredDir::Image(node) => found(node, name)?.xattrs(),
         }
+    }
+
+    /// Returns the metadata of the directory itself, without attributes of overlayfs and SELinux.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
+    pub fn metadata_self(&self) -> io::Result<Metadata> {
+        Ok(Metadata::stored(&self.stat_self()?, self.xattrs_self()?))
+    }
+
+    /// Returns the metadata of `name`, whose file attributes are `stat`, without attributes of overlayfs and
+    /// SELinux.
+    ///
+    /// # Errors
+    /// `NotFound`, or the error of the file system or the image.
+    pub fn metadata(&self, name: &[u8], stat: &Stat) -> io::Result<Metadata> {
+        Ok(Metadata::stored(stat, self.xattrs(name)?))
     }
 
     /// Opens the regular file `name` for reading. Never follows a link, and never opens a device.

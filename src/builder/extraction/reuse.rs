@@ -11,9 +11,9 @@ use crate::volume::layout;
 use crate::volume::staging::Staging;
 use larder_layer::cores::Cores;
 use larder_layer::decode::Decoder;
-use larder_layer::erofs;
-use larder_layer::erofs::apply::Image;
 use larder_layer::erofs::read::ImageNode;
+use larder_layer::erofs_sink;
+use larder_layer::erofs_sink::apply::Image;
 use larder_layer::extract::{Expected, Extracted, Target, extract};
 use larder_layer::rebuild::Rebuilt;
 use larder_layer::stored::StoredDir;
@@ -172,7 +172,7 @@ fn verify_image(
     let cores = Cores::of_process();
     let _busy = cores.occupy();
     let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).with_cores(cores);
-    let target = erofs::apply::Target {
+    let target = erofs_sink::apply::Target {
         image: Image::Present(image),
         dir: staging.dir(),
         space: &**staging.account(),

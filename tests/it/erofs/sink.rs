@@ -7,18 +7,20 @@ use std::io;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
+use larder_layer::applied::Applied;
 use larder_layer::cores::Cores;
 use larder_layer::decode::{ChunkSource, Decoder};
-use larder_layer::erofs::apply::Image;
 use larder_layer::erofs::{self, Options};
+use larder_layer::erofs_sink::apply::Image;
 use larder_layer::extract::{self, Expected, Extracted, TarSplitTarget, Target, extract};
 use larder_layer::limits::Limits;
-use larder_layer::overlay;
+use larder_layer::lower::Lower;
+use larder_layer::metadata::OPAQUE_XATTR;
 use larder_layer::overlay::attributes::Rights;
-use larder_layer::overlay::lower::Lower;
 use larder_layer::rebuild::Rebuilt;
 use larder_layer::space::NoAccounting;
 use larder_layer::stored::StoredDir;
+use larder_layer::{erofs_sink, overlay};
 use larder_model::digest::{Algorithm, Digest};
 use larder_sys::{Dir, FileType, Timestamp, process};
 use larder_testing::layer::{LayerBuilder, SparseForm};
@@ -85,14 +87,11 @@ fn as_directory(tar: &[u8], dir: &TempDir) -> Result<(Extracted, BTreeMap<Vec<u8
     for found in tree.values_mut().filter(|found| found.kind == whiteout) {
         found.mtime = Timestamp::default();
     }
-    Ok((
-        Extracted { applied: overlay::Applied { lost: applied.lost, ..extracted.applied }, ..extracted },
-        tree,
-    ))
+    Ok((Extracted { applied: Applied { lost: applied.lost, ..extracted.applied }, ..extracted }, tree))
 }
 
 fn target<'a>(image: Image, top: &'a Dir, written: &'a AtomicU64) -> Target<'a> {
-    Target::Erofs(erofs::apply::Target {
+    Target::Erofs(erofs_sink::apply::Target {
         image,
         dir: top,
         space: &NoAccounting,
@@ -151,7 +150,7 @@ pub(crate) fn check(tar: &[u8], flip: u64) {
             let mut shown = reader::scan(File::open(&path).unwrap(), usize::MAX).unwrap();
             // An opaque root affects only lower layers, and there are none here.
             shown.entry(Vec::new()).and_modify(|root| {
-                root.xattrs.remove(overlay::OPAQUE_XATTR);
+                root.xattrs.remove(OPAQUE_XATTR);
             });
             let lines = found::differences(&tree, &shown);
             assert!(lines.is_empty(), "{}", lines.join("\n"));

@@ -82,7 +82,7 @@ pub enum Error {
         limit: u64,
     },
     /// The label is not valid.
-    #[error("the label is longer than {} bytes, or contains a NUL byte", super::options::Label::MAX)]
+    #[error("the label is longer than {} bytes, or contains a NUL byte", super::format::MAX_LABEL)]
     Label,
     /// The image in a comparison differs from the one that would be written.
     #[error("the image differs from its layer at byte {at}")]

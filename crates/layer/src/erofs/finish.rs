@@ -1,11 +1,10 @@
 //! Finishes an image: one pass decides the position of each inode, another pass writes them.
 
 use super::blocks::Blocks;
-use super::body::MAX_TAIL;
 use super::chunks::{self, ITEM, RUN, Run};
 use super::error::Error;
 use super::format::{
-    BLOCK, COMPACT, EXTENDED, FIRST_FREE, Layout, MAX_BLOCKS, NO_BLOCK, RawInode, SLOT, Superblock,
+    BLOCK, COMPACT, EXTENDED, FIRST_FREE, Layout, MAX_BLOCKS, MAX_TAIL, NO_BLOCK, RawInode, SLOT, Superblock,
     XATTR_HEAD, fits_compact,
 };
 use super::inode::{Content, Directory, DirectoryBlocks, Inode, InodeId};
@@ -109,7 +108,7 @@ impl Writer<'_> {
             blocks,
             xattr_block: parts.shared,
             uuid: &self.options.uuid,
-            label: &self.options.label,
+            label: self.options.label.bytes(),
             chunked,
         };
         superblock.seal(&mut block);

@@ -3,7 +3,6 @@
 //! Only features that every kernel since 5.15 supports are used: no 48-bit addresses, no compression, no long
 //! prefixes.
 
-use super::options::Label;
 use larder_sys::{FileType, Timestamp};
 
 /// Unit of data and of directories, bytes. It is the only block size that every kernel supports on every
@@ -39,6 +38,9 @@ pub(super) const NO_BLOCK: u32 = u32::MAX;
 /// Maximum number of blocks: numbers have 32 bits, and the highest one denotes a hole.
 pub(super) const MAX_BLOCKS: u64 = NO_BLOCK as u64;
 
+/// Maximum length of a label, bytes. Older kernels need a NUL after it.
+pub(super) const MAX_LABEL: usize = 15;
+
 /// Maximum length of a name, bytes.
 pub(super) const NAME_MAX: usize = 255;
 
@@ -59,6 +61,12 @@ pub(super) const EXTENDED: usize = 64;
 
 /// Length of a compact inode, bytes.
 pub(super) const COMPACT: usize = 32;
+
+/// Maximum length of a tail that is stored after its inode, bytes. The block still has space for all
+/// attributes that an inode can refer to, so later attributes never move the tail. A longer tail would fill
+/// most of a block anyway.
+pub(super) const MAX_TAIL: usize = BLOCK - EXTENDED - XATTR_HEAD - MAX_SHARED * XATTR_UNIT;
+const _: () = assert!(MAX_TAIL + COMPACT < BLOCK);
 
 /// Returns the type bits of a mode (inode(7)).
 pub(super) fn type_bits(file_type: FileType) -> u16 {
@@ -128,7 +136,7 @@ const NAMESPACES: [(u8, &[u8]); 5] = [
 ];
 
 /// Splits a name into the number of its namespace and the rest of the name.
-pub(super) fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
+pub(crate) fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
     let split = |(number, prefix): (u8, &[u8])| Some((number, name.strip_prefix(prefix)?));
     let (number, rest) = NAMESPACES.into_iter().find_map(split)?;
     let fits = namespace(number, rest).is_some() && name.len() <= NAME_MAX;
@@ -169,7 +177,7 @@ pub(super) struct Superblock<'a> {
     /// First block of the shared attributes.
     pub(super) xattr_block: u32,
     pub(super) uuid: &'a [u8; 16],
-    pub(super) label: &'a Label,
+    pub(super) label: &'a [u8; 16],
     pub(super) chunked: bool,
 }
 
@@ -190,7 +198,7 @@ impl Superblock<'_> {
         put.u32(40, 0);
         put.u32(44, self.xattr_block);
         put.bytes(48, self.uuid);
-        put.bytes(64, self.label.bytes());
+        put.bytes(64, self.label);
         put.u32(80, if self.chunked { CHUNKED } else { 0 });
         let sum = checksum(&block[SUPERBLOCK..]);
         Put(&mut block[SUPERBLOCK..]).u32(4, sum);

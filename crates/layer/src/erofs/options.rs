@@ -1,6 +1,7 @@
 //! Options of an image: identity, label, and limits for writing it.
 
 use super::error::Error;
+use super::format::MAX_LABEL;
 use larder_model::digest::Digest;
 
 /// Options for writing an image.
@@ -41,7 +42,7 @@ pub struct Label([u8; 16]);
 
 impl Label {
     /// Maximum length of a label, bytes.
-    pub const MAX: usize = 15;
+    pub const MAX: usize = MAX_LABEL;
 
     /// Creates a label from a string.
     ///

@@ -8,7 +8,7 @@ use super::format::BLOCK;
 
 /// A reader of the content of one file.
 #[derive(Debug)]
-pub(super) struct Saved {
+pub(crate) struct Saved {
     pub(super) image: File,
     pub(super) spill: File,
     /// First block of the content.

@@ -1,17 +1,20 @@
 //! Names and inodes of an image until it is finished.
 
+mod body;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
+
+pub use self::body::Body;
 
 use super::super::metadata::Metadata;
 use super::super::space::Space;
 use super::super::tar::Region;
 use super::blocks::Blocks;
-use super::body::{Body, MAX_TAIL};
 use super::chunks;
 use super::error::{Context, Error};
-use super::format::{NAME_MAX, device_number};
+use super::format::{MAX_TAIL, NAME_MAX, device_number};
 use super::inode::{Content, Directory, DirectoryBlocks, Inode, InodeId};
 use super::options::Options;
 use super::saved::Saved;
@@ -300,7 +303,7 @@ impl<'a> Writer<'a> {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Content`] if the inode has holes or no content.
-    pub(super) fn saved(&mut self, id: InodeId) -> Result<Saved, Error> {
+    pub(crate) fn saved(&mut self, id: InodeId) -> Result<Saved, Error> {
         let Inode { size, content, .. } = self.inodes[id.index()];
         let Content::Blocks { first, tail, tail_at } = content else { return Err(Error::Content) };
         let image = self.blocks.file()?.try_clone().context("opening the image")?;
@@ -391,7 +394,7 @@ impl<'a> Writer<'a> {
     ///
     /// # Errors
     /// [`Error::Memory`], if the limit is exceeded.
-    pub(super) fn count_memory(&mut self, bytes: usize) -> Result<(), Error> {
+    pub(crate) fn count_memory(&mut self, bytes: usize) -> Result<(), Error> {
         self.memory_used = self.memory_used.saturating_add(bytes);
         if self.memory_used > self.options.max_memory {
             return Err(Error::Memory { limit: self.options.max_memory as u64 });

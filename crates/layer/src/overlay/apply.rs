@@ -12,17 +12,20 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::thread;
 
+use super::super::applied::{Applied, Directory, LowerLink};
 use super::super::apply::{Failure, Sink, members};
 use super::super::cores::Cores;
 use super::super::error::{Context, Error, Fault};
+use super::super::metadata::Metadata;
 use super::super::path::{self, escape};
+use super::super::path_set::PathSet;
 use super::super::space::Space;
 use super::super::tar::{Reader, Record, Region};
 use super::attributes::{Rights, Writer};
 use super::contents::Contents;
-use super::replaced::{Links, Replaced, ReplacedFiles};
-use super::tree::{Lookup, OpenDir, Tree, is_taken};
-use super::{Applied, Directory, LowerLink, Metadata};
+use super::open_dir::OpenDir;
+use super::replaced::{Replaced, ReplacedFiles};
+use super::tree::{Lookup, Tree, is_taken};
 use larder_model::seal::Lost;
 use larder_sys::{Dir, FileType};
 
@@ -70,7 +73,7 @@ pub fn apply<B: BufRead, R: Record>(
             applied: Applied::default(),
             lost: Vec::new(),
             counted: 0,
-            links: Links::default(),
+            without_content: PathSet::default(),
             replaced_files: ReplacedFiles { dir: replaced, keep: keep_replaced, replaced: Vec::new() },
         };
         let entries = members(reader, &mut sink);
@@ -105,7 +108,9 @@ struct Overlay<'a> {
     lost: Vec<Lost>,
     /// Number of losses whose memory is counted.
     counted: usize,
-    links: Links,
+    /// Paths whose content the tar-split file does not refer to: hard links, and files whose bytes it
+    /// contains.
+    without_content: PathSet,
     replaced_files: ReplacedFiles<'a>,
 }
 
@@ -256,7 +261,7 @@ impl Sink for Overlay<'_> {
         // A link to its own name stays as it is; replacing it would lose the file.
         if *at != target_at {
             self.create(destination, |dir, name| source.dir.link(target_name, dir, name))?;
-            self.links.insert(at);
+            self.without_content.insert(at);
         }
         let name = destination.name();
         let Overlay { tree, rights, lost, .. } = self;

@@ -9,8 +9,8 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::super::error::{Context, Error, Fault};
+use super::super::metadata::{Metadata, OPAQUE_XATTR};
 use super::super::path::escape;
-use super::Metadata;
 use larder_model::seal::Lost;
 use larder_sys::{Dir, FileType, Stat, dir, xattr};
 
@@ -112,7 +112,7 @@ impl Writer<'_> {
     /// # Errors
     /// [`Error::Io`], if the attribute cannot be written.
     pub fn opaque(&mut self, dir: impl AsFd, path: &[u8]) -> Result<(), Error> {
-        xattr::set(dir, super::OPAQUE_XATTR, b"y").context("setting the opaque attribute of", path)
+        xattr::set(dir, OPAQUE_XATTR, b"y").context("setting the opaque attribute of", path)
     }
 
     /// Records a loss of metadata.

@@ -18,7 +18,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{Builder, Scope};
 
 use super::super::error::{Context, Error};
-use super::Metadata;
+use super::super::metadata::Metadata;
 use super::attributes::{Rights, Writer};
 
 /// Maximum size of a file that is passed to the other thread, bytes. For larger files, writing takes longer

@@ -6,53 +6,44 @@ use std::io;
 use nix::errno::Errno;
 
 use super::super::error::{Context, Error, named};
+use super::super::metadata::Metadata;
 use super::super::path;
 use super::super::space::Space;
 use super::super::stored::{StoredDir, StoredFile};
+use super::STAGING_MODE;
 use super::attributes::{Rights, Writer};
-use super::{Metadata, STAGING_MODE};
 use larder_model::seal::Lost;
 use larder_sys::space::{FileSystem, copy_data, reflink};
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, FileType, Stat};
 
-/// Returns the metadata of `name` on disk, without attributes of overlayfs and SELinux.
-///
-/// # Errors
-/// The error of the file system or the image.
-pub fn metadata_of(dir: &StoredDir, name: &[u8], stat: &Stat) -> io::Result<Metadata> {
-    Ok(from_stat(stat, dir.xattrs(name)?))
+/// A file to copy: its directory and name, and what was read of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Original<'a> {
+    /// Directory of the file.
+    pub dir: &'a StoredDir,
+    /// Name of the file.
+    pub name: &'a [u8],
+    /// File attributes of the file.
+    pub stat: &'a Stat,
+    /// Metadata for the copy.
+    pub metadata: &'a Metadata,
 }
 
-/// Returns the metadata of a directory on disk, without attributes of overlayfs and SELinux.
-///
-/// # Errors
-/// The error of the file system or the image.
-pub fn metadata_of_dir(dir: &StoredDir) -> io::Result<Metadata> {
-    Ok(from_stat(&dir.stat_self()?, dir.xattrs_self()?))
-}
-
-fn from_stat(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Metadata {
-    xattrs.retain(|(name, _)| !name.starts_with(b"trusted.overlay.") && name != b"security.selinux");
-    Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
-}
-
-/// Copies one inode of a lower layer to a new name: content (shared if the file system supports it), type and
-/// metadata.
+/// Copies one inode to a new name: content (shared if the file system supports it), type and metadata.
 ///
 /// # Errors
 /// [`Error::Full`] or [`Error::Io`].
 pub fn up(
-    from: (&StoredDir, &[u8], &Stat),
+    original: &Original<'_>,
     to: (&Dir, &[u8]),
     path: &[u8],
     space: &dyn Space,
     rights: Rights,
     lost: &mut Vec<Lost>,
 ) -> Result<(), Error> {
-    let (from, from_name, stat) = from;
+    let Original { dir: from, name: from_name, stat, metadata } = *original;
     let (to, to_name) = to;
-    let metadata = metadata_of(from, from_name, stat).context("reading the attributes of", path)?;
     space.reserve(stat.allocated).map_err(|full| Error::Full { path: named(path), full })?;
     let mut writer = Writer { rights, lost };
     match stat.file_type {
@@ -60,16 +51,16 @@ pub fn up(
             let source = from.open_file(from_name).context("opening", path)?;
             let file = to.create_file(to_name, stat.mode & 0o777).context("creating", path)?;
             content(source, &file).context("copying", path)?;
-            writer.new_file(&file, path, &metadata)
+            writer.new_file(&file, path, metadata)
         }
         FileType::Symlink => {
             let text = from.read_link(from_name).context("reading the link", path)?;
             to.symlink(&text, to_name).context("creating", path)?;
-            writer.named(to, to_name, path, FileType::Symlink, &metadata)
+            writer.named(to, to_name, path, FileType::Symlink, metadata)
         }
         other => {
             to.make_node(to_name, other, stat.mode & 0o777, stat.device).context("creating", path)?;
-            writer.named(to, to_name, path, other, &metadata)
+            writer.named(to, to_name, path, other, metadata)
         }
     }
 }
@@ -129,8 +120,10 @@ impl Visitor for Copy<'_> {
                 // The file system allows no more names for this inode (65,000 on ext4).
                 Err(e) if e.raw_os_error() == Some(Errno::EMLINK as i32) => {
                     let from = StoredDir::Directory(from.try_clone().context("opening", path)?);
-                    let (from, to) = ((&from, &name[..], &stat), (&self.to, &name[..]));
-                    up(from, to, &at, self.space, self.rights, &mut Vec::new())?;
+                    let metadata = from.metadata(&name, &stat).context("reading the attributes of", &at)?;
+                    let original = Original { dir: &from, name: &name, stat: &stat, metadata: &metadata };
+                    let to = (&self.to, &name[..]);
+                    up(&original, to, &at, self.space, self.rights, &mut Vec::new())?;
                 }
                 other => other.context("linking", &at)?,
             }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::super::error::{Context, Error, named};
 use super::super::space::Space;
-use super::tree::OpenDir;
+use super::open_dir::OpenDir;
 
 /// Maximum number of names in a run. Each can cost a leaf block; longer runs save nothing measurable.
 const RUN: u64 = 16;

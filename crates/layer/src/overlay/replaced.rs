@@ -1,9 +1,6 @@
 //! Contents that a later member of the same tar replaced. They leave the tree, but the tar-split file still
 //! needs them.
 
-use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
-
 use super::super::error::{Context, Error};
 use larder_sys::Dir;
 
@@ -14,35 +11,6 @@ pub struct Replaced {
     pub path: Vec<u8>,
     /// Name of the content in the directory for replaced files.
     pub name: String,
-}
-
-/// Paths whose content the tar-split file does not refer to: hard links, and files whose bytes it contains.
-/// Only two keyed 64-bit hashes per path are stored, so that a layer with a million links needs little
-/// memory.
-#[derive(Debug, Default)]
-pub(crate) struct Links {
-    keys: (RandomState, RandomState),
-    hashes: HashSet<(u64, u64)>,
-}
-
-impl Links {
-    fn key(&self, path: &[u8]) -> (u64, u64) {
-        (self.keys.0.hash_one(path), self.keys.1.hash_one(path))
-    }
-
-    pub(crate) fn insert(&mut self, path: &[u8]) {
-        self.hashes.insert(self.key(path));
-    }
-
-    pub(crate) fn remove(&mut self, path: &[u8]) {
-        if !self.hashes.is_empty() {
-            self.hashes.remove(&self.key(path));
-        }
-    }
-
-    pub(crate) fn contains(&self, path: &[u8]) -> bool {
-        !self.hashes.is_empty() && self.hashes.contains(&self.key(path))
-    }
 }
 
 /// Replaced contents, stored outside the tree until they are written to the tar-split file.

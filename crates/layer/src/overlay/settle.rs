@@ -1,29 +1,23 @@
-//! Settles the parts of a layer that depend on the layers below it.
-//!
-//! The rule is the OCI image spec; where it is silent, the result of applying the layers on top of one
-//! another (docs/reference/runtimes.md lists where runtimes differ).
-//!
-//! 1. A hard link to a file of a lower layer copies that file up, with both names in this layer.
-//! 2. An opaque directory gets its attribute. Without the privilege for that, and at the root of the layer,
-//!    where overlayfs ignores the attribute, it gets one whiteout for each visible lower name instead.
-//! 3. A directory that the tar implies gets mode, owner, attributes and time of the lower directory at its
-//!    path. A lower file or symbolic link at that path is replaced, never followed.
+//! Executes the plan of [`settle`](crate::settle) on a directory tree.
 //!
 //! This code never changes an inode of a lower layer, or a non-directory of this layer, because those may be
 //! shared.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+use std::mem;
 
+use super::super::applied::{Applied, Directory};
 use super::super::error::{Context, Error, Fault};
-use super::super::path::{self, escape, shown};
+use super::super::lower::{Lower, LowerEntry};
+use super::super::metadata::{Metadata, OPAQUE_XATTR};
+use super::super::path::{self, escape};
+use super::super::settle::{self, Copy, Link, OwnTree};
 use super::super::space::Space;
-use super::super::stored::StoredDir;
 use super::attributes::{Rights, Writer};
-use super::lower::{self, Lower, LowerEntry};
+use super::copy;
 use super::tree::Tree;
-use super::{Applied, Directory, LowerLink, Metadata, copy};
 use larder_model::seal::{Lost, Settled};
-use larder_sys::{Dir, Stat};
+use larder_sys::Dir;
 
 /// Settles the tree in `diff` on top of `lower`, and returns what that changed.
 ///
@@ -37,61 +31,40 @@ pub fn settle(
     rights: Rights,
 ) -> Result<Settled, Error> {
     let mut tree = Tree::new(diff, space)?;
-    tree.directories = std::mem::take(&mut applied.directories);
-    let mut settling = Settling { tree, lower, space, rights, lost: Vec::new(), settled: Settled::default() };
-    settling.links(std::mem::take(&mut applied.lower_links))?;
-    settling.opaque()?;
-    settling.directories()?;
-    let Settling { tree, mut lost, settled, .. } = settling;
+    let directories = mem::take(&mut applied.directories);
+    let links = mem::take(&mut applied.lower_links);
+    let plan = settle::plan(&directories, links, lower, &mut Staged { tree: &mut tree, rights })?;
+    let settled = plan.settled();
+    tree.directories = directories;
+    let mut settling = Settling { tree, lower, space, rights, lost: Vec::new() };
+    settling.links(&plan.copies, &plan.links)?;
+    plan.attributes.iter().try_for_each(|path| settling.mark(path))?;
+    plan.whiteouts.iter().try_for_each(|path| settling.whiteout(path))?;
+    settling.directories(plan.inherited)?;
+    let Settling { tree, mut lost, .. } = settling;
     applied.directories = tree.finish()?;
     applied.lost.append(&mut lost);
     Ok(settled)
 }
 
-/// Returns the metadata that a directory inherits from below. `None` if the tar describes the directory, if
-/// this layer hides the lower one, or if there is none.
-///
-/// # Errors
-/// [`Error::Io`], if the lower layers cannot be read.
-pub fn inherited(
-    directory: &Directory,
-    is_hidden: bool,
-    path: &[u8],
-    lower: &Lower,
-) -> Result<Option<Metadata>, Error> {
-    if directory.metadata.is_some() || directory.recreated || is_hidden {
-        return Ok(None);
-    }
-    match lower.show(path).context("searching the lower layers for", path)? {
-        LowerEntry::Directory(parts) => {
-            Ok(Some(copy::metadata_of_dir(&parts[0]).context("reading the attributes of", path)?))
-        }
-        _ => Ok(None),
-    }
+/// A layer in its staging directory.
+struct Staged<'t, 'a> {
+    tree: &'t mut Tree<'a>,
+    rights: Rights,
 }
 
-/// Returns all directories for which [`is_hidden`] is true, in one pass.
-pub fn hidden(directories: &BTreeMap<Vec<u8>, Directory>) -> HashSet<Vec<u8>> {
-    let mut hidden = HashSet::new();
-    for path in directories.keys().filter(|path| !path.is_empty()) {
-        let above = path::split(path).0;
-        if hidden.contains(above) || directories.get(above).is_some_and(Directory::hides_lower) {
-            hidden.insert(path.clone());
-        }
-    }
-    hidden
-}
+impl OwnTree for Staged<'_, '_> {
+    const MASKS_OPAQUE: bool = true;
 
-/// Reports whether a directory above `path` hides its lower entries.
-pub fn is_hidden(directories: &BTreeMap<Vec<u8>, Directory>, path: &[u8]) -> bool {
-    let mut above = path;
-    while !above.is_empty() {
-        above = path::split(above).0;
-        if directories.get(above).is_some_and(Directory::hides_lower) {
-            return true;
-        }
+    fn contains(&mut self, path: &[u8]) -> Result<bool, Error> {
+        let (parent, name) = path::split(path);
+        let found = self.tree.open(parent)?.dir.try_stat(name).context("examining", path)?;
+        Ok(found.is_some())
     }
-    false
+
+    fn has_attribute(&self, _: &[u8]) -> bool {
+        self.rights.trusted
+    }
 }
 
 struct Settling<'a> {
@@ -100,81 +73,53 @@ struct Settling<'a> {
     space: &'a dyn Space,
     rights: Rights,
     lost: Vec<Lost>,
-    settled: Settled,
 }
 
 impl Settling<'_> {
-    fn links(&mut self, links: BTreeMap<Vec<u8>, LowerLink>) -> Result<(), Error> {
-        // Links to the same file share one inode.
-        let mut copied: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-        for (at, LowerLink { target, metadata }) in links {
-            let missing = || Error::hostile(&at, Fault::LinkMissing(escape(&target)));
-            let Some(lower::LinkTarget { path: resolved, dir, stat }) =
-                self.lower.link_target(&target).context("searching the lower layers for", &target)?
-            else {
-                return Err(missing());
-            };
-            let first = match copied.get(&resolved) {
-                Some(first) => first.clone(),
+    fn links(&mut self, copies: &[Copy], links: &[Link]) -> Result<(), Error> {
+        // The path of each copy that exists. Links to the same file share its inode.
+        let mut made: Vec<Option<&[u8]>> = vec![None; copies.len()];
+        for Link { path: at, copy: index, metadata } in links {
+            let copy = &copies[*index];
+            let first = match made[*index] {
+                Some(first) => first,
                 None => {
-                    let first = self.copy_up(&resolved, &at, (&dir, path::split(&resolved).1, &stat))?;
-                    copied.insert(resolved, first.clone());
-                    first
+                    let first = if copy.keeps_path { copy.path.as_slice() } else { at };
+                    self.copy_up(copy, first)?;
+                    *made[*index].insert(first)
                 }
             };
             if first != at {
-                let source = self.tree.parent(&first)?;
-                let first_name = path::split(&first).1;
-                self.name(&at, |dir, name| source.dir.link(first_name, dir, name).context("linking", &at))?;
+                let source = self.tree.parent(first)?;
+                let first_name = path::split(first).1;
+                self.name(at, |dir, name| source.dir.link(first_name, dir, name).context("linking", at))?;
             }
-            let parent = self.tree.parent(&at)?;
-            let name = path::split(&at).1;
+            let parent = self.tree.parent(at)?;
+            let name = path::split(at).1;
             let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
             self.tree.attributes(
                 metadata.xattr_bytes(),
-                &at,
+                at,
                 || parent.dir.stat(name),
-                || writer.named(&parent.dir, name, &at, stat.file_type, &metadata),
+                || writer.named(&parent.dir, name, at, copy.stat.file_type, metadata),
             )?;
         }
         Ok(())
     }
 
-    /// Copies a lower file to its own path in this layer, or directly to the link if that path is hidden or
-    /// taken in this layer. Returns the path of the copy.
-    fn copy_up(
-        &mut self,
-        resolved: &[u8],
-        link: &[u8],
-        from: (&StoredDir, &[u8], &Stat),
-    ) -> Result<Vec<u8>, Error> {
-        let to = if self.is_free(resolved)? { resolved } else { link };
+    /// Copies a lower file to the path `to` in this layer.
+    fn copy_up(&mut self, copy: &Copy, to: &[u8]) -> Result<(), Error> {
+        let Copy { path, stat, metadata, .. } = copy;
+        let found = self.lower.show(path).context("searching the lower layers for", path)?;
+        let LowerEntry::Other { dir, .. } = found else {
+            return Err(Error::hostile(to, Fault::LinkMissing(escape(path))));
+        };
+        let original = copy::Original { dir: &dir, name: path::split(path).1, stat, metadata };
         let (space, rights) = (self.space, self.rights);
         let mut lost = Vec::new();
-        self.name(to, |dir, name| copy::up(from, (dir, name), to, space, rights, &mut lost))?;
+        self.name(to, |dir, name| copy::up(&original, (dir, name), to, space, rights, &mut lost))?;
         self.lost.append(&mut lost);
-        self.settled.copied_up.push(shown(resolved));
-        Ok(to.to_vec())
-    }
-
-    /// Reports whether a lower name is visible through this layer, so that a copy can have that name.
-    fn is_free(&self, resolved: &[u8]) -> Result<bool, Error> {
-        if is_hidden(&self.tree.directories, resolved) {
-            return Ok(false);
-        }
-        let mut at = Vec::new();
-        let mut dir = self.tree.root().try_clone().context("opening", b"")?;
-        for component in path::components(resolved) {
-            path::push(&mut at, component);
-            match dir.try_stat(component).context("examining", &at)? {
-                None => return Ok(true),
-                Some(stat) if stat.is_dir() => {
-                    dir = dir.open_dir(component).context("opening", &at)?;
-                }
-                Some(_) => return Ok(false),
-            }
-        }
-        Ok(false)
+        Ok(())
     }
 
     /// Creates a name in this layer, replacing a whiteout of this layer.
@@ -189,82 +134,40 @@ impl Settling<'_> {
         self.tree.name_created(at)
     }
 
-    fn opaque(&mut self) -> Result<(), Error> {
-        let opaque: Vec<Vec<u8>> = self
-            .tree
-            .directories
-            .iter()
-            .filter(|(_, directory)| directory.hides_lower())
-            .map(|(path, _)| path.clone())
-            .collect();
-        for path in opaque {
-            if self.rights.trusted && !path.is_empty() {
-                let dir = &self.tree.open(&path)?.dir;
-                let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
-                let bytes = super::OPAQUE_XATTR.len() + 1;
-                self.tree.attributes(bytes, &path, || dir.stat_self(), || writer.opaque(dir, &path))?;
-                continue;
-            }
-            // A directory that is hidden from above has no visible lower names to hide.
-            if !is_hidden(&self.tree.directories, &path) {
-                self.mask(&path)?;
-            }
-            self.settled.opaque_as_whiteouts.push(shown(&path));
-        }
-        Ok(())
+    /// Gives a directory the opaque attribute.
+    fn mark(&mut self, path: &[u8]) -> Result<(), Error> {
+        let dir = &self.tree.open(path)?.dir;
+        let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
+        let bytes = OPAQUE_XATTR.len() + 1;
+        self.tree.attributes(bytes, path, || dir.stat_self(), || writer.opaque(dir, path))
     }
 
-    /// Hides all lower names of a directory by whiteouts, including those in subdirectories that both layers
-    /// have.
-    fn mask(&mut self, top: &[u8]) -> Result<(), Error> {
-        // The queue contains paths instead of descriptors, because an image can have more directories than a
-        // process can open.
-        let mut pending = vec![top.to_vec()];
-        while let Some(path) = pending.pop() {
-            let LowerEntry::Directory(parts) = self.show(&path)? else { continue };
-            let parent = self.tree.open(&path)?;
-            for name in lower::names(&parts).context("listing the lower layers at", &path)? {
-                let at = path::join(&path, &name);
-                match parent.dir.try_stat(&name).context("examining", &at)? {
-                    Some(stat) if stat.is_dir() => pending.push(at),
-                    Some(_) => {}
-                    None => {
-                        self.tree.watch(&parent, &at)?;
-                        parent.dir.make_whiteout(&name).context("creating the whiteout", &at)?;
-                        self.tree.name_created(&at)?;
-                    }
-                }
-            }
-        }
-        Ok(())
+    fn whiteout(&mut self, at: &[u8]) -> Result<(), Error> {
+        let (parent, name) = path::split(at);
+        let parent = self.tree.open(parent)?;
+        self.tree.watch(&parent, at)?;
+        parent.dir.make_whiteout(name).context("creating the whiteout", at)?;
+        self.tree.name_created(at)
     }
 
     /// Sets metadata of directories, innermost first. A name created in a directory changes its time, and a
     /// mode can block access.
-    fn directories(&mut self) -> Result<(), Error> {
-        let hidden = hidden(&self.tree.directories);
-        let paths: Vec<Vec<u8>> = self.tree.directories.keys().rev().cloned().collect();
-        for path in paths {
-            let directory = self.tree.directories.get(&path).cloned().unwrap_or_default();
-            let from_below = inherited(&directory, hidden.contains(&path), &path, self.lower)?;
-            if from_below.is_some() {
-                self.settled.inherited.push(shown(&path));
-            }
-            let metadata = directory.metadata.or(from_below).unwrap_or_else(Metadata::implied);
-            let dir = &self.tree.open(&path)?.dir;
+    fn directories(&mut self, mut inherited: BTreeMap<Vec<u8>, Metadata>) -> Result<(), Error> {
+        let directories = mem::take(&mut self.tree.directories);
+        for (path, Directory { metadata, .. }) in directories.iter().rev() {
+            let inherited = inherited.remove(path);
+            let implied = Metadata::implied();
+            let metadata = metadata.as_ref().or(inherited.as_ref()).unwrap_or(&implied);
+            let dir = &self.tree.open(path)?.dir;
             let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
             self.tree.attributes(
                 metadata.xattr_bytes(),
-                &path,
+                path,
                 || dir.stat_self(),
-                || writer.directory(dir, &path, &metadata),
+                || writer.directory(dir, path, metadata),
             )?;
         }
-        self.settled.inherited.reverse();
+        self.tree.directories = directories;
         Ok(())
-    }
-
-    fn show(&self, path: &[u8]) -> Result<LowerEntry, Error> {
-        self.lower.show(path).context("searching the lower layers for", path)
     }
 }

@@ -10,12 +10,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 
+use super::super::applied::Directory;
 use super::super::error::{Context, Error, Fault, named};
 use super::super::path::{self, escape};
 use super::super::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_directory};
 use super::super::space::Space;
+use super::STAGING_MODE;
 use super::growth::Growth;
-use super::{Directory, STAGING_MODE};
+use super::open_dir::OpenDir;
 use larder_sys::space::FileSystem;
 use larder_sys::{Dir, FileType, Stat};
 
@@ -42,13 +44,6 @@ pub(super) struct Tree<'a> {
     memory_used: usize,
 }
 
-/// An open directory, and its path with symbolic links resolved.
-#[derive(Debug)]
-pub(super) struct OpenDir {
-    pub(super) path: Vec<u8>,
-    pub(super) dir: Dir,
-}
-
 /// The result of a path lookup in the layer.
 #[derive(Debug)]
 pub(super) enum Lookup {
@@ -71,10 +66,6 @@ impl<'a> Tree<'a> {
             growth: Growth::new(space, file_system.block)?,
             memory_used: 0,
         })
-    }
-
-    pub(super) fn root(&self) -> &Dir {
-        &self.root.dir
     }
 
     pub(super) fn file_system(&self) -> FileSystem {
@@ -213,7 +204,6 @@ impl<'a> Tree<'a> {
         opened
     }
 
-    /// Walks to `directory` by components, as if the layer were the root of the file system.
     /// Resolves `directory` by components, as if the layer were the root of the file system.
     fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Lookup, Error> {
         match resolve_directory(&mut Walk { tree: self, make }, directory) {
@@ -286,6 +276,26 @@ impl resolve::Tree for Walk<'_, '_> {
             Some(_) => Entry::Other,
         })
     }
+}
+
+/// Resolves `paths` in the layer at `root`, for tests.
+#[cfg(test)]
+pub(crate) fn answers(root: Dir, paths: &[Vec<u8>], make: bool) -> Vec<resolve::tests::Answer> {
+    use resolve::tests::{Answer, answer};
+    let space = super::super::space::NoAccounting;
+    let mut tree = Tree::new(root, &space).expect("the root is a directory");
+    let mut answers = Vec::new();
+    for path in paths {
+        let answered = answer(&mut Walk { tree: &mut tree, make }, path);
+        // The parent of a member is searched in one call first.
+        if path::clean(path).as_ref() == Ok(path)
+            && let Ok(Lookup::Found(found)) = tree.find(path, path)
+        {
+            assert_eq!(Answer::Directory(found.path.clone()), answered, "{}", path.escape_ascii());
+        }
+        answers.push(answered);
+    }
+    answers
 }
 
 /// Reports whether an error means that the name is taken.

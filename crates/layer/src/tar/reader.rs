@@ -1,19 +1,18 @@
 //! The stream: headers, extended headers, data and the end, in the order of Go's archive/tar.
 
+mod extended;
 mod sparse_map;
 
 use std::io::{BufRead, Seek};
 use std::mem;
 
-use super::block::{Block, Header, Numbers, Typeflag, c_string};
+use self::extended::Extended;
+use super::block::{Block, Header, Numbers, Typeflag};
 use super::error::{Error, Fault, Position};
-use super::pax::{GnuSparse, Pax};
+use super::pax::GnuSparse;
 use super::sparse::{self, Region};
 use super::{BLOCK, Chunk, Kind, Member, Record, Timestamp, number};
 use crate::limits::Limits;
-
-/// Maximum number of extended headers before one member; honest tars have at max three.
-const MAX_EXTENDED: usize = 16;
 
 /// Reads a tar member by member. After an error it must not be used again.
 #[derive(Debug)]
@@ -60,17 +59,6 @@ enum Route {
     RawSparse,
     /// `end_file` was called.
     Done,
-}
-
-/// Extended headers that precede their member.
-#[derive(Default)]
-struct Extended {
-    pax: Option<Pax>,
-    long_name: Option<Vec<u8>>,
-    long_link: Option<Vec<u8>>,
-    /// Type of the last extended header, and the number of headers.
-    last: Option<Typeflag>,
-    count: usize,
 }
 
 impl<B: BufRead, R: Record> Reader<B, R> {
@@ -353,45 +341,6 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             }
         }
         self.data = Data::default();
-        Ok(())
-    }
-
-    /// Reads an extended header with its body.
-    fn extend(&mut self, header: &Header<'_>, extended: &mut Extended) -> Result<(), Error> {
-        let flag = header.typeflag();
-        let size = header
-            .data_size()
-            .and_then(|size| number::size(size, "size"))
-            .map_err(|fault| self.fault(fault))?;
-        self.within("bytes in an extended header", size, self.limits.max_pax_bytes)?;
-        extended.count += 1;
-        self.within("extended headers of one member", extended.count as u64, MAX_EXTENDED as u64)?;
-        let mut body = Vec::new();
-        self.raw_into(&mut body, size)?;
-        if body.len() as u64 != size {
-            return Err(self.fault(Fault::Truncated("an extended header")));
-        }
-        self.raw_into(&mut Vec::new(), padding_of(size))?;
-        if flag == Typeflag(b'g') {
-            // A global header between an extended header and its member is rejected, because readers
-            // interpret it differently.
-            if let Some(last) = extended.last {
-                return Err(self.fault(Fault::Orphan(last)));
-            }
-            Pax::parse(&body, self.limits.max_sparse_regions).map_err(|fault| self.fault(fault))?;
-            return Ok(());
-        }
-        extended.last = Some(flag);
-        let name = c_string(&body);
-        let name = (!name.is_empty()).then(|| name.to_vec());
-        match flag.0 {
-            b'L' => extended.long_name = name,
-            b'K' => extended.long_link = name,
-            _ => {
-                let pax = Pax::parse(&body, self.limits.max_sparse_regions);
-                extended.pax = Some(pax.map_err(|fault| self.fault(fault))?);
-            }
-        }
         Ok(())
     }
 

@@ -30,7 +30,7 @@ impl Overlay<'_> {
     }
 
     fn discard(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat) -> Result<(), Error> {
-        if stat.file_type == FileType::Regular && stat.size > 0 && !self.links.contains(at) {
+        if stat.file_type == FileType::Regular && stat.size > 0 && !self.without_content.contains(at) {
             self.tree.count_memory(at.len(), at)?;
             if let Some(grown) = self.replaced_files.move_out(dir, name, at)? {
                 return self.tree.reserve(grown, at);

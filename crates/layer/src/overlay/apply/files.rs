@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 
 use super::super::super::apply::Failure;
 use super::super::super::error::{Context, Error};
+use super::super::super::metadata::Metadata;
 use super::super::super::tar::{Reader, Record};
-use super::super::Metadata;
 use super::super::contents::{self, Contents};
 use super::{Destination, Overlay};
 use larder_sys::dir;
@@ -89,7 +89,7 @@ impl Overlay<'_> {
             self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
         }
         self.writer().new_file(&file, at, metadata)?;
-        self.links.insert(at);
+        self.without_content.insert(at);
         Ok(self.measure(&file, at, room)?)
     }
 
@@ -111,7 +111,7 @@ impl Overlay<'_> {
 
     fn create_file(&mut self, destination: &Destination, mode: u32) -> Result<File, Error> {
         let file = self.create(destination, |dir, name| dir.create_file(name, mode & 0o777))?;
-        self.links.remove(&destination.at);
+        self.without_content.remove(&destination.at);
         Ok(file)
     }
 

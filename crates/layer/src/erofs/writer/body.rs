@@ -1,16 +1,9 @@
 //! The content of one file that is being written to the image.
 
-use super::chunks::{Plan, Run};
-use super::error::Error;
-use super::format::{BLOCK, COMPACT, EXTENDED, MAX_SHARED, XATTR_HEAD, XATTR_UNIT};
-use super::inode::{Content, Inode, InodeId};
-use super::writer::Writer;
-
-/// Maximum length of a tail that is stored after its inode, bytes. The block still has space for all
-/// attributes that an inode can refer to, so later attributes never move the tail. A longer tail would fill
-/// most of a block anyway.
-pub(super) const MAX_TAIL: usize = BLOCK - EXTENDED - XATTR_HEAD - MAX_SHARED * XATTR_UNIT;
-const _: () = assert!(MAX_TAIL + COMPACT < BLOCK);
+use super::super::chunks::{Plan, Run};
+use super::super::error::Error;
+use super::super::inode::{Content, Inode, InodeId};
+use super::Writer;
 
 /// A file that is being written. It gets its name when it [ends](Body::end).
 #[derive(Debug)]

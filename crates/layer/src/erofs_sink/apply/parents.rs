@@ -4,10 +4,10 @@
 //! `var/run -> /run`), by the rules of the overlay sink.
 
 use super::{Layer, explain};
-use crate::erofs::inode::InodeId;
+use crate::applied::Directory;
+use crate::erofs::InodeId;
 use crate::error::{Error, Fault};
 use crate::metadata::Metadata;
-use crate::overlay::Directory;
 use crate::path::{self, escape};
 use crate::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_directory};
 use larder_sys::FileType;
@@ -64,33 +64,32 @@ impl Layer<'_> {
             .try_fold(InodeId::ROOT, |directory, component| self.writer.lookup(directory, component))
     }
 
-    /// Walks to `directory` by components, as if the layer were the root of the file system.
     /// Resolves `directory` by components, as if the layer were the root of the file system.
     pub(super) fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Lookup, Error> {
         match resolve_directory(&mut Walk { layer: self, make }, directory) {
-            Ok(Resolved::Found { dir, .. }) => Ok(Lookup::Found(dir)),
+            Ok(Resolved::Found { dir: id, path }) => Ok(Lookup::Found(LayerDir { path, id })),
             Ok(Resolved::Missing(path)) => Ok(Lookup::Missing(path)),
             Err(ResolveError::Path(fault)) => Err(Error::hostile(member, fault)),
             Err(ResolveError::Tree(error)) => Err(error),
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn answer(&mut self, path: &[u8], make: bool) -> resolve::tests::Answer {
+        resolve::tests::answer(&mut Walk { layer: self, make }, path)
+    }
+
     /// Creates a directory that the tar does not contain, replacing a whiteout of this layer.
-    fn imply(
-        &mut self,
-        parent: &LayerDir,
-        name: &[u8],
-        at: Vec<u8>,
-        whiteout: bool,
-    ) -> Result<LayerDir, Error> {
-        self.count_memory(&at, 0)?;
+    fn imply(&mut self, parent: InodeId, at: &[u8], whiteout: bool) -> Result<InodeId, Error> {
+        let (_, name) = path::split(at);
+        self.count_memory(at, 0)?;
         if whiteout {
-            self.writer.remove(parent.id, name).map_err(|e| explain(&at, e))?;
+            self.writer.remove(parent, name).map_err(|e| explain(at, e))?;
         }
-        let made = self.writer.directory(parent.id, name, &Metadata::implied());
-        let id = made.map_err(|e| explain(&at, e))?;
-        self.directories.insert(at.clone(), Directory { recreated: whiteout, ..Directory::default() });
-        Ok(LayerDir { path: at, id })
+        let made = self.writer.directory(parent, name, &Metadata::implied());
+        let id = made.map_err(|e| explain(at, e))?;
+        self.directories.insert(at.to_vec(), Directory { recreated: whiteout, ..Directory::default() });
+        Ok(id)
     }
 }
 
@@ -101,25 +100,24 @@ struct Walk<'t, 'a> {
 }
 
 impl resolve::Tree for Walk<'_, '_> {
-    type Dir = LayerDir;
+    type Dir = InodeId;
     type Error = Error;
 
-    fn directory(&mut self, path: &[u8]) -> Result<LayerDir, Error> {
+    fn directory(&mut self, path: &[u8]) -> Result<InodeId, Error> {
         // The path was resolved before, so it exists.
-        let id = self.layer.find(path).unwrap_or(InodeId::ROOT);
-        Ok(LayerDir { path: path.to_vec(), id })
+        Ok(self.layer.find(path).unwrap_or(InodeId::ROOT))
     }
 
-    fn entry(&mut self, dir: &LayerDir, name: &[u8], at: &[u8]) -> Result<Entry<LayerDir>, Error> {
+    fn entry(&mut self, dir: &InodeId, name: &[u8], at: &[u8]) -> Result<Entry<InodeId>, Error> {
         let writer = &mut self.layer.writer;
-        let found = writer.lookup(dir.id, name);
+        let found = writer.lookup(*dir, name);
         let whiteout = found.is_some_and(|id| writer.is_whiteout(id));
         Ok(match found.filter(|_| !whiteout) {
-            None if self.make => Entry::Directory(self.layer.imply(dir, name, at.to_vec(), whiteout)?),
+            None if self.make => Entry::Directory(self.layer.imply(*dir, at, whiteout)?),
             None => Entry::Missing,
             Some(id) => match writer.file_type(id) {
-                FileType::Directory => Entry::Directory(LayerDir { path: at.to_vec(), id }),
-                FileType::Symlink => Entry::Symlink(writer.target(id).map_err(|e| explain(at, e))?.to_vec()),
+                FileType::Directory => Entry::Directory(id),
+                FileType::Symlink => Entry::Symlink(writer.target(id).map_err(|e| explain(at, e))?),
                 _ => Entry::Other,
             },
         })

@@ -17,17 +17,14 @@ use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::parents::{Cache, LayerDir, Lookup};
-use super::error::Error as ImageError;
 use super::fitting::{fitting, relinked};
-use super::inode::InodeId;
-use super::writer::{Special, Writer};
-use super::{Body, Options, Summary};
+use crate::applied::{Applied, Directory, LowerLink};
 use crate::apply::{Failure, Sink, members};
+use crate::erofs::{Body, Error as ImageError, InodeId, Options, Special, Summary, Writer};
 use crate::error::{Error, Fault, named};
-use crate::metadata::Metadata;
-use crate::overlay::replaced::Links;
-use crate::overlay::{Applied, Directory, LowerLink, OPAQUE_XATTR};
+use crate::metadata::{Metadata, OPAQUE_XATTR};
 use crate::path::{self, escape};
+use crate::path_set::PathSet;
 use crate::space::Space;
 use crate::tar::{Reader, Record, Region};
 use larder_model::seal::Lost;
@@ -110,18 +107,7 @@ pub fn apply<'a, B: BufRead, R: Record>(
         Image::New(file) => Writer::new(file, dir, space, options),
         Image::Present(file) => Writer::compare(file, dir, space, options),
     };
-    let mut layer = Layer {
-        writer: writer.map_err(|e| explain(b"", e))?,
-        cache: Cache::default(),
-        directories: BTreeMap::from([(Vec::new(), Directory::default())]),
-        lower_links: BTreeMap::new(),
-        lost: Vec::new(),
-        counted: 0,
-        links: Links::default(),
-        replaced: Vec::new(),
-        keep_replaced,
-        written,
-    };
+    let mut layer = Layer::new(writer.map_err(|e| explain(b"", e))?, keep_replaced, written);
     let entries = members(reader, &mut layer)?;
     layer.describe_directories()?;
     let Layer { writer, directories, lower_links, lost, replaced, .. } = layer;
@@ -144,7 +130,9 @@ struct Layer<'a> {
     lost: Vec<Lost>,
     /// Number of losses whose memory is counted.
     counted: usize,
-    links: Links,
+    /// Paths whose content the tar-split file does not refer to: hard links, and files whose bytes it
+    /// contains.
+    without_content: PathSet,
     replaced: Vec<(Vec<u8>, InodeId)>,
     keep_replaced: bool,
     written: &'a AtomicU64,
@@ -184,7 +172,7 @@ impl Sink for Layer<'_> {
         metadata: &Metadata,
     ) -> Result<(), Failure> {
         self.make_room(destination)?;
-        self.links.remove(&destination.at);
+        self.without_content.remove(&destination.at);
         let metadata = fitting(&destination.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
         let body = writer.file(destination.parent.id, &destination.name, &metadata);
@@ -203,7 +191,7 @@ impl Sink for Layer<'_> {
         metadata: &Metadata,
     ) -> Result<(), Failure> {
         self.make_room(destination)?;
-        self.links.insert(&destination.at);
+        self.without_content.insert(&destination.at);
         let metadata = fitting(&destination.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
         let body = writer.sparse(destination.parent.id, &destination.name, &metadata, size, map);
@@ -299,7 +287,7 @@ impl Sink for Layer<'_> {
         if *at != target_at {
             self.make_room(destination)?;
             self.writer.link(parent.id, name, id).map_err(|e| explain(at, e))?;
-            self.links.insert(at);
+            self.without_content.insert(at);
         }
         self.describe_again(at, id, &metadata)
     }
@@ -342,7 +330,22 @@ impl Sink for Layer<'_> {
     }
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
+    fn new(writer: Writer<'a>, keep_replaced: bool, written: &'a AtomicU64) -> Self {
+        Layer {
+            writer,
+            cache: Cache::default(),
+            directories: BTreeMap::from([(Vec::new(), Directory::default())]),
+            lower_links: BTreeMap::new(),
+            lost: Vec::new(),
+            counted: 0,
+            without_content: PathSet::default(),
+            replaced: Vec::new(),
+            keep_replaced,
+            written,
+        }
+    }
+
     /// Removes the existing entry at the path of a member.
     fn make_room(&mut self, destination: &Destination) -> Result<(), Error> {
         let Destination { parent, name, at } = destination;
@@ -383,7 +386,7 @@ impl Layer<'_> {
     /// Records content that the tar-split file still needs.
     fn discard(&mut self, id: InodeId, at: &[u8]) -> Result<(), Error> {
         let is_content = self.writer.file_type(id) == FileType::Regular && self.writer.size(id) > 0;
-        if self.keep_replaced && is_content && !self.links.contains(at) {
+        if self.keep_replaced && is_content && !self.without_content.contains(at) {
             self.count_memory(at, 0)?;
             self.replaced.push((at.to_vec(), id));
         }
@@ -456,6 +459,18 @@ fn fill<'w, 'a, B: BufRead, R: Record>(
         written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
     }
     Ok(body)
+}
+
+/// Resolves `paths` in the layer that `writer` contains, for tests.
+#[cfg(test)]
+pub(crate) fn answers(
+    writer: Writer<'_>,
+    paths: &[Vec<u8>],
+    make: bool,
+) -> Vec<crate::resolve::tests::Answer> {
+    let written = AtomicU64::new(0);
+    let mut layer = Layer::new(writer, false, &written);
+    paths.iter().map(|path| layer.answer(path, make)).collect()
 }
 
 /// Converts an error of the writer to one of the member at `at`.

@@ -6,10 +6,10 @@ use std::io;
 use std::ops::Deref;
 use std::rc::Rc;
 
-use super::super::path;
-use super::super::resolve::{self, Entry, ResolveError, Resolved};
-use super::super::stored::StoredDir;
-use super::OPAQUE_XATTR;
+use super::metadata::OPAQUE_XATTR;
+use super::path;
+use super::resolve::{self, Entry, ResolveError, Resolved};
+use super::stored::StoredDir;
 use larder_sys::{FileType, Stat};
 
 /// The layers below one layer.
@@ -97,14 +97,9 @@ impl Lower {
     ///
     /// # Errors
     /// The error of the file system or the image.
-    /// Resolves the target of a hard link in the layer above. Follows symbolic links in parent positions
-    /// within the view, but not the last component. Returns `None` if there is no such file.
-    ///
-    /// # Errors
-    /// The error of the file system or the image.
     pub fn link_target(&self, target: &[u8]) -> io::Result<Option<LinkTarget>> {
         let (parent, name) = path::split(target);
-        let at = match resolve::resolve(&mut { self }, b"", parent) {
+        let at = match resolve::resolve(&mut { self }, parent) {
             Ok(Resolved::Directory { path, .. }) => path::join(&path, name),
             Ok(Resolved::Missing(_) | Resolved::Other { .. }) | Err(ResolveError::Path(_)) => {
                 return Ok(None);

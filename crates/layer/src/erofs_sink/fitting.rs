@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::acl::{self, AclEffect};
-use super::format::split_name;
+use crate::erofs::split_name;
 use crate::error::{Error, Fault};
 use crate::metadata::Metadata;
 use crate::path::escape;

@@ -1,8 +1,8 @@
 //! Builds the part of a layer's image that depends on the layers below it: a small image, mounted on top of
 //! the layer's own.
 //!
-//! The rules are those of [`settle`](crate::overlay::settle). The image of a layer is the same under any
-//! parents, so everything that depends on the parents goes into a second image:
+//! The rules are those of [`settle`](crate::settle). The image of a layer is the same under any parents, so
+//! everything that depends on the parents goes into a second image:
 //!
 //! 1. A hard link to a file of a lower layer copies that file up. No other content is stored twice.
 //! 2. Overlayfs ignores whether the root is opaque, so an opaque root gets a whiteout for each visible lower
@@ -15,22 +15,20 @@
 //! The parents of all these entries are included as well, with the metadata of the layer. Most layers need
 //! nothing of this, and then there is no second image.
 
-use std::collections::{BTreeMap, HashSet};
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::mem;
 use std::rc::Rc;
 
 use super::apply::{Image, explain};
-use super::error::Error as ImageError;
 use super::fitting::relinked;
-use super::inode::InodeId;
-use super::writer::{Special, Writer};
-use super::{Options, Summary};
+use crate::applied::Applied;
+use crate::erofs::{Error as ImageError, InodeId, Options, Special, Summary, Writer};
 use crate::error::{Context as _, Error, Fault};
+use crate::lower::{Lower, LowerEntry, Part};
 use crate::metadata::Metadata;
-use crate::overlay::lower::{self, LinkTarget, Lower, LowerEntry, Part};
-use crate::overlay::settle::{hidden, inherited, is_hidden};
-use crate::overlay::{Applied, Directory, LowerLink, copy};
 use crate::path::{self, escape, shown};
+use crate::settle::{self, Copy, Link, OwnTree, Plan};
 use crate::space::Space;
 use crate::stored::StoredDir;
 use crate::tar::Region;
@@ -52,9 +50,12 @@ pub enum Times {
 /// A second image that is mounted on top of a layer.
 #[derive(Debug)]
 pub struct Fixup {
-    nodes: BTreeMap<Vec<u8>, Node>,
+    nodes: Nodes,
     copies: Vec<Copied>,
 }
+
+/// Entries of the image by path.
+type Nodes = BTreeMap<Vec<u8>, Node>;
 
 #[derive(Debug)]
 enum Node {
@@ -85,182 +86,111 @@ pub fn plan(
     lower: &Lower,
     times: Times,
 ) -> Result<(Settled, Option<Fixup>), Error> {
-    let mut planning = Planning {
-        times,
-        image,
-        directories: &applied.directories,
-        lower,
-        nodes: BTreeMap::new(),
-        copies: Vec::new(),
-        settled: Settled::default(),
-        lost: Vec::new(),
-    };
-    planning.links(&applied.lower_links)?;
-    planning.opaque_root()?;
-    planning.directories()?;
-    let Planning { nodes, copies, settled, mut lost, .. } = planning;
-    applied.lower_links.clear();
-    applied.lost.append(&mut lost);
+    let directories = &applied.directories;
+    let mut own = OwnImage { image, open: None };
+    let plan = settle::plan(directories, mem::take(&mut applied.lower_links), lower, &mut own)?;
+    let mut settled = plan.settled();
+    let Plan { copies, links, whiteouts, mut inherited, .. } = plan;
+    let (mut nodes, copies) = link(copies, links, lower, &mut applied.lost)?;
+    nodes.extend(whiteouts.into_iter().map(|at| (at, Node::Whiteout)));
+    let needed = needed(&nodes, &inherited, times);
+    settled.inherited = needed.iter().filter(|at| inherited.contains_key(*at)).map(|at| shown(at)).collect();
+    for at in needed {
+        let metadata = match inherited.remove(&at) {
+            Some(metadata) => metadata,
+            None if directories.contains_key(&at) => {
+                let dir = own.directory(&at).context("opening", &at)?;
+                dir.metadata_self().context("reading the attributes of", &at)?
+            }
+            None => Metadata::implied(),
+        };
+        nodes.insert(at, Node::Directory(metadata));
+    }
     Ok((settled, (!nodes.is_empty()).then_some(Fixup { nodes, copies })))
 }
 
-struct Planning<'a> {
-    times: Times,
+/// An image as the layer's own tree.
+struct OwnImage<'a> {
     image: &'a StoredDir,
-    directories: &'a BTreeMap<Vec<u8>, Directory>,
-    lower: &'a Lower,
-    nodes: BTreeMap<Vec<u8>, Node>,
-    copies: Vec<Copied>,
-    settled: Settled,
-    lost: Vec<Lost>,
+    /// The directory that was opened last, and its path.
+    open: Option<(Vec<u8>, StoredDir)>,
 }
 
-impl Planning<'_> {
-    fn links(&mut self, links: &BTreeMap<Vec<u8>, LowerLink>) -> Result<(), Error> {
-        // Links to the same file share one inode.
-        let mut copied: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
-        for (at, LowerLink { target, metadata }) in links {
-            let found = self.lower.link_target(target).context("searching the lower layers for", target)?;
-            let Some(LinkTarget { path: resolved, dir, stat }) = found else {
-                return Err(Error::hostile(at, Fault::LinkMissing(escape(target))));
-            };
-            let number = match copied.get(&resolved) {
-                Some(number) => *number,
-                None => {
-                    let number = self.copy_up(&resolved, dir, stat)?;
-                    copied.insert(resolved, number);
-                    number
-                }
-            };
-            let copy = &mut self.copies[number];
-            let present = copy.metadata.clone();
-            copy.metadata = relinked(at, copy.stat.file_type, present, metadata, &mut self.lost)?;
-            self.nodes.insert(at.clone(), Node::Copy(number));
-        }
-        Ok(())
-    }
-
-    /// Adds a copy of a lower file, also under its own path if that is still visible through this layer.
-    fn copy_up(&mut self, resolved: &[u8], dir: Rc<Part>, stat: Stat) -> Result<usize, Error> {
-        let name = path::split(resolved).1.to_vec();
-        let metadata =
-            copy::metadata_of(&dir, &name, &stat).context("reading the attributes of", resolved)?;
-        let number = self.copies.len();
-        self.copies.push(Copied { dir, name, stat, metadata });
-        if self.is_free(resolved)? {
-            self.nodes.insert(resolved.to_vec(), Node::Copy(number));
-        }
-        self.settled.copied_up.push(shown(resolved));
-        Ok(number)
-    }
-
-    fn is_free(&self, resolved: &[u8]) -> Result<bool, Error> {
-        if is_hidden(self.directories, resolved) {
-            return Ok(false);
-        }
-        let mut at = Vec::new();
-        // The directory of the image at `at`; `None` beyond the last existing one.
-        let mut dir = Some(self.image.try_clone().context("opening", b"")?);
-        for component in path::components(resolved) {
-            path::push(&mut at, component);
-            if self.nodes.contains_key(&at) {
-                return Ok(false);
+impl OwnImage<'_> {
+    fn directory(&mut self, path: &[u8]) -> io::Result<&StoredDir> {
+        if self.open.as_ref().is_none_or(|(open, _)| open != path) {
+            let mut dir = self.image.try_clone()?;
+            for component in path::components(path) {
+                dir = dir.open_dir(component)?;
             }
-            let Some(parent) = &dir else { continue };
-            dir = match parent.try_stat(component).context("examining", &at)? {
-                None => None,
-                Some(stat) if stat.is_dir() => Some(parent.open_dir(component).context("opening", &at)?),
-                Some(_) => return Ok(false),
-            };
+            self.open = Some((path.to_vec(), dir));
         }
-        // A directory of this name belongs to the layer.
-        Ok(dir.is_none())
+        Ok(self.open.as_ref().map_or(self.image, |(_, dir)| dir))
+    }
+}
+
+impl OwnTree for OwnImage<'_> {
+    const MASKS_OPAQUE: bool = false;
+
+    fn contains(&mut self, path: &[u8]) -> Result<bool, Error> {
+        let (parent, name) = path::split(path);
+        let found = self.directory(parent).and_then(|dir| dir.try_stat(name));
+        Ok(found.context("examining", path)?.is_some())
     }
 
-    /// Hides all lower names by whiteouts, including those in subdirectories that both layers have.
-    fn opaque_root(&mut self) -> Result<(), Error> {
-        if !self.directories.get(&Vec::new()).is_some_and(Directory::hides_lower) {
-            return Ok(());
-        }
-        let mut pending = vec![Vec::new()];
-        while let Some(path) = pending.pop() {
-            let shows = self.lower.show(&path).context("searching the lower layers for", &path)?;
-            let LowerEntry::Directory(parts) = shows else { continue };
-            let dir = self.open(&path)?;
-            for name in lower::names(&parts).context("listing the lower layers at", &path)? {
-                let at = path::join(&path, &name);
-                match dir.try_stat(&name).context("examining", &at)? {
-                    // The attribute of this directory hides the rest.
-                    Some(_) if self.directories.get(&at).is_some_and(Directory::hides_lower) => {}
-                    Some(stat) if stat.is_dir() => pending.push(at),
-                    Some(_) => {}
-                    None => {
-                        self.nodes.entry(at).or_insert(Node::Whiteout);
-                    }
-                }
-            }
-        }
-        self.settled.opaque_as_whiteouts.push(shown(b""));
-        Ok(())
+    fn has_attribute(&self, _: &[u8]) -> bool {
+        true
     }
+}
 
-    /// Adds directories that need metadata, and the parents of all entries.
-    fn directories(&mut self) -> Result<(), Error> {
-        let hidden = hidden(self.directories);
-        let mut needed: HashSet<Vec<u8>> = HashSet::new();
-        for at in self.nodes.keys() {
-            above(at, &mut needed);
+/// Returns the names of the copies, and the copies with the metadata that their links give them.
+fn link(
+    copies: Vec<Copy>,
+    links: Vec<Link>,
+    lower: &Lower,
+    lost: &mut Vec<Lost>,
+) -> Result<(Nodes, Vec<Copied>), Error> {
+    let mut nodes = Nodes::new();
+    let mut copied = Vec::with_capacity(copies.len());
+    for Copy { path: original, keeps_path, stat, metadata } in copies {
+        let shows = lower.show(&original).context("searching the lower layers for", &original)?;
+        let LowerEntry::Other { dir, .. } = shows else {
+            return Err(Error::hostile(&original, Fault::LinkMissing(escape(&original))));
+        };
+        let name = path::split(&original).1.to_vec();
+        if keeps_path {
+            nodes.insert(original, Node::Copy(copied.len()));
         }
-        let mut from_below = BTreeMap::new();
-        for (at, directory) in self.directories {
-            if let Some(metadata) = inherited(directory, hidden.contains(at), at, self.lower)? {
-                let wanted = !is_implied(&metadata) || self.has_time_of_its_own(at, &metadata);
-                if wanted && needed.insert(at.clone()) {
-                    above(at, &mut needed);
-                }
-                from_below.insert(at, metadata);
-            }
-        }
-        let mut needed: Vec<Vec<u8>> = needed.into_iter().collect();
-        needed.sort_unstable();
-        for at in needed {
-            let below = match self.directories.contains_key(&at) {
-                true => from_below.remove(&at),
-                // Created only for a copy.
-                false => inherited(&Directory::default(), false, &at, self.lower)?,
-            };
-            let metadata = match below {
-                Some(metadata) => {
-                    self.settled.inherited.push(shown(&at));
-                    metadata
-                }
-                None if self.directories.contains_key(&at) => {
-                    copy::metadata_of_dir(&self.open(&at)?).context("reading the attributes of", &at)?
-                }
-                None => Metadata::implied(),
-            };
-            self.nodes.insert(at, Node::Directory(metadata));
-        }
-        Ok(())
+        copied.push(Copied { dir, name, stat, metadata });
     }
+    for Link { path: at, copy, metadata: link } in links {
+        let Copied { stat, metadata, .. } = &mut copied[copy];
+        let present = mem::replace(metadata, Metadata::implied());
+        *metadata = relinked(&at, stat.file_type, present, &link, lost)?;
+        nodes.insert(at, Node::Copy(copy));
+    }
+    Ok((nodes, copied))
+}
 
-    /// Reports whether the time of a lower directory requires an entry for it.
-    fn has_time_of_its_own(&self, at: &[u8], metadata: &Metadata) -> bool {
-        self.times == Times::Kept && !at.is_empty() && metadata.mtime != Metadata::implied().mtime
+/// Returns the directories that need an entry: those with metadata of their own, and the parents of all
+/// entries.
+fn needed(nodes: &Nodes, inherited: &BTreeMap<Vec<u8>, Metadata>, times: Times) -> BTreeSet<Vec<u8>> {
+    let mut needed = BTreeSet::new();
+    for at in nodes.keys() {
+        add_parents(at, &mut needed);
     }
-
-    /// Opens a directory of the image.
-    fn open(&self, at: &[u8]) -> Result<StoredDir, Error> {
-        let mut dir = self.image.try_clone().context("opening", b"")?;
-        for component in path::components(at) {
-            dir = dir.open_dir(component).context("opening", at)?;
+    for (at, metadata) in inherited {
+        // A directory that only a copy requires is a parent, so it is in the set already.
+        let has_time = times == Times::Kept && !at.is_empty() && metadata.mtime != Metadata::implied().mtime;
+        if (!is_implied(metadata) || has_time) && needed.insert(at.clone()) {
+            add_parents(at, &mut needed);
         }
-        Ok(dir)
     }
+    needed
 }
 
 /// Adds all parents of `at`.
-fn above(at: &[u8], to: &mut HashSet<Vec<u8>>) {
+fn add_parents(at: &[u8], to: &mut BTreeSet<Vec<u8>>) {
     let mut at = at;
     while !at.is_empty() {
         at = path::split(at).0;
