@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
-use serde_json::Value;
 use tokio::runtime::Builder;
 
 use super::args::{AttachArgs, DetachArgs};
 use super::output::stdout;
 use super::usage::UsageError;
 use super::{cache, exit, matching, merge};
+use crate::api::wire::beyond::Snapshots;
 use crate::caches::attachments::Attachments;
 use crate::caches::layout::Layout;
 use crate::client::Request;
@@ -219,15 +219,18 @@ fn wanted(args: &AttachArgs, config: &Config, console: &Console) -> Result<PathB
 /// Returns the path of the sealed volume that the daemon serves for an image cache.
 fn volume(cache: &str, host: Option<&Address>, ca: Option<&Path>) -> Result<PathBuf, Error> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::Threads)?;
-    let answer = runtime.block_on(Box::pin(snapshots(cache, host, ca)))?;
-    let all = answer["snapshots"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let served = all.iter().find(|snapshot| snapshot["served"] == Value::Bool(true));
+    let Snapshots { snapshots } = runtime.block_on(Box::pin(snapshots(cache, host, ca)))?;
+    let served = snapshots.into_iter().find(|snapshot| snapshot.served);
     let served = served.ok_or_else(|| Error::NoVolume(cache.to_owned()))?;
-    served["path"].as_str().map(PathBuf::from).ok_or_else(|| Error::NoPath(cache.to_owned()))
+    served.path.ok_or_else(|| Error::NoPath(cache.to_owned()))
 }
 
-async fn snapshots(cache: &str, host: Option<&Address>, ca: Option<&Path>) -> Result<Value, cache::Error> {
+async fn snapshots(
+    cache: &str,
+    host: Option<&Address>,
+    ca: Option<&Path>,
+) -> Result<Snapshots, cache::Error> {
     let client = cache::connect(host, ca)?;
     let path = format!("/larder/v1/caches/{}/snapshots", cache::resolve(&client, cache).await?);
-    Ok(client.call(Request::new(Method::GET, &path)).await?)
+    Ok(client.call(Request::new(Method::GET, &path)).await?.read()?)
 }

@@ -59,7 +59,8 @@ impl Filling {
     pub(crate) fn told(&mut self, kind: &str, count: usize) -> bool {
         let events = self.events.clone();
         let kind = format!("\"event\":\"{kind}\"");
-        self.supervisor.until(|| fs::read_to_string(&events).unwrap_or_default().matches(&kind).count() >= count)
+        self.supervisor
+            .until(|| fs::read_to_string(&events).unwrap_or_default().matches(&kind).count() >= count)
     }
 
     /// Returns the process that extracts layers to the disk, if there is one now.

@@ -1,7 +1,7 @@
 //! Bodies of `/larder/v1/`.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ImageCache;
@@ -10,9 +10,10 @@ use crate::caches::service::Details;
 use crate::caches::volumes::Snapshot;
 use larder_model::digest::Digest;
 use larder_model::plan_report::PlanReport;
+use larder_model::reference::ImageReference;
 
 /// An image cache with all its details.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Detailed {
     /// The image cache as the vendor's object.
     pub image_cache: ImageCache,
@@ -22,15 +23,16 @@ pub struct Detailed {
 }
 
 /// The best cache for a workload.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Matched {
     /// Null if no available cache contains any of the images.
-    #[serde(rename = "match")]
+    // Without a function of its own, an absent field would count as null.
+    #[serde(rename = "match", deserialize_with = "Option::deserialize")]
     pub found: Option<Match>,
 }
 
 /// An image cache and how well it fits.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Match {
     /// The matching image cache.
     pub image_cache: ImageCache,
@@ -39,7 +41,8 @@ pub struct Match {
     /// Compressed size of these images, bytes. A shared layer is counted once.
     pub bytes: u64,
     /// The images of the workload that it lacks.
-    pub missing: Vec<String>,
+    #[schema(value_type = Vec<String>)]
+    pub missing: Vec<ImageReference>,
     /// Digest of the content that its `cache.json` describes.
     #[schema(value_type = String)]
     pub digest: Digest,
@@ -49,7 +52,7 @@ pub struct Match {
 }
 
 /// The result of a dry run.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Planned {
     /// The report of `larder plan`.
     #[schema(value_type = Object)]
@@ -57,7 +60,7 @@ pub struct Planned {
 }
 
 /// The snapshots of an image cache.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Snapshots {
     /// The snapshots, oldest first.
     #[schema(value_type = Vec<Object>)]
@@ -77,7 +80,7 @@ impl From<Option<Found>> for Matched {
             image_cache: found.record.into(),
             images: found.score.images,
             bytes: found.score.bytes,
-            missing: found.score.missing.into_iter().map(String::from).collect(),
+            missing: found.score.missing,
             digest: found.digest,
             sealed_at: found.sealed_at,
         });

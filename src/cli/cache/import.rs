@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::Value;
+use reqwest::Method;
 use sha2::{Digest as _, Sha256};
 
-use super::{Error, post};
+use super::Error;
 use crate::archive::{self, Archive, Input};
 use crate::cli::args::CacheImport;
 use crate::cli::output::bar::{self, Bar};
 use crate::client::error::Error as ClientError;
 use crate::client::upload::{Upload, Writer};
-use crate::client::{Client, Request};
+use crate::client::{Answer, Client, Request};
 use crate::export::{self, Format, Monitor};
 use crate::telemetry::Console;
 use larder_model::class::Class;
@@ -38,7 +38,7 @@ struct Source {
 }
 
 /// Uploads the source and returns the daemon's answer.
-pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console) -> Result<Value, Error> {
+pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console) -> Result<Answer, Error> {
     let (input, images, signs) = (args.source.clone(), args.images.clone(), client.signs());
     let opened = tokio::task::spawn_blocking(move || {
         let source = open(&input, images)?;
@@ -53,7 +53,7 @@ pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console)
     query.push(("cluster", &args.cluster));
     query.extend(source.images.iter().map(|image| ("image", image.given())));
     let key = args.idempotency_key.as_deref();
-    let request = Request { query: &query, key, ..Request::new(post(), "/larder/v1/import") };
+    let request = Request { query: &query, key, ..Request::new(Method::POST, "/larder/v1/import") };
     let sent = Arc::new(AtomicU64::new(0));
     let upload = Upload { length: source.length, sha256, write: source.write, sent: Arc::clone(&sent) };
     let sending = client.upload(request, upload);
