@@ -28,13 +28,13 @@ enum Error {
     #[error(transparent)]
     Usage(#[from] UsageError),
     #[error(transparent)]
-    Process(#[from] confine::Error),
+    Process(Box<confine::Error>),
     #[error(transparent)]
     Key(#[from] keys::Error),
     #[error(transparent)]
     Archive(#[from] archive::Error),
     #[error(transparent)]
-    Disk(#[from] disk::Error),
+    Disk(Box<disk::Error>),
 }
 
 impl Error {
@@ -73,7 +73,7 @@ pub(super) fn run(args: BuildArgs, argv: Vec<OsString>, config: Config, console:
 /// Prepares this process and reads the job. `None` if no job is given.
 fn start(args: &BuildArgs) -> Result<Option<Vec<u8>>, Error> {
     // Do this first: reading the job can block on a supervisor that has already ended.
-    confine::settle(args)?;
+    confine::settle(args).map_err(|e| Error::Process(Box::new(e)))?;
     Ok(merge::read_job(args)?)
 }
 
@@ -90,7 +90,8 @@ fn prepare(
     let key = request.sign_key.as_deref().map(keys::signing).transpose()?;
     let archive = archive_on_stdin(&request.source)?;
     if request.volume_kind.is_disk() {
-        supervisor::enter_namespace(request.share.as_ref().map(|share| &*share.dir))?;
+        let share = request.share.as_ref().map(|share| &*share.dir);
+        supervisor::enter_namespace(share).map_err(|e| Error::Disk(Box::new(e)))?;
     }
     Ok(BuildParams {
         request,

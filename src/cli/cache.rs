@@ -14,6 +14,7 @@ use tokio::runtime::Runtime;
 use super::args::{CacheArgs, CacheCommand, CreateArgs};
 use super::exit;
 use super::output::stdout;
+use super::usage::UsageError;
 use crate::api::wire::beyond::Matched;
 use crate::api::wire::order::CreateRequest;
 use crate::api::wire::{BuildingConfig, Many, One};
@@ -35,6 +36,8 @@ pub(super) enum Error {
     Credentials(#[from] CredentialsError),
     #[error("LARDER_HOST: {0}")]
     Address(#[from] address::ParseAddressError),
+    #[error(transparent)]
+    Usage(#[from] UsageError),
     #[error("there is no image cache {0:?}")]
     NoSuchName(String),
     #[error("image cache {name}: {message}")]
@@ -47,6 +50,7 @@ impl Error {
     pub(super) fn class(&self) -> Class {
         match self {
             Error::Client(e) => e.class(),
+            Error::Usage(e) => e.class(),
             Error::Credentials(_) | Error::Address(_) => Class::Invalid,
             Error::NoSuchName(_) | Error::NoMatch => Class::NotFound,
             Error::Ended { class, .. } => *class,

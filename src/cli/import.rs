@@ -10,6 +10,7 @@ use tokio::runtime;
 
 use super::args::ImportArgs;
 use super::outcome::{carry_out, end, usage_outcome};
+use super::usage::UsageError;
 use super::{build, exit};
 use crate::builder::cancel::Cancel;
 use crate::builder::{events, outcome};
@@ -25,9 +26,8 @@ pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console
         return build::run(args.into(), argv, config, console);
     }
     if args.options.sign_key.is_some() {
-        let message =
-            "--sign-key: a disk image is already sealed and keeps its signature, if any; remove the flag";
-        return exit::fail(console, Class::Invalid, message);
+        let error = UsageError::SignKeyForImage;
+        return exit::fail(console, error.class(), &error.to_string());
     }
     let mut runtime = runtime::Builder::new_multi_thread();
     runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get).min(2));

@@ -11,7 +11,7 @@ use super::{cache, exit};
 use crate::api::wire::beyond::Matched;
 use crate::caches::layout::Layout;
 use crate::config::Config;
-use crate::node::matching::{self, BestCache, Location, Sources};
+use crate::node::matching::{self, BestCache, Incomplete, Location, Sources};
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
@@ -27,6 +27,10 @@ pub(super) enum Error {
     Volumes(#[from] matching::Error),
     #[error(transparent)]
     Daemon(#[from] cache::Error),
+    #[error("no cache contains any of these images")]
+    NoMatch,
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
 }
@@ -36,6 +40,8 @@ impl Error {
         match self {
             Error::Volumes(e) => e.class(),
             Error::Daemon(e) => e.class(),
+            Error::NoMatch => Class::NotFound,
+            Error::Incomplete(e) => e.class(),
             Error::Threads(_) => Class::Internal,
         }
     }
@@ -55,8 +61,8 @@ pub(super) fn run(args: &MatchArgs, config: &Config, console: &Console) -> u8 {
         (None, false) => 0,
     };
     let complete = match &found {
-        None => return exit::fail(console, Class::NotFound, "no cache contains any of these images"),
-        Some(found) if args.require => found.require_all(),
+        None => Err(Error::NoMatch),
+        Some(found) if args.require => found.require_all().map_err(Error::from),
         Some(_) => Ok(()),
     };
     match complete {

@@ -5,8 +5,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
 use super::args::{BuildArgs, CredentialArgs};
 use super::usage::UsageError;
 use crate::builder::order::{BuildRequest, ImageSource, RegistryOptions, Sharing};
@@ -49,11 +47,10 @@ fn limited(from: impl Read) -> io::Result<Vec<u8>> {
 /// Returns the path of the result file. Also works for a job that is otherwise malformed, so that its owner
 /// gets the error.
 pub(super) fn result_file(args: &BuildArgs, job: Option<&[u8]>) -> Option<PathBuf> {
-    #[derive(Deserialize)]
-    struct ResultFile {
-        result_file: PathBuf,
-    }
-    let of_job = || Some(serde_json::from_slice::<ResultFile>(job?).ok()?.result_file);
+    let of_job = || {
+        let job: serde_json::Value = serde_json::from_slice(job?).ok()?;
+        job.get("result_file")?.as_str().map(PathBuf::from)
+    };
     args.options.result_file.clone().or_else(of_job)
 }
 

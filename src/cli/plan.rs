@@ -62,22 +62,24 @@ pub(super) fn run(args: BuildArgs, config: Config, console: &Console) -> u8 {
     runtime.shutdown_background();
     match planned {
         Ok(report) => answer(&report, sizing, output, console),
-        Err(failures) => {
-            let class =
-                Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal);
-            let code = match class {
-                Class::Cancelled => cancel.exit_code().unwrap_or(class.exit_code()),
-                class => class.exit_code(),
-            };
-            console.print(&summary::failed(&failures, "the plan failed", code));
-            if output == Output::Json
-                && let Ok(json) = serde_json::to_string_pretty(&PlanFailed { version: VERSION, failures })
-            {
-                stdout::print(console, &(json + "\n"));
-            }
-            code
-        }
+        Err(failures) => fail(failures, &cancel, output, console),
     }
+}
+
+/// Reports the failures of a plan and returns the exit code.
+fn fail(failures: Vec<Failure>, cancel: &Cancel, output: Output, console: &Console) -> u8 {
+    let class = Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal);
+    let code = match class {
+        Class::Cancelled => cancel.exit_code().unwrap_or(class.exit_code()),
+        class => class.exit_code(),
+    };
+    console.print(&summary::failed(&failures, "the plan failed", code));
+    if output == Output::Json
+        && let Ok(json) = json(Err(failures))
+    {
+        stdout::print(console, &json);
+    }
+    code
 }
 
 /// Formats the report of a plan, or its failures, as JSON.
