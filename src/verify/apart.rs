@@ -37,7 +37,8 @@ pub enum Verdict {
 }
 
 /// Verifies the volume at `path` as [`verify_for_use`](super::verify_for_use) does, by running `larder
-/// internal verify-child` in a sandbox. The signature is checked in this process. The running program must be `larder`.
+/// internal verify-child` in a sandbox. The signature is checked in this process. The running program must be
+/// `larder`.
 ///
 /// # Errors
 /// The first difference, a signature that `trust` does not accept, or a process without a verdict.

@@ -87,3 +87,46 @@ impl From<Option<Found>> for Matched {
         Matched { found }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A `Detailed` as a newer daemon sends it, with fields that this version does not have.
+    fn newer() -> Value {
+        json!({
+            "image_cache": {
+                "name": "web", "id": "2f0c9f2a-4c1b-4f0e-8a53-5d1a1d0d9a11", "created_at": "", "images": ["a:1"],
+                "image_cache_size": 20, "retention_days": 0, "status": "Available", "new": {"deep": [1]},
+                "building_config": {"cluster": "c", "new": null},
+            },
+            "details": {
+                "refreshing": false, "attempts": 1, "images": [], "layers": [], "events": [], "new": "x",
+            },
+            "new": 1,
+        })
+    }
+
+    #[test]
+    fn a_client_ignores_new_fields_and_names_missing_ones() {
+        let read: Detailed = serde_json::from_value(newer()).unwrap();
+        assert_eq!((read.image_cache.name.as_str(), read.details.attempts), ("web", 1));
+        for (outer, inner) in [("image_cache", "id"), ("image_cache", "status"), ("details", "refreshing")] {
+            let mut lacks = newer();
+            lacks[outer].as_object_mut().unwrap().remove(inner);
+            let error = serde_json::from_value::<Detailed>(lacks).unwrap_err().to_string();
+            assert!(error.contains(&format!("missing field `{inner}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_match_is_null_and_not_absent() {
+        let null: Matched = serde_json::from_value(json!({"match": null})).unwrap();
+        assert!(null.found.is_none());
+        assert_eq!(serde_json::to_value(null).unwrap(), json!({"match": null}));
+        let error = serde_json::from_value::<Matched>(json!({})).unwrap_err().to_string();
+        assert!(error.contains("missing field `match`"), "{error}");
+    }
+}

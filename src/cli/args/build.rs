@@ -79,12 +79,14 @@ pub(in crate::cli) struct BuildOptions {
     /// Type of storage for the volume [default: directory]
     ///
     /// For all kinds but directory, the kernel enforces the size limit. Kinds disk and block need root and
-    /// e2fsprogs; disk also needs loop devices.
+    /// e2fsprogs; disk also needs loop devices. For these kinds `import` needs --size and --image, because
+    /// the process that creates the disk does not read the archive.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(in crate::cli) volume_kind: Option<VolumeKind>,
     #[command(flatten)]
     pub(in crate::cli) disk: DiskArgs,
-    /// Maximum size of the volume, for example 20GiB. Required by build, unless the job sets it.
+    /// Maximum size of the volume, for example 20GiB. Required by build, unless the job sets it [default of
+    /// import: ten times the compressed images]
     #[arg(long, value_name = "SIZE")]
     pub(in crate::cli) size: Option<ByteSize>,
     /// Action if the volume is smaller than three times the compressed images [default: enforce]

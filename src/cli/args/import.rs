@@ -24,21 +24,8 @@ next to it, if there is one, and verified in full before it is accepted. Only --
 
 To import into a daemon's image cache instead, use `larder cache import`.";
 
-/// The help of `--volume-kind`, which differs from that of `build`.
-const VOLUME_KIND: &str = "\
-Type of storage for the volume [default: directory]
-
-Kinds disk and block need --size and --image, because the process that creates the disk does not read the archive.";
-
-/// The help of `--size`, which differs from that of `build`.
-const SIZE: &str = "Maximum size of the volume, for example 20GiB [default: ten times the compressed images]";
-
 /// Arguments of `larder import`.
 #[derive(Debug, Args)]
-#[command(
-    mut_arg("volume_kind", |arg| arg.long_help(VOLUME_KIND)),
-    mut_arg("size", |arg| arg.help(SIZE)),
-)]
 pub(in crate::cli) struct ImportArgs {
     /// Archive or disk image (raw, erofs): a file, a directory, or - for standard input
     pub(in crate::cli) input: PathBuf,

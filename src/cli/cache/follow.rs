@@ -39,8 +39,8 @@ pub(super) enum Wanted {
     Gone,
 }
 
-/// Waits until the cache reaches `wanted`, or can no longer reach it. Returns the daemon's last answer with the
-/// cache. `None` if the cache was already deleted.
+/// Waits until the cache reaches `wanted`, or can no longer reach it. Returns the daemon's last answer about
+/// the cache. `None` if the cache was already deleted.
 pub(super) async fn until(
     client: &Client,
     id: CacheId,

@@ -64,7 +64,7 @@ fn row(cache: &ImageCache) -> Vec<String> {
     ]
 }
 
-/// Formats several caches.
+/// Formats a list of caches.
 pub(super) fn list(answer: &Many) -> String {
     let caches: Vec<Vec<String>> = answer.image_caches.iter().map(row).collect();
     rows(&HEAD, &caches)
