@@ -7,8 +7,8 @@ mod args;
 mod attach;
 mod bench;
 mod build;
+mod build_child;
 mod cache;
-mod call;
 mod config;
 mod confine;
 mod exit;
@@ -16,7 +16,7 @@ mod export;
 mod image;
 mod import;
 mod inspect;
-mod keeper;
+mod internal;
 mod key;
 mod matching;
 mod merge;
@@ -27,11 +27,11 @@ mod output;
 mod plan;
 mod prefetch;
 mod preload;
-mod role;
 mod sandbox;
 mod serve;
 mod signals;
 mod snapshotter;
+mod supervisor;
 mod usage;
 mod verify;
 
@@ -43,9 +43,9 @@ use clap::{CommandFactory as _, Parser as _};
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, Console};
+use args::internal::NAME;
 use args::{Cli, Command, ConfigAction, Global};
 use exit::USAGE;
-use larder_model::class::Class;
 use larder_sys::process;
 use usage::UsageError;
 
@@ -58,23 +58,18 @@ pub fn command() -> clap::Command {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     process::restrict_umask();
     let argv: Vec<OsString> = args.into_iter().collect();
-    // A child of a supervisor opens its own files, or receives them through standard input.
-    if argv.iter().any(|word| word == "--kept" || word == "--for-use")
-        && let Err(error) = process::close_inherited()
-    {
-        let message = format!("closing inherited files: {error}");
-        return exit::fail(&Console::default(), Class::Internal, &message).into();
+    let console = Console::default();
+    if argv.get(1).is_some_and(|word| word == NAME) {
+        return ExitCode::from(internal::main(&argv[1..], &console));
     }
-    let cli = match Cli::try_parse_from(&argv) {
-        Ok(cli) => cli,
+    match Cli::try_parse_from(&argv) {
+        Ok(cli) => ExitCode::from(run(cli, argv, &console)),
         Err(error) => {
             // A closed output must not change the exit code.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+            ExitCode::from(if error.use_stderr() { USAGE } else { 0 })
         }
-    };
-    let console = Console::default();
-    ExitCode::from(run(cli, argv, &console))
+    }
 }
 
 fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
@@ -99,10 +94,8 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Ok(logs) => logs,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let Global { kept, kept_volume, kept_by, .. } = cli.global;
-    let call = call::Call { argv, kept, kept_volume, kept_by };
     match cli.command {
-        Command::Build(args) => build::run(args, call, config, console),
+        Command::Build(args) => build::run(args, argv, config, console),
         Command::Plan(args) => plan::run(args, config, console),
         Command::Bench { kind } => bench::run(kind, config, console),
         Command::Serve => {
@@ -113,7 +106,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Export(args) => export::run(args, console),
-        Command::Import(args) => import::run(args, call, config, console),
+        Command::Import(args) => import::run(args, argv, config, console),
         Command::Key { action } => key::run(&action, console),
         Command::Mount(args) => mount::mount(&args, &config, console),
         Command::Umount(args) => mount::unmount(&args, &config, console),

@@ -1,6 +1,7 @@
 //! Client for the daemon's HTTP API, over its Unix socket or TCP.
 
 pub mod address;
+mod answer;
 pub mod credentials;
 pub mod error;
 pub mod events;
@@ -12,14 +13,16 @@ use std::time::Duration;
 use chrono::Utc;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Method, Response, Url};
-use serde_json::Value;
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use address::Address;
+pub use answer::Answer;
 use credentials::Credentials;
 use error::{Error, Refusal};
 use events::Events;
 
+use larder_model::class::Class;
 use larder_model::digest::hex;
 use larder_model::signature;
 
@@ -52,7 +55,7 @@ pub struct Request<'a> {
     /// Parameters of the query.
     pub query: &'a [(&'a str, &'a str)],
     /// JSON body, for a POST.
-    pub body: Option<&'a Value>,
+    pub body: Option<String>,
     /// Value of the `Idempotency-Key` header.
     pub key: Option<&'a str>,
 }
@@ -61,6 +64,18 @@ impl<'a> Request<'a> {
     /// Creates a request without parameters and body.
     pub fn new(method: Method, path: &'a str) -> Self {
         Request { method, path, query: &[], body: None, key: None }
+    }
+
+    /// Adds a JSON body.
+    ///
+    /// # Errors
+    /// Returns [`Error::Body`] if the body has no JSON form.
+    pub fn with_body(self, body: &impl Serialize) -> Result<Self, Error> {
+        let text = serde_json::to_string(body).map_err(|e| {
+            let message = format!("writing the body of the request: {e}");
+            Error::Body { class: Class::Internal, message }
+        })?;
+        Ok(Request { body: Some(text), ..self })
     }
 }
 
@@ -75,17 +90,17 @@ impl Client {
         Ok(Client { address, credentials, http, ca: ca.map(Path::to_owned) })
     }
 
-    /// Sends a request and returns the JSON of its answer.
+    /// Sends a request and returns its answer.
     ///
     /// # Errors
     /// Returns [`Error`], also for every unsuccessful status.
-    pub async fn call(&self, request: Request<'_>) -> Result<Value, Error> {
+    pub async fn call(&self, request: Request<'_>) -> Result<Answer, Error> {
         let answer = tokio::time::timeout(ANSWER, async {
             let response = self.send(request, None).await?;
             self.body(response).await
         });
         let body = answer.await.map_err(|_| self.unreachable("no answer in time".to_owned()))??;
-        serde_json::from_slice(&body).map_err(|e| self.malformed(e.to_string()))
+        self.parse(&body)
     }
 
     /// Follows an image cache, starting after the event with number `after`.
@@ -99,13 +114,12 @@ impl Client {
     }
 
     async fn send(&self, request: Request<'_>, after: Option<u64>) -> Result<Response, Error> {
-        let body = request.body.map(Value::to_string);
-        let hash = Sha256::digest(body.as_deref().unwrap_or_default()).into();
+        let hash = Sha256::digest(request.body.as_deref().unwrap_or_default()).into();
         let mut builder = self.begin(&self.http, &request, hash);
         if let Some(after) = after.filter(|after| *after > 0) {
             builder = builder.header("Last-Event-ID", after);
         }
-        if let Some(body) = body {
+        if let Some(body) = request.body {
             builder = builder.header(CONTENT_TYPE, "application/json").body(body);
         }
         self.answer(builder).await
@@ -176,6 +190,11 @@ impl Client {
             }
         }
         Ok(body)
+    }
+
+    fn parse(&self, body: &[u8]) -> Result<Answer, Error> {
+        let json = serde_json::from_slice(body).map_err(|e| self.malformed(e.to_string()))?;
+        Ok(Answer::new(self.address.to_string(), json))
     }
 
     fn not_sent(&self, error: &reqwest::Error) -> Error {

@@ -1,25 +1,28 @@
 //! Bodies of requests and answers: the vendor's types here, Larder's extensions in [`beyond`].
+//!
+//! The daemon writes the answers, and its clients read them with the same types. A newer daemon can send more
+//! fields, which an older client ignores.
 
 pub mod beyond;
 mod json;
 pub mod order;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::caches::record::Record;
-use larder_model::image_cache::Status;
+use larder_model::image_cache::{CacheId, CacheName, Status};
 
 /// An image cache in the vendor's format.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ImageCache {
     /// Name of the image cache.
-    #[schema(example = "web-1")]
-    pub name: String,
+    #[schema(value_type = String, example = "web-1")]
+    pub name: CacheName,
     /// ID of the image cache.
     #[schema(value_type = uuid::Uuid)]
-    pub id: String,
+    pub id: CacheId,
     /// Time of the order.
     #[schema(example = "2024-11-25 06:32:34.923248 +0000 UTC")]
     pub created_at: String,
@@ -40,26 +43,26 @@ pub struct ImageCache {
 }
 
 /// The cluster and the credentials for the build.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BuildingConfig {
     /// UID of the cluster.
     #[schema(min_length = 1, max_length = 512)]
     pub cluster: String,
     /// Pull secrets, each `namespace:name`. With no valid one only public images can be pulled.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
     #[schema(required = false, nullable, max_items = 64)]
     pub image_pull_secrets: Vec<String>,
 }
 
 /// An answer with one image cache.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct One {
     /// The image cache itself.
     pub image_cache: ImageCache,
 }
 
 /// An answer with several image caches.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Many {
     /// The image caches, oldest first.
     pub image_caches: Vec<ImageCache>,
@@ -69,8 +72,8 @@ impl From<&Record> for ImageCache {
     fn from(record: &Record) -> Self {
         let spec = &record.spec;
         ImageCache {
-            name: spec.name.to_string(),
-            id: record.id.to_string(),
+            name: spec.name.clone(),
+            id: record.id,
             created_at: time(record.created_at),
             images: spec.images.iter().map(|image| image.given().to_owned()).collect(),
             image_cache_size: spec.size_gib,
@@ -105,7 +108,7 @@ fn time(time: DateTime<Utc>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use larder_model::image_cache::{CacheId, Spec};
+    use larder_model::image_cache::Spec;
 
     #[test]
     fn the_vendors_object() {

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
-use serde_json::Value;
 use tokio::runtime::Builder;
 
 use super::args::{AttachArgs, DetachArgs};
 use super::output::stdout;
 use super::usage::UsageError;
 use super::{cache, exit, matching, merge};
+use crate::api::wire::beyond::Snapshots;
 use crate::caches::attachments::Attachments;
 use crate::caches::layout::Layout;
 use crate::client::Request;
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::keys;
 use crate::node::access::{self, AccessError};
 use crate::node::attach::{self, AttachOptions, Boot, Consent, Host, Plan};
-use crate::node::matching::{BestCache, Incomplete, Location};
+use crate::node::matching::{BestCache, Location};
 use crate::node::snapshotter;
 use crate::telemetry::Console;
 use crate::volume::proofs::Proofs;
@@ -36,15 +36,11 @@ enum Error {
     #[error(transparent)]
     Match(#[from] matching::Error),
     #[error(transparent)]
-    Incomplete(#[from] Incomplete),
-    #[error(transparent)]
     Access(#[from] AccessError),
     #[error(transparent)]
     Usage(#[from] UsageError),
     #[error(transparent)]
     Keys(#[from] keys::Error),
-    #[error("no cache contains any of these images")]
-    NoMatch,
     #[error("image cache {0} has no sealed volume: wait until it is built, or create it again")]
     NoVolume(String),
     #[error(
@@ -63,11 +59,10 @@ impl Error {
             Error::Attach(e) => e.class(),
             Error::Cache(e) => e.class(),
             Error::Match(e) => e.class(),
-            Error::Incomplete(e) => e.class(),
             Error::Access(e) => e.class(),
             Error::Usage(e) => e.class(),
             Error::Keys(e) => e.class(),
-            Error::NoMatch | Error::NoVolume(_) => Class::NotFound,
+            Error::NoVolume(_) => Class::NotFound,
             Error::NoPath(_) => Class::Denied,
             Error::Program(_) | Error::Threads(_) => Class::Internal,
         }
@@ -203,31 +198,35 @@ fn wanted(args: &AttachArgs, config: &Config, console: &Console) -> Result<PathB
             None => volume(source, args.sources.host.as_ref(), args.sources.ca.as_deref()),
         };
     }
-    let found = matching::find(&args.matches, &args.sources, config, console)?.ok_or(Error::NoMatch)?;
+    let found =
+        matching::find(&args.matches, &args.sources, config, console)?.ok_or(matching::Error::NoMatch)?;
     if args.require {
-        found.require_all()?;
+        found.require_all().map_err(matching::Error::from)?;
     }
     match found {
         BestCache { volume: Some(volume), .. } => Ok(volume),
         BestCache { place: Location::Daemon { id, .. }, .. } => {
             volume(&id.to_string(), args.sources.host.as_ref(), args.sources.ca.as_deref())
         }
-        BestCache { .. } => Err(Error::NoMatch),
+        BestCache { .. } => Err(matching::Error::NoMatch.into()),
     }
 }
 
 /// Returns the path of the sealed volume that the daemon serves for an image cache.
 fn volume(cache: &str, host: Option<&Address>, ca: Option<&Path>) -> Result<PathBuf, Error> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::Threads)?;
-    let answer = runtime.block_on(Box::pin(snapshots(cache, host, ca)))?;
-    let all = answer["snapshots"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let served = all.iter().find(|snapshot| snapshot["served"] == Value::Bool(true));
+    let Snapshots { snapshots } = runtime.block_on(Box::pin(snapshots(cache, host, ca)))?;
+    let served = snapshots.into_iter().find(|snapshot| snapshot.served);
     let served = served.ok_or_else(|| Error::NoVolume(cache.to_owned()))?;
-    served["path"].as_str().map(PathBuf::from).ok_or_else(|| Error::NoPath(cache.to_owned()))
+    served.path.ok_or_else(|| Error::NoPath(cache.to_owned()))
 }
 
-async fn snapshots(cache: &str, host: Option<&Address>, ca: Option<&Path>) -> Result<Value, cache::Error> {
+async fn snapshots(
+    cache: &str,
+    host: Option<&Address>,
+    ca: Option<&Path>,
+) -> Result<Snapshots, cache::Error> {
     let client = cache::connect(host, ca)?;
     let path = format!("/larder/v1/caches/{}/snapshots", cache::resolve(&client, cache).await?);
-    Ok(client.call(Request::new(Method::GET, &path)).await?)
+    Ok(client.call(Request::new(Method::GET, &path)).await?.read()?)
 }

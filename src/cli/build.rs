@@ -1,83 +1,128 @@
-//! `larder build`: one job in, one sealed volume out.
+//! `larder build`: one job in, one sealed volume out. This process is the supervisor of the build.
 
-use std::fmt::Display;
+use std::ffi::OsString;
+use std::fs::File;
 use std::path::Path;
 
 use tokio::runtime;
 
-use super::args::OrderArgs;
-use super::call::Call;
+use super::args::{BuildArgs, Output};
 use super::outcome::{carry_out, end, refuse, usage_outcome};
-use super::{confine, keeper, merge, role};
-use crate::archive::Input;
+use super::supervisor::BuildParams;
+use super::usage::UsageError;
+use super::{confine, merge, supervisor};
+use crate::archive::{self, Input};
 use crate::builder::events;
 use crate::builder::order::ImageSource;
 use crate::config::Config;
 use crate::keys;
 use crate::telemetry::Console;
+use crate::volume::disk;
 use larder_model::class::Class;
+use larder_model::event::Outcome;
 use larder_model::key::Claims;
 
-/// Runs the command and returns its exit code.
-pub(super) fn run(args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
-    match call.kept {
-        Some(role) => role::run(args, role, call, config, console),
-        None => supervise(args, call, config, console),
+/// The reason why a build cannot start.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Usage(#[from] UsageError),
+    #[error(transparent)]
+    Process(Box<confine::Error>),
+    #[error(transparent)]
+    Key(#[from] keys::Error),
+    #[error(transparent)]
+    Archive(#[from] archive::Error),
+    #[error(transparent)]
+    Disk(Box<disk::Error>),
+}
+
+impl Error {
+    fn class(&self) -> Class {
+        match self {
+            Error::Usage(e) => e.class(),
+            Error::Process(e) => e.class(),
+            Error::Key(e) => e.class(),
+            Error::Archive(e) => e.class(),
+            Error::Disk(e) => e.class(),
+        }
     }
 }
 
-/// Runs the build in child processes of this process.
-fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
-    let output = args.output;
-    let refuse = |result: Option<&Path>, class, message: &dyn Display| {
-        refuse(result, output, class, &message.to_string(), console)
+/// Runs the command and returns its exit code. `argv` is the command line, from which the children of the
+/// build read the same flags.
+pub(super) fn run(args: BuildArgs, argv: Vec<OsString>, config: Config, console: &Console) -> u8 {
+    let output = args.options.output;
+    let fail = |result: Option<&Path>, error: Error| {
+        refuse(result, output, error.class(), &error.to_string(), console)
     };
-    // Do this first: reading the job can block on a supervisor that has already ended.
-    if let Err(e) = confine::settle(&args) {
-        return refuse(args.result_file.as_deref(), e.class(), &e);
-    }
-    let job = match merge::read_job(&args) {
+    let job = match start(&args) {
         Ok(job) => job,
-        Err(e) => return refuse(args.result_file.as_deref(), e.class(), &e),
+        Err(error) => return fail(args.options.result_file.as_deref(), error),
     };
     let result = merge::result_file(&args, job.as_deref());
-    let disk_options = args.disk;
+    let params = match prepare(args, job.as_deref(), argv, config) {
+        Ok(params) => params,
+        Err(error) => return fail(result.as_deref(), error),
+    };
+    let volume = params.request.volume.clone();
+    let outcome = supervise(params, output, console);
+    end(&outcome, result.as_deref(), output, &volume, console)
+}
+
+/// Prepares this process and reads the job. `None` if no job is given.
+fn start(args: &BuildArgs) -> Result<Option<Vec<u8>>, Error> {
+    // Do this first: reading the job can block on a supervisor that has already ended.
+    confine::settle(args).map_err(|e| Error::Process(Box::new(e)))?;
+    Ok(merge::read_job(args)?)
+}
+
+/// Merges the parameters of the build, and opens what only this process can open.
+fn prepare(
+    args: BuildArgs,
+    job: Option<&[u8]>,
+    argv: Vec<OsString>,
+    config: Config,
+) -> Result<BuildParams, Error> {
+    let disk_options = args.options.disk;
     let claims = Claims { name: args.sign_name.clone(), sequence: args.sign_sequence };
-    let order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
-        Ok(order) => order,
-        Err(e) => return refuse(result.as_deref(), e.class(), &e),
-    };
-    let signer = match order.sign_key.as_deref().map(keys::signing).transpose() {
-        Ok(key) => key.map(|key| key.with_claims(claims)),
-        Err(e) => return refuse(result.as_deref(), e.class(), &e),
-    };
-    let archive = match &order.source {
-        ImageSource::Archive { path, .. } if path == Path::new("-") => match Input::keep() {
-            Ok(file) => Some(file),
-            Err(e) => return refuse(result.as_deref(), e.class(), &e),
-        },
-        _ => None,
-    };
-    if order.volume_kind.is_disk()
-        && let Err(e) = keeper::enter_namespace(order.share.as_ref().map(|share| &*share.dir))
-    {
-        return refuse(result.as_deref(), e.class(), &e);
+    let request = merge::build_request(args, job, &config, merge::Purpose::Build)?;
+    let key = request.sign_key.as_deref().map(keys::signing).transpose()?;
+    let archive = archive_on_stdin(&request.source)?;
+    if request.volume_kind.is_disk() {
+        let share = request.share.as_ref().map(|share| &*share.dir);
+        supervisor::enter_namespace(share).map_err(|e| Error::Disk(Box::new(e)))?;
     }
-    let volume = order.volume.clone();
-    let job = job.map(|job| String::from_utf8_lossy(&job).into_owned());
-    let params = keeper::BuildParams { order, config, disk_options, argv: call.argv, job, signer, archive };
+    Ok(BuildParams {
+        request,
+        config,
+        disk_options,
+        argv,
+        job: job.map(|job| String::from_utf8_lossy(job).into_owned()),
+        signer: key.map(|key| key.with_claims(claims)),
+        archive,
+    })
+}
+
+/// Reads the archive of `source`, if it is on standard input.
+fn archive_on_stdin(source: &ImageSource) -> Result<Option<File>, archive::Error> {
+    match source {
+        ImageSource::Archive { path, .. } if path == Path::new("-") => Input::keep().map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn supervise(params: BuildParams, output: Output, console: &Console) -> Outcome {
     // This thread starts the children, and Linux ties them to it. The runtime's thread handles signals even
     // while this one waits for a slow reader of events.
-    let outcome = match runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
-        Ok(runtime) => {
-            let (events, lines) = events::channel();
-            let sender = events.clone();
-            let work = move |cancel| keeper::supervise(params, sender, cancel);
-            let outcome = carry_out(&runtime, work, None, (events, lines), output, console);
-            runtime.shutdown_background();
-            outcome
-        }
-        Err(e) => usage_outcome(Class::Internal, &format!("starting the supervisor: {e}")),
+    let runtime = match runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return usage_outcome(Class::Internal, &format!("starting the supervisor: {e}")),
     };
-    end(&outcome, result.as_deref(), output, &volume, console)
+    let (events, lines) = events::channel();
+    let sender = events.clone();
+    let work = move |cancel| supervisor::supervise(params, sender, cancel);
+    let outcome = carry_out(&runtime, work, None, (events, lines), output, console);
+    runtime.shutdown_background();
+    outcome
 }

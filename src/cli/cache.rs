@@ -5,20 +5,27 @@ mod import;
 mod table;
 
 use std::path::Path;
+use std::time::Duration;
 
-use serde_json::{Value, json};
+use reqwest::Method;
+use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
 use super::args::{CacheArgs, CacheCommand, CreateArgs};
 use super::exit;
 use super::output::stdout;
+use super::usage::UsageError;
+use crate::api::wire::beyond::Matched;
+use crate::api::wire::order::CreateRequest;
+use crate::api::wire::{BuildingConfig, Many, One};
 use crate::client::address::{self, Address};
 use crate::client::credentials::{Credentials, CredentialsError};
-use crate::client::{Client, Request};
+use crate::client::{Answer, Client, Request};
 use crate::telemetry::Console;
 use follow::Wanted;
 use larder_model::class::Class;
 use larder_model::image_cache::CacheId;
+use larder_model::reference::ImageReference;
 
 /// The errors of `larder cache`.
 #[derive(Debug, thiserror::Error)]
@@ -29,22 +36,24 @@ pub(super) enum Error {
     Credentials(#[from] CredentialsError),
     #[error("LARDER_HOST: {0}")]
     Address(#[from] address::ParseAddressError),
+    #[error(transparent)]
+    Usage(#[from] UsageError),
     #[error("there is no image cache {0:?}")]
     NoSuchName(String),
     #[error("image cache {name}: {message}")]
     Ended { name: String, class: Class, message: String },
-    #[error("the daemon's answer lacks {0}")]
-    Absent(&'static str),
+    #[error("no Available image cache contains any of the images")]
+    NoMatch,
 }
 
 impl Error {
     pub(super) fn class(&self) -> Class {
         match self {
             Error::Client(e) => e.class(),
+            Error::Usage(e) => e.class(),
             Error::Credentials(_) | Error::Address(_) => Class::Invalid,
-            Error::NoSuchName(_) => Class::NotFound,
+            Error::NoSuchName(_) | Error::NoMatch => Class::NotFound,
             Error::Ended { class, .. } => *class,
-            Error::Absent(_) => Class::Internal,
         }
     }
 }
@@ -55,7 +64,10 @@ pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };
-    let done = runtime.block_on(Box::pin(carry_out(args, console)));
+    let done = runtime.block_on(Box::pin(async {
+        let client = connect(args.host.as_ref(), args.ca.as_deref())?;
+        Session { client, as_json: args.json, console }.run(&args.command).await
+    }));
     runtime.shutdown_background();
     match done {
         Ok(text) => stdout::print(console, &text),
@@ -63,114 +75,133 @@ pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
     }
 }
 
-/// Runs the command and returns the text for standard output.
-async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> {
-    let client = connect(args.host.as_ref(), args.ca.as_deref())?;
-    let show = |json: &Value, people: &dyn Fn(&Value) -> String| {
-        if args.json { table::json(json) } else { people(json) }
-    };
-    match &args.command {
-        CacheCommand::Create { order, wait } => {
-            let body = order.body();
-            let key = order.idempotency_key.as_deref();
-            let request = Request { body: Some(&body), key, ..Request::new(post(), "/v5/imagecaches") };
-            let mut answer = client.call(request).await?;
-            if *wait {
-                answer = follow::until(&client, &id_of(&answer)?, Wanted::Available, None, console).await?;
+/// A connection to the daemon, and the format of its answers.
+struct Session<'a> {
+    client: Client,
+    as_json: bool,
+    console: &'a Console,
+}
+
+impl Session<'_> {
+    /// Runs the command and returns the text for standard output.
+    async fn run(&self, command: &CacheCommand) -> Result<String, Error> {
+        match command {
+            CacheCommand::Create { order, wait } => self.create(order, *wait).await,
+            CacheCommand::Import { import, wait } => {
+                let answer = import::send(&self.client, import, self.console).await?;
+                self.created(answer, *wait).await
             }
-            Ok(show(&answer, &table::one))
-        }
-        CacheCommand::Import { import, wait } => {
-            let mut answer = import::send(&client, import, console).await?;
-            if *wait {
-                answer = follow::until(&client, &id_of(&answer)?, Wanted::Available, None, console).await?;
+            CacheCommand::Ls { name } => self.list(name.as_deref()).await,
+            CacheCommand::Show { cache } => {
+                let answer = self.call_for(Method::GET, cache, "").await?;
+                self.format(&answer, table::details)
             }
-            Ok(show(&answer, &table::one))
-        }
-        CacheCommand::Ls { name } => {
-            let query: Vec<(&str, &str)> = name.iter().map(|name| ("name", name.as_str())).collect();
-            let request = Request { query: &query, ..Request::new(get(), "/v5/imagecaches") };
-            Ok(show(&client.call(request).await?, &table::list))
-        }
-        CacheCommand::Show { cache } => {
-            let path = format!("/larder/v1/caches/{}", resolve(&client, cache).await?);
-            Ok(show(&client.call(Request::new(get(), &path)).await?, &table::details))
-        }
-        CacheCommand::Rm { caches, wait } => {
-            let mut out = Vec::new();
-            for cache in caches {
-                let id = resolve(&client, cache).await?;
-                let path = format!("/v5/imagecaches/{id}");
-                let mut answer = client.call(Request::new(reqwest::Method::DELETE, &path)).await?;
-                if *wait {
-                    let last = follow::until(&client, &id, Wanted::Gone, None, console).await?;
-                    // The cache might be deleted before the first request.
-                    if last["image_cache"]["name"].is_string() {
-                        answer = last;
-                    }
-                }
-                out.push(show(&answer, &table::one));
+            CacheCommand::Rm { caches, wait } => self.remove(caches, *wait).await,
+            CacheCommand::Wait { caches, timeout } => self.wait(caches, *timeout).await,
+            CacheCommand::Events { cache } => {
+                let id = resolve(&self.client, cache).await?;
+                follow::print(&self.client, id, self.as_json, self.console).await?;
+                Ok(String::new())
             }
-            Ok(out.concat())
-        }
-        CacheCommand::Wait { caches, timeout } => {
-            let mut out = Vec::new();
-            for cache in caches {
-                let id = resolve(&client, cache).await?;
-                let answer = follow::until(&client, &id, Wanted::Available, *timeout, console).await?;
-                out.push(show(&answer, &table::one));
+            CacheCommand::Refresh { cache, wait } => {
+                let answer = self.call_for(Method::POST, cache, "/refresh").await?;
+                self.created(answer, *wait).await
             }
-            Ok(out.concat())
-        }
-        CacheCommand::Events { cache } => {
-            let id = resolve(&client, cache).await?;
-            follow::print(&client, &id, args.json, console).await?;
-            Ok(String::new())
-        }
-        CacheCommand::Refresh { cache, wait } => {
-            let id = resolve(&client, cache).await?;
-            let path = format!("/larder/v1/caches/{id}/refresh");
-            let mut answer = client.call(Request::new(post(), &path)).await?;
-            if *wait {
-                answer = follow::until(&client, &id, Wanted::Available, None, console).await?;
+            CacheCommand::Snapshots { cache } => {
+                let answer = self.call_for(Method::GET, cache, "/snapshots").await?;
+                self.format(&answer, table::snapshots)
             }
-            Ok(show(&answer, &table::one))
-        }
-        CacheCommand::Snapshots { cache } => {
-            let path = format!("/larder/v1/caches/{}/snapshots", resolve(&client, cache).await?);
-            Ok(show(&client.call(Request::new(get(), &path)).await?, &table::snapshots))
-        }
-        CacheCommand::Cancel { cache } => {
-            let path = format!("/larder/v1/caches/{}/cancel", resolve(&client, cache).await?);
-            Ok(show(&client.call(Request::new(post(), &path)).await?, &table::one))
-        }
-        CacheCommand::Match { images } => {
-            let query: Vec<(&str, &str)> = images.iter().map(|image| ("image", image.given())).collect();
-            let request = Request { query: &query, ..Request::new(get(), "/larder/v1/match") };
-            let answer = client.call(request).await?;
-            if answer["match"].is_null() {
-                return Err(Error::Ended {
-                    name: "for these images".into(),
-                    class: Class::NotFound,
-                    message: "no Available image cache contains any of them".into(),
-                });
+            CacheCommand::Cancel { cache } => {
+                let answer = self.call_for(Method::POST, cache, "/cancel").await?;
+                self.format(&answer, table::one)
             }
-            Ok(show(&answer, &table::matched))
+            CacheCommand::Match { images } => self.find(images).await,
+            CacheCommand::Plan { order } => {
+                let request = Request::new(Method::POST, "/larder/v1/plan").with_body(&order.body())?;
+                self.format(&self.client.call(request).await?, table::plan)
+            }
         }
-        CacheCommand::Plan { order } => {
-            let body = order.body();
-            let request = Request { body: Some(&body), ..Request::new(post(), "/larder/v1/plan") };
-            Ok(show(&client.call(request).await?, &table::plan))
+    }
+
+    /// Formats an answer as JSON, or as `text` does. The JSON has all fields that the daemon sent.
+    fn format<T: DeserializeOwned>(&self, answer: &Answer, text: fn(&T) -> String) -> Result<String, Error> {
+        if self.as_json { Ok(format!("{answer}\n")) } else { Ok(text(&answer.read()?)) }
+    }
+
+    /// Sends a request for the cache with the ID or name `cache`.
+    async fn call_for(&self, method: Method, cache: &str, action: &str) -> Result<Answer, Error> {
+        let path = format!("/larder/v1/caches/{}{action}", resolve(&self.client, cache).await?);
+        Ok(self.client.call(Request::new(method, &path)).await?)
+    }
+
+    async fn create(&self, order: &CreateArgs, wait: bool) -> Result<String, Error> {
+        let request = Request::new(Method::POST, "/v5/imagecaches").with_body(&order.body())?;
+        let request = Request { key: order.idempotency_key.as_deref(), ..request };
+        let answer = self.client.call(request).await?;
+        self.created(answer, wait).await
+    }
+
+    /// Formats the cache in `answer`, which is being built. With `wait`, waits until it is Available.
+    async fn created(&self, answer: Answer, wait: bool) -> Result<String, Error> {
+        if !wait {
+            return self.format(&answer, table::one);
         }
+        let One { image_cache } = answer.read()?;
+        self.available(image_cache.id, None).await
+    }
+
+    async fn available(&self, id: CacheId, limit: Option<Duration>) -> Result<String, Error> {
+        let answer = follow::until(&self.client, id, Wanted::Available, limit, self.console).await?;
+        let answer = answer.ok_or_else(|| Error::NoSuchName(id.to_string()))?;
+        self.format(&answer, table::one)
+    }
+
+    async fn list(&self, name: Option<&str>) -> Result<String, Error> {
+        let query: Vec<(&str, &str)> = name.iter().map(|name| ("name", *name)).collect();
+        let request = Request { query: &query, ..Request::new(Method::GET, "/v5/imagecaches") };
+        self.format(&self.client.call(request).await?, table::list)
+    }
+
+    async fn remove(&self, caches: &[String], wait: bool) -> Result<String, Error> {
+        let mut out = String::new();
+        for cache in caches {
+            let id = resolve(&self.client, cache).await?;
+            let path = format!("/v5/imagecaches/{id}");
+            let mut answer = self.client.call(Request::new(Method::DELETE, &path)).await?;
+            if wait {
+                // The cache might be deleted before the first request.
+                let last = follow::until(&self.client, id, Wanted::Gone, None, self.console).await?;
+                answer = last.unwrap_or(answer);
+            }
+            out += &self.format(&answer, table::one)?;
+        }
+        Ok(out)
+    }
+
+    async fn wait(&self, caches: &[String], limit: Option<Duration>) -> Result<String, Error> {
+        let mut out = String::new();
+        for cache in caches {
+            let id = resolve(&self.client, cache).await?;
+            out += &self.available(id, limit).await?;
+        }
+        Ok(out)
+    }
+
+    async fn find(&self, images: &[ImageReference]) -> Result<String, Error> {
+        let answer = request_match(&self.client, images).await?;
+        let Matched { found } = answer.read()?;
+        if found.is_none() {
+            return Err(Error::NoMatch);
+        }
+        self.format(&answer, table::matched)
     }
 }
 
-fn get() -> reqwest::Method {
-    reqwest::Method::GET
-}
-
-fn post() -> reqwest::Method {
-    reqwest::Method::POST
+/// Requests the best cache for the images.
+pub(super) async fn request_match(client: &Client, images: &[ImageReference]) -> Result<Answer, Error> {
+    let query: Vec<(&str, &str)> = images.iter().map(|image| ("image", image.given())).collect();
+    let request = Request { query: &query, ..Request::new(Method::GET, "/larder/v1/match") };
+    Ok(client.call(request).await?)
 }
 
 /// Returns the daemon's address from the flag `host`, or from LARDER_HOST. `None` if neither is set.
@@ -197,31 +228,28 @@ fn variable(name: &str) -> Option<String> {
 }
 
 impl CreateArgs {
-    fn body(&self) -> Value {
-        let images: Vec<&str> = self.images.iter().map(|image| image.given()).collect();
-        json!({
-            "name": self.name,
-            "images": images,
-            "image_cache_size": self.size,
-            "retention_days": self.retention_days,
-            "building_config": {"cluster": self.cluster, "image_pull_secrets": self.pull_secrets},
-        })
+    fn body(&self) -> CreateRequest {
+        CreateRequest {
+            name: self.name.to_string(),
+            images: self.images.iter().map(|image| image.given().to_owned()).collect(),
+            image_cache_size: self.size,
+            retention_days: self.retention_days,
+            building_config: BuildingConfig {
+                cluster: self.cluster.clone(),
+                image_pull_secrets: self.pull_secrets.clone(),
+            },
+        }
     }
 }
 
 /// Returns the ID of the cache with the ID or name `cache`.
-pub(super) async fn resolve(client: &Client, cache: &str) -> Result<String, Error> {
-    if cache.parse::<CacheId>().is_ok() {
-        return Ok(cache.to_owned());
+pub(super) async fn resolve(client: &Client, cache: &str) -> Result<CacheId, Error> {
+    if let Ok(id) = cache.parse() {
+        return Ok(id);
     }
     let query = [("name", cache)];
-    let answer = client.call(Request { query: &query, ..Request::new(get(), "/v5/imagecaches") }).await?;
-    let first = answer["image_caches"].as_array().and_then(|caches| caches.first());
-    let id = first.and_then(|cache| cache["id"].as_str()).and_then(|id| id.parse::<CacheId>().ok());
-    id.map(|id| id.to_string()).ok_or_else(|| Error::NoSuchName(cache.to_owned()))
-}
-
-fn id_of(answer: &Value) -> Result<String, Error> {
-    let id = answer["image_cache"]["id"].as_str().and_then(|id| id.parse::<CacheId>().ok());
-    Ok(id.ok_or(Error::Absent("the ID of an image cache"))?.to_string())
+    let request = Request { query: &query, ..Request::new(Method::GET, "/v5/imagecaches") };
+    let Many { image_caches } = client.call(request).await?.read()?;
+    let first = image_caches.first().ok_or_else(|| Error::NoSuchName(cache.to_owned()))?;
+    Ok(first.id)
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::args::OrderArgs;
+use super::args::BuildArgs;
 use crate::builder::order::BuildRequest;
 use crate::builder::share;
 use crate::volume;
@@ -59,7 +59,7 @@ impl Error {
 }
 
 /// Ties the process to its parent, and sets its priority.
-pub(super) fn settle(args: &OrderArgs) -> Result<(), Error> {
+pub(super) fn settle(args: &BuildArgs) -> Result<(), Error> {
     let failed = |what| move |source| Error::Process { what, source };
     if let Some(parent) = args.die_with_parent {
         let tied = process::die_with_parent(parent).map_err(failed("tying this process to its parent"))?;

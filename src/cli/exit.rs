@@ -29,7 +29,8 @@ pub(super) fn meaning(code: u8) -> &'static str {
     }
 }
 
-/// Prints why a command failed and returns the exit code of `class`.
+/// Prints why a command failed and returns the exit code of `class`. The message comes from an error type,
+/// such as [`UsageError`](super::usage::UsageError), and includes the remedy.
 pub(super) fn fail(console: &Console, class: Class, message: &str) -> u8 {
     console.print(&format!("larder: {}\n", escape(message)));
     class.exit_code()

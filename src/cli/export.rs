@@ -12,6 +12,7 @@ use tokio::runtime::{self, Runtime};
 use super::args::{ExportArgs, Output};
 use super::output::bar::{self, Bar};
 use super::output::stdout;
+use super::usage::UsageError;
 use super::{exit, sandbox, signals};
 use crate::builder::cancel::Cancel;
 use crate::export::{self, Error, Format, Monitor, Report, Request};
@@ -25,8 +26,8 @@ use larder_sys::confine::{self, Confined};
 /// Runs the command and returns its exit code.
 pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
     let to_stdout = args.out == Path::new("-");
-    if let Err(message) = check(&args, to_stdout) {
-        return exit::fail(console, Class::Invalid, message);
+    if let Err(error) = check(&args, to_stdout) {
+        return exit::fail(console, error.class(), &error.to_string());
     }
     let _confined = match confine(&args, to_stdout) {
         Ok(confined) => confined,
@@ -69,12 +70,12 @@ fn confine(args: &ExportArgs, to_stdout: bool) -> Result<Option<Confined>, confi
     sandbox::writer(&args.volume, outputs).map(Some)
 }
 
-fn check(args: &ExportArgs, to_stdout: bool) -> Result<(), &'static str> {
+fn check(args: &ExportArgs, to_stdout: bool) -> Result<(), UsageError> {
     if to_stdout && io::stdout().is_terminal() {
-        return Err("standard output is a terminal: redirect it, or specify a path");
+        return Err(UsageError::Terminal);
     }
     if args.compression.is_some() && !matches!(args.format, Format::OciLayout | Format::OciArchive) {
-        return Err("--compression applies only to oci-layout and oci-archive: remove it");
+        return Err(UsageError::Compression);
     }
     Ok(())
 }

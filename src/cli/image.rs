@@ -7,9 +7,9 @@ use chrono::DateTime;
 use super::args::ImageArgs;
 use super::exit;
 use super::output::stdout;
+use super::usage::UsageError;
 use crate::export::packaging::Program;
 use crate::telemetry::Console;
-use larder_model::class::Class;
 use larder_model::escape::escape;
 
 /// Variable with the creation time of the image, seconds since 1970 (reproducible-builds.org,
@@ -23,7 +23,8 @@ pub(super) fn run(args: ImageArgs, console: &Console) -> u8 {
         Err(_) => Some(DateTime::UNIX_EPOCH),
     };
     let Some(created) = created else {
-        return exit::fail(console, Class::Invalid, &format!("{TIME} is not a time: use seconds since 1970"));
+        let error = UsageError::CreationTime(TIME);
+        return exit::fail(console, error.class(), &error.to_string());
     };
     let ImageArgs { out, authorities, tag, revision, force } = args;
     let program = Program { path: "/proc/self/exe".into(), authorities, tag, revision, created };

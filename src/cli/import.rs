@@ -1,5 +1,6 @@
 //! `larder import`: fills a volume from an archive, using the builder, or from a disk image.
 
+use std::ffi::OsString;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
@@ -8,8 +9,8 @@ use std::time::Instant;
 use tokio::runtime;
 
 use super::args::ImportArgs;
-use super::call::Call;
 use super::outcome::{carry_out, end, usage_outcome};
+use super::usage::UsageError;
 use super::{build, exit};
 use crate::builder::cancel::Cancel;
 use crate::builder::{events, outcome};
@@ -20,14 +21,13 @@ use larder_model::class::Class;
 use larder_model::event::Outcome;
 
 /// Runs the command and returns its exit code.
-pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Console) -> u8 {
+pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console: &Console) -> u8 {
     if args.format.is_some() || !export::is_image(&args.input) {
-        return build::run(args.into(), call, config, console);
+        return build::run(args.into(), argv, config, console);
     }
-    if args.sign_key.is_some() {
-        let message =
-            "--sign-key: a disk image is already sealed and keeps its signature, if any; remove the flag";
-        return exit::fail(console, Class::Invalid, message);
+    if args.options.sign_key.is_some() {
+        let error = UsageError::SignKeyForImage;
+        return exit::fail(console, error.class(), &error.to_string());
     }
     let mut runtime = runtime::Builder::new_multi_thread();
     runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get).min(2));
@@ -53,9 +53,10 @@ pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Consol
             Err(e) => usage_outcome(Class::Internal, &format!("the import failed: {e}")),
         }
     };
-    let outcome = carry_out(&runtime, work, args.deadline, events::channel(), args.output, console);
+    let outcome =
+        carry_out(&runtime, work, args.options.deadline, events::channel(), args.options.output, console);
     runtime.shutdown_background();
-    end(&outcome, args.result_file.as_deref(), args.output, &args.volume, console)
+    end(&outcome, args.options.result_file.as_deref(), args.options.output, &args.volume, console)
 }
 
 fn interrupted(cancel: &Cancel, outcome: Outcome) -> Outcome {

@@ -20,7 +20,7 @@ use larder_model::class::Class;
 use larder_model::escape::escape;
 use larder_model::job::LayerFormat;
 use larder_model::key::{KeyId, PublicKey};
-use larder_model::seal::{CacheManifest, Layer, LayerImage};
+use larder_model::seal::{CacheManifest, Image, Layer, LayerImage};
 use larder_model::size::ByteSize;
 use larder_model::trust::{SealSignature, Statement};
 use larder_sys::Dir;
@@ -156,6 +156,29 @@ fn text(sealed: &CacheManifest, signature: Option<&Signature>, placement: Option
         *users.entry(chain_id).or_default() += 1;
     }
     let mut out = String::new();
+    write_summary(&mut out, sealed);
+    if let Some(signature) = signature {
+        write_signature(&mut out, signature);
+    }
+    if let Some(placement) = placement {
+        let _ = writeln!(out, "on disk {}", placed(&placement.total));
+    }
+    out.push('\n');
+    for image in &content.images {
+        write_image(&mut out, image, &content.layers);
+    }
+    out.push('\n');
+    for layer in &content.layers {
+        write_layer(&mut out, layer, users.get(&layer.chain_id).copied().unwrap_or(0));
+        if let Some(placement) = placement.and_then(|placement| placement.layers.get(&layer.chain_id)) {
+            let _ = writeln!(out, "  on disk   {}", placed(placement));
+        }
+    }
+    out
+}
+
+fn write_summary(out: &mut String, sealed: &CacheManifest) {
+    let content = &sealed.content;
     let totals = &content.totals;
     let _ = writeln!(
         out,
@@ -167,61 +190,45 @@ fn text(sealed: &CacheManifest, signature: Option<&Signature>, placement: Option
         ByteSize(totals.compressed_size),
         content.size
     );
+    let format = match content.layer_format {
+        LayerFormat::Overlay => "directories",
+        LayerFormat::Erofs => "EROFS images",
+    };
+    let _ = writeln!(out, "layers are {format}");
     let tar_split = if content.tar_split { "kept" } else { "none: verify and export reject this volume" };
-    let _ = writeln!(
-        out,
-        "layers are {}",
-        match content.layer_format {
-            LayerFormat::Overlay => "directories",
-            LayerFormat::Erofs => "EROFS images",
-        }
-    );
     let _ = writeln!(out, "sealed by larder {}, tar-split {tar_split}", escape(&content.larder));
     let _ = writeln!(out, "cache.json {}", sealed.digest);
-    if let Some(Signature { key_id, holds, stated, .. }) = signature {
-        let holds = if *holds { "" } else { ": THE SIGNATURE IS INVALID" };
-        let key = key_id
-            .as_ref()
-            .map_or("an unknown key: cache.json.sig cannot be parsed".to_owned(), KeyId::to_string);
-        let _ = writeln!(out, "signed by {key}{holds}");
-        if let Some(Stated { name, created, sequence }) = stated {
-            let name =
-                name.as_ref().map_or("no name".to_owned(), |name| format!("the name {}", escape(name)));
-            let created = created.to_rfc3339_opts(SecondsFormat::Secs, true);
-            let _ = writeln!(out, "signed for {name} at {created}, number {sequence}");
-        }
+}
+
+fn write_signature(out: &mut String, signature: &Signature) {
+    let Signature { key_id, holds, stated, .. } = signature;
+    let holds = if *holds { "" } else { ": THE SIGNATURE IS INVALID" };
+    let unknown = || "an unknown key: cache.json.sig cannot be parsed".to_owned();
+    let key = key_id.as_ref().map_or_else(unknown, KeyId::to_string);
+    let _ = writeln!(out, "signed by {key}{holds}");
+    if let Some(Stated { name, created, sequence }) = stated {
+        let name = name.as_ref().map_or("no name".to_owned(), |name| format!("the name {}", escape(name)));
+        let created = created.to_rfc3339_opts(SecondsFormat::Secs, true);
+        let _ = writeln!(out, "signed for {name} at {created}, number {sequence}");
     }
-    if let Some(placement) = placement {
-        let _ = writeln!(out, "on disk {}", placed(&placement.total));
+}
+
+fn write_image(out: &mut String, image: &Image, layers: &[Layer]) {
+    let _ = writeln!(out, "{}", escape(&image.reference));
+    let _ = writeln!(out, "  name      {}", escape(&image.name));
+    let _ = writeln!(out, "  manifest  {}", image.manifest);
+    let _ = writeln!(out, "  config    {}", image.config);
+    let _ = writeln!(out, "  platform  {}", escape(&image.platform.to_string()));
+    let mut differs = 0;
+    for chain_id in &image.chain {
+        let _ = writeln!(out, "  layer     {chain_id}");
+        let layer = layers.iter().find(|layer| layer.chain_id == *chain_id);
+        differs += usize::from(layer.is_some_and(has_fixup));
     }
-    out.push('\n');
-    for image in &content.images {
-        let _ = writeln!(out, "{}", escape(&image.reference));
-        let _ = writeln!(out, "  name      {}", escape(&image.name));
-        let _ = writeln!(out, "  manifest  {}", image.manifest);
-        let _ = writeln!(out, "  config    {}", image.config);
-        let _ = writeln!(out, "  platform  {}", escape(&image.platform.to_string()));
-        let mut differs = 0;
-        for chain_id in &image.chain {
-            let _ = writeln!(out, "  layer     {chain_id}");
-            let layer = content.layers.iter().find(|layer| layer.chain_id == *chain_id);
-            differs += usize::from(layer.is_some_and(has_fixup));
-        }
-        if differs > 0 {
-            let _ = writeln!(
-                out,
-                "  diff IDs alone are not enough: {differs} of its layers depend on lower layers"
-            );
-        }
+    if differs > 0 {
+        let _ =
+            writeln!(out, "  diff IDs alone are not enough: {differs} of its layers depend on lower layers");
     }
-    out.push('\n');
-    for layer in &content.layers {
-        write_layer(&mut out, layer, users.get(&layer.chain_id).copied().unwrap_or(0));
-        if let Some(placement) = placement.and_then(|placement| placement.layers.get(&layer.chain_id)) {
-            let _ = writeln!(out, "  on disk   {}", placed(placement));
-        }
-    }
-    out
 }
 
 /// Formats a placement, such as `12 files (1 fragmented), 3.20 MiB in 15 extents (4800 per GiB) and 2 pieces

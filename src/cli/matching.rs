@@ -8,10 +8,10 @@ use tokio::runtime::Runtime;
 use super::args::{MatchArgs, SourceArgs};
 use super::output::stdout;
 use super::{cache, exit};
+use crate::api::wire::beyond::Matched;
 use crate::caches::layout::Layout;
-use crate::client::Request;
 use crate::config::Config;
-use crate::node::matching::{self, BestCache, Location, Sources};
+use crate::node::matching::{self, BestCache, Incomplete, Location, Sources};
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
@@ -27,8 +27,10 @@ pub(super) enum Error {
     Volumes(#[from] matching::Error),
     #[error(transparent)]
     Daemon(#[from] cache::Error),
-    #[error("the daemon's answer lacks {0}")]
-    Answer(&'static str),
+    #[error("no cache contains any of these images")]
+    NoMatch,
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
 }
@@ -38,7 +40,9 @@ impl Error {
         match self {
             Error::Volumes(e) => e.class(),
             Error::Daemon(e) => e.class(),
-            Error::Answer(_) | Error::Threads(_) => Class::Internal,
+            Error::NoMatch => Class::NotFound,
+            Error::Incomplete(e) => e.class(),
+            Error::Threads(_) => Class::Internal,
         }
     }
 }
@@ -57,8 +61,8 @@ pub(super) fn run(args: &MatchArgs, config: &Config, console: &Console) -> u8 {
         (None, false) => 0,
     };
     let complete = match &found {
-        None => return exit::fail(console, Class::NotFound, "no cache contains any of these images"),
-        Some(found) if args.require => found.require_all(),
+        None => Err(Error::NoMatch),
+        Some(found) if args.require => found.require_all().map_err(Error::from),
         Some(_) => Ok(()),
     };
     match complete {
@@ -90,43 +94,16 @@ fn request_match(images: &[ImageReference], sources: &SourceArgs) -> Result<Opti
     let host = address.to_string();
     let client = cache::connect(Some(&address), sources.ca.as_deref())?;
     let runtime = Runtime::new().map_err(Error::Threads)?;
-    let query: Vec<(&str, &str)> = images.iter().map(|image| ("image", image.given())).collect();
-    let request = Request { query: &query, ..Request::new(reqwest::Method::GET, "/larder/v1/match") };
-    let answer = runtime.block_on(Box::pin(client.call(request)));
+    let answer = runtime.block_on(Box::pin(cache::request_match(&client, images)));
     runtime.shutdown_background();
-    let answer = answer.map_err(cache::Error::from)?;
-    match &answer["match"] {
-        Value::Null => Ok(None),
-        found => parse_match(found, host).map(Some),
-    }
-}
-
-fn parse_match(found: &Value, host: String) -> Result<BestCache, Error> {
-    fn text<T: std::str::FromStr>(value: &Value, what: &'static str) -> Result<T, Error> {
-        value.as_str().and_then(|text| text.parse().ok()).ok_or(Error::Answer(what))
-    }
-    fn number(value: &Value, what: &'static str) -> Result<u64, Error> {
-        value.as_u64().ok_or(Error::Answer(what))
-    }
-    let missing = found["missing"].as_array().ok_or(Error::Answer("the missing images"))?;
-    let missing: Result<Vec<ImageReference>, Error> =
-        missing.iter().map(|image| text(image, "the names of missing images")).collect();
-    let cache = &found["image_cache"];
-    Ok(BestCache {
-        place: Location::Daemon {
-            host,
-            id: text(&cache["id"], "the ID of an image cache")?,
-            name: text(&cache["name"], "the name of an image cache")?,
-        },
+    let Matched { found } = answer?.read().map_err(cache::Error::from)?;
+    Ok(found.map(|found| BestCache {
+        place: Location::Daemon { host, id: found.image_cache.id, name: found.image_cache.name.to_string() },
         volume: None,
-        digest: text(&found["digest"], "the digest of an image cache")?,
-        sealed_at: text(&found["sealed_at"], "the time of a seal")?,
-        score: Score {
-            images: usize::try_from(number(&found["images"], "a number of images")?).unwrap_or(usize::MAX),
-            bytes: number(&found["bytes"], "a number of bytes")?,
-            missing: missing?,
-        },
-    })
+        digest: found.digest,
+        sealed_at: found.sealed_at,
+        score: Score { images: found.images, bytes: found.bytes, missing: found.missing },
+    }))
 }
 
 /// Formats the result as JSON.

@@ -5,19 +5,20 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::args::{CredentialArgs, OrderArgs};
+use super::args::{BuildArgs, CredentialArgs};
 use super::usage::UsageError;
 use crate::builder::order::{BuildRequest, ImageSource, RegistryOptions, Sharing};
 use crate::builder::share::VolumeName;
 use crate::config::Config;
 use larder_model::job::{Job, MAX_IMAGES, NetworkAccess};
 use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
 use larder_model::size::ByteSize;
 
 /// Maximum size of a job, bytes. 256 references of 1024 bytes are a quarter of it.
 const MAX_JOB: u64 = 1 << 20;
 
-/// The purpose of an order. A plan needs neither a volume nor a size.
+/// The purpose of a request. A plan needs neither a volume nor a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Build,
@@ -25,7 +26,7 @@ pub(super) enum Purpose {
 }
 
 /// Reads the job given by the flags. `None` if there is none.
-pub(super) fn read_job(args: &OrderArgs) -> Result<Option<Vec<u8>>, UsageError> {
+pub(super) fn read_job(args: &BuildArgs) -> Result<Option<Vec<u8>>, UsageError> {
     let Some(path) = &args.job else { return Ok(None) };
     let shown = || path.display().to_string();
     let text =
@@ -45,117 +46,155 @@ fn limited(from: impl Read) -> io::Result<Vec<u8>> {
 
 /// Returns the path of the result file. Also works for a job that is otherwise malformed, so that its owner
 /// gets the error.
-pub(super) fn result_file(args: &OrderArgs, job: Option<&[u8]>) -> Option<PathBuf> {
+pub(super) fn result_file(args: &BuildArgs, job: Option<&[u8]>) -> Option<PathBuf> {
     let of_job = || {
         let job: serde_json::Value = serde_json::from_slice(job?).ok()?;
         job.get("result_file")?.as_str().map(PathBuf::from)
     };
-    args.result_file.clone().or_else(of_job)
+    args.options.result_file.clone().or_else(of_job)
 }
 
-/// Merges flags, job and configuration into an order.
-pub(super) fn order(
-    args: OrderArgs,
+/// The rules of a job for its network access. There are no flags for them.
+#[derive(Debug, Default)]
+struct NetworkRules {
+    reach: NetworkAccess,
+    /// Minimum bytes per minute of each layer.
+    min_layer_rate: Option<ByteSize>,
+}
+
+/// Merges flags, job and configuration into a request.
+pub(super) fn build_request(
+    mut args: BuildArgs,
     job: Option<&[u8]>,
     config: &Config,
     purpose: Purpose,
 ) -> Result<BuildRequest, UsageError> {
-    let job = match (job, &args.job) {
-        (Some(text), path) => {
-            let path = path.as_deref().unwrap_or(Path::new("-")).display().to_string();
-            Some(Job::parse(text).map_err(|source| UsageError::Job { path, source })?)
-        }
-        (None, _) => None,
-    };
-    let images = match &job {
-        Some(_) if !args.images.is_empty() => return Err(UsageError::ImagesTwice),
-        Some(job) => job.images.clone(),
-        None => args.images,
-    };
-    let of_job = job.as_ref();
-    let source = args.source.or_else(|| of_job.and_then(|job| job.source.clone()).map(ImageSource::from));
+    let network = job.map(|text| add_job(&mut args, text)).transpose()?.unwrap_or_default();
+    let BuildArgs { images, volume, options, source, .. } = args;
     let source = source.unwrap_or_default();
-    match images.len() {
-        0 if source != ImageSource::Registries => {}
-        0 => return Err(UsageError::NoImages),
-        given if given > MAX_IMAGES => return Err(UsageError::TooManyImages { given }),
-        _ => {}
+    check_images(&images, &source)?;
+    let (volume, size) = volume_and_size(volume, options.size, &source, purpose)?;
+    let volume_kind = options.volume_kind.unwrap_or_default();
+    if volume_kind.is_disk() && purpose == Purpose::Build {
+        check_source_for_disk(&source, size, &images)?;
     }
-    let size = args.size.or(of_job.and_then(|job| job.size));
-    if size == Some(ByteSize(0)) {
-        return Err(UsageError::ZeroSize);
-    }
-    let (volume, size) = match purpose {
-        Purpose::Build => {
-            let size = match source {
-                ImageSource::Registries => size.ok_or(UsageError::NoSize)?,
-                ImageSource::Archive { .. } => size.unwrap_or_default(),
-            };
-            (args.volume.ok_or(UsageError::NoVolume)?, size)
-        }
-        Purpose::Plan => (args.volume.unwrap_or_default(), size.unwrap_or_default()),
-    };
-    let volume_kind = args.volume_kind.or(of_job.and_then(|job| job.volume_kind)).unwrap_or_default();
-    if let (ImageSource::Archive { path, .. }, true, Purpose::Build) =
-        (&source, volume_kind.is_disk(), purpose)
-    {
-        let want = [
-            (size == ByteSize(0), "--size"),
-            (images.is_empty(), "an --image for each"),
-            (path == Path::new("-"), "the archive as a file"),
-        ];
-        if let Some((_, want)) = want.into_iter().find(|(wanted, _)| *wanted) {
-            return Err(UsageError::DiskFromArchive(want));
-        }
-    }
-    let share = match (&args.share, purpose) {
+    let share = match (&options.share, purpose) {
         (Some(dir), Purpose::Build) => Some(sharing(dir, &volume)?),
         _ => None,
     };
-    let mut credentials = args.credentials;
-    if credentials.pull_secrets.is_empty() {
-        credentials.pull_secrets = of_job.map(|job| job.pull_secrets.clone()).unwrap_or_default();
-    }
-    let registry = registry(credentials, config)?;
-    let layer_format = args.layers.layer_format.or(of_job.and_then(|job| job.layer_format));
+    let registry = registry(args.credentials, config)?;
+    let layers = options.layers;
     Ok(BuildRequest {
         images,
         volume,
         size,
-        sizing: args.sizing.or(of_job.and_then(|job| job.sizing)).unwrap_or(config.build.sizing),
-        platform: args
-            .platform
-            .or_else(|| of_job.and_then(|job| job.platform.clone()))
-            .unwrap_or_else(Platform::host),
+        sizing: options.sizing.unwrap_or(config.build.sizing),
+        platform: options.platform.unwrap_or_else(Platform::host),
         volume_kind,
-        layer_format_given: layer_format.is_some(),
-        layer_format: layer_format.unwrap_or(config.build.layer_format),
-        verity: args.layers.verity || of_job.and_then(|job| job.verity).unwrap_or(false),
-        tar_split: !args.layers.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
-        rootless: args.rootless,
-        verify_after: args.verify_after,
-        concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
+        layer_format_given: layers.layer_format.is_some(),
+        layer_format: layers.layer_format.unwrap_or(config.build.layer_format),
+        verity: layers.verity,
+        tar_split: !layers.no_tar_split,
+        rootless: options.rootless,
+        verify_after: options.verify_after,
+        concurrency: options.concurrency.map_or(config.build.concurrency, usize::from),
         share,
         sign_key: match purpose {
-            Purpose::Build => args.sign_key.or_else(|| config.build.sign_key().map(Path::to_owned)),
+            Purpose::Build => options.sign_key.or_else(|| config.build.sign_key().map(Path::to_owned)),
             Purpose::Plan => None,
         },
         signer: None,
         fetcher: None,
         standard_input: None,
         keeper: None,
-        deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
+        deadline: options.deadline,
         source,
         registry: RegistryOptions {
             connections_per_host: args
                 .connections_per_host
                 .map_or(registry.connections_per_host, usize::from),
             limit_rate: args.limit_rate,
-            reach: of_job.map(|job| job.reach).unwrap_or_default(),
-            min_layer_rate: of_job.and_then(|job| job.min_layer_rate).filter(|rate| rate.0 > 0),
+            reach: network.reach,
+            min_layer_rate: network.min_layer_rate,
             ..registry
         },
     })
+}
+
+/// Sets the flags that are not given to the values of the job.
+fn add_job(args: &mut BuildArgs, text: &[u8]) -> Result<NetworkRules, UsageError> {
+    let job = Job::parse(text).map_err(|source| {
+        let path = args.job.as_deref().unwrap_or(Path::new("-")).display().to_string();
+        UsageError::Job { path, source }
+    })?;
+    if !args.images.is_empty() {
+        return Err(UsageError::ImagesTwice);
+    }
+    args.images = job.images;
+    args.source = args.source.take().or(job.source.map(ImageSource::from));
+    if args.credentials.pull_secrets.is_empty() {
+        args.credentials.pull_secrets = job.pull_secrets;
+    }
+    let options = &mut args.options;
+    options.size = options.size.or(job.size);
+    options.sizing = options.sizing.or(job.sizing);
+    options.platform = options.platform.take().or(job.platform);
+    options.volume_kind = options.volume_kind.or(job.volume_kind);
+    options.deadline = options.deadline.or(job.deadline);
+    let layers = &mut options.layers;
+    layers.layer_format = layers.layer_format.or(job.layer_format);
+    layers.verity |= job.verity == Some(true);
+    layers.no_tar_split |= job.tar_split == Some(false);
+    let min_layer_rate = job.min_layer_rate.filter(|rate| rate.0 > 0);
+    Ok(NetworkRules { reach: job.reach, min_layer_rate })
+}
+
+fn check_images(images: &[ImageReference], source: &ImageSource) -> Result<(), UsageError> {
+    match images.len() {
+        0 if *source == ImageSource::Registries => Err(UsageError::NoImages),
+        given if given > MAX_IMAGES => Err(UsageError::TooManyImages { given }),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the volume and its size. A plan needs neither, and an import computes a size.
+fn volume_and_size(
+    volume: Option<PathBuf>,
+    size: Option<ByteSize>,
+    source: &ImageSource,
+    purpose: Purpose,
+) -> Result<(PathBuf, ByteSize), UsageError> {
+    if size == Some(ByteSize(0)) {
+        return Err(UsageError::ZeroSize);
+    }
+    match (purpose, source) {
+        (Purpose::Plan, _) => Ok((volume.unwrap_or_default(), size.unwrap_or_default())),
+        (Purpose::Build, ImageSource::Registries) => {
+            let size = size.ok_or(UsageError::NoSize)?;
+            Ok((volume.ok_or(UsageError::NoVolume)?, size))
+        }
+        (Purpose::Build, ImageSource::Archive { .. }) => {
+            Ok((volume.ok_or(UsageError::NoVolume)?, size.unwrap_or_default()))
+        }
+    }
+}
+
+/// Checks that the disk for an archive can be created before the archive is read.
+fn check_source_for_disk(
+    source: &ImageSource,
+    size: ByteSize,
+    images: &[ImageReference],
+) -> Result<(), UsageError> {
+    let ImageSource::Archive { path, .. } = source else { return Ok(()) };
+    let missing = [
+        (size == ByteSize(0), "--size"),
+        (images.is_empty(), "an --image for each"),
+        (path == Path::new("-"), "the archive as a file"),
+    ];
+    match missing.into_iter().find(|(is_missing, _)| *is_missing) {
+        Some((_, what)) => Err(UsageError::DiskFromArchive(what)),
+        None => Ok(()),
+    }
 }
 
 /// Returns the default registry settings with the given credentials.
@@ -203,7 +242,7 @@ mod tests {
     use crate::cli::args::{Cli, Command};
     use larder_model::sizing::Sizing;
 
-    fn args(line: &str) -> OrderArgs {
+    fn args(line: &str) -> BuildArgs {
         let cli =
             Cli::try_parse_from(["larder", "build"].into_iter().chain(line.split_whitespace())).unwrap();
         match cli.command {
@@ -213,7 +252,7 @@ mod tests {
     }
 
     fn merged(line: &str, job: Option<&str>) -> Result<BuildRequest, UsageError> {
-        order(args(line), job.map(str::as_bytes), &Config::default(), Purpose::Build)
+        build_request(args(line), job.map(str::as_bytes), &Config::default(), Purpose::Build)
     }
 
     const JOB: &str = r#"{"images":["a:1"],"size":"2GiB","sizing":"warn","platform":"linux/arm64",
@@ -263,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_plan_needs_neither_volume_nor_size() {
-        let plan = order(args("a"), None, &Config::default(), Purpose::Plan).unwrap();
+        let plan = build_request(args("a"), None, &Config::default(), Purpose::Plan).unwrap();
         assert_eq!((plan.volume, plan.size), (PathBuf::new(), ByteSize(0)));
     }
 

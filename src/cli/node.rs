@@ -4,11 +4,14 @@ mod attacher;
 
 use std::future::{Future, pending};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::attacher::NodeAttacher;
@@ -17,6 +20,7 @@ use super::exit;
 use crate::caches::attachments::Attachments;
 use crate::caches::layout::{AGENT_LOCK, Layout};
 use crate::config::Config;
+use crate::config::node::Node;
 use crate::keys;
 use crate::kubernetes::client::{self, ConnectError};
 use crate::kubernetes::node::health::Health;
@@ -59,7 +63,7 @@ enum Error {
     #[error("another agent uses {0}: wait until it stops, or remove this one")]
     Taken(std::path::PathBuf),
     #[error("listening on {address}: {source}")]
-    Listen { address: std::net::SocketAddr, source: io::Error },
+    Listen { address: SocketAddr, source: io::Error },
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: io::Error },
 }
@@ -122,15 +126,78 @@ fn stopped() -> Result<impl Future<Output = ()>, Error> {
 async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
     let stopped = stopped()?;
     let node = &config.node;
-    let name = match node.name.as_str() {
-        "" => std::env::var(NAME).ok().filter(|name| !name.is_empty()).ok_or(Error::Name)?,
-        name => name.to_owned(),
-    };
+    let name = node_name(node)?;
     if node.image.is_empty() {
         return Err(Error::Image);
     }
     let client = client::connect_by("of this node", node.kubeconfig.as_deref()).await?;
     let layout = Layout::new(&config.state.dir);
+    let _lock = take_directories(&layout, node)?;
+    let attacher = Arc::new(attacher(args, node, &layout)?);
+    let settings = snapshotter::Settings {
+        root: layout.snapshotter(),
+        attached: layout.attached(),
+        socket: args.socket.clone(),
+    };
+    let snapshotter = node.snapshotter.then(|| Server::start(&settings)).transpose()?;
+    let metrics = Metrics::new();
+    let settings = Settings { config: node.clone(), node: name.clone() };
+    let mut agent = Agent::new(client, settings, attacher, metrics.clone());
+    let health = match node.listen {
+        Some(address) => Some(serve_health(address, agent.readiness(), metrics).await?),
+        None => None,
+    };
+    tracing::info!(node = name, "managing the image caches of this node");
+    let ended = manage(&mut agent, snapshotter, stopped).await;
+    if let Some(health) = health {
+        health.abort();
+    }
+    ended
+}
+
+/// Runs the agent and the snapshotter until a stop signal.
+async fn manage(
+    agent: &mut Agent,
+    snapshotter: Option<Server>,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let stop = CancellationToken::new();
+    let serves = snapshotter.is_some();
+    let serving = async {
+        match snapshotter {
+            Some(server) => server.serve(stop.clone()).await,
+            None => pending().await,
+        }
+    };
+    tokio::pin!(serving);
+    notify::ready();
+    tokio::spawn(notify::stay_alive());
+    tokio::select! {
+        ended = &mut serving => {
+            return ended.map_err(|source| Error::Io { doing: "serving containerd", source });
+        }
+        () = agent.run(&stop) => {}
+        () = stopped => {}
+    }
+    notify::stopping();
+    stop.cancel();
+    if serves {
+        // Do not wait longer for clients that keep their connection open.
+        let _ = tokio::time::timeout(GRACE, serving).await;
+    }
+    Ok(())
+}
+
+/// Returns the name of this node: from the configuration, otherwise from the environment.
+fn node_name(node: &Node) -> Result<String, Error> {
+    match node.name.as_str() {
+        "" => std::env::var(NAME).ok().filter(|name| !name.is_empty()).ok_or(Error::Name),
+        name => Ok(name.to_owned()),
+    }
+}
+
+/// Creates the directories of the agent and locks them.
+fn take_directories(layout: &Layout, node: &Node) -> Result<Lock, Error> {
     // Pods read the mounts below the second directory.
     for (path, mode) in [(layout.root(), 0o700), (&node.mounts, 0o755)] {
         let made = dir::create_all(path, mode);
@@ -139,10 +206,13 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
     // The previous agent might still be stopping. The DaemonSet then restarts this one.
     let lock = Dir::open(layout.root()).and_then(|dir| Lock::try_exclusive(&dir, AGENT_LOCK.as_bytes()));
     let lock = lock.map_err(|source| Error::Io { doing: "locking state.dir", source })?;
-    let _lock = lock.ok_or_else(|| Error::Taken(layout.root().to_owned()))?;
+    lock.ok_or_else(|| Error::Taken(layout.root().to_owned()))
+}
+
+fn attacher(args: &AgentArgs, node: &Node, layout: &Layout) -> Result<NodeAttacher, Error> {
     let mounts = node.mounts.canonicalize();
     let mounts = mounts.map_err(|source| Error::Directory { path: node.mounts.clone(), source })?;
-    let attacher = Arc::new(NodeAttacher {
+    Ok(NodeAttacher {
         host: Host {
             root: node.root.clone(),
             records: Attachments::new(layout.attached()),
@@ -156,53 +226,18 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
         preload: node.preload,
         trust: keys::trust(&node.trust)?,
         verify_layers: node.verify_layers,
-    });
-    let snapshotter = match node.snapshotter {
-        true => Some(Server::start(&snapshotter::Settings {
-            root: layout.snapshotter(),
-            attached: layout.attached(),
-            socket: args.socket.clone(),
-        })?),
-        false => None,
-    };
-    let metrics = Metrics::new();
-    let settings = Settings { config: node.clone(), node: name.clone() };
-    let mut agent = Agent::new(client, settings, attacher, metrics.clone());
-    let listening = match node.listen {
-        Some(address) => {
-            let bound = Health::bind(address).await.map_err(|source| Error::Listen { address, source })?;
-            let health = bound.address().map_err(|source| Error::Listen { address, source })?;
-            tracing::info!(%health, "serving the health of the agent");
-            Some(tokio::spawn(bound.serve(agent.readiness(), metrics)))
-        }
-        None => None,
-    };
-    let stop = CancellationToken::new();
-    let answering = async {
-        match snapshotter {
-            Some(server) => server.serve(stop.clone()).await,
-            None => pending().await,
-        }
-    };
-    tokio::pin!(answering);
-    tracing::info!(node = name, "managing the image caches of this node");
-    notify::ready();
-    tokio::spawn(notify::stay_alive());
-    tokio::select! {
-        ended = &mut answering => {
-            return ended.map_err(|source| Error::Io { doing: "serving containerd", source });
-        }
-        () = agent.run(&stop) => {}
-        () = stopped => {}
-    }
-    notify::stopping();
-    stop.cancel();
-    if let Some(listening) = listening {
-        listening.abort();
-    }
-    if node.snapshotter {
-        // Do not wait longer for clients that keep their connection open.
-        let _ = tokio::time::timeout(GRACE, answering).await;
-    }
-    Ok(())
+    })
+}
+
+/// Serves the health endpoints in a task.
+async fn serve_health(
+    address: SocketAddr,
+    readiness: Arc<AtomicBool>,
+    metrics: Metrics,
+) -> Result<JoinHandle<()>, Error> {
+    let failed = |source| Error::Listen { address, source };
+    let bound = Health::bind(address).await.map_err(failed)?;
+    let health = bound.address().map_err(failed)?;
+    tracing::info!(%health, "serving the health of the agent");
+    Ok(tokio::spawn(bound.serve(readiness, metrics)))
 }

@@ -6,7 +6,7 @@ use std::{io, thread};
 use chrono::{DateTime, Utc};
 use tokio::runtime::Runtime;
 
-use super::args::{OrderArgs, Output};
+use super::args::{BuildArgs, Output};
 use super::output::json::Json;
 use super::output::terminal::Terminal;
 use super::output::text::Text;
@@ -113,7 +113,7 @@ pub(super) fn refuse(
 }
 
 /// Writes a configuration error to the result file, if the job has one.
-pub(super) fn leave_usage_error(args: &OrderArgs, class: Class, message: &str) {
+pub(super) fn leave_usage_error(args: &BuildArgs, class: Class, message: &str) {
     let job = merge::read_job(args).ok().flatten();
     if let Some(path) = merge::result_file(args, job.as_deref()) {
         result_file::write(&path, &usage_outcome(class, message));

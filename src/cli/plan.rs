@@ -6,7 +6,7 @@ use std::thread;
 
 use tokio::runtime;
 
-use super::args::{OrderArgs, Output};
+use super::args::{BuildArgs, Output};
 use super::output::{stdout, summary};
 use super::{confine, exit, merge, signals};
 use crate::builder::cancel::Cancel;
@@ -21,14 +21,14 @@ use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
 /// Runs the command and returns its exit code.
-pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
-    let output = args.output;
+pub(super) fn run(args: BuildArgs, config: Config, console: &Console) -> u8 {
+    let output = args.options.output;
     if let Err(e) = confine::settle(&args) {
         return exit::fail(console, e.class(), &e.to_string());
     }
-    let sandboxed = !args.no_sandbox;
+    let sandboxed = !args.options.no_sandbox;
     let order = merge::read_job(&args)
-        .and_then(|job| merge::order(args, job.as_deref(), &config, merge::Purpose::Plan));
+        .and_then(|job| merge::build_request(args, job.as_deref(), &config, merge::Purpose::Plan));
     let order = match order {
         Ok(order) => order,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
@@ -62,22 +62,24 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     runtime.shutdown_background();
     match planned {
         Ok(report) => answer(&report, sizing, output, console),
-        Err(failures) => {
-            let class =
-                Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal);
-            let code = match class {
-                Class::Cancelled => cancel.exit_code().unwrap_or(class.exit_code()),
-                class => class.exit_code(),
-            };
-            console.print(&summary::failed(&failures, "the plan failed", code));
-            if output == Output::Json
-                && let Ok(json) = serde_json::to_string_pretty(&PlanFailed { version: VERSION, failures })
-            {
-                stdout::print(console, &(json + "\n"));
-            }
-            code
-        }
+        Err(failures) => fail(failures, &cancel, output, console),
     }
+}
+
+/// Reports the failures of a plan and returns the exit code.
+fn fail(failures: Vec<Failure>, cancel: &Cancel, output: Output, console: &Console) -> u8 {
+    let class = Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal);
+    let code = match class {
+        Class::Cancelled => cancel.exit_code().unwrap_or(class.exit_code()),
+        class => class.exit_code(),
+    };
+    console.print(&summary::failed(&failures, "the plan failed", code));
+    if output == Output::Json
+        && let Ok(json) = json(Err(failures))
+    {
+        stdout::print(console, &json);
+    }
+    code
 }
 
 /// Formats the report of a plan, or its failures, as JSON.

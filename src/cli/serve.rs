@@ -3,6 +3,7 @@
 mod backend;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,12 +112,18 @@ struct Signals {
     hang_up: Signal,
 }
 
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error> {
-    let mut signals = Signals {
-        terminate: signal(SignalKind::terminate())?,
-        interrupt: signal(SignalKind::interrupt())?,
-        hang_up: signal(SignalKind::hangup())?,
-    };
+    let mut signals = Signals::listen()?;
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
     let tenants = SharedTenants::new(tenants(config)?);
     let any_credential = tenants.current().any_credential();
@@ -132,51 +139,71 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
             (Backend::cluster(cluster, config, logs, clock.clone(), metrics.clone()).await?, listeners)
         }
     };
-    let service = backend.service().clone();
     let tcp = listeners.tcp_address().map(tracing::field::display);
     tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "serving requests");
-    let parts = api::Parts { service: service.clone(), tenants: tenants.clone(), clock, metrics };
+    let service = backend.service().clone();
+    let parts = api::Parts { service, tenants: tenants.clone(), clock, metrics };
     let stop = CancellationToken::new();
     let tls = listeners.tls();
     let serving = Api::new(parts, config.api.clone()).serve(listeners, stop.clone());
     tokio::pin!(serving);
     notify::ready();
     let alive = tokio::spawn(notify::stay_alive());
-
-    let mut failed = None;
+    let apply = || apply_config(reload, backend.service(), &backend, &tenants, tls.as_ref());
     let running = backend.run(&stop);
     tokio::pin!(running);
+    let failed = until_end(&backend, serving.as_mut(), running.as_mut(), &mut signals, apply).await;
+    let code = shut_down(&backend, serving, &stop, &mut signals, failed).await;
+    alive.abort();
+    Ok(code)
+}
+
+/// Waits for a stop signal or a failure, and returns the class of the failure. SIGHUP applies a changed
+/// configuration.
+async fn until_end(
+    backend: &Backend,
+    mut serving: Pin<&mut impl Future<Output = ()>>,
+    mut running: Pin<&mut impl Future<Output = Result<(), daemon::Error>>>,
+    signals: &mut Signals,
+    apply: impl Fn(),
+) -> Option<Class> {
     loop {
         tokio::select! {
             Err(error) = &mut running => {
                 tracing::error!("{error}");
-                failed = Some(error.class());
-                break;
+                return Some(error.class());
             }
             // The service has logged the reason. The service manager restarts the daemon.
-            () = service.broken() => {
-                failed = Some(Class::Internal);
-                break;
-            }
+            () = backend.service().broken() => return Some(Class::Internal),
             // It ends only after a stop.
-            () = &mut serving => break,
-            _ = signals.terminate.recv() => break,
-            _ = signals.interrupt.recv() => break,
+            () = &mut serving => return None,
+            _ = signals.terminate.recv() => return None,
+            _ = signals.interrupt.recv() => return None,
             _ = signals.hang_up.recv() => {
                 notify::reloading();
-                apply_config(reload, &service, &backend, &tenants, tls.as_ref());
+                apply();
                 notify::ready();
             }
         }
     }
+}
+
+/// Stops all tasks within the grace period and returns the exit code. A second signal ends the wait.
+async fn shut_down(
+    backend: &Backend,
+    serving: Pin<&mut impl Future<Output = ()>>,
+    stop: &CancellationToken,
+    signals: &mut Signals,
+    failed: Option<Class>,
+) -> u8 {
     tracing::info!("shutting down; unfinished builds resume on the next start");
     notify::stopping();
     stop.cancel();
     let stopping = async {
-        tokio::join!(&mut serving, service.stop());
+        tokio::join!(serving, backend.service().stop());
         backend.release().await;
     };
-    let code = tokio::select! {
+    tokio::select! {
         () = stopping => failed.map_or(0, Class::exit_code),
         () = tokio::time::sleep(GRACE) => {
             tracing::error!("shutdown grace period of {} s exceeded; aborting the remaining tasks", GRACE.as_secs());
@@ -184,9 +211,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
         }
         _ = signals.terminate.recv() => exit::TERMINATED,
         _ = signals.interrupt.recv() => Class::Cancelled.exit_code(),
-    };
-    alive.abort();
-    Ok(code)
+    }
 }
 
 fn tenants(config: &Config) -> Result<Tenants, TenantError> {

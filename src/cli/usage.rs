@@ -1,8 +1,11 @@
-//! Errors in a command line or job that are found before any work starts.
+//! Errors in a command line or job that are found before any work starts. This is the place for their
+//! messages, which say what to change.
 
 use crate::telemetry::ParseLevelError;
 use larder_model::class::Class;
+use larder_model::image_cache::spec::MAX_IMAGES as MAX_CACHE_IMAGES;
 use larder_model::job::{JobError, MAX_IMAGES};
+use larder_model::reference::ImageReference;
 
 /// An invalid command line or job. The exit code is always 64.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +80,31 @@ pub(super) enum UsageError {
         /// The error of the parser.
         source: JobError,
     },
+    /// A signing key is given for a disk image.
+    #[error("--sign-key: a disk image is already sealed and keeps its signature, if any; remove the flag")]
+    SignKeyForImage,
+    /// An export would write to a terminal.
+    #[error("standard output is a terminal: redirect it, or specify a path")]
+    Terminal,
+    /// The format of an export has no compressed layers.
+    #[error("--compression applies only to oci-layout and oci-archive: remove it")]
+    Compression,
+    /// The daemon does not accept the kind of archive.
+    #[error(
+        "{0} is a skopeo directory, but the daemon accepts tars only: create one with skopeo copy dir:… oci-archive:…"
+    )]
+    SkopeoDirectory(String),
+    /// An image of a volume for the daemon has no tag.
+    #[error(
+        "{0} has no tag, and its manifest digest changes when its layers are packed: choose other images with --image, or run `larder export` and import the archive"
+    )]
+    Untagged(ImageReference),
+    /// An archive or volume for the daemon has more images than an image cache can have.
+    #[error("{0} images are too many, a cache can have {MAX_CACHE_IMAGES}: choose some with --image")]
+    TooManyForCache(usize),
+    /// The variable with the creation time of an image is not a time.
+    #[error("{0} is not a time: use seconds since 1970")]
+    CreationTime(&'static str),
     /// The log filter is not valid.
     #[error(transparent)]
     Level(#[from] ParseLevelError),

@@ -1,6 +1,7 @@
 //! `larder verify`: verifies the contents of a volume.
 
 use super::args::VerifyArgs;
+use super::args::internal::VerifyChildArgs;
 use super::output::stdout;
 use super::{exit, sandbox};
 use crate::keys;
@@ -14,9 +15,6 @@ use larder_model::size::ByteSize;
 
 /// Runs the command and returns its exit code.
 pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
-    if args.for_use {
-        return apart(args, console);
-    }
     let trust = match keys::trust(&args.trust) {
         Ok(trust) => trust,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
@@ -56,8 +54,8 @@ pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
     stdout::print(console, &text)
 }
 
-/// Verifies the directory on standard input for another `larder` process, which reads the verdict.
-fn apart(args: &VerifyArgs, console: &Console) -> u8 {
+/// Verifies the volume for another `larder` process, which reads the verdict.
+pub(super) fn run_child(args: &VerifyChildArgs, console: &Console) -> u8 {
     let structure = match Structure::of_path(&args.volume) {
         Ok(structure) => structure,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde::Deserialize;
 
 use larder_model::class::Class;
 use larder_model::escape::escape_to;
@@ -46,6 +46,16 @@ pub enum Error {
         /// The defect of the answer.
         reason: String,
     },
+    /// The answer lacks a field that this version needs.
+    #[error(
+        "the answer of {address} does not match this version of larder: {reason}; use the version of the daemon"
+    )]
+    Incompatible {
+        /// Address of the request.
+        address: String,
+        /// The defect of the answer.
+        reason: String,
+    },
     /// The body to send cannot be read.
     #[error("{message}")]
     Body {
@@ -73,6 +83,15 @@ pub struct Refusal {
     pub request_id: Option<String>,
 }
 
+/// The fields of an error body that are shown. A proxy can answer without them.
+#[derive(Debug, Default, Deserialize)]
+struct ErrorBody {
+    #[serde(rename = "errorMessage")]
+    message: Option<String>,
+    #[serde(rename = "errorCode")]
+    code: Option<String>,
+}
+
 fn part(before: &str, text: &Option<String>) -> String {
     text.as_ref().map(|text| format!("{before}{text}")).unwrap_or_default()
 }
@@ -84,15 +103,15 @@ impl Refusal {
         request_id: Option<String>,
         retry_after: Option<String>,
     ) -> Self {
-        let json: Value = serde_json::from_slice(body).unwrap_or_default();
-        let text = |key: &str| Some(escape_to(json.get(key)?.as_str()?, MAX_MESSAGE));
-        let mut message = text("errorMessage")
+        let body: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
+        let text = |text: Option<String>| text.map(|text| escape_to(&text, MAX_MESSAGE));
+        let mut message = text(body.message)
             .unwrap_or_else(|| "the daemon refused the request without a reason".to_owned());
         if let Some(seconds) = retry_after {
             message.push_str(&format!("; try again in {} s", escape_to(&seconds, 20)));
         }
         let request_id = request_id.map(|id| escape_to(&id, 80));
-        Refusal { status, code: text("errorCode"), message, request_id }
+        Refusal { status, code: text(body.code), message, request_id }
     }
 }
 
@@ -103,7 +122,7 @@ impl Error {
             Error::Setup { .. } => Class::Invalid,
             Error::Unreachable { .. } => Class::Transient,
             Error::NotAdmitted { .. } => Class::Denied,
-            Error::Malformed { .. } => Class::Internal,
+            Error::Malformed { .. } | Error::Incompatible { .. } => Class::Internal,
             Error::Body { class, .. } => *class,
             Error::Refused(refusal) => match refusal.status {
                 401 | 403 => Class::Denied,

@@ -8,11 +8,10 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::error::Error;
-use super::{Client, Request};
+use super::{Answer, Client, Request};
 use larder_model::class::Class;
 
 /// Size of one chunk, bytes, and maximum number of chunks that wait to be sent.
@@ -47,11 +46,11 @@ impl Client {
         matches!(self.credentials, super::Credentials::Keys { .. })
     }
 
-    /// Sends a request with a large body and returns the JSON of its answer.
+    /// Sends a request with a large body and returns its answer.
     ///
     /// # Errors
     /// Returns the error of the writer if it failed, otherwise [`Error`].
-    pub async fn upload(&self, request: Request<'_>, upload: Upload) -> Result<Value, Error> {
+    pub async fn upload(&self, request: Request<'_>, upload: Upload) -> Result<Answer, Error> {
         let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(AHEAD);
         let Upload { length, sha256, write, sent } = upload;
         let writing = tokio::task::spawn_blocking(move || {
@@ -82,7 +81,7 @@ impl Client {
                 return Err(Error::Body { class: Class::Internal, message: format!("sending ended: {e}") });
             }
         }
-        serde_json::from_slice(&answer?).map_err(|e| self.malformed(e.to_string()))
+        self.parse(&answer?)
     }
 }
 

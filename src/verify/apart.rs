@@ -36,8 +36,9 @@ pub enum Verdict {
     },
 }
 
-/// Verifies the volume at `path` as [`verify_for_use`](super::verify_for_use) does, by running `larder verify
-/// --for-use` in a sandbox. The signature is checked in this process. The running program must be `larder`.
+/// Verifies the volume at `path` as [`verify_for_use`](super::verify_for_use) does, by running `larder
+/// internal verify-child` in a sandbox. The signature is checked in this process. The running program must be
+/// `larder`.
 ///
 /// # Errors
 /// The first difference, a signature that `trust` does not accept, or a process without a verdict.
@@ -46,7 +47,7 @@ pub fn verify_apart(path: &Path, trust: &Trust) -> Result<(), Error> {
     let (sealed, _) = volume::read_trusted(path, trust)?;
     let dir = Dir::open(path).map_err(failed("opening the volume"))?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(["verify", "--for-use", PATH]).env_clear();
+    command.args(["internal", "verify-child", PATH]).env_clear();
     command.envs(std::env::vars_os().filter(|(name, _)| name == "TMPDIR"));
     command.stdin(OwnedFd::from(dir)).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(failed("starting the verifier for"))?;

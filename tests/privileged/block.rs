@@ -89,7 +89,7 @@ fn an_interrupted_build_resumes() {
         let mut command = onto(&served, &device, 256 * MIB);
         let mut filling = Filling::start(command.args(["--limit-rate", "400KiB/s"]), served.beside("events"));
         assert!(filling.told("layer_committed", 2));
-        filling.keeper.kill();
+        filling.supervisor.kill();
         device.wait_until_free();
         served.registry.forget();
         let text = succeed(onto(&served, &device, 256 * MIB).args(["--output", "json"]));

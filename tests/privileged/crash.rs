@@ -38,10 +38,10 @@ fn killed(served: &Served, extractor: bool, kind: &str, count: usize) -> bool {
     match filling.extractor().filter(|_| extractor) {
         Some(pid) => {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            let code = filling.keeper.code_within(Duration::from_secs(20));
+            let code = filling.supervisor.code_within(Duration::from_secs(20));
             assert!(matches!(code, Some(70 | 0)), "{code:?}");
         }
-        None => filling.keeper.kill(),
+        None => filling.supervisor.kill(),
     }
     let sealed = volume.join("cache.json").exists();
     // A command right after a kill waits for the kernel.
@@ -91,8 +91,8 @@ fn killed_while_the_disk_is_made() {
         let mut landed = 0;
         for place in ["", ".larder", ".larder/disk.img", "disk.img"] {
             let mut filling = Filling::start(&mut build(&served, &volume, SIZE), served.beside("events"));
-            landed += u32::from(filling.keeper.until(|| volume.join(place).exists()));
-            filling.keeper.kill();
+            landed += u32::from(filling.supervisor.until(|| volume.join(place).exists()));
+            filling.supervisor.kill();
             resumed(&served, &volume);
             wait_for_release(&volume);
             fs::remove_dir_all(&volume).unwrap();
@@ -111,8 +111,8 @@ fn all_but_the_last(served: &Served, synced: bool) -> Filling {
     assert!(filling.told("layer_committed", usize::try_from(LAYERS).unwrap() - 1));
     if synced {
         stall();
-        filling.keeper.signal(Signal::SIGTERM);
-        assert_eq!(filling.keeper.code_within(Duration::from_secs(20)), Some(143));
+        filling.supervisor.signal(Signal::SIGTERM);
+        assert_eq!(filling.supervisor.code_within(Duration::from_secs(20)), Some(143));
         filling = Filling::start(&mut build(served, &served.volume(), SIZE), served.beside("events"));
         assert!(filling.told("layer_started", 1));
     }
@@ -133,8 +133,8 @@ fn signals_leave_a_disk_that_resumes() {
         for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
             let served = Served::new([image(LAYERS, 100)]);
             let mut filling = all_but_the_last(&served, false);
-            filling.keeper.signal(signal);
-            assert_eq!(filling.keeper.code_within(Duration::from_secs(20)), Some(code));
+            filling.supervisor.signal(signal);
+            assert_eq!(filling.supervisor.code_within(Duration::from_secs(20)), Some(code));
             wait_for_release(&served.volume());
             let last = served.images[0].layers.last().unwrap().digest.clone();
             assert_eq!(resumed(&served, &served.volume()), BTreeSet::from([last]));
@@ -203,8 +203,8 @@ fn copies_taken_in_mid_build_resume_or_are_refused() {
             let _ = fs::remove_dir_all(served.volume());
             let mut command = build(&served, &served.volume(), SIZE);
             let mut filling = Filling::start(command.args(["--limit-rate", limit]), served.beside("events"));
-            assert!(filling.keeper.until(|| served.volume().join("disk.img").exists()));
-            while !filling.keeper.has_ended() && copies.len() < 24 {
+            assert!(filling.supervisor.until(|| served.volume().join("disk.img").exists()));
+            while !filling.supervisor.has_ended() && copies.len() < 24 {
                 copies.push(power_cut(&served, &format!("copy-{}", copies.len())));
             }
         }

@@ -46,10 +46,10 @@ fn fifty_failing_builds_leave_nothing() {
                         Filling::start(&mut build(&served, &volume, SIZE), served.beside("events"));
                     assert!(filling.told("layer_started", 1));
                     if round % 5 == 2 {
-                        filling.keeper.signal(Signal::SIGTERM);
-                        assert_eq!(filling.keeper.code_within(Duration::from_secs(20)), Some(143));
+                        filling.supervisor.signal(Signal::SIGTERM);
+                        assert_eq!(filling.supervisor.code_within(Duration::from_secs(20)), Some(143));
                     } else {
-                        filling.keeper.kill();
+                        filling.supervisor.kill();
                     }
                     served.registry.heal();
                 }

@@ -43,7 +43,7 @@ pub(crate) fn build(served: &Served, volume: &Path, size: u64) -> Command {
 
 /// A running build that writes its events to a file.
 pub(crate) struct Filling {
-    pub(crate) keeper: Running,
+    pub(crate) supervisor: Running,
     events: PathBuf,
 }
 
@@ -51,7 +51,7 @@ impl Filling {
     pub(crate) fn start(command: &mut Command, events: PathBuf) -> Self {
         let output = fs::File::create(&events).unwrap();
         let child = command.args(["--output", "json"]).stdout(output).stderr(Stdio::null()).spawn().unwrap();
-        Filling { keeper: Running::of(child), events }
+        Filling { supervisor: Running::of(child), events }
     }
 
     /// Waits until the build has printed `count` events of this kind. Returns false if the build ended
@@ -59,12 +59,13 @@ impl Filling {
     pub(crate) fn told(&mut self, kind: &str, count: usize) -> bool {
         let events = self.events.clone();
         let kind = format!("\"event\":\"{kind}\"");
-        self.keeper.until(|| fs::read_to_string(&events).unwrap_or_default().matches(&kind).count() >= count)
+        self.supervisor
+            .until(|| fs::read_to_string(&events).unwrap_or_default().matches(&kind).count() >= count)
     }
 
     /// Returns the process that extracts layers to the disk, if there is one now.
     pub(crate) fn extractor(&self) -> Option<i32> {
-        let own = self.keeper.pid().as_raw().to_string();
+        let own = self.supervisor.pid().as_raw().to_string();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_str().unwrap_or_default().parse() else { continue };
             let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();

@@ -71,7 +71,7 @@ fn a_disk_that_was_killed_is_signed_when_it_is_done() {
         served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
         let mut filling = Filling::start(&mut signed(&served, &volume), served.beside("events"));
         assert!(filling.told("layer_committed", 2), "the build ended");
-        filling.keeper.kill();
+        filling.supervisor.kill();
         served.registry.heal();
         // Leftovers of an interrupted seal next to the disk.
         fs::write(volume.join("cache.json.sig"), "old").unwrap();

@@ -56,9 +56,9 @@ fn a_disk_that_was_half_filled_is_filled_as_fast_as_a_new_one() {
         let mut filling = Filling::start(&mut build(&served, &volume, SIZE), served.beside("events"));
         // When no more data arrives, all files but the last exist.
         served.registry.forget();
-        assert!(filling.keeper.until(|| served.registry.served(&blob.digest) >= end));
+        assert!(filling.supervisor.until(|| served.registry.served(&blob.digest) >= end));
         std::thread::sleep(Duration::from_secs(3) + whole);
-        filling.keeper.kill();
+        filling.supervisor.kill();
         wait_for_release(&volume);
         served.registry.heal();
         let (again, _) = timed(&served, &build(&served, &volume, SIZE));

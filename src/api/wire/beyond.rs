@@ -1,7 +1,7 @@
 //! Bodies of `/larder/v1/`.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ImageCache;
@@ -10,9 +10,10 @@ use crate::caches::service::Details;
 use crate::caches::volumes::Snapshot;
 use larder_model::digest::Digest;
 use larder_model::plan_report::PlanReport;
+use larder_model::reference::ImageReference;
 
 /// An image cache with all its details.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Detailed {
     /// The image cache as the vendor's object.
     pub image_cache: ImageCache,
@@ -22,15 +23,16 @@ pub struct Detailed {
 }
 
 /// The best cache for a workload.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Matched {
     /// Null if no available cache contains any of the images.
-    #[serde(rename = "match")]
+    // Without a function of its own, an absent field would count as null.
+    #[serde(rename = "match", deserialize_with = "Option::deserialize")]
     pub found: Option<Match>,
 }
 
 /// An image cache and how well it fits.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Match {
     /// The matching image cache.
     pub image_cache: ImageCache,
@@ -39,7 +41,8 @@ pub struct Match {
     /// Compressed size of these images, bytes. A shared layer is counted once.
     pub bytes: u64,
     /// The images of the workload that it lacks.
-    pub missing: Vec<String>,
+    #[schema(value_type = Vec<String>)]
+    pub missing: Vec<ImageReference>,
     /// Digest of the content that its `cache.json` describes.
     #[schema(value_type = String)]
     pub digest: Digest,
@@ -49,7 +52,7 @@ pub struct Match {
 }
 
 /// The result of a dry run.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Planned {
     /// The report of `larder plan`.
     #[schema(value_type = Object)]
@@ -57,7 +60,7 @@ pub struct Planned {
 }
 
 /// The snapshots of an image cache.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Snapshots {
     /// The snapshots, oldest first.
     #[schema(value_type = Vec<Object>)]
@@ -77,10 +80,53 @@ impl From<Option<Found>> for Matched {
             image_cache: found.record.into(),
             images: found.score.images,
             bytes: found.score.bytes,
-            missing: found.score.missing.into_iter().map(String::from).collect(),
+            missing: found.score.missing,
             digest: found.digest,
             sealed_at: found.sealed_at,
         });
         Matched { found }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A `Detailed` as a newer daemon sends it, with fields that this version does not have.
+    fn newer() -> Value {
+        json!({
+            "image_cache": {
+                "name": "web", "id": "2f0c9f2a-4c1b-4f0e-8a53-5d1a1d0d9a11", "created_at": "", "images": ["a:1"],
+                "image_cache_size": 20, "retention_days": 0, "status": "Available", "new": {"deep": [1]},
+                "building_config": {"cluster": "c", "new": null},
+            },
+            "details": {
+                "refreshing": false, "attempts": 1, "images": [], "layers": [], "events": [], "new": "x",
+            },
+            "new": 1,
+        })
+    }
+
+    #[test]
+    fn a_client_ignores_new_fields_and_names_missing_ones() {
+        let read: Detailed = serde_json::from_value(newer()).unwrap();
+        assert_eq!((read.image_cache.name.as_str(), read.details.attempts), ("web", 1));
+        for (outer, inner) in [("image_cache", "id"), ("image_cache", "status"), ("details", "refreshing")] {
+            let mut lacks = newer();
+            lacks[outer].as_object_mut().unwrap().remove(inner);
+            let error = serde_json::from_value::<Detailed>(lacks).unwrap_err().to_string();
+            assert!(error.contains(&format!("missing field `{inner}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_match_is_null_and_not_absent() {
+        let null: Matched = serde_json::from_value(json!({"match": null})).unwrap();
+        assert!(null.found.is_none());
+        assert_eq!(serde_json::to_value(null).unwrap(), json!({"match": null}));
+        let error = serde_json::from_value::<Matched>(json!({})).unwrap_err().to_string();
+        assert!(error.contains("missing field `match`"), "{error}");
     }
 }

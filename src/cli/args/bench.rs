@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{CredentialArgs, LayerArgs, OrderArgs, Output};
+use super::{BuildArgs, BuildOptions, CredentialArgs, LayerArgs, Output};
 use larder_model::bench_report::Kind;
 use larder_model::job::LayerFormat;
 use larder_model::platform::Platform;
@@ -82,7 +82,7 @@ pub(in crate::cli) struct FillArgs {
 
 impl BenchKind {
     /// Returns the kind of benchmark, its directory, and the arguments of the equivalent build.
-    pub(in crate::cli) fn into_order(self) -> (Kind, PathBuf, OrderArgs) {
+    pub(in crate::cli) fn into_order(self) -> (Kind, PathBuf, BuildArgs) {
         match self {
             BenchKind::Decode(DecodeArgs { measure, dir }) => {
                 (Kind::Decode, dir.unwrap_or_else(std::env::temp_dir), measure.into())
@@ -93,24 +93,29 @@ impl BenchKind {
     }
 }
 
-impl From<MeasureArgs> for OrderArgs {
+impl From<MeasureArgs> for BuildArgs {
     fn from(args: MeasureArgs) -> Self {
-        OrderArgs {
+        BuildArgs {
             images: vec![args.image],
-            platform: args.platform,
+            options: BuildOptions {
+                platform: args.platform,
+                concurrency: args.concurrency,
+                output: args.output,
+                ..BuildOptions::default()
+            },
             credentials: args.credentials,
-            concurrency: args.concurrency,
             connections_per_host: args.connections_per_host,
-            output: args.output,
-            ..OrderArgs::default()
+            ..BuildArgs::default()
         }
     }
 }
 
-impl From<FillArgs> for OrderArgs {
+impl From<FillArgs> for BuildArgs {
     fn from(args: FillArgs) -> Self {
         let FillArgs { measure, layer_format, no_tar_split, rootless, .. } = args;
-        let layers = LayerArgs { layer_format, no_tar_split, verity: false };
-        OrderArgs { layers, rootless, ..measure.into() }
+        let mut args = BuildArgs::from(measure);
+        args.options.layers = LayerArgs { layer_format, no_tar_split, verity: false };
+        args.options.rootless = rootless;
+        args
     }
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use clap::CommandFactory as _;
 
 use super::*;
@@ -48,6 +50,10 @@ fn clap_errors_go_to_stderr_and_help_does_not() {
         "larder cache import web",
         "larder cache wait a --timeout 3",
         "larder cache ls --host ftp://x",
+        "larder build --kept fill a",
+        "larder build --supervisor 1 a",
+        "larder verify --for-use a",
+        "larder internal build-child fill --supervisor 1 -- build a",
     ] {
         assert!(parse(bad).unwrap_err().use_stderr(), "{bad}");
     }
@@ -57,8 +63,31 @@ fn clap_errors_go_to_stderr_and_help_does_not() {
 }
 
 #[test]
-fn rates() {
-    assert_eq!(rate("20MiB/s"), Ok(20 << 20));
-    assert_eq!(rate("1000"), Ok(1000));
-    assert!(rate("/s").is_err() && rate("0").is_err());
+fn the_public_commands_have_no_hidden_flags() {
+    fn check(command: &clap::Command) {
+        let hidden: Vec<_> = command.get_arguments().filter(|arg| arg.is_hide_set()).collect();
+        assert!(hidden.is_empty(), "{}: {hidden:?}", command.get_name());
+        command.get_subcommands().for_each(check);
+    }
+    let command = Cli::command();
+    check(&command);
+    assert!(command.get_subcommands().all(|command| command.get_name() != internal::NAME));
+}
+
+#[test]
+fn a_flag_of_build_and_import_has_one_declaration() {
+    let command = Cli::command();
+    let flags = |name: &str| -> BTreeSet<String> {
+        let command = command.find_subcommand(name).unwrap();
+        command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
+    };
+    let mut shared = BuildOptions::augment_args(clap::Command::new("shared"));
+    shared.build();
+    let shared: BTreeSet<String> =
+        shared.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
+    let both: BTreeSet<String> = flags("build").intersection(&flags("import")).cloned().collect();
+    let twice: Vec<&String> = both.difference(&shared).collect();
+    // An import requires a volume; a build can be a plan without one.
+    assert_eq!(twice, ["volume"]);
+    assert_eq!(flags("build"), flags("plan"));
 }

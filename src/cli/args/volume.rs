@@ -24,9 +24,6 @@ none is the fastest, and suits networks that compress.";
 pub(in crate::cli) struct VerifyArgs {
     /// Directory of the volume, image file or block device
     pub(in crate::cli) volume: PathBuf,
-    /// Verify on behalf of another larder process, and print the verdict as JSON
-    #[arg(long, hide = true)]
-    pub(in crate::cli) for_use: bool,
     /// Reject (77) a volume that is not signed with this public key: the line that `larder key public`
     /// prints, or a file with such lines or PEMs; repeatable
     ///

@@ -3,22 +3,26 @@
 use std::time::Duration;
 
 use chrono::Utc;
-use serde_json::{Value, json};
+use reqwest::Method;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Error, get};
+use super::Error;
+use super::table::rfc3339;
+use crate::api::wire::beyond::Detailed;
 use crate::caches::progress::LayerState;
-use crate::caches::record::Origin;
-use crate::caches::service::LayerDetails;
+use crate::caches::record::{CacheEvent, Origin};
+use crate::caches::service::{Details, LayerDetails};
 use crate::cli::output::terminal::Terminal;
 use crate::cli::output::text::Text;
 use crate::cli::output::{Renderer, stdout};
+use crate::client::error::Error as ClientError;
 use crate::client::events::StreamEvent;
-use crate::client::{Client, Request};
+use crate::client::{Answer, Client, Request};
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
 use larder_model::event::{Event, Line, VERSION};
+use larder_model::image_cache::{CacheId, Status};
 
 /// Delay between two requests for a cache whose event stream ended early.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -35,14 +39,15 @@ pub(super) enum Wanted {
     Gone,
 }
 
-/// Waits until the cache reaches `wanted`, or can no longer reach it. Returns the daemon's last answer.
+/// Waits until the cache reaches `wanted`, or can no longer reach it. Returns the daemon's last answer about
+/// the cache. `None` if the cache was already deleted.
 pub(super) async fn until(
     client: &Client,
-    id: &str,
+    id: CacheId,
     wanted: Wanted,
     limit: Option<Duration>,
     console: &Console,
-) -> Result<Value, Error> {
+) -> Result<Option<Answer>, Error> {
     let mut renderer: Box<dyn Renderer> = if console.is_terminal() {
         Box::new(Terminal::new(console.clone()))
     } else {
@@ -52,36 +57,36 @@ pub(super) async fn until(
     let Some(limit) = limit else { return waiting.await };
     timeout(limit, waiting).await.unwrap_or_else(|_| {
         let message = "not done before --timeout; the daemon continues".to_owned();
-        Err(Error::Ended { name: id.to_owned(), class: Class::Busy, message })
+        Err(Error::Ended { name: id.to_string(), class: Class::Busy, message })
     })
 }
 
 async fn wait(
     client: &Client,
-    id: &str,
+    id: CacheId,
     wanted: Wanted,
     renderer: &mut dyn Renderer,
-) -> Result<Value, Error> {
-    let path = format!("/larder/v1/caches/{id}");
-    let mut last = json!({"image_cache": {"id": id}});
-    let (mut sequence, mut answered) = (0, false);
+) -> Result<Option<Answer>, Error> {
+    let mut last = None;
+    let mut sequence = 0;
     loop {
-        let answer = match look(client, &path, answered).await {
+        let answer = match look(client, id, last.is_some()).await {
             Err(error) if error.is_not_found() && wanted == Wanted::Gone => return Ok(last),
             other => other?,
         };
-        if !answered {
-            join(&answer["details"], renderer);
+        let detailed: Detailed = answer.read()?;
+        if last.is_none() {
+            join(&detailed.details, renderer);
         }
-        answered = true;
-        last = json!({"image_cache": answer["image_cache"]});
-        if let Some(end) = ended(&answer, wanted) {
+        // The answer of a create or a delete has no details.
+        last = Some(answer.only("image_cache"));
+        if let Some(end) = ended(&detailed, wanted) {
             return end.map(|()| last);
         }
         // Status events are numbered, so each is shown once. Builder events have no number.
-        if let Ok(mut events) = client.follow(id, sequence).await {
-            while let Some(told) = events.next().await {
-                match told {
+        if let Ok(mut events) = client.follow(&id.to_string(), sequence).await {
+            while let Some(event) = events.next().await {
+                match event {
                     StreamEvent::Status { sequence: number, .. } => sequence = number,
                     StreamEvent::Build(line) => {
                         // A closed terminal must not end the wait.
@@ -89,8 +94,8 @@ async fn wait(
                     }
                 }
             }
-            let answer = client.call(Request::new(get(), &path)).await;
-            if answer.is_ok_and(|answer| ended(&answer, wanted).is_some()) {
+            let answer = details(client, id).await.and_then(|answer| answer.read());
+            if answer.is_ok_and(|detailed| ended(&detailed, wanted).is_some()) {
                 continue;
             }
         }
@@ -99,35 +104,36 @@ async fn wait(
 }
 
 /// Requests the details of a cache. If the daemon `answered` before, retries while it is unreachable.
-async fn look(client: &Client, path: &str, answered: bool) -> Result<Value, crate::client::error::Error> {
+async fn look(client: &Client, id: CacheId, answered: bool) -> Result<Answer, ClientError> {
     let deadline = Instant::now() + AWAY;
     loop {
-        match client.call(Request::new(get(), path)).await {
+        match details(client, id).await {
             Err(error) if answered && passes(&error) && Instant::now() < deadline => sleep(PAUSE).await,
             answer => return answer,
         }
     }
 }
 
+async fn details(client: &Client, id: CacheId) -> Result<Answer, ClientError> {
+    client.call(Request::new(Method::GET, &format!("/larder/v1/caches/{id}"))).await
+}
+
 /// Reports whether a retry might succeed.
-fn passes(error: &crate::client::error::Error) -> bool {
+fn passes(error: &ClientError) -> bool {
     matches!(error.class(), Class::Transient | Class::Busy)
 }
 
 /// Shows the running layers of a build that started before this client connected.
-fn join(details: &Value, renderer: &mut dyn Renderer) {
-    let Some(mut rest) = details["fetch_bytes"].as_u64() else { return };
-    let layers = details["layers"].as_array().into_iter().flatten();
-    let layers: Vec<LayerDetails> =
-        layers.filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect();
-    for layer in layers.iter().filter(|layer| layer.origin == Origin::Fetched) {
+fn join(details: &Details, renderer: &mut dyn Renderer) {
+    let Some(mut rest) = details.fetch_bytes else { return };
+    for layer in details.layers.iter().filter(|layer| layer.origin == Origin::Fetched) {
         if layer.state == LayerState::Committed {
             rest = rest.saturating_sub(layer.compressed_size);
         }
     }
     renderer.join(rest);
-    for layer in layers.into_iter().filter(|layer| layer.state == LayerState::Running) {
-        let LayerDetails { blob, compressed_size, images, from, received, .. } = layer;
+    for layer in details.layers.iter().filter(|layer| layer.state == LayerState::Running) {
+        let LayerDetails { blob, compressed_size, images, from, received, .. } = layer.clone();
         let from = from.map(|id| id.to_string());
         let started = Event::LayerStarted { blob: blob.clone(), compressed_size, images, from };
         for event in [started, Event::LayerProgress { blob, received, written: 0 }] {
@@ -137,43 +143,46 @@ fn join(details: &Value, renderer: &mut dyn Renderer) {
 }
 
 /// Returns the final result, or `None` if the cache can still change.
-fn ended(answer: &Value, wanted: Wanted) -> Option<Result<(), Error>> {
-    let (cache, details) = (&answer["image_cache"], &answer["details"]);
-    let text = |value: &Value| escape(value.as_str().unwrap_or_default());
-    let fail = |class: Class| {
-        let message = match cache["message"].as_str() {
+fn ended(answer: &Detailed, wanted: Wanted) -> Option<Result<(), Error>> {
+    let Detailed { image_cache, details } = answer;
+    let fail = |class: Option<Class>| {
+        let message = match &image_cache.message {
             Some(message) => escape(message),
-            None => format!("it is {}", text(&cache["status"])),
+            None => format!("it is {}", image_cache.status),
         };
-        Some(Err(Error::Ended { name: text(&cache["name"]), class, message }))
+        let class = class.unwrap_or(Class::Internal);
+        Some(Err(Error::Ended { name: image_cache.name.to_string(), class, message }))
     };
-    let class = || serde_json::from_value(details["class"].clone()).unwrap_or(Class::Internal);
-    match (cache["status"].as_str().unwrap_or_default(), wanted) {
-        (_, Wanted::Gone) | ("Creating", _) => None,
-        ("Available", _) if details["refreshing"] == true => None,
+    match (image_cache.status, wanted) {
+        (_, Wanted::Gone) | (Status::Creating, _) => None,
+        (Status::Available, _) if details.refreshing => None,
         // The old content is still available, but the awaited refresh failed.
-        ("Available", _) if !details["class"].is_null() => fail(class()),
-        ("Available", _) => Some(Ok(())),
-        ("Failed", _) => fail(class()),
-        ("Deleting", _) => fail(Class::NotFound),
-        _ => fail(Class::Conflict),
+        (Status::Available, _) if details.class.is_some() => fail(details.class),
+        (Status::Available, _) => Some(Ok(())),
+        (Status::Failed, _) => fail(details.class),
+        (Status::Deleting, _) => fail(Some(Class::NotFound)),
+        (Status::Unavailable, _) => fail(Some(Class::Conflict)),
     }
 }
 
 /// Prints the events of a cache until it reaches a final status. If the daemon stops or this reader is too
 /// slow, the stream is cut and then resumed; builder events in between are lost.
-pub(super) async fn print(client: &Client, id: &str, as_json: bool, console: &Console) -> Result<(), Error> {
-    let path = format!("/larder/v1/caches/{id}");
+pub(super) async fn print(
+    client: &Client,
+    id: CacheId,
+    as_json: bool,
+    console: &Console,
+) -> Result<(), Error> {
     let mut text = Text(console.clone());
     let (mut sequence, mut answered) = (0, false);
     loop {
-        match client.follow(id, sequence).await {
+        match client.follow(&id.to_string(), sequence).await {
             Ok(mut events) => {
-                while let Some(told) = events.next().await {
-                    if let StreamEvent::Status { sequence: number, .. } = &told {
+                while let Some(event) = events.next().await {
+                    if let StreamEvent::Status { sequence: number, .. } = &event {
                         sequence = *number;
                     }
-                    print_one(told, as_json, &mut text, console);
+                    print_one(event, as_json, &mut text, console);
                 }
             }
             Err(error) if answered && passes(&error) => {}
@@ -181,26 +190,30 @@ pub(super) async fn print(client: &Client, id: &str, as_json: bool, console: &Co
             Err(error) => return Err(error.into()),
         }
         answered = true;
-        let answer = match look(client, &path, answered).await {
+        let answer: Detailed = match look(client, id, answered).await {
             Err(error) if error.is_not_found() => return Ok(()),
-            other => other?,
+            other => other?.read()?,
         };
-        if settled(&answer) && last_event(&answer) <= sequence {
+        if is_settled(&answer) && last_event(&answer) <= sequence {
             return Ok(());
         }
         sleep(PAUSE).await;
     }
 }
 
-fn print_one(told: StreamEvent, as_json: bool, text: &mut Text, console: &Console) {
-    match told {
+fn print_one(event: StreamEvent, as_json: bool, text: &mut Text, console: &Console) {
+    match event {
         StreamEvent::Status { json, .. } if as_json => {
             stdout::print(console, &format!("{json}\n"));
         }
         StreamEvent::Status { json, .. } => {
-            let status: Value = serde_json::from_str(&json).unwrap_or_default();
-            let field = |name: &str| escape(status[name].as_str().unwrap_or_default());
-            let line = format!("{}  {:<11}  {}\n", field("time"), field("status"), field("message"));
+            // A status that this version does not know is shown as the daemon sent it.
+            let line = match serde_json::from_str::<CacheEvent>(&json) {
+                Ok(CacheEvent { time, status, message, .. }) => {
+                    format!("{}  {status:<11}  {}\n", rfc3339(time), escape(&message))
+                }
+                Err(_) => escape(&json) + "\n",
+            };
             stdout::print(console, &line);
         }
         StreamEvent::Build(line) if as_json => {
@@ -215,25 +228,34 @@ fn print_one(told: StreamEvent, as_json: bool, text: &mut Text, console: &Consol
 }
 
 /// Reports whether nothing changes until the next request or the next scheduled action.
-fn settled(answer: &Value) -> bool {
-    let at_work = answer["details"]["refreshing"] == true;
-    !at_work && !matches!(answer["image_cache"]["status"].as_str(), Some("Creating" | "Deleting"))
+fn is_settled(answer: &Detailed) -> bool {
+    let is_final = !matches!(answer.image_cache.status, Status::Creating | Status::Deleting);
+    is_final && !answer.details.refreshing
 }
 
 /// Returns the sequence number of the last event.
-fn last_event(answer: &Value) -> u64 {
-    let events = answer["details"]["events"].as_array();
-    events.and_then(|events| events.last()?["sequence"].as_u64()).unwrap_or_default()
+fn last_event(answer: &Detailed) -> u64 {
+    answer.details.events.last().map_or(0, |event| event.sequence)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[test]
     fn ends() {
-        let of = |status: &str, details: Value, wanted: Wanted| {
-            let answer = json!({"image_cache": {"name": "web", "status": status}, "details": details});
+        let of = |status: &str, mut details: Value, wanted: Wanted| {
+            for (field, value) in [("attempts", json!(1)), ("images", json!([])), ("layers", json!([]))] {
+                details[field] = value;
+            }
+            details["events"] = json!([]);
+            let cache = json!({
+                "name": "web", "id": CacheId::random(), "created_at": "", "images": [], "image_cache_size": 20,
+                "retention_days": 0, "building_config": {"cluster": "c"}, "status": status,
+            });
+            let answer = serde_json::from_value(json!({"image_cache": cache, "details": details})).unwrap();
             ended(&answer, wanted).map(|end| end.map_err(|error| error.class()))
         };
         let plain = || json!({"refreshing": false});

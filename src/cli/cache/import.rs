@@ -12,16 +12,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::Value;
+use reqwest::Method;
 use sha2::{Digest as _, Sha256};
 
-use super::{Error, post};
+use super::Error;
 use crate::archive::{self, Archive, Input};
 use crate::cli::args::CacheImport;
 use crate::cli::output::bar::{self, Bar};
+use crate::cli::usage::UsageError;
 use crate::client::error::Error as ClientError;
 use crate::client::upload::{Upload, Writer};
-use crate::client::{Client, Request};
+use crate::client::{Answer, Client, Request};
 use crate::export::{self, Format, Monitor};
 use crate::telemetry::Console;
 use larder_model::class::Class;
@@ -38,7 +39,7 @@ struct Source {
 }
 
 /// Uploads the source and returns the daemon's answer.
-pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console) -> Result<Value, Error> {
+pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console) -> Result<Answer, Error> {
     let (input, images, signs) = (args.source.clone(), args.images.clone(), client.signs());
     let opened = tokio::task::spawn_blocking(move || {
         let source = open(&input, images)?;
@@ -53,7 +54,7 @@ pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console)
     query.push(("cluster", &args.cluster));
     query.extend(source.images.iter().map(|image| ("image", image.given())));
     let key = args.idempotency_key.as_deref();
-    let request = Request { query: &query, key, ..Request::new(post(), "/larder/v1/import") };
+    let request = Request { query: &query, key, ..Request::new(Method::POST, "/larder/v1/import") };
     let sent = Arc::new(AtomicU64::new(0));
     let upload = Upload { length: source.length, sha256, write: source.write, sent: Arc::clone(&sent) };
     let sending = client.upload(request, upload);
@@ -79,17 +80,13 @@ fn open(input: &Path, images: Vec<ImageReference>) -> Result<Source, Error> {
     let of_archive = |e: crate::archive::Error| failed(e.class(), e.to_string());
     let archive = Archive::index(Input::open(input).map_err(of_archive)?, None).map_err(of_archive)?;
     if archive.format() == archive::Format::Dir {
-        let message = format!(
-            "{} is a skopeo directory, but the daemon accepts tars only: create one with skopeo copy dir:… oci-archive:…",
-            input.display()
-        );
-        return Err(failed(Class::Invalid, message));
+        return Err(UsageError::SkopeoDirectory(input.display().to_string()).into());
     }
     let images = if images.is_empty() { archive.names() } else { images };
     if images.is_empty() {
         return Err(of_archive(archive.unnamed()));
     }
-    let images = counted(images)?;
+    check_number(&images)?;
     let Some(tar) = archive.tar() else {
         let layout = input.to_owned();
         let write: Writer =
@@ -113,13 +110,9 @@ fn is_volume(input: &Path) -> bool {
 fn volume(path: PathBuf, images: Vec<ImageReference>) -> Result<Source, Error> {
     let of_volume = |e: export::Error| failed(e.class(), e.to_string());
     let images = if images.is_empty() { export::images(&path).map_err(of_volume)? } else { images };
-    let images = counted(images)?;
+    check_number(&images)?;
     if let Some(image) = images.iter().find(|image| image.tag().is_none()) {
-        let message = format!(
-            "{image} has no tag, and its manifest digest changes when its layers are packed: choose other images with \
-             --image, or run `larder export` and import the archive"
-        );
-        return Err(failed(Class::Invalid, message));
+        return Err(UsageError::Untagged(image.clone()).into());
     }
     // The volume must have three times the size of the layers as sent, so they are compressed.
     let request = export::Request {
@@ -135,14 +128,8 @@ fn volume(path: PathBuf, images: Vec<ImageReference>) -> Result<Source, Error> {
     Ok(Source { images, length: None, write })
 }
 
-fn counted(images: Vec<ImageReference>) -> Result<Vec<ImageReference>, Error> {
-    if images.len() <= MAX_IMAGES {
-        return Ok(images);
-    }
-    let have = images.len();
-    let message =
-        format!("{have} images are too many, a cache can have {MAX_IMAGES}: choose some with --image");
-    Err(failed(Class::Invalid, message))
+fn check_number(images: &[ImageReference]) -> Result<(), UsageError> {
+    if images.len() > MAX_IMAGES { Err(UsageError::TooManyForCache(images.len())) } else { Ok(()) }
 }
 
 /// Returns the source with its SHA-256, which request signatures cover. A source of unknown length is first

@@ -2,21 +2,22 @@
 //! the build.
 
 use std::num::NonZero;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::{io, thread};
 
 use tokio::runtime::{self, Runtime};
 
-use super::args::{OrderArgs, Output};
-use super::call::{Call, Role};
+use super::args::internal::{BuildChildArgs, ChildRole};
+use super::args::{BuildArgs, Output};
 use super::outcome::{carry_out, refuse};
 use super::output::json::Json;
 use super::output::{Renderer as _, stdout};
-use super::{confine, exit, keeper, merge, plan};
+use super::{confine, exit, merge, plan};
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events};
-use crate::builder::keeper::DescriptorPurpose;
+use crate::builder::keeper::{DescriptorPurpose, Greeting, SupervisorClient};
 use crate::builder::order::{BuildRequest, FetcherConnection, Signer};
 use crate::builder::remote::{Fetcher, serve};
 use crate::builder::{Prepared, registry, sweep};
@@ -27,67 +28,76 @@ use larder_model::class::Class;
 use larder_model::event::Event;
 use larder_sys::confine::{Confined, Confinement};
 
-/// Runs the part `role` of the build and returns the exit code.
-pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, console: &Console) -> u8 {
+/// Does the task of `child`, with the flags of its supervisor, and returns the exit code.
+pub(super) fn run(mut args: BuildArgs, child: BuildChildArgs, config: Config, console: &Console) -> u8 {
     // The remaining arguments only concern the supervisor.
-    args.output = Output::Json;
-    args.die_with_parent = Some(call.kept_by);
-    args.result_file = None;
+    args.options.output = Output::Json;
+    args.options.result_file = None;
+    args.die_with_parent = Some(Some(child.supervisor));
     let fail = |class, message: String| refuse(None, Output::Json, class, &message, console);
     if let Err(e) = confine::settle(&args) {
         return fail(e.class(), e.to_string());
     }
-    let sandboxed = !args.no_sandbox;
-    let (supervisor, greeting, descriptors) = match keeper::meet() {
+    let sandboxed = !args.options.no_sandbox;
+    let (supervisor, greeting, descriptors) = match meet() {
         Ok(met) => met,
         Err(e) => return fail(Class::Internal, format!("connecting to the supervisor: {e}")),
     };
     let job = greeting.job.as_deref().map(str::as_bytes);
-    let mut order = match merge::order(args, job, &config, merge::Purpose::Build) {
-        Ok(order) => order,
+    let mut request = match merge::build_request(args, job, &config, merge::Purpose::Build) {
+        Ok(request) => request,
         Err(e) => return fail(e.class(), e.to_string()),
     };
-    if let Some(volume) = call.kept_volume {
-        order.volume = volume;
+    if let Some(volume) = child.mounted_at {
+        request.volume = volume;
     }
     let mut connection = None;
     for (what, descriptor) in greeting.descriptors.iter().zip(descriptors) {
         match what {
             DescriptorPurpose::Fetching => connection = Some(UnixStream::from(descriptor)),
-            DescriptorPurpose::Archive => order.standard_input = Some(Arc::new(descriptor.into())),
+            DescriptorPurpose::Archive => request.standard_input = Some(Arc::new(descriptor.into())),
         }
     }
-    order.signer = greeting.signer.map(|key| Signer::Supervisor(supervisor.clone(), key));
-    order.keeper = Some(supervisor.clone());
-    let part = Part { order, config, sandboxed };
-    match role {
-        Role::Fetch => part.fetch(connection, console),
-        Role::Resolve => part.resolve(console),
-        Role::Fill | Role::Sweep | Role::Prove => {
+    request.signer = greeting.signer.map(|key| Signer::Supervisor(supervisor.clone(), key));
+    request.keeper = Some(supervisor);
+    let task = Task { request, config, sandboxed };
+    match child.role {
+        ChildRole::Fetch => task.fetch(connection, console),
+        ChildRole::Resolve => task.resolve(console),
+        role @ (ChildRole::Fill | ChildRole::Sweep | ChildRole::Prove) => {
             let absent = greeting.absent;
             let connection = connection.map(|stream| FetcherConnection { stream: Arc::new(stream), absent });
-            part.extract(role, connection, console)
+            task.extract(role, connection, console)
         }
     }
 }
 
-struct Part {
-    order: BuildRequest,
+/// Connects to the supervisor on standard input, and receives the text of the job. Must be called only once.
+///
+/// # Errors
+/// The connection fails.
+fn meet() -> io::Result<(SupervisorClient, Greeting, Vec<OwnedFd>)> {
+    SupervisorClient::meet(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
+}
+
+/// A task of the build.
+struct Task {
+    request: BuildRequest,
     config: Config,
     sandboxed: bool,
 }
 
-impl Part {
+impl Task {
     /// Fetches layers for the extractor at the other end of `connection`.
     fn fetch(self, connection: Option<UnixStream>, console: &Console) -> u8 {
         let Some(connection) = connection else {
             return exit::fail(console, Class::Internal, "the fetcher has no connection to the extractor");
         };
-        let Some(supervisor) = &self.order.keeper else {
+        let Some(supervisor) = &self.request.keeper else {
             return exit::fail(console, Class::Internal, "the fetcher has no connection to the supervisor");
         };
         let (events, lines) = events::channel();
-        let fetcher = registry::fetcher(&self.order, &self.config, &events, supervisor.clone());
+        let fetcher = registry::fetcher(&self.request, &self.config, &events, supervisor.clone());
         let runtime = match self.enter(&confine::fetcher(), None) {
             Ok((_confined, runtime)) => runtime,
             Err((class, message)) => return exit::fail(console, class, &message),
@@ -110,11 +120,11 @@ impl Part {
         }
     }
 
-    /// Resolves the images of the order and prints the report.
+    /// Resolves the images of the request and prints the report.
     fn resolve(self, console: &Console) -> u8 {
-        let confinement = confine::resolver(&self.order);
+        let confinement = confine::resolver(&self.request);
         let (events, _) = events::channel();
-        let prepared = Prepared::new(self.order.clone(), self.config.clone(), events);
+        let prepared = Prepared::new(self.request.clone(), self.config.clone(), events);
         let (_confined, runtime) = match self.enter(&confinement, None) {
             Ok(entered) => entered,
             Err((class, message)) => return exit::fail(console, class, &message),
@@ -128,18 +138,18 @@ impl Part {
     }
 
     /// Runs a role that works on the volume.
-    fn extract(mut self, role: Role, fetching: Option<FetcherConnection>, console: &Console) -> u8 {
+    fn extract(mut self, role: ChildRole, fetching: Option<FetcherConnection>, console: &Console) -> u8 {
         let fail = |class, message: &str| refuse(None, Output::Json, class, message, console);
-        self.order.fetcher = fetching;
+        self.request.fetcher = fetching;
         let (events, lines) = events::channel();
-        let confinement = match confine::extractor(&self.order) {
+        let confinement = match confine::extractor(&self.request) {
             Ok(confinement) => confinement,
             Err(e) => return fail(e.class(), &e.to_string()),
         };
-        let order = self.order.clone();
-        let prepared =
-            (role == Role::Fill).then(|| Prepared::new(order.clone(), self.config.clone(), events.clone()));
-        let deadline = order.deadline;
+        let request = self.request.clone();
+        let prepared = (role == ChildRole::Fill)
+            .then(|| Prepared::new(request.clone(), self.config.clone(), events.clone()));
+        let deadline = request.deadline;
         let (_confined, runtime) = match self.enter(&confinement, Some(&events)) {
             Ok(entered) => entered,
             Err((class, message)) => return fail(class, &message),
@@ -147,8 +157,8 @@ impl Part {
         let work = |cancel: Cancel| async move {
             match (prepared, role) {
                 (Some(prepared), _) => prepared.run(cancel).await,
-                (None, Role::Prove) => sweep(order, Trust::Synced, cancel).await,
-                (None, _) => sweep(order, Trust::ThisBoot, cancel).await,
+                (None, ChildRole::Prove) => sweep(request, Trust::Synced, cancel).await,
+                (None, _) => sweep(request, Trust::ThisBoot, cancel).await,
             }
         };
         let outcome = carry_out(&runtime, work, deadline, (events, lines), Output::Json, console);

@@ -15,7 +15,7 @@ use super::mounts::Mounts;
 use crate::builder::keeper::{Greeting, Refusal, Reply, Request, credentials_body};
 use crate::builder::registry::{repositories, secrets};
 use crate::builder::wire;
-use crate::cli::call::Role;
+use crate::cli::args::internal::ChildRole;
 use crate::secrets::Secrets;
 use larder_model::class::Class;
 use larder_model::plan_report::PlanReport;
@@ -30,7 +30,7 @@ type Repositories = HashSet<(String, String)>;
 
 /// Answers the requests of the children of one build.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct RequestHandler {
     params: Arc<BuildParams>,
     mounts: Mutex<Mounts>,
     secrets: Secrets,
@@ -41,14 +41,14 @@ pub(super) struct Desk {
     runtime: Handle,
 }
 
-impl Desk {
+impl RequestHandler {
     /// Reads the secrets of the order.
     pub(super) fn new(params: &Arc<BuildParams>) -> Self {
-        Desk {
-            mounts: Mutex::new(Mounts::new(&params.order)),
-            secrets: secrets(&params.order.registry),
+        RequestHandler {
+            mounts: Mutex::new(Mounts::new(&params.request)),
+            secrets: secrets(&params.request.registry),
             // If the configuration is invalid, the fetcher reports it.
-            repositories: repositories(&params.order, &params.config).unwrap_or_default(),
+            repositories: repositories(&params.request, &params.config).unwrap_or_default(),
             signed: AtomicU32::new(0),
             params: Arc::clone(params),
             runtime: Handle::current(),
@@ -59,11 +59,11 @@ impl Desk {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub(super) fn serve(self: &Arc<Self>, role: Role, stream: UnixStream) -> io::Result<()> {
-        let desk = Arc::clone(self);
+    pub(super) fn serve(self: &Arc<Self>, role: ChildRole, stream: UnixStream) -> io::Result<()> {
+        let handler = Arc::clone(self);
         let answer = move || {
             while let Ok(Some(frame)) = wire::receive::<Request>(&stream) {
-                let (reply, body) = match desk.answer(role, frame.header, &frame.body) {
+                let (reply, body) = match handler.answer(role, frame.header, &frame.body) {
                     Ok(body) => (Reply::default(), body),
                     Err(refusal) => (Reply { refused: Some(refusal) }, Vec::new()),
                 };
@@ -72,10 +72,10 @@ impl Desk {
                 }
             }
         };
-        thread::Builder::new().name(format!("desk-{}", role.name())).spawn(answer).map(drop)
+        thread::Builder::new().name(format!("handler-{}", role.name())).spawn(answer).map(drop)
     }
 
-    fn answer(self: &Arc<Self>, role: Role, request: Request, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+    fn answer(self: &Arc<Self>, role: ChildRole, request: Request, body: &[u8]) -> Result<Vec<u8>, Refusal> {
         check(role, &request, &self.repositories)?;
         match request {
             Request::Mount(volume) => {
@@ -102,7 +102,8 @@ impl Desk {
         let sealed = CacheManifest::parse(cache_json).map_err(|e| {
             Refusal::new(Class::Internal, format!("the builder wrote an invalid cache.json: {e}"))
         })?;
-        if sealed.content.job != self.params.order.identity().digest() && !self.params.order.images.is_empty()
+        if sealed.content.job != self.params.request.identity().digest()
+            && !self.params.request.images.is_empty()
         {
             return Err(Refusal::new(Class::Internal, "the builder wrote a cache.json of another job"));
         }
@@ -112,15 +113,15 @@ impl Desk {
     }
 }
 
-impl Desk {
+impl RequestHandler {
     /// Resolves the images of the order again, in a process that has read no layer.
     fn resolve(self: &Arc<Self>) -> Result<PlanReport, Refusal> {
         let failed = |e: io::Error| Refusal::new(Class::Internal, format!("resolving the images again: {e}"));
         let _context = self.runtime.enter();
         let greeting = self.greeting();
         let (child, stream) =
-            Child::start(&self.params, Role::Resolve, None, greeting, None).map_err(failed)?;
-        self.serve(Role::Resolve, stream).map_err(failed)?;
+            Child::start(&self.params, ChildRole::Resolve, None, greeting, None).map_err(failed)?;
+        self.serve(ChildRole::Resolve, stream).map_err(failed)?;
         self.runtime.block_on(child.report())
     }
 
@@ -137,10 +138,10 @@ impl Desk {
 
 /// Checks whether a child of `role` can make the request. The extractor can request mounts and signatures.
 /// Fetchers can request the credentials of the order's repositories.
-fn check(role: Role, request: &Request, repositories: &Repositories) -> Result<(), Refusal> {
+fn check(role: ChildRole, request: &Request, repositories: &Repositories) -> Result<(), Refusal> {
     match (role, request) {
-        (Role::Fill, Request::Mount(_) | Request::Sign) => Ok(()),
-        (Role::Fetch | Role::Resolve, Request::Credentials { registry, repository }) => {
+        (ChildRole::Fill, Request::Mount(_) | Request::Sign) => Ok(()),
+        (ChildRole::Fetch | ChildRole::Resolve, Request::Credentials { registry, repository }) => {
             let is_in_order = repositories.contains(&(registry.clone(), repository.clone()));
             let refusal = || Refusal::new(Class::Denied, "the order has no image in this repository");
             if is_in_order { Ok(()) } else { Err(refusal()) }
@@ -186,10 +187,10 @@ mod tests {
             let (registry, repository) = of(registry, repository);
             Request::Credentials { registry, repository }
         };
-        let all = [Role::Fill, Role::Sweep, Role::Prove, Role::Fetch, Role::Resolve];
+        let all = [ChildRole::Fill, ChildRole::Sweep, ChildRole::Prove, ChildRole::Fetch, ChildRole::Resolve];
         for (request, permitted) in [
-            (Request::Sign, &[Role::Fill][..]),
-            (credentials("r.io", "team/app"), &[Role::Fetch, Role::Resolve]),
+            (Request::Sign, &[ChildRole::Fill][..]),
+            (credentials("r.io", "team/app"), &[ChildRole::Fetch, ChildRole::Resolve]),
             (credentials("r.io", "team/other"), &[]),
             (credentials("other.io", "team/app"), &[]),
         ] {

@@ -21,7 +21,7 @@ use crate::builder::events::Events;
 use crate::builder::keeper::{DescriptorPurpose, Greeting, MAX_LINE, Refusal};
 use crate::builder::wire;
 use crate::caches::runner::child::{event, next_line};
-use crate::cli::call::Role;
+use crate::cli::args::internal::{BuildChildArgs, ChildRole};
 use crate::cli::outcome::usage_outcome;
 use crate::config::environment;
 use crate::telemetry;
@@ -41,9 +41,9 @@ const MAX_REPORT: u64 = 16 << 20;
 /// Maximum number of warnings that are forwarded from a child.
 const MAX_WARNINGS: usize = 1000;
 
-impl Role {
+impl ChildRole {
     fn has_network(self) -> bool {
-        matches!(self, Role::Fetch | Role::Resolve)
+        matches!(self, ChildRole::Fetch | ChildRole::Resolve)
     }
 
     /// Reports whether a child of this role inherits the environment variable `name`.
@@ -78,7 +78,7 @@ impl ChildReport {
 #[derive(Debug)]
 pub(super) struct Child {
     process: tokio::process::Child,
-    role: Role,
+    role: ChildRole,
     warnings: usize,
     output: BufReader<ChildStdout>,
     /// Forwards the child's standard error.
@@ -93,20 +93,22 @@ impl Child {
     /// The process cannot be started, or ends immediately.
     pub(super) fn start(
         params: &BuildParams,
-        role: Role,
-        volume: Option<PathBuf>,
+        role: ChildRole,
+        mounted_at: Option<PathBuf>,
         mut greeting: Greeting,
         fetching: Option<BorrowedFd<'_>>,
     ) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
-        let own = std::process::id().to_string();
-        command.arg0("larder").args(["--kept", role.name(), "--kept-by", &own]);
-        if let Some(volume) = volume {
-            command.arg("--kept-volume").arg(volume);
-        }
+        let args = BuildChildArgs {
+            role,
+            supervisor: std::process::id(),
+            mounted_at,
+            arguments: params.argv.iter().skip(1).cloned().collect(),
+        };
         command
-            .args(params.argv.iter().skip(1))
+            .arg0("larder")
+            .args(args.to_arguments())
             .env_clear()
             .envs(env::vars_os().filter(|(name, _): &(OsString, _)| role.gets(name)))
             // Pass the path, because the inherited directory can be hidden below a mount that was made later.
@@ -152,7 +154,7 @@ impl Child {
                             Event::Result(outcome) => result = Some(outcome),
                             event @ Event::Sealed { .. } => report.sealed = Some(event),
                             event @ Event::Warning { .. } => self.warn(events, event),
-                            event if self.role == Role::Fill => events.emit(event),
+                            event if self.role == ChildRole::Fill => events.emit(event),
                             _ => {}
                         },
                     },
