@@ -188,7 +188,7 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
         && record.status != Status::Deleting
     {
         record.message = None;
-        record.turn(Status::Deleting, of_timestamp(since.0), "its object was deleted");
+        record.set_status(Status::Deleting, of_timestamp(since.0), "its object was deleted");
     }
     Ok(record)
 }

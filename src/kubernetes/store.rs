@@ -31,7 +31,7 @@ use super::lease::Lease;
 use super::names::{FINALIZER, MANAGER, namespace};
 use super::seen::{ObjectName, Seen, SeenStatus};
 use crate::caches::record::Record;
-use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
+use crate::caches::store::{AdmissionDecision, Created, IdempotencyKey, Store, StoreError, Stored};
 use larder_model::image_cache::{CacheId, Status, TenantName};
 use larder_sys::clock::guard::SavedClock;
 
@@ -416,7 +416,7 @@ impl Store for KubeStore {
     fn create(
         &self,
         record: Record,
-        admission: Admission,
+        admission: AdmissionDecision,
         key: Option<IdempotencyKey>,
     ) -> BoxFuture<'_, Result<Created, StoreError>> {
         Box::pin(self.create(record, admission, key))

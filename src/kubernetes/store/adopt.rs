@@ -7,11 +7,11 @@ use super::super::names::{FINALIZER, NONCE};
 use super::super::upkeep::schedule;
 use super::{KubeStore, annotation, corrupt, post_parameters};
 use crate::caches::record::{Record, RequestOrigin};
-use crate::caches::store::{Admission, StoreError};
+use crate::caches::store::{Limits, StoreError};
 use crate::caches::volumes::UNLIMITED;
 use chrono::{DateTime, Utc};
 use kube::ResourceExt as _;
-use larder_model::image_cache::{Status, TenantName};
+use larder_model::image_cache::TenantName;
 use serde_json::json;
 
 impl KubeStore {
@@ -24,12 +24,12 @@ impl KubeStore {
         &self,
         namespace_of: &str,
         name: &str,
-        admission: Admission,
+        limits: Limits,
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
         let _turn = self.turn.lock().await;
         self.turn().await?;
-        let adopted = self.try_adopt(namespace_of, name, admission, now).await;
+        let adopted = self.try_adopt(namespace_of, name, limits, now).await;
         if let Err(fault) = self.admission.release().await {
             tracing::debug!("{fault}");
         }
@@ -40,7 +40,7 @@ impl KubeStore {
         &self,
         namespace_of: &str,
         name: &str,
-        admission: Admission,
+        limits: Limits,
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
         let api = self.of(namespace_of);
@@ -73,20 +73,12 @@ impl KubeStore {
         let need_gib = record.reserved_gib();
         // The objects of the tenant and of the cluster already include this one.
         let others = self.reserved_by(&own)?.saturating_sub(need_gib);
-        let mut refused = admission.tenant_space.check(need_gib, others).err();
-        if have >= admission.max_per_tenant {
-            refused = Some(StoreError::Quota { have, max: admission.max_per_tenant });
-        } else if refused.is_none() && admission.capacity_gib < UNLIMITED {
-            let capacity_gib = admission.capacity_gib;
-            let others = self.reserved_gib().await?.saturating_sub(need_gib);
-            let free_gib = capacity_gib.saturating_sub(others);
-            refused = (need_gib > free_gib).then_some(StoreError::Full { need_gib, free_gib, capacity_gib });
+        let mut fits = limits.check_tenant(need_gib, have, others);
+        if fits.is_ok() && limits.capacity_gib < UNLIMITED {
+            fits = limits.check_host(need_gib, self.reserved_gib().await?.saturating_sub(need_gib));
         }
-        if let Some(refused) = refused {
-            record.work = None;
-            record.class = Some(refused.class());
-            record.message = Some(refused.to_string());
-            record.turn(Status::Failed, now, refused.to_string());
+        if let Err(refused) = fits {
+            record.fail_build(now, refused.class(), &refused.to_string());
             self.put(object, record).await?;
             return Ok(());
         }

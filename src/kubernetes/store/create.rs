@@ -7,7 +7,7 @@ use super::super::lease::LeaseAttempt;
 use super::super::names::{KEY, NONCE, REQUEST, namespace};
 use super::{ADMISSION_POLL, KubeStore, REPAIR_WINDOW, annotation, corrupt, hex, keys, post_parameters};
 use crate::caches::record::Record;
-use crate::caches::store::{Admission, Created, IdempotencyKey, StoreError, Stored};
+use crate::caches::store::{AdmissionDecision, Created, IdempotencyKey, StoreError, Stored};
 use crate::caches::volumes::UNLIMITED;
 use kube::ResourceExt as _;
 use larder_model::image_cache::Spec;
@@ -16,7 +16,7 @@ impl KubeStore {
     pub(super) async fn create(
         &self,
         record: Record,
-        admission: Admission,
+        admission: AdmissionDecision,
         key: Option<IdempotencyKey>,
     ) -> Result<Created, StoreError> {
         let _turn = self.turn.lock().await;
@@ -32,7 +32,7 @@ impl KubeStore {
     pub(super) async fn admit(
         &self,
         record: Record,
-        admission: Admission,
+        admission: AdmissionDecision,
         key: Option<IdempotencyKey>,
     ) -> Result<Created, StoreError> {
         let tenant = &record.tenant;
@@ -70,17 +70,10 @@ impl KubeStore {
         if own.iter().any(|object| object.name_any() == record.spec.name.as_str()) {
             return Err(StoreError::NameTaken(record.spec.name));
         }
-        if own.len() >= admission.max_per_tenant {
-            return Err(StoreError::Quota { have: own.len(), max: admission.max_per_tenant });
-        }
-        let need_gib = record.reserved_gib();
-        admission.tenant_space.check(need_gib, self.reserved_by(&own)?)?;
-        let capacity_gib = admission.capacity_gib;
-        if capacity_gib < UNLIMITED {
-            let free_gib = capacity_gib.saturating_sub(self.reserved_gib().await?);
-            if need_gib > free_gib {
-                return Err(StoreError::Full { need_gib, free_gib, capacity_gib });
-            }
+        let (limits, need_gib) = (admission.limits()?, record.reserved_gib());
+        limits.check_tenant(need_gib, own.len(), self.reserved_by(&own)?)?;
+        if limits.capacity_gib < UNLIMITED {
+            limits.check_host(need_gib, self.reserved_gib().await?)?;
         }
         let mut object = convert::object(&record, &self.cluster);
         let annotations = object.annotations_mut();

@@ -118,7 +118,7 @@ mod tests {
         object.status = Some(ImageCacheStatus { last_used, ..ImageCacheStatus::default() });
         let mut record = record();
         record.work = None;
-        record.turn(Status::Available, at(0), "sealed");
+        record.set_status(Status::Available, at(0), "sealed");
         let mut seen = Seen { object, record, not_before: None };
         change(&mut seen);
         (seen.record.id, seen)

@@ -23,7 +23,7 @@ fn seen(schedule: Option<&str>, state: Option<RefreshState>) -> Seen {
     object.status = Some(crate::kubernetes::crd::ImageCacheStatus { refresh: state, ..Default::default() });
     let mut record = record();
     record.work = None;
-    record.turn(Status::Available, DateTime::UNIX_EPOCH, "sealed");
+    record.set_status(Status::Available, DateTime::UNIX_EPOCH, "sealed");
     Seen { object, record, not_before: None }
 }
 
