@@ -187,7 +187,7 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
     if let Some(since) = &meta.deletion_timestamp
         && record.status != Status::Deleting
     {
-        record.message = None;
+        record.clear_message();
         record.set_status(Status::Deleting, of_timestamp(since.0), "its object was deleted");
     }
     Ok(record)

@@ -1,15 +1,20 @@
 //! Runs the suite of all stores, and tests what is specific to this store: objects that other programs write.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use kube::CustomResourceExt as _;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
 
 use super::*;
 use crate::caches::record::RequestOrigin;
 use crate::caches::store::suite::{self, OPEN, ROOM, at};
-use crate::kubernetes::names::{KEY, REQUEST};
+use crate::kubernetes::convert;
+use crate::kubernetes::names::{FINALIZER, KEY, REQUEST};
 use larder_fake_kubernetes::{Cluster, Effect, Fault as FakeFault, Timing};
 use larder_model::class::Class;
+use larder_model::image_cache::Status;
 
 /// Returns a cluster with the custom resource and the namespaces of the suite.
 fn cluster() -> Cluster {
