@@ -18,8 +18,8 @@ use super::super::client::ApiServer;
 use super::super::convert::{self, Read};
 use super::super::crd::ImageCache;
 use super::super::fault::{Fault, opt, request};
+use super::super::index::{Index, IndexedStatus, ObjectName};
 use super::super::names::{MANAGER, namespace};
-use super::super::seen::{ObjectName, Seen, SeenStatus};
 use crate::caches::record::Record;
 use crate::caches::store::{StoreError, Stored};
 use larder_model::image_cache::{CacheId, Status};
@@ -38,7 +38,7 @@ pub(super) struct Objects {
     client: ApiServer,
     /// UID of the cluster.
     cluster: String,
-    seen: Seen,
+    index: Index,
     /// Time of the last list of all objects for a UID that the watch had not seen.
     listed: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -48,7 +48,7 @@ impl Objects {
         Objects {
             client: client.into(),
             cluster: cluster.to_owned(),
-            seen: Seen::default(),
+            index: Index::default(),
             listed: tokio::sync::Mutex::default(),
         }
     }
@@ -68,23 +68,23 @@ impl Objects {
         let meta = &object.metadata;
         let (Some(id), Some(version)) = (convert::id(meta), convert::version(meta)) else { return };
         let status = match convert::read(object, &self.cluster) {
-            Read::Record(record) => SeenStatus::Record(Arc::new(Stored { version, record: *record })),
-            Read::New | Read::Invalid(_) => SeenStatus::Nothing,
-            Read::Corrupt(what) => SeenStatus::Corrupt(what),
+            Read::Record(record) => IndexedStatus::Record(Arc::new(Stored { version, record: *record })),
+            Read::New | Read::Invalid(_) => IndexedStatus::Nothing,
+            Read::Corrupt(what) => IndexedStatus::Corrupt(what),
         };
-        self.seen.note(id, (object.namespace().unwrap_or_default(), object.name_any()), version, status);
+        self.index.note(id, (object.namespace().unwrap_or_default(), object.name_any()), version, status);
     }
 
     /// Removes an object that is gone from the index and returns its record.
     pub(super) fn unindex(&self, id: CacheId) -> Option<Arc<Stored>> {
-        self.seen.forget(id)
+        self.index.forget(id)
     }
 
     /// Notes that the watch has seen every object: `known` are the IDs of those that exist. Returns the other
     /// IDs of the index.
     pub(super) fn complete(&self, known: &HashSet<CacheId>) -> Vec<CacheId> {
-        self.seen.complete();
-        self.seen.ids().into_iter().filter(|id| !known.contains(id)).collect()
+        self.index.complete();
+        self.index.ids().into_iter().filter(|id| !known.contains(id)).collect()
     }
 
     /// Returns the record of an object as the watch last saw it.
@@ -92,11 +92,11 @@ impl Objects {
     /// # Errors
     /// [`StoreError::Corrupt`] if Larder did not write the status.
     pub(super) fn seen(&self, id: CacheId) -> Result<Option<Arc<Stored>>, StoreError> {
-        let name = || self.seen.name(id).unwrap_or_default();
-        match self.seen.get(id) {
-            Some(SeenStatus::Record(stored)) => Ok(Some(stored)),
-            Some(SeenStatus::Nothing) | None => Ok(None),
-            Some(SeenStatus::Corrupt(what)) => Err(corrupt_at(&name(), what)),
+        let name = || self.index.name(id).unwrap_or_default();
+        match self.index.get(id) {
+            Some(IndexedStatus::Record(stored)) => Ok(Some(stored)),
+            Some(IndexedStatus::Nothing) | None => Ok(None),
+            Some(IndexedStatus::Corrupt(what)) => Err(corrupt_at(&name(), what)),
         }
     }
 
@@ -105,13 +105,13 @@ impl Objects {
     /// # Errors
     /// [`StoreError::Corrupt`] if Larder did not write the status of an object.
     pub(super) async fn survey(&self) -> Result<Option<Vec<Arc<Stored>>>, StoreError> {
-        let Some(all) = self.seen.all(FIRST_LIST_TIMEOUT).await else { return Ok(None) };
+        let Some(all) = self.index.all(FIRST_LIST_TIMEOUT).await else { return Ok(None) };
         let mut records = Vec::with_capacity(all.len());
         for (name, status) in all {
             match status {
-                SeenStatus::Record(stored) => records.push(stored),
-                SeenStatus::Nothing => {}
-                SeenStatus::Corrupt(what) => return Err(corrupt_at(&name, what)),
+                IndexedStatus::Record(stored) => records.push(stored),
+                IndexedStatus::Nothing => {}
+                IndexedStatus::Corrupt(what) => return Err(corrupt_at(&name, what)),
             }
         }
         Ok(Some(records))
@@ -177,7 +177,7 @@ impl Objects {
         let found = found.filter(|object| convert::id(&object.metadata) == Some(id));
         match &found {
             Some(object) => self.index(object),
-            None => drop(self.seen.forget(id)),
+            None => drop(self.index.forget(id)),
         }
         Ok(found)
     }
@@ -186,11 +186,11 @@ impl Objects {
     /// API server is queried at most once per [`MIN_LIST_INTERVAL`], because clients can request UIDs that do
     /// not exist.
     async fn name(&self, id: CacheId) -> Result<Option<ObjectName>, Fault> {
-        if let Some(name) = self.seen.name(id) {
+        if let Some(name) = self.index.name(id) {
             return Ok(Some(name));
         }
         let mut listed = self.listed.lock().await;
-        if let Some(name) = self.seen.name(id) {
+        if let Some(name) = self.index.name(id) {
             return Ok(Some(name));
         }
         if let Some(left) = listed.and_then(|at| MIN_LIST_INTERVAL.checked_sub(at.elapsed())) {
@@ -199,7 +199,7 @@ impl Objects {
         let found = self.note_names().await;
         *listed = Some(Instant::now());
         found?;
-        Ok(self.seen.name(id))
+        Ok(self.index.name(id))
     }
 
     /// Records the names of all objects in the index.
@@ -211,7 +211,7 @@ impl Objects {
             for object in &page.items {
                 if let Some(id) = convert::id(&object.metadata) {
                     let name = (object.namespace().unwrap_or_default(), object.name_any());
-                    self.seen.note(id, name, 0, SeenStatus::Nothing);
+                    self.index.note(id, name, 0, IndexedStatus::Nothing);
                 }
             }
             parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());

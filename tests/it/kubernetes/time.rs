@@ -78,7 +78,8 @@ fn a_snapshot_is_ready_again_after_a_change_of_leaders() {
 
     let daemon = world.daemon();
     let status = || world.get::<ImageCache>(&world.team, "web")?.status;
-    let missing = world.until("its snapshot is missing", || status().filter(|status| status.phase == "Unavailable"));
+    let missing =
+        world.until("its snapshot is missing", || status().filter(|status| status.phase == "Unavailable"));
     assert!(missing.message.unwrap().contains("is missing"));
     fake.restore(GROUP, "volumesnapshotcontents", content.clone());
     fake.restore(GROUP, "volumesnapshots", snapshot.clone());
