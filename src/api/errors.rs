@@ -210,9 +210,10 @@ impl From<Error> for Problem {
             Error::NotFound(_) | Error::Store(StoreError::Gone(_)) => Problem::no_such_cache(),
             Error::Spec(_) | Error::NoImports => Problem::new(Code::Invalid, message),
             Error::UnknownCluster(_) => Problem::new(Code::UnknownCluster, message),
-            Error::QueueFull { retry_after, .. } => {
+            Error::QueueFull { retry_after } => {
                 Problem::new(Code::QueueFull, message).retry_after(retry_after)
             }
+            Error::Store(StoreError::QueueFull) => Problem::new(Code::QueueFull, message),
             Error::NotCancellable { .. } | Error::NotRefreshable { .. } | Error::Imported(_) => {
                 Problem::new(Code::State, message)
             }
@@ -220,7 +221,9 @@ impl From<Error> for Problem {
             Error::ArchiveTooLarge { .. } => Problem::new(Code::TooLarge, message),
             Error::ArchiveCompressed => Problem::new(Code::MediaType, message),
             Error::Plan(_) => planned(error.class(), message),
-            Error::Replayed => Problem::new(Code::Unauthenticated, message),
+            Error::Replayed | Error::Store(StoreError::Replayed) => {
+                Problem::new(Code::Unauthenticated, message)
+            }
             Error::Stopping => Problem::new(Code::Unavailable, message).retry_after(Duration::from_secs(5)),
             Error::Store(StoreError::NameTaken(_)) => Problem::new(Code::NameTaken, message),
             Error::Store(StoreError::Quota { .. } | StoreError::TenantFull { .. }) => {

@@ -70,9 +70,6 @@ impl Peer {
 /// The reason why the API cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// TCP is configured, but no tenant could use it.
-    #[error("api.tcp is set, but no tenant has a token or an access key: add one, or remove api.tcp")]
-    NoCredential,
     /// TCP without TLS is only allowed on loopback.
     #[error(
         "api.tcp {0} is not a loopback address, and no certificate is configured: set api.tls_certificate and api.tls_key"
@@ -149,12 +146,10 @@ impl Listeners {
     /// Binds the configured listeners. Requires a tokio runtime.
     ///
     /// # Errors
-    /// Returns [`ListenError`], also for TCP that no tenant could use or that would expose credentials to the
-    /// network.
-    pub fn bind(settings: &Api, any_credential: bool) -> Result<Self, ListenError> {
+    /// Returns [`ListenError`], also for TCP that would expose credentials to the network.
+    pub fn bind(settings: &Api) -> Result<Self, ListenError> {
         let tcp = match settings.tcp {
             None => None,
-            Some(_) if !any_credential => return Err(ListenError::NoCredential),
             Some(address) => {
                 let tls = Tls::load(settings)?;
                 if tls.is_none() && !address.ip().is_loopback() {

@@ -8,6 +8,9 @@ use larder_model::event::Failure;
 use larder_model::image_cache::spec::SpecError;
 use larder_model::image_cache::{CacheId, Status};
 
+/// Time after which a client can retry when the queue is full.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+
 /// The reason why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -89,7 +92,17 @@ pub enum Error {
     Stopping,
     /// The record store refused or failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::QueueFull => Error::QueueFull { retry_after: RETRY_AFTER },
+            StoreError::Replayed => Error::Replayed,
+            error => Error::Store(error),
+        }
+    }
 }
 
 impl Error {

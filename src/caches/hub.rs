@@ -167,7 +167,7 @@ mod tests {
         hub.changed(&record, 1);
         let watch = subscription.from(&record, 0);
         let late = hub.subscribe(record.id).from(&record, 2);
-        record.turn(Status::Available, DateTime::UNIX_EPOCH, "sealed");
+        record.set_status(Status::Available, DateTime::UNIX_EPOCH, "sealed");
         record.work = None;
         hub.changed(&record, 2);
         assert_eq!(sequences(watch).await, [1, 2, 3]);

@@ -71,7 +71,7 @@ mod tests {
         };
         let time = DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds);
         let mut record = Record::new(CacheId::random(), "team".parse().unwrap(), spec, time);
-        record.turn(Status::Available, time, "sealed");
+        record.set_status(Status::Available, time, "sealed");
         let sealed = images.iter().map(|(image, _)| SealedImage {
             reference: (*image).to_owned(),
             index: Some(Digest::sha256(format!("index of {image}").as_bytes())),

@@ -1,10 +1,13 @@
 //! The stored record of an image cache.
 
+mod transitions;
+
 use std::collections::VecDeque;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+pub(in crate::caches) use self::transitions::cut;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::SealedImage;
@@ -263,13 +266,6 @@ impl Record {
         self.message.as_deref().or(waiting)
     }
 
-    /// Changes the status and appends an event.
-    pub fn turn(&mut self, status: Status, now: DateTime<Utc>, why: impl Into<String>) {
-        self.status = status;
-        self.status_since = now;
-        self.note(now, why);
-    }
-
     /// Returns the GiB that are reserved for the cache on this host. This is its size for the served volume
     /// and again for the volume being filled, plus the archive that it is filled from. A failed cache
     /// reserves nothing.
@@ -284,7 +280,7 @@ impl Record {
 
     /// Returns `true` if the uploaded archive is still needed.
     pub fn needs_archive(&self) -> bool {
-        self.import.is_some() && self.work.is_some() && self.status != Status::Deleting
+        self.import.is_some() && self.wants_build()
     }
 
     /// Returns `true` if a second volume is being filled next to the served one.
@@ -303,9 +299,19 @@ impl Record {
         !matches!(self.status, Status::Deleting | Status::Failed) && (serves || self.fills(generation))
     }
 
+    /// Returns `true` if a builder must fill a volume.
+    pub fn wants_build(&self) -> bool {
+        self.work.is_some() && self.status != Status::Deleting
+    }
+
     /// Returns `true` if a volume is the one being filled.
     pub fn fills(&self, generation: u32) -> bool {
         self.work.as_ref().is_some_and(|work| work.generation == generation)
+    }
+
+    /// Returns `true` if the retention has ended.
+    pub fn is_expired(&self, now: DateTime<Utc>) -> bool {
+        self.expires_at().is_some_and(|at| at <= now)
     }
 
     /// Returns the end of the retention. `None` if the cache never expires.
@@ -316,11 +322,11 @@ impl Record {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::caches) mod tests {
     use super::*;
 
-    #[test]
-    fn the_most_recent_events_are_kept() {
+    /// Returns the record of a new cache of 20 GiB that expires after a day.
+    pub(in crate::caches) fn record() -> Record {
         let spec = Spec {
             name: "web".parse().unwrap(),
             images: vec!["nginx".parse().unwrap()],
@@ -329,21 +335,28 @@ mod tests {
             cluster: "c".into(),
             pull_secrets: Vec::new(),
         };
+        Record::new(CacheId::random(), "team".parse().unwrap(), spec, DateTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn the_most_recent_events_are_kept() {
         let now = DateTime::UNIX_EPOCH;
-        let mut record = Record::new(CacheId::random(), "team".parse().unwrap(), spec, now);
+        let mut record = record();
         for number in 0..100 {
             record.note(now, format!("{number}"));
         }
         assert_eq!(record.events.len(), MAX_EVENTS);
         assert_eq!((record.sequence, record.events.back().unwrap().sequence), (101, 101));
         assert_eq!(record.expires_at().unwrap().timestamp(), 86_400);
+        assert!(!record.is_expired(now + chrono::TimeDelta::seconds(86_399)));
+        assert!(record.is_expired(now + chrono::TimeDelta::seconds(86_400)));
         assert_eq!(record.reserved_gib(), 20);
         record.import = Some(Import { bytes: (2 << 30) + 1 });
         assert!(record.needs_archive());
         assert_eq!(record.reserved_gib(), 23);
         record.work = None;
         assert_eq!(record.reserved_gib(), 20);
-        record.turn(Status::Failed, now, "no such image");
+        record.set_status(Status::Failed, now, "no such image");
         assert_eq!(record.reserved_gib(), 0);
         let json = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Record>(&json).unwrap(), record);

@@ -29,15 +29,70 @@ pub struct Stored {
     pub record: Record,
 }
 
-/// Limits that a new record must fit; checked in the transaction that writes it.
+/// The decision whether a new record can be written. The caller makes it, because no store has access to the
+/// build queue or to the requests. A repeated create gets its first answer in any case.
 #[derive(Clone, Copy, Debug)]
-pub struct Admission {
+pub enum AdmissionDecision {
+    /// The record is written if it fits these limits.
+    Open(Limits),
+    /// No build can be queued: [`StoreError::QueueFull`].
+    QueueFull,
+    /// The request was sent before and must not have a second effect: [`StoreError::Replayed`].
+    Replayed,
+}
+
+impl AdmissionDecision {
+    /// Returns the limits that a new record must fit.
+    ///
+    /// # Errors
+    /// Returns the refusal if no new record can be written.
+    pub fn limits(self) -> Result<Limits, StoreError> {
+        match self {
+            AdmissionDecision::Open(limits) => Ok(limits),
+            AdmissionDecision::QueueFull => Err(StoreError::QueueFull),
+            AdmissionDecision::Replayed => Err(StoreError::Replayed),
+        }
+    }
+}
+
+/// Limits that a new record must fit. The store checks them in the transaction that writes the record.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
     /// Maximum number of records of the tenant.
     pub max_per_tenant: usize,
     /// GiB that the records of the tenant can reserve together ([`Record::reserved_gib`]).
     pub tenant_space: TenantSpace,
     /// GiB that all records of this host can reserve together ([`Record::reserved_gib`]).
     pub capacity_gib: u64,
+    /// GiB of the capacity that are promised to uploads and not yet reserved by a record.
+    pub promised_gib: u64,
+}
+
+impl Limits {
+    /// Checks whether a tenant with `have` records, which reserve `reserved_gib`, can have one more.
+    ///
+    /// # Errors
+    /// Returns [`StoreError::Quota`] or [`StoreError::TenantFull`] if it cannot.
+    pub fn check_tenant(&self, need_gib: u64, have: usize, reserved_gib: u64) -> Result<(), StoreError> {
+        if have >= self.max_per_tenant {
+            return Err(StoreError::Quota { have, max: self.max_per_tenant });
+        }
+        self.tenant_space.check(need_gib, reserved_gib)
+    }
+
+    /// Checks whether the host has room for `need_gib` in addition to the `reserved_gib` of all records.
+    ///
+    /// # Errors
+    /// Returns [`StoreError::Full`] if it has not.
+    pub fn check_host(&self, need_gib: u64, reserved_gib: u64) -> Result<(), StoreError> {
+        let (free_gib, capacity_gib) = (self.free_gib(reserved_gib), self.capacity_gib);
+        if need_gib > free_gib { Err(StoreError::Full { need_gib, free_gib, capacity_gib }) } else { Ok(()) }
+    }
+
+    /// Returns the GiB of the host that are neither promised nor in the `reserved_gib` of all records.
+    pub fn free_gib(&self, reserved_gib: u64) -> u64 {
+        self.capacity_gib.saturating_sub(reserved_gib.saturating_add(self.promised_gib))
+    }
 }
 
 /// The space that one tenant can use.
@@ -90,15 +145,15 @@ pub enum Created {
 
 /// A store of records. Reads see every acknowledged write.
 pub trait Store: fmt::Debug + Send + Sync {
-    /// Writes a new record if its name is free, the tenant's quota allows it and the host has room. The
-    /// record's identity is a proposal; the returned record has the final one. The key, if any, is looked up
-    /// first and is stored with the answer in the same transaction. If there are several reasons to refuse,
-    /// the first of these is reported: name, number of records, space of the tenant, capacity of the host. A
-    /// refused create stores no key.
+    /// Writes a new record if its name is free, admission is open, the tenant's quota allows it and the host
+    /// has room. The record's identity is a proposal; the returned record has the final one. The key, if any,
+    /// is looked up first and is stored with the answer in the same transaction. If there are several reasons
+    /// to refuse, the first of these is reported: name, closed admission, number of records, space of the
+    /// tenant, capacity of the host. A refused create stores no key.
     fn create(
         &self,
         record: Record,
-        admission: Admission,
+        admission: AdmissionDecision,
         key: Option<IdempotencyKey>,
     ) -> BoxFuture<'_, Result<Created, StoreError>>;
 
@@ -182,6 +237,12 @@ pub enum StoreError {
         /// Total GiB of the host.
         capacity_gib: u64,
     },
+    /// The build queue has no place for the record's build.
+    #[error("the build queue is full: try again later")]
+    QueueFull,
+    /// The request was sent before, and no record answers it.
+    #[error("this request was used before: send a new one")]
+    Replayed,
     /// The key was used for another request.
     #[error("the Idempotency-Key was used for another request: choose a new one")]
     KeyReused,
@@ -234,9 +295,11 @@ impl StoreError {
     pub fn class(&self) -> Class {
         match self {
             StoreError::NameTaken(_) | StoreError::Changed(_) | StoreError::Foreign { .. } => Class::Conflict,
-            StoreError::Quota { .. } | StoreError::TenantFull { .. } | StoreError::NoNamespace(_) => {
-                Class::Denied
-            }
+            StoreError::Quota { .. }
+            | StoreError::TenantFull { .. }
+            | StoreError::NoNamespace(_)
+            | StoreError::Replayed => Class::Denied,
+            StoreError::QueueFull => Class::Busy,
             StoreError::Full { .. } => Class::NoSpace,
             StoreError::KeyReused => Class::Invalid,
             StoreError::Gone(_) => Class::NotFound,
@@ -244,5 +307,25 @@ impl StoreError {
             StoreError::Unreachable(_) | StoreError::Failed { full: true, .. } => Class::Transient,
             StoreError::Failed { .. } => Class::Internal,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promised_space_is_not_free() {
+        let tenant_space = TenantSpace { max_gib: Some(50), promised_gib: 10 };
+        let limits = Limits { max_per_tenant: 2, tenant_space, capacity_gib: 100, promised_gib: 30 };
+        limits.check_tenant(20, 1, 20).unwrap();
+        let many = limits.check_tenant(1000, 2, 0).unwrap_err();
+        assert!(matches!(many, StoreError::Quota { have: 2, max: 2 }), "{many}");
+        let full = limits.check_tenant(21, 1, 20).unwrap_err();
+        assert!(matches!(full, StoreError::TenantFull { need_gib: 21, used_gib: 30, max_gib: 50 }), "{full}");
+        limits.check_host(20, 50).unwrap();
+        let full = limits.check_host(21, 50).unwrap_err();
+        assert!(matches!(full, StoreError::Full { need_gib: 21, free_gib: 20, capacity_gib: 100 }), "{full}");
+        assert_eq!(limits.free_gib(1000), 0);
     }
 }

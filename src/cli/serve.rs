@@ -126,16 +126,20 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let mut signals = Signals::listen()?;
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
     let tenants = SharedTenants::new(tenants(config)?);
-    let any_credential = tenants.current().any_credential();
+    if config.api.tcp.is_some() && !tenants.current().any_credential() {
+        tracing::warn!(
+            "no tenant has a token or an access key: api.tcp serves only /healthz, /readyz and /metrics"
+        );
+    }
     let (backend, listeners) = match kubernetes(&config.cluster) {
         None => {
             // Lock the state directory first, so that a second daemon cannot take the socket of the first.
             let volumes = HostVolumes::take(Layout::new(&config.state.dir))?;
-            let listeners = Listeners::bind(&config.api, any_credential)?;
+            let listeners = Listeners::bind(&config.api)?;
             (Backend::host(volumes, config, logs, clock.clone(), metrics.clone()).await?, listeners)
         }
         Some(cluster) => {
-            let listeners = Listeners::bind(&config.api, any_credential)?;
+            let listeners = Listeners::bind(&config.api)?;
             (Backend::cluster(cluster, config, logs, clock.clone(), metrics.clone()).await?, listeners)
         }
     };

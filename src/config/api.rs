@@ -16,7 +16,7 @@ pub struct Api {
     /// Group that owns the socket and can use it, by name or number; empty means only root.
     pub socket_group: String,
     /// TCP address; `None` disables TCP. Without TLS, only loopback is allowed; requests always need
-    /// credentials.
+    /// credentials. If no tenant has any, TCP serves only health and metrics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp: Option<SocketAddr>,
     /// File with the certificate chain for TLS, PEM.

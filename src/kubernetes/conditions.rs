@@ -163,7 +163,7 @@ pub(super) mod tests {
         assert_eq!(building.message, "1 of 4 layers are on the volume; received 1 MiB of 4 MiB");
         assert_eq!(progress(&record).unwrap().percent, "25%");
         record.work = None;
-        record.turn(Status::Available, DateTime::UNIX_EPOCH, "sealed");
+        record.set_status(Status::Available, DateTime::UNIX_EPOCH, "sealed");
         assert_eq!(
             now(&record),
             ["Ready=True Available", "Progressing=False Idle", "Degraded=False AsExpected"]
@@ -177,7 +177,7 @@ pub(super) mod tests {
     fn the_time_of_a_condition_is_that_of_its_last_change() {
         let mut record = record();
         let before = ImageCacheStatus { conditions: of(&record, None, None), ..ImageCacheStatus::default() };
-        record.turn(Status::Available, DateTime::UNIX_EPOCH + TimeDelta::seconds(5), "sealed");
+        record.set_status(Status::Available, DateTime::UNIX_EPOCH + TimeDelta::seconds(5), "sealed");
         let after = of(&record, Some(&before), None);
         let times: Vec<&str> = after.iter().map(|one| one.last_transition_time.as_str()).collect();
         // A build is still queued, and nothing is degraded.

@@ -187,8 +187,8 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
     if let Some(since) = &meta.deletion_timestamp
         && record.status != Status::Deleting
     {
-        record.message = None;
-        record.turn(Status::Deleting, of_timestamp(since.0), "its object was deleted");
+        record.clear_message();
+        record.set_status(Status::Deleting, of_timestamp(since.0), "its object was deleted");
     }
     Ok(record)
 }

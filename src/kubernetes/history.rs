@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(notes(&first), ["ordered"]);
         assert_eq!(news(&record, Some(reported), start), (Vec::new(), reported));
         assert_eq!(notes(&news(&record, None, start + MAX_AGE).0), Vec::<&str>::new());
-        record.turn(Status::Failed, start, "no such tag");
+        record.set_status(Status::Failed, start, "no such tag");
         let (second, _) = news(&record, Some(reported), start);
         assert_eq!(notes(&second), ["no such tag"]);
         assert!(second[0].warning && second[0].reason == "Failed");

@@ -24,7 +24,7 @@ pub struct Lease {
     /// Identity of this process.
     identity: String,
     duration: Duration,
-    seen: Mutex<Option<Seen>>,
+    seen: Mutex<Option<ObservedVersion>>,
 }
 
 /// The result of an attempt to acquire a lease.
@@ -40,7 +40,7 @@ pub enum LeaseAttempt {
 
 /// A version of a lease that another process holds, and the time at which it was first seen.
 #[derive(Debug)]
-struct Seen {
+struct ObservedVersion {
     version: Option<String>,
     since: Instant,
 }
@@ -116,8 +116,10 @@ impl Lease {
                 before.since.elapsed() >= Duration::from_secs(seconds)
             }
             _ => {
-                *seen =
-                    Some(Seen { version: present.metadata.resource_version.clone(), since: Instant::now() });
+                *seen = Some(ObservedVersion {
+                    version: present.metadata.resource_version.clone(),
+                    since: Instant::now(),
+                });
                 false
             }
         }

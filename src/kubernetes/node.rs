@@ -32,6 +32,7 @@
 pub mod agent;
 pub mod attacher;
 mod backoff;
+mod caches;
 mod cluster_view;
 mod desired;
 mod executor;
@@ -44,7 +45,6 @@ mod notify;
 mod objects;
 mod observed;
 mod readiness;
-mod scoped;
 mod settings;
 mod used;
 

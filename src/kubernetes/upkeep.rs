@@ -46,7 +46,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// An image cache as last seen.
 #[derive(Clone, Debug)]
-struct Seen {
+struct CacheState {
     /// The object without its large fields.
     object: ImageCache,
     record: Record,
@@ -79,7 +79,7 @@ pub(super) struct Upkeep {
     cluster: String,
     every: Duration,
     settings: RwLock<Settings>,
-    seen: Mutex<BTreeMap<CacheId, Seen>>,
+    seen: Mutex<BTreeMap<CacheId, CacheState>>,
     /// `true` once all image caches were seen.
     complete: AtomicBool,
 }
@@ -110,7 +110,7 @@ impl Upkeep {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn seen(&self) -> MutexGuard<'_, BTreeMap<CacheId, Seen>> {
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<CacheId, CacheState>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,7 +119,7 @@ impl Upkeep {
         self.uses.note_copies(id, object);
         let version = convert::version(&object.metadata);
         // The response to a write can arrive before the watch delivers an earlier version.
-        let is_known = |seen: &Seen| convert::version(&seen.object.metadata) > version;
+        let is_known = |seen: &CacheState| convert::version(&seen.object.metadata) > version;
         if self.seen().get(&id).is_some_and(is_known) {
             return;
         }
@@ -143,7 +143,7 @@ impl Upkeep {
         }
         let mut seen = self.seen();
         let not_before = seen.get(&id).and_then(|before| before.not_before);
-        seen.insert(id, Seen { object, record, not_before });
+        seen.insert(id, CacheState { object, record, not_before });
     }
 
     /// Notes that the watch has delivered all image caches.

@@ -222,8 +222,8 @@ impl Watch {
                 let namespace = object.namespace().unwrap_or_default();
                 // `adopt` refuses a namespace that cannot be a tenant's.
                 let tenant = namespace.parse().ok();
-                let (admission, now) = (self.service.admission(tenant.as_ref())?, self.clock.now());
-                self.store.adopt(&namespace, &object.name_any(), admission, now).await?;
+                let (limits, now) = (self.service.limits(tenant.as_ref())?, self.clock.now());
+                self.store.adopt(&namespace, &object.name_any(), limits, now).await?;
             }
             return Ok(true);
         }

@@ -96,6 +96,20 @@ fn tenants_come_and_go_with_sighup() {
     });
 }
 
+#[case]
+fn without_tenants_tcp_serves_only_health_and_metrics() {
+    isolated(&[], || {
+        let daemon = Daemon::start(&[], ROOMY);
+        let get = |path: &str| daemon.ask(A, "GET", path, None).0.status;
+        assert_eq!(["/healthz", "/readyz", "/v5/imagecaches"].map(get), [200, 200, 401]);
+        assert!(daemon.log().contains("no tenant has a token"), "{}", daemon.log());
+        let dir = daemon.config().parent().unwrap().to_owned();
+        configure(&dir, Some(daemon.address()), &[A], ROOMY);
+        daemon.signal(Signal::SIGHUP);
+        until("the first tenant is known", || status(&daemon, A) == 200);
+    });
+}
+
 /// Writes zeros until the file system is full.
 fn fill(path: &Path) {
     succeed(

@@ -36,7 +36,7 @@ fn writer() {
             record.spec.name = format!("web-{}", record.id).parse().unwrap();
             let id = record.id;
             let key = suite::key(&id.to_string(), 1);
-            let Created::New(stored) = store.create(record, suite::ROOM, key).await.unwrap() else {
+            let Created::New(stored) = store.create(record, suite::OPEN, key).await.unwrap() else {
                 panic!("the record exists already")
             };
             say(&format!("{id} {}", stored.version));
@@ -114,7 +114,7 @@ fn check(path: &Path, acknowledged: &mut Acknowledged) {
                 under_way.push(*id);
             }
             let key = suite::key(&id.to_string(), 1);
-            let again = store.create(suite::record("team", "again", 0), suite::ROOM, key).await.unwrap();
+            let again = store.create(suite::record("team", "again", 0), suite::OPEN, key).await.unwrap();
             assert!(matches!(again, Created::Before(record) if record.id == *id));
         }
         assert!(under_way.len() <= 1, "{under_way:?}");
@@ -181,7 +181,7 @@ fn full(file_system: &FileSystem) {
                 assert!(written.len() < 5000, "the file system never fills up");
                 number += 1;
                 let record = suite::record("team", &format!("web-{number}"), number);
-                match store.create(record, suite::ROOM, suite::key(&number.to_string(), 1)).await {
+                match store.create(record, suite::OPEN, suite::key(&number.to_string(), 1)).await {
                     Ok(Created::New(stored)) => written.push(stored),
                     Ok(Created::Before(record)) => panic!("{record:?}"),
                     Err(e) => break e,
@@ -191,7 +191,7 @@ fn full(file_system: &FileSystem) {
             assert_eq!(store.list(None).await.unwrap(), written);
             // A deletion frees space, and has reserved space for itself.
             let mut leaving = written.remove(0);
-            leaving.record.turn(Status::Deleting, suite::at(0), "deletion requested");
+            leaving.record.set_status(Status::Deleting, suite::at(0), "deletion requested");
             let leaving = store.replace(leaving).await.unwrap();
             store.remove(leaving.record.id, leaving.version).await.unwrap();
             spent += usize::from(!reserve.exists());

@@ -31,7 +31,7 @@ fn settings(dir: &TempDir, max_connections: usize) -> Api {
 async fn host(max_connections: usize) -> Host {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir, max_connections);
-    let listeners = Listeners::bind(&settings, true).unwrap();
+    let listeners = Listeners::bind(&settings).unwrap();
     let address = listeners.tcp_address().unwrap();
     let stop = CancellationToken::new();
     let router =
@@ -99,26 +99,23 @@ async fn a_flood_over_tcp_leaves_both_listeners_open() {
 async fn only_a_dead_socket_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let settings = Api { tcp: None, ..settings(&dir, 8) };
-    let alive = Listeners::bind(&settings, true).unwrap();
-    assert!(matches!(Listeners::bind(&settings, true), Err(ListenError::Occupied(_))));
+    let alive = Listeners::bind(&settings).unwrap();
+    assert!(matches!(Listeners::bind(&settings), Err(ListenError::Occupied(_))));
     drop(alive);
     assert!(settings.socket.exists(), "a killed daemon leaves its socket");
     // Leftovers of a daemon that was killed while it bound the socket.
     std::fs::create_dir(dir.path().join(".bind")).unwrap();
     std::fs::write(dir.path().join(".bind/s"), "").unwrap();
-    drop(Listeners::bind(&settings, true).unwrap());
+    drop(Listeners::bind(&settings).unwrap());
     std::fs::remove_file(&settings.socket).unwrap();
     std::fs::write(&settings.socket, "precious").unwrap();
-    assert!(matches!(Listeners::bind(&settings, true), Err(ListenError::NotASocket(_))));
+    assert!(matches!(Listeners::bind(&settings), Err(ListenError::NotASocket(_))));
     assert_eq!(std::fs::read(&settings.socket).unwrap(), b"precious");
     let absent = |path: &str| Api { socket: dir.path().join(path), ..settings.clone() };
-    assert!(Listeners::bind(&absent("absent/larder.sock"), true).is_ok(), "as /run/larder is after a boot");
+    assert!(Listeners::bind(&absent("absent/larder.sock")).is_ok(), "as /run/larder is after a boot");
     let mode = std::fs::metadata(dir.path().join("absent")).unwrap().mode();
     assert_eq!(mode & 0o022, 0, "other users must not create a socket there: {mode:o}");
-    assert!(matches!(
-        Listeners::bind(&absent("larder.sock/larder.sock"), true),
-        Err(ListenError::Unix { .. })
-    ));
+    assert!(matches!(Listeners::bind(&absent("larder.sock/larder.sock")), Err(ListenError::Unix { .. })));
 }
 
 #[tokio::test]
@@ -127,17 +124,16 @@ async fn the_group_of_the_socket() {
     let own = std::fs::metadata(dir.path()).unwrap().gid();
     let with = |group: &str| Api { tcp: None, socket_group: group.to_owned(), ..settings(&dir, 8) };
     let numbered = with(&own.to_string());
-    drop(Listeners::bind(&numbered, true).unwrap());
+    drop(Listeners::bind(&numbered).unwrap());
     assert_eq!(std::fs::metadata(&numbered.socket).unwrap().gid(), own);
-    assert!(matches!(Listeners::bind(&with("no-such-group-here"), true), Err(ListenError::Group(_))));
+    assert!(matches!(Listeners::bind(&with("no-such-group-here")), Err(ListenError::Group(_))));
 }
 
 #[tokio::test]
 async fn unsafe_tcp_settings_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(&dir, 8);
-    assert!(matches!(Listeners::bind(&settings, false), Err(ListenError::NoCredential)));
     let open = Api { tcp: Some("0.0.0.0:0".parse().unwrap()), ..settings.clone() };
-    assert!(matches!(Listeners::bind(&open, true), Err(ListenError::Plain(_))));
-    assert!(Listeners::bind(&Api { tcp: None, ..settings }, false).is_ok(), "the socket needs no credential");
+    assert!(matches!(Listeners::bind(&open), Err(ListenError::Plain(_))));
+    assert!(Listeners::bind(&settings).is_ok(), "loopback needs no certificate");
 }

@@ -14,9 +14,9 @@
 mod command;
 mod lines;
 mod process;
+mod stderr_tail;
 mod talk;
 mod verdict;
-mod words;
 mod work;
 
 use std::collections::HashMap;
@@ -54,7 +54,7 @@ use larder_model::plan_report::{PlanFailed, PlanReport};
 use larder_model::pull_secret::PullSecretName;
 use larder_sys::cgroup::{Cgroup, Cgroups, Limits};
 use process::{End, Kill, Process, Rules, Verdict};
-use words::StderrTail;
+use stderr_tail::StderrTail;
 use work::Work;
 
 /// Time that a builder has to stop.
@@ -273,12 +273,12 @@ impl ChildRunner {
             Ok(started) => started,
             Err(why) => return Ended::NotStarted(why),
         };
-        let (verdict, words) = (Verdict::default(), StderrTail::default());
+        let (verdict, stderr) = (Verdict::default(), StderrTail::default());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
         let reading = talk::listen(stdout, &prepared.unusable, &lines, &verdict);
-        let (end, output) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
+        let (end, output) = process.supervise(&prepared.job, rules, &verdict, &stderr, &of, reading).await;
         let ended = match end {
-            Ok(end) => verdict::of(&end, output, memory, &words.last()),
+            Ok(end) => verdict::of(&end, output, memory, &stderr.last()),
             Err(e) => Ended::Died(format!("waiting for the builder: {e}")),
         };
         if let Ended::Died(how) = &ended {
@@ -328,10 +328,10 @@ impl ChildRunner {
             self.prepare(of.clone(), job, &unusable_secrets, with, found).await.map_err(not_started)?;
         let command = command::plan(&self.settings, &prepared.work, nice);
         let (process, stdout) = Process::start(command, prepared.cgroup).await.map_err(not_started)?;
-        let (verdict, words, stop) = (Verdict::default(), StderrTail::default(), CancellationToken::new());
+        let (verdict, stderr, stop) = (Verdict::default(), StderrTail::default(), CancellationToken::new());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
         let reading = document(stdout, &verdict);
-        let (end, output) = process.supervise(&prepared.job, rules, &verdict, &words, &of, reading).await;
+        let (end, output) = process.supervise(&prepared.job, rules, &verdict, &stderr, &of, reading).await;
         let end = end.map_err(|e| failed(Class::Internal, &format!("waiting for the plan: {e}")))?;
         if end.killed == Some(Kill::Overdue) {
             return Err(late());
@@ -343,7 +343,7 @@ impl ChildRunner {
                 Err(failures)
             }
             None => {
-                let how = end.describe(memory, &words.last());
+                let how = end.describe(memory, &stderr.last());
                 tracing::warn!("plan died: {how}");
                 Err(failed(Class::Internal, &format!("the plan returned no result: {how}")))
             }

@@ -1,9 +1,10 @@
 //! Creates image caches.
 
-use super::super::error::Error;
-use super::super::record::Record;
-use super::super::store::{Created, IdempotencyKey, StoreError, Stored};
 use super::Service;
+use super::admission::AdmissionLock;
+use crate::caches::error::Error;
+use crate::caches::record::Record;
+use crate::caches::store::{AdmissionDecision, Created, IdempotencyKey, StoreError, Stored};
 use larder_model::image_cache::{CacheId, Spec, TenantName};
 
 impl Service {
@@ -17,8 +18,7 @@ impl Service {
         spec: Spec,
         key: Option<IdempotencyKey>,
     ) -> Result<Record, Error> {
-        let (service, tenant) = (self.clone(), tenant.clone());
-        self.to_its_end(async move { service.create_now(&tenant, spec, key, None).await }).await
+        self.create_unless(tenant, spec, key, None).await
     }
 
     /// Answers a create that might have been carried out before. It works like [`create`](Service::create),
@@ -33,56 +33,57 @@ impl Service {
         spec: Spec,
         key: Option<IdempotencyKey>,
     ) -> Result<Record, Error> {
-        let (service, owner, order) = (self.clone(), tenant.clone(), spec.clone());
-        let replayed = Some(Error::Replayed);
-        let answer =
-            self.to_its_end(async move { service.create_now(&owner, order, key, replayed).await }).await;
+        let refused = Some(AdmissionDecision::Replayed);
+        let answer = self.create_unless(tenant, spec.clone(), key, refused).await;
         if matches!(answer, Err(Error::Replayed)) {
             // A client that repeats a refused order within the same second signs both requests identically.
-            self.check_queue()?;
+            self.admission().check_queue()?;
             self.would_admit(tenant, &spec).await?;
         }
         answer
     }
 
-    async fn create_now(
+    /// Creates a record, unless it is `refused`.
+    async fn create_unless(
         &self,
         tenant: &TenantName,
         spec: Spec,
         key: Option<IdempotencyKey>,
-        refusal: Option<Error>,
+        refused: Option<AdmissionDecision>,
     ) -> Result<Record, Error> {
-        self.check(&spec)?;
-        let _one_at_a_time = self.one_at_a_time(tenant).await;
-        // The identity is a proposal; the store can replace it.
-        let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
-        match self.place(record, key, refusal).await? {
-            Created::New(Stored { record, .. }) => {
-                let images = &record.spec.images;
-                tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
-                self.enqueue(tenant, record.id);
-                Ok(record)
+        self.complete(tenant, move |service, tenant| async move {
+            service.check(&spec)?;
+            let lock = service.admission().lock(&tenant).await;
+            // The identity is a proposal; the store can replace it.
+            let record = Record::new(CacheId::random(), tenant.clone(), spec, service.now());
+            let decision = match refused {
+                Some(refused) => refused,
+                None => service.admission().decide(&lock, &tenant)?,
+            };
+            match service.place(&lock, record, decision, key).await? {
+                Created::New(Stored { record, .. }) => {
+                    let images = &record.spec.images;
+                    tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
+                    Ok(record)
+                }
+                Created::Before(record) => Ok(*record),
             }
-            Created::Before(record) => Ok(*record),
-        }
+        })
+        .await
     }
 
-    /// Writes a new record if there is room and no `refusal`. The caller holds [`Inner::admission`].
+    /// Writes a new record and queues its build.
     pub(super) async fn place(
         &self,
+        _lock: &AdmissionLock,
         record: Record,
+        decision: AdmissionDecision,
         key: Option<IdempotencyKey>,
-        refusal: Option<Error>,
-    ) -> Result<Created, Error> {
-        let refusal = refusal.or_else(|| self.check_queue().err());
-        let mut admission = self.admission(Some(&record.tenant))?;
-        if refusal.is_some() {
-            // No new record is written, but a repeated create still gets its first answer.
-            admission.max_per_tenant = 0;
+    ) -> Result<Created, StoreError> {
+        let created = self.records().create(record, decision, key).await?;
+        if let Created::New(Stored { record, .. }) = &created {
+            self.admission().enqueue(&record.tenant, record.id);
         }
-        match (self.0.store.create(record, admission, key).await, refusal) {
-            (Err(StoreError::Quota { .. }), Some(refusal)) => Err(refusal),
-            (created, _) => Ok(created?),
-        }
+        Ok(created)
     }
 }

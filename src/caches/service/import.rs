@@ -8,12 +8,13 @@ use std::{io, mem};
 
 use sha2::{Digest as _, Sha256};
 
-use super::Service;
+use super::admission::Promise;
+use super::{Service, archives};
 use crate::caches::error::Error;
-use crate::caches::imports::{Imports, Spool};
+use crate::caches::imports::Spool;
 use crate::caches::record::{Import, Record};
-use crate::caches::store::{Created, IdempotencyKey, StoreError};
-use larder_model::image_cache::{CacheId, Spec, TenantName};
+use crate::caches::store::{Created, IdempotencyKey, StoreError, Stored};
+use larder_model::image_cache::{Spec, TenantName};
 
 /// Size of one write to the archive, bytes.
 const CHUNK: usize = 1 << 20;
@@ -47,26 +48,6 @@ pub struct Received {
     promise: Promise,
 }
 
-/// Reserved room on this host for a cache that has no record yet. Dropping it releases the room.
-#[derive(Debug)]
-struct Promise {
-    service: Service,
-    id: CacheId,
-}
-
-impl Promise {
-    fn of(service: &Service, tenant: &TenantName, id: CacheId, gib: u64) -> Self {
-        service.promised().insert(id, (tenant.clone(), gib));
-        Promise { service: service.clone(), id }
-    }
-}
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        self.service.promised().remove(&self.id);
-    }
-}
-
 impl Service {
     /// Prepares for an archive of `length` bytes, if the sender declares it. Reasons to refuse a create are
     /// reported before the archive is read, unless the sender `may_repeat` an import that was answered
@@ -89,19 +70,14 @@ impl Service {
         }
         let archive = Import { bytes: length.unwrap_or(max_bytes) };
         let promise = {
-            let _one_at_a_time = self.one_at_a_time(tenant).await;
+            let lock = self.admission().lock(tenant).await;
             if !may_repeat {
-                self.check_queue()?;
+                self.admission().check_queue()?;
                 self.would_admit(tenant, &spec).await?;
             }
             let need_gib = u64::from(spec.size_gib) + archive.gib();
-            let records = self.records().await?;
-            self.check_tenant_space(tenant, need_gib, records.values())?;
-            let (free_gib, capacity_gib) = self.free_gib(records.values())?;
-            if need_gib > free_gib {
-                return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());
-            }
-            Promise::of(self, tenant, CacheId::random(), need_gib)
+            let records = self.records().survey().await?;
+            self.admission().promise(&lock, tenant, need_gib, &records)?
         };
         let id = promise.id;
         let begun = blocking(move || {
@@ -124,72 +100,37 @@ impl Service {
     /// # Errors
     /// Fails if the order is refused, or if the archive or the record cannot be written.
     pub async fn import(&self, received: Received, key: Option<IdempotencyKey>) -> Result<Record, Error> {
-        let service = self.clone();
-        self.to_its_end(async move { service.import_now(received, key).await }).await
-    }
-
-    async fn import_now(&self, received: Received, key: Option<IdempotencyKey>) -> Result<Record, Error> {
         let Received { tenant, spec, spool, bytes, promise, .. } = received;
-        let id = promise.id;
-        self.check(&spec)?;
-        // The archive is kept before its record is written. The promise protects it from the sweep until
-        // then.
-        blocking(move || spool.keep()).await?;
-        let created = {
-            let _one_at_a_time = self.one_at_a_time(&tenant).await;
-            // From now on the record itself reserves the room.
-            self.promised().insert(id, (tenant.clone(), 0));
-            let now = self.now();
-            let mut record = Record::new(id, tenant.clone(), spec, now);
-            record.import = Some(Import { bytes });
-            record.note(now, format!("an archive of {bytes} bytes was received"));
-            self.place(record, key, None).await
-        };
-        match created {
-            Ok(Created::New(stored)) => {
-                let record = stored.record;
+        self.complete(&tenant, move |service, tenant| async move {
+            let id = promise.id;
+            service.check(&spec)?;
+            // The archive is kept before its record is written. The promise protects it from the sweep until
+            // then.
+            blocking(move || spool.keep()).await?;
+            let created = {
+                let lock = service.admission().lock(&tenant).await;
+                promise.hand_over(&lock);
+                let now = service.now();
+                let mut record = Record::new(id, tenant.clone(), spec, now);
+                record.import = Some(Import { bytes });
+                record.note(now, format!("an archive of {bytes} bytes was received"));
+                match service.admission().decide(&lock, &tenant) {
+                    Ok(decision) => service.place(&lock, record, decision, key).await,
+                    Err(error) => Err(error),
+                }
+            };
+            if let Ok(Created::New(Stored { record, .. })) = &created {
                 let images = &record.spec.images;
                 tracing::info!(tenant = %tenant, cache = %id, name = %record.spec.name, ?images, bytes, "import ordered");
-                self.enqueue(&tenant, id);
-                Ok(record)
+            } else {
+                archives::remove(&*service.0.volumes, vec![id]).await?;
             }
-            other => {
-                self.remove_archives(vec![id]).await?;
-                match other? {
-                    Created::Before(record) => Ok(*record),
-                    Created::New(stored) => Ok(stored.record),
-                }
+            match created? {
+                Created::Before(record) => Ok(*record),
+                Created::New(stored) => Ok(stored.record),
             }
-        }
-    }
-}
-
-impl Service {
-    /// Lists the caches that have an archive.
-    pub(super) async fn archives(&self) -> Result<Vec<CacheId>, StoreError> {
-        self.on_imports(Imports::list).await.map(Option::unwrap_or_default)
-    }
-
-    /// Deletes archives that are not needed.
-    pub(super) async fn remove_archives(&self, ids: Vec<CacheId>) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        self.on_imports(move |imports| ids.iter().try_for_each(|id| imports.remove(id))).await.map(drop)
-    }
-
-    async fn on_imports<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Imports) -> io::Result<T> + Send + 'static,
-    ) -> Result<Option<T>, StoreError> {
-        let Some(imports) = self.0.volumes.imports().cloned() else { return Ok(None) };
-        let done = tokio::task::spawn_blocking(move || work(&imports)).await;
-        let done = done.unwrap_or_else(|e| Err(io::Error::other(e)));
-        done.map(Some).map_err(|e| StoreError::Failed {
-            doing: "accessing the archives of",
-            reason: e.to_string(),
-            full: false,
         })
+        .await
     }
 }
 

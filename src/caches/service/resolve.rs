@@ -30,9 +30,7 @@ impl Service {
         spec: &Spec,
     ) -> Result<PlanReport, Error> {
         self.check(spec)?;
-        let (usable, unusable) = self.secrets(tenant, spec, ordered_by);
-        let job = self.job(tenant, ordered_by, spec, usable, None);
-        self.0.runner.plan(tenant.clone(), ordered_by, job, unusable).await.map_err(Error::Plan)
+        self.0.builds.plan(tenant, ordered_by, spec).await
     }
 
     /// Checks whether a new cache of the tenant fits into quota and capacity now.

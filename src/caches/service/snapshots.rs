@@ -1,7 +1,7 @@
 //! The sealed volumes of a cache: the served one, and older ones that are still in use. Each is a snapshot:
 //! it no longer changes, and can be exported or attached as it is.
 
-use super::{Service, state_failed};
+use super::{Service, volumes_failed};
 use crate::caches::error::Error;
 use crate::caches::volumes::Snapshot;
 use crate::config::tenant::ADMIN;
@@ -18,10 +18,10 @@ impl Service {
         let served = record.content.map(|content| (content.generation, content.sealed_at));
         let with_path = tenant.as_str() == ADMIN;
         let volumes = &self.0.volumes;
-        let all = volumes.list().await.map_err(|e| state_failed(&e))?;
+        let all = volumes.list().await.map_err(|e| volumes_failed(&e))?;
         let mut found = Vec::new();
         for volume in all.into_iter().filter(|volume| volume.tenant == *tenant && volume.id == id) {
-            found.extend(volumes.look(volume, with_path).await.map_err(|e| state_failed(&e))?);
+            found.extend(volumes.look(volume, with_path).await.map_err(|e| volumes_failed(&e))?);
         }
         found.sort_by_key(|snapshot: &Snapshot| snapshot.generation);
         for snapshot in &mut found {

@@ -10,10 +10,12 @@ mod shares;
 use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::caches::attachments::{Attachment, Attachments};
@@ -27,6 +29,7 @@ use crate::volume::lease::Lease;
 use larder_model::digest::Digest;
 use larder_model::event::{Failure, Line, Outcome, SealedImage, Status as BuildStatus};
 use larder_model::image_cache::Status;
+use larder_model::job::Job;
 use larder_sys::Dir;
 use larder_sys::clock::fake::FakeClock;
 
@@ -189,6 +192,11 @@ impl Host {
         self.runner.acts.lock().unwrap().push_back(act);
     }
 
+    /// Returns `true` if no build is in progress.
+    fn is_idle(&self) -> bool {
+        self.service.0.builds.len() == 0
+    }
+
     fn started(&self) -> usize {
         self.runner.orders.lock().unwrap().len()
     }
@@ -226,7 +234,7 @@ impl Host {
     /// briefly.
     async fn left(&self, wanted: &[String]) {
         for _ in 0..2000 {
-            self.service.clean_up().await.unwrap();
+            self.service.0.janitor.clean_up().await.unwrap();
             if self.volumes() == wanted {
                 return;
             }
@@ -320,10 +328,10 @@ async fn a_failure_frees_the_volume_and_keeps_the_name_for_a_day() {
     let taken = host.service.create(&team(), spec("web"), None).await.unwrap_err();
     assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken:?}");
     host.clock.pass(DAY - Duration::from_secs(1));
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     host.service.get(&team(), record.id).await.unwrap();
     host.clock.pass(Duration::from_secs(1));
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     host.service.get(&team(), record.id).await.unwrap_err();
     host.available("web").await;
 }
@@ -356,7 +364,7 @@ async fn deletion_waits_while_the_volume_is_in_use() {
     assert!(record.message.unwrap().contains("in use") && record.status == Status::Deleting);
     assert_eq!(host.service.delete(&team(), record.id).await.unwrap().status, Status::Deleting);
     drop(lease);
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     host.gone(record.id).await;
     assert!(host.volumes().is_empty());
 }

@@ -37,7 +37,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use self::fault::Fault;
 use self::reserve::Reserve;
 use self::snapshots::Snapshots;
-use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
+use super::{AdmissionDecision, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
 use crate::caches::record::Record;
 use crate::caches::turns::{Kind, Turns};
 use larder_model::image_cache::{CacheId, Status, TenantName};
@@ -145,7 +145,7 @@ impl Store for SqliteStore {
     fn create(
         &self,
         record: Record,
-        admission: Admission,
+        admission: AdmissionDecision,
         key: Option<IdempotencyKey>,
     ) -> BoxFuture<'_, Result<Created, StoreError>> {
         let snapshots = self.snapshots.clone();
@@ -244,21 +244,15 @@ impl Store for SqliteStore {
     }
 }
 
-fn admit(db: &Connection, record: &Record, admission: Admission) -> Result<(), Fault> {
+fn admit(db: &Connection, record: &Record, admission: AdmissionDecision) -> Result<(), Fault> {
     if rows::name_taken(db, &record.tenant, &record.spec.name)? {
         return Err(StoreError::NameTaken(record.spec.name.clone()).into());
     }
-    let have = rows::count(db, &record.tenant)?;
-    if have >= admission.max_per_tenant {
-        return Err(StoreError::Quota { have, max: admission.max_per_tenant }.into());
-    }
+    let limits = admission.limits()?;
     let need_gib = record.reserved_gib();
-    admission.tenant_space.check(need_gib, rows::reserved_gib(db, Some(&record.tenant))?)?;
-    let capacity_gib = admission.capacity_gib;
-    let free_gib = capacity_gib.saturating_sub(rows::reserved_gib(db, None)?);
-    if need_gib > free_gib {
-        return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());
-    }
+    let (have, own_gib) = (rows::count(db, &record.tenant)?, rows::reserved_gib(db, Some(&record.tenant))?);
+    limits.check_tenant(need_gib, have, own_gib)?;
+    limits.check_host(need_gib, rows::reserved_gib(db, None)?)?;
     Ok(())
 }
 

@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::AdmissionDecision::Open;
 use super::{
-    Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored, TenantSpace,
+    AdmissionDecision, Created, IdempotencyKey, Limits, MAX_KEYS_PER_TENANT, Store, StoreError, Stored,
+    TenantSpace,
 };
 use crate::caches::record::Record;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
@@ -20,8 +22,14 @@ use larder_sys::clock::guard::SavedClock;
 pub type Fresh<'a> = &'a (dyn Fn() -> Arc<dyn Store> + Sync);
 
 /// Limits that admit every record.
-pub const ROOM: Admission =
-    Admission { max_per_tenant: 10_000, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 1_000_000 };
+pub const ROOM: Limits = Limits {
+    max_per_tenant: 10_000,
+    tenant_space: TenantSpace::UNLIMITED,
+    capacity_gib: 1_000_000,
+    promised_gib: 0,
+};
+/// Admission with these limits.
+pub const OPEN: AdmissionDecision = Open(ROOM);
 
 /// Returns a record of 20 GiB that was ordered `second` seconds after 1970.
 pub fn record(tenant: &str, name: &str, second: i64) -> Record {
@@ -48,7 +56,7 @@ pub fn key(text: &str, request: u8) -> Option<IdempotencyKey> {
 
 /// Creates a record that must be new.
 pub async fn create(store: &dyn Store, record: Record) -> Stored {
-    match store.create(record.clone(), ROOM, None).await.unwrap() {
+    match store.create(record.clone(), OPEN, None).await.unwrap() {
         Created::New(stored) => {
             // The store can replace the identity.
             assert_eq!(stored.record, Record { id: stored.record.id, ..record });
@@ -108,7 +116,7 @@ pub async fn lists(store: &dyn Store) {
 pub async fn versions(store: &dyn Store) {
     let old = create(store, record("a", "web", 0)).await;
     let mut changed = old.clone();
-    changed.record.turn(Status::Available, at(1), "sealed");
+    changed.record.set_status(Status::Available, at(1), "sealed");
     changed.record.message = Some("ä \u{0} \" \n".into());
     let new = store.replace(changed.clone()).await.unwrap();
     assert_eq!(new.record, changed.record);
@@ -137,28 +145,45 @@ pub async fn names(store: &dyn Store) {
     let first = create(store, record("a", "web", 0)).await;
     create(store, record("b", "web", 0)).await;
     create(store, record("a", "web-2", 0)).await;
-    let again = store.create(record("a", "web", 1), ROOM, None).await;
+    let again = store.create(record("a", "web", 1), OPEN, None).await;
     assert!(matches!(again, Err(StoreError::NameTaken(name)) if name.as_str() == "web"));
     let mut going = first;
-    going.record.turn(Status::Deleting, at(1), "requested");
+    going.record.set_status(Status::Deleting, at(1), "requested");
     let going = store.replace(going).await.unwrap();
-    let again = store.create(record("a", "web", 1), ROOM, None).await;
+    let again = store.create(record("a", "web", 1), OPEN, None).await;
     assert!(matches!(again, Err(StoreError::NameTaken(_))));
     store.remove(going.record.id, going.version).await.unwrap();
     create(store, record("a", "web", 1)).await;
 }
 
-/// Refusals are reported in this order: name, number of records, space of the tenant, capacity.
+/// A decision without limits, and the check of the error that every new record gets.
+type Closed = (AdmissionDecision, fn(&StoreError) -> bool);
+
+fn closed() -> [Closed; 2] {
+    [
+        (AdmissionDecision::QueueFull, |error| matches!(error, StoreError::QueueFull)),
+        (AdmissionDecision::Replayed, |error| matches!(error, StoreError::Replayed)),
+    ]
+}
+
+/// Refusals are reported in this order: name, closed admission, number of records, space of the tenant,
+/// capacity.
 pub async fn order_of_refusals(store: &dyn Store) {
     create(store, record("a", "web", 0)).await;
-    let none = Admission { max_per_tenant: 1, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 20 };
-    let taken = store.create(record("a", "web", 0), none, None).await;
+    let none = Limits { max_per_tenant: 1, capacity_gib: 20, ..ROOM };
+    let taken = store.create(record("a", "web", 0), Open(none), None).await;
     assert!(matches!(taken, Err(StoreError::NameTaken(_))));
-    let many = store.create(record("a", "web-2", 0), none, None).await;
+    for (closed, is_expected) in closed() {
+        let taken = store.create(record("a", "web", 0), closed, None).await;
+        assert!(matches!(taken, Err(StoreError::NameTaken(_))));
+        let refused = store.create(record("a", "web-2", 0), closed, None).await.unwrap_err();
+        assert!(is_expected(&refused), "{refused:?}");
+    }
+    let many = store.create(record("a", "web-2", 0), Open(none), None).await;
     assert!(matches!(many, Err(StoreError::Quota { have: 1, max: 1 })));
     let tenant_space = TenantSpace { max_gib: Some(50), promised_gib: 11 };
-    let little = Admission { max_per_tenant: 2, tenant_space, capacity_gib: 20 };
-    let large = store.create(record("a", "web-2", 0), little, None).await;
+    let little = Limits { max_per_tenant: 2, tenant_space, capacity_gib: 20, ..ROOM };
+    let large = store.create(record("a", "web-2", 0), Open(little), None).await;
     let Err(full @ StoreError::TenantFull { need_gib: 20, used_gib: 31, max_gib: 50 }) = large else {
         panic!("{large:?}")
     };
@@ -167,7 +192,7 @@ pub async fn order_of_refusals(store: &dyn Store) {
         message.starts_with("the image cache needs 20 GiB, and this tenant uses 31 GiB of its 50 GiB"),
         "{message}"
     );
-    let large = store.create(record("b", "web", 0), none, None).await;
+    let large = store.create(record("b", "web", 0), Open(none), None).await;
     let Err(StoreError::Full { need_gib: 20, free_gib: 0, capacity_gib: 20 }) = large else {
         panic!("{large:?}")
     };
@@ -199,11 +224,11 @@ pub async fn shared_lists_are_fresh(store: &dyn Store) {
     create(store, record("b", "one", 0)).await;
     let second = create(store, record("a", "two", 1)).await;
     check(2).await;
-    first.record.turn(Status::Deleting, at(2), "deletion requested");
+    first.record.set_status(Status::Deleting, at(2), "deletion requested");
     let first = store.replace(first).await.unwrap();
     check(2).await;
     let mut changed = second.clone();
-    changed.record.turn(Status::Failed, at(2), "no such image");
+    changed.record.set_status(Status::Failed, at(2), "no such image");
     store.replace(changed).await.unwrap();
     assert!(matches!(store.replace(second).await, Err(StoreError::Changed(_))));
     check(2).await;
@@ -213,43 +238,46 @@ pub async fn shared_lists_are_fresh(store: &dyn Store) {
 
 /// Reservations follow the records.
 pub async fn reservations(store: &dyn Store) {
-    let room = Admission { capacity_gib: 59, ..ROOM };
+    let room = Limits { capacity_gib: 59, ..ROOM };
     let first = create(store, record("a", "one", 0)).await;
     create(store, record("b", "two", 0)).await;
-    let third = || store.create(record("c", "three", 0), room, None);
+    let third = || store.create(record("c", "three", 0), Open(room), None);
     assert!(matches!(third().await, Err(StoreError::Full { need_gib: 20, free_gib: 19, .. })));
     let mut failed = first;
-    failed.record.turn(Status::Failed, at(1), "no such image");
+    failed.record.set_status(Status::Failed, at(1), "no such image");
     store.replace(failed).await.unwrap();
     assert!(matches!(third().await, Ok(Created::New(_))));
     // The failed record reserves nothing, and other tenants' records do not count.
     let tenant_space = TenantSpace { max_gib: Some(20), promised_gib: 0 };
-    let own = Admission { tenant_space, ..ROOM };
-    assert!(matches!(store.create(record("a", "five", 0), own, None).await, Ok(Created::New(_))));
-    let over = store.create(record("a", "six", 0), own, None).await;
+    let own = Limits { tenant_space, ..ROOM };
+    assert!(matches!(store.create(record("a", "five", 0), Open(own), None).await, Ok(Created::New(_))));
+    let over = store.create(record("a", "six", 0), Open(own), None).await;
     assert!(matches!(over, Err(StoreError::TenantFull { need_gib: 20, used_gib: 20, max_gib: 20 })));
     // Less capacity than is already reserved.
-    let little = Admission { capacity_gib: 30, ..ROOM };
-    let fourth = store.create(record("d", "four", 0), little, None).await;
+    let little = Limits { capacity_gib: 30, ..ROOM };
+    let fourth = store.create(record("d", "four", 0), Open(little), None).await;
     assert!(matches!(fourth, Err(StoreError::Full { need_gib: 20, free_gib: 0, capacity_gib: 30 })));
 }
 
 /// The first answer is returned again, whatever happens to its record.
 pub async fn keys(store: &dyn Store) {
-    let create_with = |record: Record, key| store.create(record, ROOM, key);
+    let create_with = |record: Record, key| store.create(record, OPEN, key);
     let first = create_with(record("a", "web", 100), key("k", 1)).await.unwrap();
     let Created::New(stored) = first else { panic!("not new") };
     let before = Created::Before(Box::new(stored.record.clone()));
     assert_eq!(create_with(record("a", "web", 101), key("k", 1)).await.unwrap(), before);
     assert!(matches!(create_with(record("a", "web-2", 101), key("k", 2)).await, Err(StoreError::KeyReused)));
     let mut changed = stored;
-    changed.record.turn(Status::Available, at(102), "sealed");
+    changed.record.set_status(Status::Available, at(102), "sealed");
     let changed = store.replace(changed).await.unwrap();
     assert_eq!(create_with(record("a", "web", 103), key("k", 1)).await.unwrap(), before);
     store.remove(changed.record.id, changed.version).await.unwrap();
     // A quota or a disk that is full in the meantime does not matter.
-    let none = Admission { max_per_tenant: 0, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 0 };
-    assert_eq!(store.create(record("a", "web", 104), none, key("k", 1)).await.unwrap(), before);
+    let none = Limits { max_per_tenant: 0, capacity_gib: 0, ..ROOM };
+    assert_eq!(store.create(record("a", "web", 104), Open(none), key("k", 1)).await.unwrap(), before);
+    for (closed, _) in closed() {
+        assert_eq!(store.create(record("a", "web", 104), closed, key("k", 1)).await.unwrap(), before);
+    }
     assert_eq!(store.list(None).await.unwrap(), []);
 
     // The same key of another tenant is a different key.
@@ -270,7 +298,7 @@ pub async fn keys_are_bounded(store: &dyn Store) {
     let made = |tenant: &'static str, number: usize, request| async move {
         let name = format!("cache-{tenant}-{number}-{request}");
         let record = record(tenant, &name, i64::try_from(number).unwrap());
-        let created = store.create(record, ROOM, key(&number.to_string(), request)).await;
+        let created = store.create(record, OPEN, key(&number.to_string(), request)).await;
         // Keys outlive their records.
         if let Ok(Created::New(stored)) = &created {
             store.remove(stored.record.id, stored.version).await.unwrap();
@@ -330,20 +358,20 @@ pub async fn one_replaces(store: Arc<dyn Store>) {
 
 /// Exactly 50 of 60 concurrent creates succeed, and the others are refused.
 pub async fn quota_is_exact(store: Arc<dyn Store>) {
-    let admission = Admission { max_per_tenant: 50, ..ROOM };
-    let refused = race(&store, admission, |i| (record("a", &format!("web-{i}"), 0), None)).await;
+    let limits = Limits { max_per_tenant: 50, ..ROOM };
+    let refused = race(&store, limits, |i| (record("a", &format!("web-{i}"), 0), None)).await;
     assert_eq!(refused.len(), 10);
     assert!(refused.iter().all(|e| matches!(e, StoreError::Quota { have: 50, max: 50 })), "{refused:?}");
     assert_eq!(store.list(None).await.unwrap().len(), 50);
     // The quota is per tenant.
-    let other = store.create(record("b", "web-0", 0), admission, None).await;
+    let other = store.create(record("b", "web-0", 0), Open(limits), None).await;
     assert!(matches!(other, Ok(Created::New(_))));
 }
 
 /// Records of all tenants are admitted up to the capacity of the host.
 pub async fn capacity_is_exact(store: Arc<dyn Store>) {
-    let admission = Admission { capacity_gib: 799, ..ROOM };
-    let refused = race(&store, admission, |i| (record(&format!("team-{i}"), "web", 0), None)).await;
+    let limits = Limits { capacity_gib: 799, ..ROOM };
+    let refused = race(&store, limits, |i| (record(&format!("team-{i}"), "web", 0), None)).await;
     assert_eq!(refused.len(), 60 - 39);
     assert!(refused.iter().all(|e| matches!(e, StoreError::Full { free_gib: 19, .. })), "{refused:?}");
     let reserved: u64 =
@@ -368,13 +396,13 @@ pub async fn one_key_one_record(store: Arc<dyn Store>) {
 
 async fn race(
     store: &Arc<dyn Store>,
-    admission: Admission,
+    limits: Limits,
     order: impl Fn(usize) -> (Record, Option<IdempotencyKey>),
 ) -> Vec<StoreError> {
     let racers: Vec<_> = (0..60)
         .map(|i| {
             let (store, (record, key)) = (Arc::clone(store), order(i));
-            tokio::spawn(async move { store.create(record, admission, key).await })
+            tokio::spawn(async move { store.create(record, Open(limits), key).await })
         })
         .collect();
     let mut refused = Vec::new();

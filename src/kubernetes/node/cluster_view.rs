@@ -13,18 +13,14 @@ use kube::{Client, ResourceExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use super::caches::Caches;
 use super::desired::{Annotations, Cache, Namespaces, Scope};
 use super::follow::follow;
 use super::labels;
-use super::scoped::Scoped;
-use crate::kubernetes::convert;
-use crate::kubernetes::crd::ImageCache;
-use larder_model::image_cache::CacheId;
 
 /// The watches of an agent.
 pub(super) struct ClusterView {
-    caches: Scoped,
-    reads: Reads,
+    caches: Caches,
     pods: Store<Pod>,
     /// Unscheduled pods that wait for an image cache on this node.
     held: Store<Pod>,
@@ -33,79 +29,6 @@ pub(super) struct ClusterView {
     holders: Store<Pod>,
     node: String,
     _watches: JoinSet<()>,
-}
-
-/// The image caches of the cluster.
-pub(super) struct Caches {
-    objects: Store<ImageCache>,
-    reads: Reads,
-}
-
-/// Parsed image caches. They are kept because objects can be large and passes are frequent.
-struct Reads {
-    /// The namespace of volumes.
-    volumes: String,
-    read: HashMap<CacheId, Read>,
-}
-
-struct Read {
-    version: Option<String>,
-    cache: Option<Arc<Cache>>,
-}
-
-impl fmt::Debug for Caches {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Caches").finish_non_exhaustive()
-    }
-}
-
-impl Caches {
-    /// Starts the watch. `volumes` is the namespace of volumes.
-    pub(super) fn new(client: &Client, volumes: &str, watches: &mut JoinSet<()>, wake: &Arc<Notify>) -> Self {
-        let events = watcher::watcher(Api::all(client.clone()), Config::default());
-        let events = events.modify(|cache: &mut ImageCache| {
-            cache.metadata.managed_fields = None;
-            if let Some(status) = &mut cache.status {
-                status.events.clear();
-                status.images.clear();
-                status.conditions.clear();
-            }
-        });
-        let objects = follow(watches, wake, events);
-        Caches { objects, reads: Reads::new(volumes) }
-    }
-
-    /// Waits until the first list is complete.
-    pub(super) async fn ready(&self) {
-        // The writer lives as long as the watch.
-        let _ = self.objects.wait_until_ready().await;
-    }
-
-    /// Returns the current image caches.
-    pub(super) fn all(&mut self) -> Vec<Arc<Cache>> {
-        self.reads.of(self.objects.state())
-    }
-}
-
-impl Reads {
-    fn new(volumes: &str) -> Self {
-        Reads { volumes: volumes.to_owned(), read: HashMap::new() }
-    }
-
-    /// Parses these objects, most of which have not changed since the last call.
-    fn of(&mut self, objects: impl IntoIterator<Item = Arc<ImageCache>>) -> Vec<Arc<Cache>> {
-        let mut before = std::mem::take(&mut self.read);
-        for object in objects {
-            let Some(id) = convert::id(&object.metadata) else { continue };
-            let version = object.metadata.resource_version.clone();
-            let read = match before.remove(&id) {
-                Some(read) if read.version == version => read,
-                _ => Read { version, cache: Cache::of(&object, &self.volumes).map(Arc::new) },
-            };
-            self.read.insert(id, read);
-        }
-        self.read.values().filter_map(|read| read.cache.clone()).collect()
-    }
 }
 
 /// The metadata of the namespaces of the cluster.
@@ -152,8 +75,7 @@ impl ClusterView {
         let holders = watcher::watcher(Api::namespaced(client.clone(), volumes), own);
         let holders = follow(&mut watches, wake, holders);
         ClusterView {
-            caches: Scoped::new(client, wake),
-            reads: Reads::new(volumes),
+            caches: Caches::new(client, volumes, wake),
             pods,
             held,
             namespaces,
@@ -183,7 +105,7 @@ impl ClusterView {
 
     /// Returns the image caches of the last scope.
     pub(super) fn caches(&mut self) -> Vec<Arc<Cache>> {
-        self.reads.of(self.caches.objects())
+        self.caches.all()
     }
 
     /// Returns the pods on the node, and the unscheduled pods whose image cache must be attached on it.

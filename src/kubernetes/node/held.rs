@@ -37,7 +37,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::cluster_view::{self, Caches, NamespaceStore};
+use super::caches::Caches;
+use super::cluster_view::{self, NamespaceStore};
 use super::desired;
 use super::follow::follow;
 use super::labels::REQUIRED;
@@ -306,18 +307,18 @@ impl Watched {
         });
         let nodes = follow(&mut watches, &wake, nodes);
         let namespaces = cluster_view::namespaces(client, &mut watches, &wake);
-        let caches = Caches::new(client, volumes, &mut watches, &wake);
+        let caches = Caches::new(client, volumes, &wake);
         Watched { pods, nodes, namespaces, caches, wake, _watches: watches }
     }
 
     /// Waits until the first list of every watch is complete.
-    async fn ready(&self) {
+    async fn ready(&mut self) {
         // The writers live as long as the watches.
         let _ = tokio::join!(
             self.pods.wait_until_ready(),
             self.nodes.wait_until_ready(),
             self.namespaces.wait_until_ready(),
-            self.caches.ready(),
+            self.caches.watch_all(),
         );
     }
 }

@@ -1,18 +1,18 @@
 //! Adoption of image caches that were created with kubectl.
 
+use chrono::{DateTime, Utc};
+use kube::ResourceExt as _;
+
 use super::super::convert;
 use super::super::crd::ImageCache;
 use super::super::fault::{opt, request};
-use super::super::names::{FINALIZER, NONCE};
+use super::super::names::NONCE;
 use super::super::upkeep::schedule;
-use super::{KubeStore, annotation, corrupt, post_parameters};
+use super::objects::{corrupt, write_parameters};
+use super::{KubeStore, admission, annotation};
 use crate::caches::record::{Record, RequestOrigin};
-use crate::caches::store::{Admission, StoreError};
-use crate::caches::volumes::UNLIMITED;
-use chrono::{DateTime, Utc};
-use kube::ResourceExt as _;
-use larder_model::image_cache::{Status, TenantName};
-use serde_json::json;
+use crate::caches::store::{Limits, StoreError};
+use larder_model::image_cache::{Spec, TenantName};
 
 impl KubeStore {
     /// Adopts an object that was created without the API, with the same checks as a create: name, quota and
@@ -24,84 +24,71 @@ impl KubeStore {
         &self,
         namespace_of: &str,
         name: &str,
-        admission: Admission,
+        limits: Limits,
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        let _turn = self.turn.lock().await;
-        self.turn().await?;
-        let adopted = self.try_adopt(namespace_of, name, admission, now).await;
-        if let Err(fault) = self.admission.release().await {
-            tracing::debug!("{fault}");
-        }
-        adopted
+        self.admission.run(self.adopt_alone(namespace_of, name, limits, now)).await
     }
 
-    async fn try_adopt(
+    /// Adopts an object while no other request is admitted.
+    async fn adopt_alone(
         &self,
         namespace_of: &str,
         name: &str,
-        admission: Admission,
+        limits: Limits,
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        let api = self.of(namespace_of);
+        let api = self.objects.api(namespace_of);
         let doing = format!("reading the image cache {namespace_of}/{name}");
         let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
         if object.status.is_some() || object.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
-        let tenant = namespace_of.parse::<TenantName>().map_err(|e| format!("metadata.namespace: {e}"));
-        let (spec, tenant) = match (spec, tenant) {
-            (Ok(spec), Ok(tenant)) if spec.cluster == self.cluster => {
-                let mistake = convert::mistake(&spec).or_else(|| schedule::mistake(&object.spec));
-                match mistake.filter(|_| annotation(&object, NONCE).is_none()) {
-                    None => (spec, tenant),
-                    Some(reason) => return self.refuse(object, &reason, now).await,
-                }
-            }
-            (Ok(spec), Ok(_)) => {
-                let reason = format!("spec.cluster: {:?} refers to another cluster", spec.cluster);
-                return self.refuse(object, &reason, now).await;
-            }
-            (Err(reason), _) | (_, Err(reason)) => return self.refuse(object, &reason, now).await,
+        let (spec, tenant) = match self.order_of(&object) {
+            Ok(order) => order,
+            Err(reason) => return self.refuse(object, &reason, now).await,
         };
         let id = convert::id(&object.metadata).ok_or_else(|| corrupt(&object, "it has no UID".to_owned()))?;
         let mut record = Record::new(id, tenant, spec, convert::created(&object.metadata));
         record.ordered_by = RequestOrigin::Cluster;
-        let own = self.objects(Some(namespace_of)).await?;
+        let own = self.objects.list(Some(namespace_of)).await?;
         let have = own.iter().filter(|other| other.status.is_some()).count();
-        let need_gib = record.reserved_gib();
-        // The objects of the tenant and of the cluster already include this one.
-        let others = self.reserved_by(&own)?.saturating_sub(need_gib);
-        let mut refused = admission.tenant_space.check(need_gib, others).err();
-        if have >= admission.max_per_tenant {
-            refused = Some(StoreError::Quota { have, max: admission.max_per_tenant });
-        } else if refused.is_none() && admission.capacity_gib < UNLIMITED {
-            let capacity_gib = admission.capacity_gib;
-            let others = self.reserved_gib().await?.saturating_sub(need_gib);
-            let free_gib = capacity_gib.saturating_sub(others);
-            refused = (need_gib > free_gib).then_some(StoreError::Full { need_gib, free_gib, capacity_gib });
-        }
-        if let Some(refused) = refused {
-            record.work = None;
-            record.class = Some(refused.class());
-            record.message = Some(refused.to_string());
-            record.turn(Status::Failed, now, refused.to_string());
-            self.put(object, record).await?;
-            return Ok(());
+        match admission::check(&self.objects, &limits, &record, (&own, have), true).await {
+            Ok(()) => {}
+            Err(
+                refused
+                @ (StoreError::Quota { .. } | StoreError::TenantFull { .. } | StoreError::Full { .. }),
+            ) => {
+                record.fail_build(now, refused.class(), &refused.to_string());
+                self.objects.put(object, record).await?;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         }
         // The finalizer is set before anything is created, so that nothing can be left behind.
-        if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-            let finalizers: Vec<&str> =
-                object.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
-            self.set_finalizers(&object, json!(finalizers)).await?;
-        }
+        self.objects.add_finalizer(&object).await?;
         let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
         if convert::id(&object.metadata) == Some(id) && object.status.is_none() {
             tracing::info!(tenant = %record.tenant, cache = %id, name, "image cache requested by an object");
-            self.put(object, record).await?;
+            self.objects.put(object, record).await?;
         }
         Ok(())
+    }
+
+    /// Returns what an object orders, and for whom. Otherwise the reason to refuse it.
+    fn order_of(&self, object: &ImageCache) -> Result<(Spec, TenantName), String> {
+        let spec = convert::spec(&object.metadata, &object.spec, self.cluster())?;
+        let tenant = object.namespace().unwrap_or_default();
+        let tenant = tenant.parse::<TenantName>().map_err(|e| format!("metadata.namespace: {e}"))?;
+        if spec.cluster != self.cluster() {
+            return Err(format!("spec.cluster: {:?} refers to another cluster", spec.cluster));
+        }
+        let mistake = convert::mistake(&spec).or_else(|| schedule::mistake(&object.spec));
+        // The API checked the order of an object with a nonce.
+        match mistake.filter(|_| annotation(object, NONCE).is_none()) {
+            Some(reason) => Err(reason),
+            None => Ok((spec, tenant)),
+        }
     }
 
     async fn refuse(
@@ -114,9 +101,9 @@ impl KubeStore {
         tracing::info!(namespace, name, "image cache refused: {reason}");
         object.status = Some(convert::refusal(reason, object.metadata.generation, now));
         object.metadata.managed_fields = None;
-        let api = self.of(&namespace);
+        let api = self.objects.api(&namespace);
         let doing = format!("writing the status of the image cache {namespace}/{name}");
-        match request!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
+        match request!(&doing, api.replace_status(&name, &write_parameters(), &object)) {
             // If another writer was faster, the watch delivers the object again.
             Err(fault) if !fault.is_conflict() && !fault.is_not_found() => Err(fault.into()),
             _ => Ok(()),

@@ -1,15 +1,20 @@
 //! Runs the suite of all stores, and tests what is specific to this store: objects that other programs write.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use kube::CustomResourceExt as _;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
 
 use super::*;
 use crate::caches::record::RequestOrigin;
-use crate::caches::store::suite::{self, ROOM, at};
-use crate::kubernetes::names::{KEY, REQUEST};
+use crate::caches::store::suite::{self, OPEN, ROOM, at};
+use crate::kubernetes::convert;
+use crate::kubernetes::names::{FINALIZER, KEY, REQUEST};
 use larder_fake_kubernetes::{Cluster, Effect, Fault as FakeFault, Timing};
 use larder_model::class::Class;
+use larder_model::image_cache::Status;
 
 /// Returns a cluster with the custom resource and the namespaces of the suite.
 fn cluster() -> Cluster {
@@ -57,10 +62,10 @@ async fn lost_answers() {
             let store = store(&cluster, "one");
             cluster.fault(FakeFault::once(verb, resource, harm.clone()));
             let order = suite::record("a", "web", 1);
-            let made = (*store).create(order.clone(), ROOM, suite::key("k", 1)).await;
+            let made = (*store).create(order.clone(), OPEN, suite::key("k", 1)).await;
             let Ok(Created::New(stored)) = made else { panic!("{verb} {resource} {harm:?}: {made:?}") };
             assert_eq!(store.list(None).await.unwrap(), std::slice::from_ref(&stored));
-            let again = (*store).create(order, ROOM, suite::key("k", 1)).await.unwrap();
+            let again = (*store).create(order, OPEN, suite::key("k", 1)).await.unwrap();
             assert_eq!(again, Created::Before(Box::new(stored.record)));
         }
     }
@@ -77,16 +82,16 @@ async fn a_daemon_dies_in_the_middle() {
                 .after(u32::from(resource == "configmaps")),
         );
         let order = suite::record("a", "web", 1);
-        let create = (*one).create(order.clone(), ROOM, suite::key("k", 1));
+        let create = (*one).create(order.clone(), OPEN, suite::key("k", 1));
         assert!(tokio::time::timeout(Duration::from_secs(1), create).await.is_err());
         // The new daemon waits until the lease of the stopped one expires.
-        let made = (*two).create(order, ROOM, suite::key("k", 1)).await.unwrap();
+        let made = (*two).create(order, OPEN, suite::key("k", 1)).await.unwrap();
         let Created::Before(record) = made else { panic!("{made:?}") };
         let listed = two.list(None).await.unwrap();
         assert_eq!((listed.len(), listed[0].record.id), (1, record.id));
         // The response stays the same after the record is deleted.
         two.remove(record.id, listed[0].version).await.unwrap();
-        let again = (*two).create(suite::record("a", "web", 2), ROOM, suite::key("k", 1)).await.unwrap();
+        let again = (*two).create(suite::record("a", "web", 2), OPEN, suite::key("k", 1)).await.unwrap();
         assert_eq!(again, Created::Before(record));
     }
 }
@@ -96,7 +101,7 @@ async fn a_daemon_dies_in_the_middle() {
 async fn a_tenant_without_a_namespace() {
     let cluster = cluster();
     let store = store(&cluster, "one");
-    let made = (*store).create(suite::record("nowhere", "web", 1), ROOM, None).await;
+    let made = (*store).create(suite::record("nowhere", "web", 1), OPEN, None).await;
     assert!(matches!(made, Err(StoreError::NoNamespace(tenant)) if tenant.as_str() == "nowhere"));
     assert_eq!(store.list(Some("nowhere".parse().unwrap())).await.unwrap(), []);
 }
@@ -111,7 +116,7 @@ async fn a_quota_of_the_cluster_refuses() {
     }));
     let store = store(&cluster, "one");
     suite::create(&*store, suite::record("a", "web", 1)).await;
-    let made = (*store).create(suite::record("a", "other", 1), ROOM, None).await;
+    let made = (*store).create(suite::record("a", "other", 1), OPEN, None).await;
     assert!(matches!(made, Err(StoreError::Quota { have: 1, .. })), "{made:?}");
 }
 
@@ -125,7 +130,7 @@ async fn a_quota_that_is_not_counted_yet() {
             "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "larder", "namespace": "a"},
             "spec": {"hard": {"count/imagecaches.larder.dev": "1"}},
         }));
-        let made = (*store(&cluster, "one")).create(suite::record("a", "web", 1), ROOM, None).await;
+        let made = (*store(&cluster, "one")).create(suite::record("a", "web", 1), OPEN, None).await;
         match made {
             Ok(Created::New(_)) => assert!(waits),
             Err(error) => assert_eq!((error.class(), waits), (Class::Transient, false), "{error}"),
@@ -187,7 +192,7 @@ async fn a_forged_key() {
     forged.annotations_mut().insert(REQUEST.to_owned(), hex(&key.request));
     api.create(&PostParams::default(), &forged).await.unwrap();
     for _ in 0..2 {
-        let made = (*store).create(order.clone(), ROOM, Some(key.clone())).await;
+        let made = (*store).create(order.clone(), OPEN, Some(key.clone())).await;
         assert!(matches!(made, Err(StoreError::KeyReused)), "{made:?}");
         assert_eq!(store.list(None).await.unwrap(), []);
         // The leader refuses the object.

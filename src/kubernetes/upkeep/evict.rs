@@ -6,7 +6,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use kube::ResourceExt as _;
 
-use super::{Seen, Upkeep};
+use super::{CacheState, Upkeep};
 use crate::kubernetes::names::{CREATED_BY, MISS};
 use larder_model::image_cache::{CacheId, Status, TenantName};
 
@@ -22,7 +22,7 @@ pub(super) enum Room {
     None,
 }
 
-impl Seen {
+impl CacheState {
     fn is_evictable(&self) -> bool {
         let on_miss = self.object.labels().get(CREATED_BY).is_some_and(|by| by == MISS);
         on_miss || self.object.spec.evict
@@ -38,11 +38,11 @@ impl Seen {
 /// Returns the image caches of a tenant that can be evicted at `now`, least recently used first. `except` is
 /// kept.
 fn candidates<'a>(
-    seen: impl Iterator<Item = (&'a CacheId, &'a Seen)>,
+    seen: impl Iterator<Item = (&'a CacheId, &'a CacheState)>,
     tenant: &TenantName,
     except: Option<CacheId>,
     (now, unused_for): (DateTime<Utc>, TimeDelta),
-) -> Vec<(CacheId, Seen)> {
+) -> Vec<(CacheId, CacheState)> {
     let may = seen.filter(|(id, seen)| {
         let record = &seen.record;
         record.tenant == *tenant
@@ -52,7 +52,7 @@ fn candidates<'a>(
             && seen.is_evictable()
             && now - seen.used_or_available() >= unused_for
     });
-    let mut may: Vec<(CacheId, Seen)> = may.map(|(id, seen)| (*id, seen.clone())).collect();
+    let mut may: Vec<(CacheId, CacheState)> = may.map(|(id, seen)| (*id, seen.clone())).collect();
     may.sort_by_key(|(id, seen)| (seen.used_or_available(), *id));
     may
 }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     /// Returns an image cache that is available since hour 0.
-    fn seen(last_used: Option<i64>, change: impl FnOnce(&mut Seen)) -> (CacheId, Seen) {
+    fn seen(last_used: Option<i64>, change: impl FnOnce(&mut CacheState)) -> (CacheId, CacheState) {
         let spec = serde_json::json!({"images": ["nginx"]});
         let mut object = ImageCache::new("web", serde_json::from_value(spec).unwrap());
         object.labels_mut().insert(CREATED_BY.into(), MISS.into());
@@ -118,8 +118,8 @@ mod tests {
         object.status = Some(ImageCacheStatus { last_used, ..ImageCacheStatus::default() });
         let mut record = record();
         record.work = None;
-        record.turn(Status::Available, at(0), "sealed");
-        let mut seen = Seen { object, record, not_before: None };
+        record.set_status(Status::Available, at(0), "sealed");
+        let mut seen = CacheState { object, record, not_before: None };
         change(&mut seen);
         (seen.record.id, seen)
     }

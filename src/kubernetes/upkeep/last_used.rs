@@ -8,7 +8,7 @@
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::json;
 
-use super::{Seen, Upkeep};
+use super::{CacheState, Upkeep};
 use larder_model::image_cache::{CacheId, Status};
 
 /// Minimum difference between a use and the last one that was written.
@@ -18,7 +18,7 @@ const MAX_WRITES: usize = 5;
 /// Maximum number of namespaces that are listed in one step.
 const MAX_LISTS: usize = 5;
 
-impl Seen {
+impl CacheState {
     /// Returns the last use in the status.
     pub(super) fn last_used(&self) -> Option<DateTime<Utc>> {
         let text = self.object.status.as_ref()?.last_used.as_deref()?;
@@ -39,7 +39,7 @@ impl Upkeep {
     }
 
     async fn write_uses(&self) {
-        let mut due: Vec<(CacheId, Seen, DateTime<Utc>)> = {
+        let mut due: Vec<(CacheId, CacheState, DateTime<Utc>)> = {
             let seen = self.seen();
             let available = seen.iter().filter(|(_, seen)| seen.record.status == Status::Available);
             let due = available.filter_map(|(id, seen)| {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::evict::Room;
 use super::schedule::{self, Schedule};
-use super::{Seen, Upkeep};
+use super::{CacheState, Upkeep};
 use crate::caches::error::Error;
 use crate::caches::record::{Content, Record};
 use crate::caches::service::MAX_PREVIOUS;
@@ -48,7 +48,7 @@ enum Outcome {
     Later(String),
 }
 
-impl Seen {
+impl CacheState {
     fn step(&self) -> Step {
         let state = self.object.status.as_ref().and_then(|status| status.refresh.as_ref());
         let Some(wanted) = &self.object.spec.refresh else {
@@ -87,8 +87,8 @@ impl Upkeep {
     /// Takes the due steps. Returns whether more refreshes can start at once.
     async fn refresh_due(&self) -> bool {
         let now = self.clock.now();
-        let mut due: Vec<(DateTime<Utc>, CacheId, Seen)> = Vec::new();
-        let mut other: Vec<(CacheId, Seen, Step)> = Vec::new();
+        let mut due: Vec<(DateTime<Utc>, CacheId, CacheState)> = Vec::new();
+        let mut other: Vec<(CacheId, CacheState, Step)> = Vec::new();
         let mut running = 0;
         for (id, seen) in self.seen().iter() {
             running += usize::from(seen.record.is_refreshing());
@@ -113,7 +113,7 @@ impl Upkeep {
     }
 
     /// Writes the status change of a step that is not a refresh.
-    async fn write_step(&self, id: CacheId, seen: &Seen, step: &Step) {
+    async fn write_step(&self, id: CacheId, seen: &CacheState, step: &Step) {
         let written = match (step, &seen.object.spec.refresh) {
             (Step::Begin, Some(wanted)) => {
                 let now = self.clock.now();
@@ -136,7 +136,7 @@ impl Upkeep {
     }
 
     /// Refreshes one image cache that is due.
-    async fn refresh(&self, id: CacheId, seen: &Seen) {
+    async fn refresh(&self, id: CacheId, seen: &CacheState) {
         let Some(wanted) = &seen.object.spec.refresh else { return };
         let began = self.clock.now();
         let outcome = self.try_refresh(id, &seen.record, wanted.when).await;

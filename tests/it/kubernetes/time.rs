@@ -51,6 +51,45 @@ fn an_expired_cache_goes_with_its_copies() {
     assert!(at(&world.team) < at(world.own()));
 }
 
+/// A new leader does not give up a cache whose snapshot is not ready for a while.
+#[case]
+fn a_snapshot_is_ready_again_after_a_change_of_leaders() {
+    const GROUP: &str = "snapshot.storage.k8s.io";
+    let Some(mut world) = World::faked() else { return };
+    let clock = Arc::new(FakeClock::default());
+    clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
+    world.clock = clock.clone();
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    world.phase("web", Status::Available);
+    daemon.stop().unwrap();
+    let fake = world.fake();
+    let [snapshot] = &fake.peek_all(GROUP, "volumesnapshots", world.own())[..] else { panic!("not one") };
+    let contents = fake.peek_all(GROUP, "volumesnapshotcontents", "");
+    let is_own = |content: &&Value| content["spec"]["volumeSnapshotRef"]["namespace"] == world.own();
+    let content = contents.iter().find(is_own).unwrap();
+    // The controller cannot bind the snapshot, and therefore does not report that it is ready.
+    let mut unbound = content.clone();
+    unbound["spec"]["volumeSnapshotRef"]["uid"] = json!(CacheId::random().to_string());
+    fake.restore(GROUP, "volumesnapshotcontents", unbound);
+    let mut pending = snapshot.clone();
+    pending["status"]["readyToUse"] = json!(false);
+    fake.restore(GROUP, "volumesnapshots", pending);
+
+    let daemon = world.daemon();
+    let status = || world.get::<ImageCache>(&world.team, "web")?.status;
+    let missing =
+        world.until("its snapshot is missing", || status().filter(|status| status.phase == "Unavailable"));
+    assert!(missing.message.unwrap().contains("is missing"));
+    fake.restore(GROUP, "volumesnapshotcontents", content.clone());
+    fake.restore(GROUP, "volumesnapshots", snapshot.clone());
+    clock.pass(Duration::from_secs(61));
+    daemon.service.reload(&world.config);
+    let present = world.until("it is served again", || status().filter(|status| status.phase == "Available"));
+    assert_eq!((present.message, present.class), (None, None));
+    daemon.stop().unwrap();
+}
+
 #[case]
 fn orphans_are_swept() {
     let Some(world) = World::faked() else { return };

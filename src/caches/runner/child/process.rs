@@ -10,7 +10,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::words::StderrTail;
+use super::stderr_tail::StderrTail;
 use larder_model::size::ByteSize;
 use larder_sys::cgroup::Cgroup;
 use larder_sys::signal;
@@ -107,7 +107,7 @@ impl Process {
         input: &[u8],
         rules: Rules<'_>,
         verdict: &Verdict,
-        words: &StderrTail,
+        tail: &StderrTail,
         of: &str,
         reading: impl Future<Output = T>,
     ) -> (std::io::Result<End>, Option<T>) {
@@ -116,7 +116,7 @@ impl Process {
             // A child that does not read it ends without a result, which is reported.
             let _ = stdin.write_all(input).await;
         };
-        let mut pipes = pin!(async { tokio::join!(feeding, words.listen(stderr, of), reading).2 });
+        let mut pipes = pin!(async { tokio::join!(feeding, tail.listen(stderr, of), reading).2 });
         let mut read = None;
         let (status, stop_requested, killed) = {
             let mut ending = pin!(ending(&mut child, pid, &rules, verdict));
@@ -200,7 +200,7 @@ async fn release(cgroup: Option<Cgroup>) -> bool {
 
 impl End {
     /// Describes the end of the builder for people. `memory` is its limit in bytes.
-    pub(super) fn describe(&self, memory: u64, words: &str) -> String {
+    pub(super) fn describe(&self, memory: u64, last_output: &str) -> String {
         let mut text = "the builder ".to_owned();
         text.push_str(&match self.killed {
             Some(Kill::Overdue) => "did not end in time and was killed".to_owned(),
@@ -215,9 +215,9 @@ impl End {
         if self.out_of_memory {
             text.push_str(&format!("; out of memory: its limit is {}", ByteSize(memory)));
         }
-        if !words.is_empty() {
+        if !last_output.is_empty() {
             text.push_str("; its last output: ");
-            text.push_str(words);
+            text.push_str(last_output);
         }
         text
     }

@@ -18,9 +18,9 @@ pub(super) fn of(
     end: &End,
     output: Option<Result<Option<Outcome>, String>>,
     memory: u64,
-    words: &str,
+    last_output: &str,
 ) -> Ended {
-    let how = end.describe(memory, words);
+    let how = end.describe(memory, last_output);
     let outcome = match output {
         Some(Err(fault)) => return Ended::Died(format!("{how}: {fault}")),
         Some(Ok(outcome)) => outcome,

@@ -34,13 +34,13 @@ async fn an_archive_is_kept_until_its_volume_is_sealed() {
     assert_eq!(fs::read(&path).unwrap(), b"an archive");
     let source = host.runner.orders.lock().unwrap()[0].job.source.clone();
     assert_eq!(source, Some(Source::Received(path.clone())));
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     assert!(path.exists(), "the archive is still needed");
 
     // The build continues after a restart.
     let host = host.restart().await;
     let record = host.until(record.id, |record| record.status == Status::Available).await;
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     assert_eq!(kept(&host), [""; 0]);
     assert!(matches!(host.service.refresh(&team(), record.id).await, Err(Error::Imported(_))));
     assert_eq!(record.reserved_gib(), 20);
@@ -65,7 +65,7 @@ async fn failed_and_aborted_uploads_leave_nothing() {
     // An archive without a record, as after a crash between the two, and a file with another name.
     fs::write(host.dir.path().join("imports").join(CacheId::random().to_string()), "x").unwrap();
     fs::write(host.dir.path().join("imports/notes"), "x").unwrap();
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     assert_eq!(kept(&host), ["notes"]);
     host.left(&[]).await;
 }
@@ -87,7 +87,7 @@ async fn room_is_promised_during_an_upload_and_released() {
     assert!(full(host.service.receive(&team(), spec("two"), Some(10 << 30), false).await.unwrap_err()));
     let two = host.service.create(&team(), spec("two"), None).await.unwrap();
     host.until(two.id, |record| record.status == Status::Available).await;
-    assert_eq!(host.service.promised_gib(), 0);
+    assert_eq!(host.service.0.admission.promised_gib(), 0);
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn archives_that_are_too_large_or_compressed_are_refused() {
     }
     assert!(sent(&host, "web", b"\x28\xb5\x2f.").await.is_ok());
     drop(receiving);
-    assert_eq!((kept(&host), host.service.promised_gib()), (Vec::new(), 0));
+    assert_eq!((kept(&host), host.service.0.admission.promised_gib()), (Vec::new(), 0));
 }
 
 #[tokio::test]
@@ -123,6 +123,6 @@ async fn the_same_key_is_answered_once() {
     assert!(matches!(other, Error::Store(StoreError::KeyReused)), "{other}");
     let taken = host.service.receive(&team(), spec("web"), None, false).await.unwrap_err();
     assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken}");
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     assert_eq!(kept(&host), [""; 0]);
 }

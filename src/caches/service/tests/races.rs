@@ -30,7 +30,7 @@ async fn a_request_of_a_disconnected_client_is_completed() {
     host.service.refresh(&team(), id).await.unwrap();
     host.until(id, |_| host.started() == 3).await;
     hang_up(host.service.cancel(&team(), id)).await;
-    host.until(id, |record| !record.is_refreshing() && host.service.live().is_empty()).await;
+    host.until(id, |record| !record.is_refreshing() && host.is_idle()).await;
 
     host.next(Act::Hang);
     host.service.refresh(&team(), id).await.unwrap();
@@ -65,7 +65,7 @@ async fn concurrent_cleanups_do_not_conflict() {
     }
     let looks = (0..8).map(|_| async {
         for _ in 0..10 {
-            host.service.clean_up().await.unwrap();
+            host.service.0.janitor.clean_up().await.unwrap();
         }
     });
     let deletions = ids.iter().map(|id| async { host.service.delete(&team(), *id).await.map(drop) });
@@ -87,14 +87,14 @@ async fn retention_that_ends_during_a_refresh() {
     host.service.refresh(&team(), id).await.unwrap();
     host.until(id, |_| host.started() == 2).await;
     host.clock.pass(DAY);
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     let expired = host.until(id, |record| record.status == Status::Unavailable).await;
     assert_eq!((&expired.work, expired.reserved_gib()), (&None, 20));
-    host.until(id, |_| host.service.live().is_empty()).await;
+    host.until(id, |_| host.is_idle()).await;
     // The unfinished volume is deleted; the served one is kept for its grace period.
     host.left(&[format!("{id}.1")]).await;
     host.clock.pass(Duration::from_secs(3600));
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     host.gone(id).await;
     assert!(host.volumes().is_empty());
 }
@@ -106,7 +106,7 @@ async fn a_failure_after_a_cancel_is_not_reported() {
     let record = host.service.create(&team(), spec("web"), None).await.unwrap();
     host.until(record.id, |_| host.started() == 1).await;
     host.service.cancel(&team(), record.id).await.unwrap();
-    host.until(record.id, |_| host.service.live().is_empty()).await;
+    host.until(record.id, |_| host.is_idle()).await;
     let record = host.service.get(&team(), record.id).await.unwrap();
     assert_eq!(record.message.as_deref(), Some("cancelled by request"));
     assert_eq!(record.events.back().unwrap().message, "cancelled by request");
@@ -117,23 +117,11 @@ async fn a_panic_costs_one_attempt() {
     let host = Host::new(ROOM).await;
     host.next(Act::Panic);
     let record = host.service.create(&team(), spec("web"), None).await.unwrap();
-    host.until(record.id, |_| host.started() == 1 && host.service.live().is_empty()).await;
+    host.until(record.id, |_| host.started() == 1 && host.is_idle()).await;
     // The only builder is free again, and the record can be deleted.
     host.available("other").await;
     host.service.delete(&team(), record.id).await.unwrap();
     host.gone(record.id).await;
-}
-
-#[tokio::test]
-async fn a_loop_that_ends_breaks_the_daemon() {
-    let host = Host::new(ROOM).await;
-    host.service.supervise("a loop", async { panic!("on purpose") });
-    tokio::time::timeout(Duration::from_secs(10), host.service.broken()).await.unwrap();
-
-    // A regular stop does not break the daemon.
-    let host = Host::new(ROOM).await;
-    host.service.stop().await;
-    assert!(!host.service.0.broken.is_cancelled());
 }
 
 #[tokio::test]
@@ -143,12 +131,12 @@ async fn a_start_before_the_time_of_the_last_run_holds_expiry() {
     let record = host.service.create(&team(), Spec { retention_days: 1, ..spec("web") }, None).await.unwrap();
     host.until(record.id, |record| record.status == Status::Available).await;
     host.clock.pass(DAY - 2 * MINUTE);
-    host.service.clean_up().await.unwrap();
+    host.service.0.janitor.clean_up().await.unwrap();
     host.clock.set_back(MINUTE);
     let host = host.restart().await;
     for (passed, status) in [(10, Status::Available), (49, Status::Available), (1, Status::Unavailable)] {
         host.clock.pass(passed * MINUTE);
-        host.service.clean_up().await.unwrap();
+        host.service.0.janitor.clean_up().await.unwrap();
         assert_eq!(host.service.get(&team(), record.id).await.unwrap().status, status, "{passed}");
     }
 }

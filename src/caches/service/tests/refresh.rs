@@ -15,7 +15,7 @@ async fn a_refresh_replaces_the_content() {
     let record = host.service.cancel(&team(), before.id).await.unwrap();
     assert_eq!(record.message.as_deref(), Some("the refresh failed: cancelled by request"));
     assert_eq!((record.status, &record.content), (Status::Available, &before.content));
-    host.until(before.id, |_| host.service.live().is_empty()).await;
+    host.until(before.id, |_| host.is_idle()).await;
     host.left(&[format!("{}.1", before.id)]).await;
 
     host.service.refresh(&team(), before.id).await.unwrap();
@@ -40,7 +40,7 @@ async fn a_refresh_waits_for_the_previous_builder() {
     host.runner.leave.notify_one();
     let after = host.until(record.id, |record| !record.is_refreshing()).await;
     assert_eq!((host.started(), after.content.unwrap().generation), (3, 3));
-    host.until(record.id, |_| host.service.live().is_empty()).await;
+    host.until(record.id, |_| host.is_idle()).await;
 }
 
 #[tokio::test]

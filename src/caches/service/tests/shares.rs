@@ -1,6 +1,8 @@
 //! Each tenant's share of the builders.
 
 use super::*;
+use crate::config::tenant::ADMIN;
+use larder_model::job::NetworkAccess;
 
 const TWO_TENANTS: &str = "[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 2\n\
     [[tenant]]\nname = \"team\"\n[[tenant]]\nname = \"other\"\n";
@@ -51,7 +53,7 @@ async fn a_job_states_the_reach_of_its_tenant() {
     let admin: TenantName = ADMIN.parse().unwrap();
     let jobs =
         [(&team(), RequestOrigin::Api), (&admin, RequestOrigin::Api), (&admin, RequestOrigin::Cluster)]
-            .map(|(tenant, by)| host.service.job(tenant, by, &spec("web"), Vec::new(), None));
+            .map(|(tenant, by)| host.service.0.settings.job(tenant, by, &spec("web"), Vec::new(), None));
     assert_eq!(
         jobs.clone().map(|job| job.reach),
         [NetworkAccess::Tenant, NetworkAccess::Any, NetworkAccess::Tenant]

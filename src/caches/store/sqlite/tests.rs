@@ -54,7 +54,7 @@ async fn records_outlive_the_process_that_wrote_them() {
     let kept = suite::create(&store, suite::record("a", "web", 0)).await;
     let gone = suite::create(&store, suite::record("a", "gone", 0)).await;
     let keyed = suite::record("b", "web", 0);
-    store.create(keyed.clone(), suite::ROOM, suite::key("k", 1)).await.unwrap();
+    store.create(keyed.clone(), suite::OPEN, suite::key("k", 1)).await.unwrap();
     let kept = store.replace(kept).await.unwrap();
     store.remove(gone.record.id, gone.version).await.unwrap();
     store.note(suite::noted(suite::at(7))).await.unwrap();
@@ -64,7 +64,7 @@ async fn records_outlive_the_process_that_wrote_them() {
     let team = Some("a".parse().unwrap());
     assert_eq!(store.list(team).await.unwrap(), [kept]);
     assert_eq!(store.noted().await.unwrap(), Some(suite::noted(suite::at(7))));
-    let again = store.create(suite::record("b", "web", 1), suite::ROOM, suite::key("k", 1)).await;
+    let again = store.create(suite::record("b", "web", 1), suite::OPEN, suite::key("k", 1)).await;
     assert_eq!(again.unwrap(), Created::Before(Box::new(keyed)));
 }
 
@@ -211,7 +211,7 @@ async fn the_error_names_a_changed_row() {
     let (_dir, path) = directory();
     let store = open(&path).unwrap();
     let stored = suite::create(&store, suite::record("a", "web", 0)).await;
-    store.create(suite::record("b", "web", 0), suite::ROOM, suite::key("secret-key", 1)).await.unwrap();
+    store.create(suite::record("b", "web", 0), suite::OPEN, suite::key("secret-key", 1)).await.unwrap();
     store.note(suite::noted(suite::at(0))).await.unwrap();
     let whole = store.list(None).await.unwrap();
     let id = stored.record.id.to_string();

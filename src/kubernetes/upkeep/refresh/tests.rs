@@ -17,14 +17,14 @@ fn wanted(schedule: &str) -> Refresh {
 }
 
 /// Returns an available image cache with this schedule.
-fn seen(schedule: Option<&str>, state: Option<RefreshState>) -> Seen {
+fn seen(schedule: Option<&str>, state: Option<RefreshState>) -> CacheState {
     let spec = serde_json::json!({"images": ["nginx"], "refresh": schedule.map(wanted)});
     let mut object = ImageCache::new("web", serde_json::from_value(spec).unwrap());
     object.status = Some(crate::kubernetes::crd::ImageCacheStatus { refresh: state, ..Default::default() });
     let mut record = record();
     record.work = None;
-    record.turn(Status::Available, DateTime::UNIX_EPOCH, "sealed");
-    Seen { object, record, not_before: None }
+    record.set_status(Status::Available, DateTime::UNIX_EPOCH, "sealed");
+    CacheState { object, record, not_before: None }
 }
 
 #[test]

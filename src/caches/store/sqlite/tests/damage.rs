@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{SqliteStore, directory, open};
 use crate::caches::record::Record;
-use crate::caches::store::{Admission, Created, Store, StoreError, Stored, TenantSpace, suite};
+use crate::caches::store::{AdmissionDecision, Created, Store, StoreError, Stored, suite};
 use larder_model::class::Class;
 use larder_sys::clock::guard::SavedClock;
 
@@ -25,7 +25,7 @@ async fn fill(store: &SqliteStore) -> Vec<Contents> {
     let mut history = vec![read_contents(store).await.unwrap()];
     for (second, key) in (0..).zip(KEYS) {
         let record = suite::record("a", key, second);
-        let Created::New(stored) = store.create(record, suite::ROOM, suite::key(key, 1)).await.unwrap()
+        let Created::New(stored) = store.create(record, suite::OPEN, suite::key(key, 1)).await.unwrap()
         else {
             panic!("not new")
         };
@@ -50,12 +50,14 @@ async fn read_contents(store: &SqliteStore) -> Result<Contents, StoreError> {
         assert_eq!(store.get(stored.record.id).await?.as_ref(), Some(stored));
         assert!(store.list(Some(stored.record.tenant.clone())).await?.contains(stored));
     }
-    let none = Admission { max_per_tenant: 0, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 0 };
     let mut answers = Vec::new();
     for key in KEYS {
-        match store.create(suite::record("a", "asked", 0), none, suite::key(key, 1)).await {
+        match store
+            .create(suite::record("a", "asked", 0), AdmissionDecision::Replayed, suite::key(key, 1))
+            .await
+        {
             Ok(Created::Before(record)) => answers.push(*record),
-            Err(StoreError::Quota { .. }) => {}
+            Err(StoreError::Replayed) => {}
             Ok(Created::New(stored)) => panic!("{stored:?}"),
             Err(e) => return Err(e),
         }

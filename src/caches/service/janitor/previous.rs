@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::records::Records;
-use super::{Service, state_failed};
+use super::super::records::Survey;
+use super::super::volumes_failed;
+use super::Janitor;
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::VolumeId;
@@ -13,12 +14,12 @@ use larder_model::image_cache::{CacheId, Status};
 /// oldest are deleted, which bounds the storage of a cache.
 pub const MAX_PREVIOUS: usize = 2;
 
-impl Service {
+impl Janitor {
     /// Removes from `unneeded` the replaced volumes that are in use.
     pub(super) async fn keep_previous(
         &self,
         unneeded: Vec<VolumeId>,
-        records: &Records,
+        records: &Survey,
     ) -> Result<Vec<VolumeId>, StoreError> {
         let (mut replaced, mut unneeded): (Vec<VolumeId>, Vec<VolumeId>) =
             unneeded.into_iter().partition(|volume| is_replaced(volume, records.get(&volume.id)));
@@ -27,7 +28,7 @@ impl Service {
         for volume in replaced {
             let kept = kept.entry(volume.id).or_default();
             let used = match *kept < MAX_PREVIOUS {
-                true => self.0.volumes.in_use(volume.clone()).await.map_err(|e| state_failed(&e))?,
+                true => self.0.uses.volumes.in_use(volume.clone()).await.map_err(|e| volumes_failed(&e))?,
                 false => None,
             };
             match used {

@@ -61,13 +61,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_is_kept() {
-        let words = StderrTail::default();
-        assert_eq!(words.last(), "");
-        words.listen(&b"one\n\n  two\x1b[2J\xff\n"[..], "x").await;
-        assert_eq!(words.last(), "one | two\\u{1b}[2J\u{fffd}");
+        let tail = StderrTail::default();
+        assert_eq!(tail.last(), "");
+        tail.listen(&b"one\n\n  two\x1b[2J\xff\n"[..], "x").await;
+        assert_eq!(tail.last(), "one | two\\u{1b}[2J\u{fffd}");
         let long = "a".repeat(100_000) + "\nthe end\n";
-        words.listen(long.as_bytes(), "x").await;
-        let last = words.last();
+        tail.listen(long.as_bytes(), "x").await;
+        let last = tail.last();
         assert!(last.ends_with("a | the end") && last.len() <= MAX_TAIL + 3, "{}", last.len());
     }
 }

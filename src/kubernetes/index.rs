@@ -17,7 +17,7 @@ pub(super) type ObjectName = (String, String);
 
 /// The status of an object, as last seen.
 #[derive(Clone, Debug)]
-pub(super) enum SeenStatus {
+pub(super) enum IndexedStatus {
     /// A record. The histories of its layers are removed: they are its largest part and are not read from the
     /// index.
     Record(Arc<Stored>),
@@ -31,25 +31,25 @@ pub(super) enum SeenStatus {
 struct Entry {
     name: ObjectName,
     version: u64,
-    status: SeenStatus,
+    status: IndexedStatus,
 }
 
 /// The index of image caches by their ID.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct Index {
     entries: Mutex<HashMap<CacheId, Entry>>,
     /// `true` once every object of the cluster was seen.
     complete: watch::Sender<bool>,
 }
 
-impl Seen {
+impl Index {
     fn entries(&self) -> MutexGuard<'_, HashMap<CacheId, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores a version of an object, unless the index has a later one.
-    pub(super) fn note(&self, id: CacheId, name: ObjectName, version: u64, mut status: SeenStatus) {
-        if let SeenStatus::Record(stored) = &mut status
+    pub(super) fn note(&self, id: CacheId, name: ObjectName, version: u64, mut status: IndexedStatus) {
+        if let IndexedStatus::Record(stored) = &mut status
             && let Some(content) = &mut Arc::make_mut(stored).record.content
         {
             content.layers = Vec::new();
@@ -65,8 +65,8 @@ impl Seen {
     /// Removes an object and returns its record.
     pub(super) fn forget(&self, id: CacheId) -> Option<Arc<Stored>> {
         match self.entries().remove(&id)?.status {
-            SeenStatus::Record(stored) => Some(stored),
-            SeenStatus::Nothing | SeenStatus::Corrupt(_) => None,
+            IndexedStatus::Record(stored) => Some(stored),
+            IndexedStatus::Nothing | IndexedStatus::Corrupt(_) => None,
         }
     }
 
@@ -86,12 +86,12 @@ impl Seen {
     }
 
     /// Returns the status of an object.
-    pub(super) fn get(&self, id: CacheId) -> Option<SeenStatus> {
+    pub(super) fn get(&self, id: CacheId) -> Option<IndexedStatus> {
         self.entries().get(&id).map(|entry| entry.status.clone())
     }
 
     /// Returns the status of all objects; `None` if not every object was seen within `patience`.
-    pub(super) async fn all(&self, patience: Duration) -> Option<Vec<(ObjectName, SeenStatus)>> {
+    pub(super) async fn all(&self, patience: Duration) -> Option<Vec<(ObjectName, IndexedStatus)>> {
         let mut complete = self.complete.subscribe();
         tokio::time::timeout(patience, complete.wait_for(|complete| *complete)).await.ok()?.ok()?;
         let entries = self.entries();
@@ -105,18 +105,18 @@ mod tests {
 
     #[tokio::test]
     async fn an_earlier_version_does_not_replace_a_later_one() {
-        let seen = Seen::default();
+        let index = Index::default();
         let id = CacheId::random();
         let name = ("team-a".to_owned(), "web".to_owned());
-        assert!(seen.all(Duration::ZERO).await.is_none());
-        seen.note(id, name.clone(), 7, SeenStatus::Corrupt("seven".to_owned()));
-        seen.note(id, name.clone(), 6, SeenStatus::Nothing);
-        assert!(matches!(seen.get(id), Some(SeenStatus::Corrupt(what)) if what == "seven"));
-        seen.note(id, name.clone(), 8, SeenStatus::Nothing);
-        assert!(matches!(seen.get(id), Some(SeenStatus::Nothing)));
-        seen.complete();
-        assert_eq!((seen.name(id), seen.all(Duration::ZERO).await.unwrap().len()), (Some(name), 1));
-        assert!(seen.forget(id).is_none());
-        assert!(seen.ids().is_empty());
+        assert!(index.all(Duration::ZERO).await.is_none());
+        index.note(id, name.clone(), 7, IndexedStatus::Corrupt("seven".to_owned()));
+        index.note(id, name.clone(), 6, IndexedStatus::Nothing);
+        assert!(matches!(index.get(id), Some(IndexedStatus::Corrupt(what)) if what == "seven"));
+        index.note(id, name.clone(), 8, IndexedStatus::Nothing);
+        assert!(matches!(index.get(id), Some(IndexedStatus::Nothing)));
+        index.complete();
+        assert_eq!((index.name(id), index.all(Duration::ZERO).await.unwrap().len()), (Some(name), 1));
+        assert!(index.forget(id).is_none());
+        assert!(index.ids().is_empty());
     }
 }

@@ -1,10 +1,11 @@
-//! The image caches that concern one node.
+//! The image caches that concern a node, or all of them for the leading daemon.
 //!
 //! A cluster can have thousands of image caches, and a node needs a few. Therefore an agent watches only the
 //! namespaces whose image caches its pods, its configuration and its volumes name. Neither its memory nor the
 //! traffic from the API server grows with the cluster.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,12 @@ use kube::runtime::watcher::{self, Config};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::desired::Scope;
+use super::desired::{Cache, Scope};
 use super::follow::follow;
 use crate::kubernetes::client::ApiServer;
+use crate::kubernetes::convert;
 use crate::kubernetes::crd::ImageCache;
+use larder_model::image_cache::CacheId;
 
 /// Maximum number of namespaces with a watch of their own. A node that needs more watches all namespaces at
 /// once.
@@ -38,18 +41,42 @@ struct Watched {
     _task: JoinSet<()>,
 }
 
-/// Watches of image caches by namespace. The empty name is the watch of all namespaces.
-#[derive(Debug)]
-pub(super) struct Scoped {
+/// The image caches in a scope.
+pub(super) struct Caches {
     client: ApiServer,
     wake: Arc<Notify>,
+    /// Watches by namespace. The empty name is the watch of all namespaces.
     watched: BTreeMap<String, Watched>,
+    reads: Reads,
 }
 
-impl Scoped {
-    /// Creates an empty set of watches.
-    pub(super) fn new(client: &Client, wake: &Arc<Notify>) -> Self {
-        Scoped { client: client.clone().into(), wake: Arc::clone(wake), watched: BTreeMap::new() }
+/// Parsed image caches. They are kept because objects can be large and passes are frequent.
+struct Reads {
+    /// The namespace of volumes.
+    volumes: String,
+    read: HashMap<CacheId, Read>,
+}
+
+struct Read {
+    version: Option<String>,
+    cache: Option<Arc<Cache>>,
+}
+
+impl fmt::Debug for Caches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caches").finish_non_exhaustive()
+    }
+}
+
+impl Caches {
+    /// Creates an empty scope. Every change notifies `wake`. `volumes` is the namespace of volumes.
+    pub(super) fn new(client: &Client, volumes: &str, wake: &Arc<Notify>) -> Self {
+        Caches {
+            client: client.clone().into(),
+            wake: Arc::clone(wake),
+            watched: BTreeMap::new(),
+            reads: Reads::new(volumes),
+        }
     }
 
     /// Watches the namespaces in `scope`, and ends watches that were not needed for a while. Waits for the
@@ -76,9 +103,35 @@ impl Scoped {
         tokio::time::timeout(FIRST_LIST_TIMEOUT, futures_util::future::join_all(ready)).await.is_ok()
     }
 
-    /// Returns the objects of all watches.
-    pub(super) fn objects(&self) -> Vec<Arc<ImageCache>> {
-        self.watched.values().flat_map(|watched| watched.store.state()).collect()
+    /// Watches the image caches of all namespaces and waits for the first list.
+    pub(super) async fn watch_all(&mut self) {
+        while !self.set_scope(&Scope::All).await {}
+    }
+
+    /// Returns the current image caches.
+    pub(super) fn all(&mut self) -> Vec<Arc<Cache>> {
+        self.reads.of(self.watched.values().flat_map(|watched| watched.store.state()))
+    }
+}
+
+impl Reads {
+    fn new(volumes: &str) -> Self {
+        Reads { volumes: volumes.to_owned(), read: HashMap::new() }
+    }
+
+    /// Parses these objects, most of which have not changed since the last call.
+    fn of(&mut self, objects: impl IntoIterator<Item = Arc<ImageCache>>) -> Vec<Arc<Cache>> {
+        let mut before = std::mem::take(&mut self.read);
+        for object in objects {
+            let Some(id) = convert::id(&object.metadata) else { continue };
+            let version = object.metadata.resource_version.clone();
+            let read = match before.remove(&id) {
+                Some(read) if read.version == version => read,
+                _ => Read { version, cache: Cache::of(&object, &self.volumes).map(Arc::new) },
+            };
+            self.read.insert(id, read);
+        }
+        self.read.values().filter_map(|read| read.cache.clone()).collect()
     }
 }
 
