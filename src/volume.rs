@@ -50,10 +50,10 @@ pub use journal::Trust;
 pub use open::{CapEnforcement, Opened, VolumeOptions, open};
 pub use signature::read_trusted;
 
-use error::Context;
 use journal::Journal;
 use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::lock::Lock;

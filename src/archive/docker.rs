@@ -14,6 +14,7 @@ use super::{Archive, Digest, Entry};
 use larder_layer::decode::ChunkSource as _;
 use larder_layer::path;
 use larder_model::digest::{Algorithm, Hasher};
+use larder_model::io_error::IoError;
 use larder_model::manifest::{ImageConfig, ManifestError, read_json};
 use larder_model::reference::ImageReference;
 
@@ -147,7 +148,7 @@ fn layer(archive: &Archive, path: &str) -> Result<Layer, Error> {
 
 fn digest(mut blob: Blob, path: &str) -> Result<Digest, Error> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
-    let failed = |source| Error::Io { doing: "reading", what: path.to_owned(), source };
+    let failed = |source| IoError::new("reading", path, source);
     while let Some(chunk) = blob.next().map_err(failed)? {
         hasher.update(&chunk);
     }

@@ -1,8 +1,7 @@
 //! Errors of reading an archive.
 
-use std::io;
-
 use super::{Class, Digest, Format};
+use larder_model::io_error::{FileRole, IoError};
 use larder_model::manifest::ManifestError;
 use larder_model::size::ByteSize;
 
@@ -113,15 +112,8 @@ pub enum Error {
         limit: u64,
     },
     /// A system call failed.
-    #[error("{doing} {what}: {source}")]
-    Io {
-        /// The operation, as "reading".
-        doing: &'static str,
-        /// Object of the operation, as a path.
-        what: String,
-        /// Cause from the system.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
@@ -135,28 +127,7 @@ impl Error {
             Error::Tar { source, .. } => source.class(),
             Error::Decode { source, .. } => source.class(),
             Error::Spool { .. } => Class::NoSpace,
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound
-                | io::ErrorKind::NotADirectory
-                | io::ErrorKind::IsADirectory
-                | io::ErrorKind::InvalidInput => Class::Invalid,
-                io::ErrorKind::PermissionDenied => Class::Denied,
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-                // The file was truncated while it was read.
-                io::ErrorKind::UnexpectedEof => Class::Corrupt,
-                _ => Class::Internal,
-            },
+            Error::Io(error) => error.class(FileRole::Given),
         }
-    }
-}
-
-/// Adds the operation and its object to the error of a system call.
-pub(super) trait Context<T> {
-    fn context(self, doing: &'static str, what: impl std::fmt::Display) -> Result<T, Error>;
-}
-
-impl<T> Context<T> for io::Result<T> {
-    fn context(self, doing: &'static str, what: impl std::fmt::Display) -> Result<T, Error> {
-        self.map_err(|source| Error::Io { doing, what: what.to_string(), source })
     }
 }

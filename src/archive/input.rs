@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::members;
 use super::store::Store;
 use larder_layer::decode::{ChunkSource, Decoder};
 use larder_layer::limits::Ratio;
 use larder_model::digest::Algorithm;
+use larder_model::io_error::{Context as _, IoError};
 use larder_sys::{Dir, space, unnamed};
 
 /// Name of standard input in messages.
@@ -72,7 +73,7 @@ impl Input {
     pub fn keep() -> Result<File, Error> {
         let mut file = Temporary::new()?;
         file.fill(&mut io::stdin().lock(), STDIN)?;
-        unnamed::read_only(&file.file).context("opening", STDIN)
+        Ok(unnamed::read_only(&file.file).context("opening", STDIN)?)
     }
 
     /// Opens the copy that [`Input::keep`] made.
@@ -162,7 +163,7 @@ impl Temporary {
                 // The error of a decoder has more details than its kind.
                 Err(e) => match e.downcast::<larder_layer::decode::Error>() {
                     Ok(source) => return Err(Error::Decode { path: shown.to_owned(), source }),
-                    Err(e) => return Err(e).context("reading", shown),
+                    Err(e) => return Err(IoError::new("reading", shown, e).into()),
                 },
                 Ok(0) => return Ok(()),
                 Ok(read) => read,

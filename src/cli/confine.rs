@@ -8,6 +8,7 @@ use crate::builder::order::BuildRequest;
 use crate::builder::share;
 use crate::volume;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_sys::confine::{Confinement, Privileges, Role, Signals};
 use larder_sys::{Dir, private, process};
@@ -48,11 +49,7 @@ impl Error {
         match self {
             Error::Orphan => Class::Cancelled,
             Error::Process { .. } => Class::Internal,
-            Error::Directory { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => Class::Denied,
-                io::ErrorKind::StorageFull => Class::NoSpace,
-                _ => Class::Invalid,
-            },
+            Error::Directory { source, .. } => class(source, FileRole::Given),
             Error::Volume(error) => error.class(),
         }
     }

@@ -18,6 +18,7 @@ use crate::export::{self, Error, Format, Monitor, Report, Request};
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
+use larder_model::io_error::IoError;
 use larder_model::seal::Compression;
 use larder_model::size::ByteSize;
 use larder_sys::confine::{self, Confined};
@@ -87,7 +88,7 @@ fn carry_out(
     cancel: &Cancel,
     console: &Console,
 ) -> Result<Report, Error> {
-    let internal = |doing: &'static str, source| Error::Io { doing, what: "the export".to_owned(), source };
+    let internal = |doing: &'static str, source| Error::from(IoError::new(doing, "the export", source));
     let request = Request {
         format: args.format,
         compression: args.compression.unwrap_or(Compression::Gzip),

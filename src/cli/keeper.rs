@@ -45,6 +45,7 @@ use child::{Child, ChildReport};
 use desk::Desk;
 use larder_model::class::Class;
 use larder_model::event::{Event, Outcome, Status};
+use larder_model::io_error::Context as _;
 use larder_model::job::VolumeKind;
 use larder_model::key::SigningKey;
 use larder_sys::mount;
@@ -80,9 +81,8 @@ pub(super) struct BuildParams {
 /// Moves this process into its own mount namespace, and makes mounts below `share` visible to its children.
 /// Must be called before a second thread is started.
 pub(super) fn enter_namespace(share: Option<&Path>) -> Result<(), Error> {
-    let what = "for the disk".to_owned();
     let entered = mount::private_namespace().and_then(|()| share.map_or(Ok(()), mount::share_below));
-    entered.map_err(|source| Error::Io { doing: "creating a mount namespace", what, source })
+    Ok(entered.context("creating a mount namespace", "for the disk")?)
 }
 
 /// Runs a build. Errors are part of the outcome.

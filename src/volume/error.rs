@@ -2,10 +2,9 @@
 
 use std::io;
 
-use nix::errno::Errno;
-
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, IoError};
 use larder_model::seal::SealError;
 use larder_model::shortage::Shortage;
 use larder_model::size::ByteSize;
@@ -146,15 +145,8 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The file system refused an operation.
-    #[error("{doing} {what}: {source}")]
-    Io {
-        /// The operation that failed.
-        doing: &'static str,
-        /// Object of the operation.
-        what: String,
-        /// Error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
@@ -173,23 +165,7 @@ impl Error {
             Error::Full { .. } | Error::TooSmall { .. } => Class::NoSpace,
             Error::ParentMissing(_) | Error::Json { .. } | Error::WritesLost { .. } => Class::Internal,
             Error::TooLarge { .. } => Class::Invalid,
-            Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
-                Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
-                Some(Errno::ENOENT | Errno::ENOTDIR) => Class::NotFound,
-                _ => Class::Internal,
-            },
+            Error::Io(error) => error.class(FileRole::Named),
         }
-    }
-}
-
-/// Adds the operation to the error of a failed system call.
-pub(super) trait Context<T> {
-    fn context(self, doing: &'static str, what: &str) -> Result<T, Error>;
-}
-
-impl<T> Context<T> for io::Result<T> {
-    fn context(self, doing: &'static str, what: &str) -> Result<T, Error> {
-        self.map_err(|source| Error::Io { doing, what: what.to_owned(), source })
     }
 }

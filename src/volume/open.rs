@@ -5,13 +5,14 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::job::{self, Identity, Record};
 use super::journal::{Journal, Trust};
 use super::lock::lock;
 use super::place::LayerDirs;
 use super::{Budget, State, Volume, disk, isolate, layout, seal};
 use larder_model::chain::ChainId;
+use larder_model::io_error::Context as _;
 use larder_model::seal::{CacheManifest, Layer};
 use larder_model::size::ByteSize;
 use larder_sys::space::{self, FileSystem};

@@ -7,8 +7,8 @@ use super::stopwatch::Stopwatch;
 use super::workdir::WorkDir;
 use crate::builder::cancel::Cancel;
 use crate::builder::failure::Fail;
-use larder_layer::error::io_class;
 use larder_model::bench_report::{Elapsed, approximate};
+use larder_model::io_error::{FileRole, class};
 use larder_sys::dir::{Dir, set_times};
 use larder_sys::stat::Timestamp;
 
@@ -123,7 +123,7 @@ fn noise() -> Vec<u8> {
 
 fn fail(doing: &str, error: &io::Error) -> Fail {
     Fail::job(
-        io_class(error),
+        class(error, FileRole::Own),
         format!("{doing}: {error}: check that the file system has enough free space and inodes"),
     )
 }

@@ -19,8 +19,8 @@ use crate::builder::cancel::Cancel;
 use crate::builder::failure::Fail;
 use crate::builder::layers::ChangeSet;
 use crate::builder::source::{Blob, Source};
-use larder_layer::error::io_class;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 use larder_sys::{Dir, process};
@@ -116,7 +116,7 @@ async fn one(
         .await
         .map_err(|e| fail(blob, Class::Internal, &format!("the task that writes it failed: {e}")))?;
     fetched?;
-    written.map_err(|e| fail(blob, io_class(&e), &format!("writing it to its file: {e}")))
+    written.map_err(|e| fail(blob, class(&e, FileRole::Own), &format!("writing it to its file: {e}")))
 }
 
 fn write(mut file: File, mut chunks: mpsc::Receiver<Bytes>, writing: &AtomicU64) -> std::io::Result<()> {

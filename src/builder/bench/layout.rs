@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::builder::failure::Fail;
 use crate::builder::resolve::ResolvedImage;
-use larder_layer::error::io_class;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::io_error::{self, FileRole};
 use larder_sys::Dir;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -61,7 +61,7 @@ pub(super) fn class(error: &io::Error) -> Class {
     match error.kind() {
         // Two documents with the same digest: a manifest that lists its config as a layer.
         io::ErrorKind::AlreadyExists => Class::Corrupt,
-        _ => io_class(error),
+        _ => io_error::class(error, FileRole::Own),
     }
 }
 

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use crate::builder::failure::Fail;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use larder_model::size::ByteSize;
 use larder_sys::{Dir, remove, space};
 
@@ -39,14 +40,10 @@ impl WorkDir {
     pub(super) fn make(parent: &Path) -> Result<Self, Fail> {
         let shown = parent.display().to_string();
         let opening = |source: io::Error| {
-            let class = match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Class::Invalid,
-                _ => class(&source),
-            };
             let message = format!(
                 "opening {shown}: {source}: give --dir an existing directory on the file system to measure"
             );
-            Fail::job(class, message)
+            Fail::job(class(&source, FileRole::Given), message)
         };
         let dir = Dir::open(parent).map_err(opening)?;
         // The name is random. If it exists nevertheless, creating the directory fails.
@@ -121,11 +118,7 @@ impl WorkDir {
 
 /// Creates the failure for a system call.
 pub(super) fn failed(doing: &str, what: &Path, error: &io::Error) -> Fail {
-    Fail::job(class(error), format!("{doing} {}: {error}", what.display()))
-}
-
-fn class(error: &io::Error) -> Class {
-    larder_layer::error::io_class(error)
+    Fail::job(class(error, FileRole::Own), format!("{doing} {}: {error}", what.display()))
 }
 
 #[cfg(test)]

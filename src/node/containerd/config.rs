@@ -31,6 +31,7 @@ use toml::{Table, Value};
 
 use crate::node::file::MARK;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use larder_model::platform::Platform;
 use larder_model::runtime::Containerd;
 
@@ -104,7 +105,7 @@ impl ConfigError {
     /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
-            ConfigError::Read { source, .. } => larder_layer::error::io_class(source),
+            ConfigError::Read { source, .. } => class(source, FileRole::Own),
             _ => Class::Invalid,
         }
     }

@@ -3,6 +3,7 @@ use std::{fmt, io};
 use super::block::Typeflag;
 use crate::decode;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 
 /// The reason why a layer's tar cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -123,10 +124,7 @@ impl Error {
             }
             Error::Member { fault: Fault::Misuse(_), .. } => Class::Internal,
             Error::Member { .. } => Class::Corrupt,
-            Error::Record { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-                _ => Class::Internal,
-            },
+            Error::Record { source, .. } => class(source, FileRole::Own),
         }
     }
 }
