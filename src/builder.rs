@@ -12,7 +12,6 @@ pub mod cancel;
 mod commit;
 pub mod events;
 mod extraction;
-mod failure;
 mod flushing;
 pub mod keeper;
 mod layers;

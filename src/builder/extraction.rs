@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 
 use super::cancel::Cancel;
 use super::events::Events;
-use super::failure::Fail;
 use super::layers::ChangeSet;
 use super::remote::Piped;
 use super::source::{Blob, Source};
@@ -21,6 +20,7 @@ use crate::volume::budget::Account;
 use crate::volume::staging::Staging;
 use crate::volume::{Volume, layout};
 pub(super) use error::RunError;
+use larder_model::event::{Event, Failure};
 use larder_layer::cores::Cores;
 use larder_layer::decode::{ChunkSource, Decoder};
 use larder_layer::erofs::apply::Image;
@@ -31,7 +31,6 @@ use larder_layer::space::Space;
 use larder_layer::{erofs, overlay};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
-use larder_model::event::Event;
 use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
@@ -110,8 +109,8 @@ pub(super) async fn fetch(
     change: &ChangeSet,
     counters: &Arc<Counters>,
     events: &Events,
-) -> Result<ReadyLayer, Fail> {
-    let mut first_failure: Option<Fail> = None;
+) -> Result<ReadyLayer, Failure> {
+    let mut first_failure: Option<Failure> = None;
     for at in &change.sources {
         let mut corrupted = None;
         for skipped in 0.. {
@@ -129,7 +128,7 @@ pub(super) async fn fetch(
                 Err(FetchFailure::Source(fail) | FetchFailure::Local(fail)) => Err(fail),
                 Ok(ready) => Ok(ready),
             };
-            if let Some(Fail { message, .. }) = corrupted {
+            if let Some(Failure { message, .. }) = corrupted {
                 events.emit(Event::Warning {
                     message: format!("layer {}: {message}; trying another host", at.1.digest),
                 });
@@ -137,21 +136,21 @@ pub(super) async fn fetch(
             return fetched;
         }
     }
-    Err(first_failure.unwrap_or_else(|| Fail::job(Class::Internal, "a layer without a source")))
+    Err(first_failure.unwrap_or_else(|| Failure::job(Class::Internal, "a layer without a source")))
 }
 
 /// The origin of a failure.
 enum FetchFailure {
     /// The source did not deliver the blob.
-    Source(Fail),
+    Source(Failure),
     /// The received data is not that of the blob.
-    Corrupted(Fail),
-    Local(Fail),
+    Corrupted(Failure),
+    Local(Failure),
 }
 
 impl FetchFailure {
     /// Classifies the error of an extraction.
-    fn of(error: &RunError, fail: impl FnOnce(Class, String) -> Fail) -> Self {
+    fn of(error: &RunError, fail: impl FnOnce(Class, String) -> Failure) -> Self {
         let fail = fail(error.class(), error.describe());
         match error {
             RunError::Layer(error) if error.is_blob_mismatch() => FetchFailure::Corrupted(fail),
@@ -168,12 +167,7 @@ async fn fetch_from(
     skipped: usize,
     counters: &Arc<Counters>,
 ) -> Result<ReadyLayer, FetchFailure> {
-    let fail = |class: Class, message: String| Fail {
-        class,
-        images: Vec::new(),
-        layer: Some(blob.digest.clone()),
-        message,
-    };
+    let fail = |class: Class, message: String| Failure::layer(&blob.digest, class, message);
     let expected = Expected { blob: blob.digest.clone(), size: blob.size, diff_id: change.diff_id.clone() };
     counters.received.store(0, Ordering::Relaxed);
     counters.written.store(0, Ordering::Relaxed);
@@ -229,7 +223,7 @@ async fn from_file(
     counters: &Arc<Counters>,
 ) -> Result<ReadyLayer, FetchFailure> {
     let fail = |class: Class, message: String| {
-        FetchFailure::Local(Fail { class, images: Vec::new(), layer: Some(blob.digest.clone()), message })
+        FetchFailure::Local(Failure::layer(&blob.digest, class, message))
     };
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let blocking = tokio::task::spawn_blocking(move || {
@@ -257,12 +251,7 @@ async fn from_pipe(
     blob: &Descriptor,
     counters: &Arc<Counters>,
 ) -> Result<ReadyLayer, FetchFailure> {
-    let fail = |class: Class, message: String| Fail {
-        class,
-        images: Vec::new(),
-        layer: Some(blob.digest.clone()),
-        message,
-    };
+    let fail = |class: Class, message: String| Failure::layer(&blob.digest, class, message);
     let failure = Arc::new(OnceLock::new());
     let mut blocking = {
         let (sharing, counters, failure) = (Arc::clone(shared), Arc::clone(counters), Arc::clone(&failure));

@@ -9,7 +9,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::events::Events;
-use super::failure::Fail;
 use super::keeper::SupervisorClient;
 use super::order::{BuildRequest, RegistryOptions};
 use super::remote::Fetcher;
@@ -17,9 +16,9 @@ use crate::config::{Config, registry as section};
 use crate::secrets::docker_config_file::DockerConfig;
 use crate::secrets::keyring::Keyring;
 use crate::secrets::{Secrets, directory};
+use larder_model::event::{Event, Failure};
 use larder_layer::limits::{Limits, Ratio};
 use larder_model::credential::Credential;
-use larder_model::event::Event;
 use larder_model::job::NetworkAccess;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
@@ -35,7 +34,7 @@ pub(super) fn client(
     order: &BuildRequest,
     config: &Config,
     events: &Events,
-) -> Result<(Registry, Vec<PullSecretName>), Vec<Fail>> {
+) -> Result<(Registry, Vec<PullSecretName>), Vec<Failure>> {
     let observer = Arc::new(ToEvents(events.clone()));
     match &order.keeper {
         Some(supervisor) => {
@@ -128,8 +127,8 @@ pub fn secrets(order: &RegistryOptions) -> Secrets {
     Secrets::new(keyring, docker_configs)
 }
 
-fn set_up(error: Error) -> Vec<Fail> {
-    vec![Fail::job(error.class(), format!("setting up the registry client: {error}"))]
+fn set_up(error: Error) -> Vec<Failure> {
+    vec![Failure::job(error.class(), format!("setting up the registry client: {error}"))]
 }
 
 /// Returns the limits on layers.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::failure::Fail;
 use super::source::{self, Source};
 use crate::volume::job::Resolved;
+use larder_model::event::Failure;
 use larder_model::class::Class;
 use larder_model::digest::{Digest, Hasher};
 use larder_model::manifest::{Document, ImageConfig, Manifest};
@@ -78,7 +78,7 @@ pub(super) async fn resolve_all(
     references: &[ImageReference],
     platform: &Platform,
     cache: Arc<dyn DocumentCache>,
-) -> Vec<Result<ResolvedImage, Fail>> {
+) -> Vec<Result<ResolvedImage, Failure>> {
     stream::iter(references)
         .map(|reference| resolve(source, reference, platform, &*cache))
         .buffered(MAX_CONCURRENT)
@@ -91,8 +91,8 @@ async fn resolve(
     reference: &ImageReference,
     platform: &Platform,
     cache: &dyn DocumentCache,
-) -> Result<ResolvedImage, Fail> {
-    let fail = |class: Class, message: String| Fail::image(reference, class, message);
+) -> Result<ResolvedImage, Failure> {
+    let fail = |class: Class, message: String| Failure::image(reference, class, message);
     let source = Resolver { source, reference, cache };
     let earlier = cache.resolved(reference);
     let start = match (&earlier, reference.digest(), reference.tag()) {
@@ -148,7 +148,7 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    async fn manifest(&self, start: Start<'_>) -> Result<source::Manifest, Fail> {
+    async fn manifest(&self, start: Start<'_>) -> Result<source::Manifest, Failure> {
         let by = match start {
             Start::Digest(digest) => {
                 if let Some(bytes) = self.cache.document(digest, MAX_MANIFEST) {
@@ -159,7 +159,7 @@ impl Resolver<'_> {
             Start::Tag(tag) => ManifestReference::Tag(tag),
         };
         let fetched = self.source.manifest(self.reference, by, MAX_MANIFEST).await;
-        fetched.map_err(|e| Fail::image(self.reference, e.class(), format!("fetching the manifest: {e}")))
+        fetched.map_err(|e| Failure::image(self.reference, e.class(), format!("fetching the manifest: {e}")))
     }
 
     async fn finish(
@@ -169,8 +169,8 @@ impl Resolver<'_> {
         index: Option<(Digest, Vec<u8>)>,
         platform_of_index: Option<Platform>,
         wanted: &Platform,
-    ) -> Result<ResolvedImage, Fail> {
-        let fail = |class: Class, message: String| Fail::image(self.reference, class, message);
+    ) -> Result<ResolvedImage, Failure> {
+        let fail = |class: Class, message: String| Failure::image(self.reference, class, message);
         let descriptor = &manifest.config;
         let config_bytes = match self.cache.document(&descriptor.digest, MAX_CONFIG) {
             Some(bytes) => bytes,

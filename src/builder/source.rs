@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::failure::Fail;
 use super::order::{BuildRequest, FetcherConnection, ImageSource};
 use super::remote::{self, Piped, Remote};
 use super::resolve::{self, EmptyCache, ResolvedImage};
 use crate::archive::{self, Archive, Input};
+use larder_model::event::Failure;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::job::{self, MAX_IMAGES};
@@ -163,15 +163,15 @@ async fn document(archive: &Arc<Archive>, digest: Digest, limit: u64) -> Result<
 #[derive(Debug)]
 pub(super) enum Opened {
     /// An error of the client is reported only when the client is needed: a sealed volume needs none.
-    Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
+    Registry(Result<(Registry, Vec<PullSecretName>), Vec<Failure>>),
     Remote(FetcherConnection),
-    Archive(Result<Input, Fail>, Option<archive::Format>),
+    Archive(Result<Input, Failure>, Option<archive::Format>),
 }
 
 /// A source that is ready for requests.
 #[derive(Debug)]
 pub(super) enum ReadySource {
-    Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
+    Registry(Result<(Registry, Vec<PullSecretName>), Vec<Failure>>),
     Remote(Remote, Vec<PullSecretName>),
     /// An archive, and the order's images resolved in it.
     Archive(Source, Vec<ResolvedImage>),
@@ -194,28 +194,28 @@ impl Opened {
             None if *received => Input::received(path),
             None => Input::open(path),
         };
-        let opened = opened.map_err(|e| Fail::job(e.class(), e.to_string()));
+        let opened = opened.map_err(|e| Failure::job(e.class(), e.to_string()));
         Some(Opened::Archive(opened, *format))
     }
 
     /// Prepares the source. An archive is indexed: if the order has no images, it gets all images of the
     /// archive, and if it has no size, it gets a generous one.
-    pub(super) async fn prepare(self, order: &mut BuildRequest) -> Result<ReadySource, Vec<Fail>> {
+    pub(super) async fn prepare(self, order: &mut BuildRequest) -> Result<ReadySource, Vec<Failure>> {
         let (input, format) = match self {
             Opened::Registry(client) => return Ok(ReadySource::Registry(client)),
             Opened::Remote(FetcherConnection { stream, absent }) => {
                 let remote = stream.try_clone().and_then(Remote::new);
                 let remote = remote.map_err(|e| {
-                    vec![Fail::job(Class::Internal, format!("connecting to the fetcher process: {e}"))]
+                    vec![Failure::job(Class::Internal, format!("connecting to the fetcher process: {e}"))]
                 })?;
                 return Ok(ReadySource::Remote(remote, absent));
             }
             Opened::Archive(input, format) => (input.map_err(|fail| vec![fail])?, format),
         };
-        let fail = |e: archive::Error| vec![Fail::job(e.class(), e.to_string())];
+        let fail = |e: archive::Error| vec![Failure::job(e.class(), e.to_string())];
         let indexed = tokio::task::spawn_blocking(move || Archive::index(input, format)).await;
         let ended =
-            |e| vec![Fail::job(Class::Internal, format!("the task that indexes the archive failed: {e}"))];
+            |e| vec![Failure::job(Class::Internal, format!("the task that indexes the archive failed: {e}"))];
         let archive = indexed.map_err(ended)?.map_err(fail)?;
         if order.images.is_empty() {
             order.images = archive.names();
@@ -225,7 +225,7 @@ impl Opened {
                     let message = format!(
                         "the archive contains {have} images, but a volume can have at most {MAX_IMAGES}: choose some with --image"
                     );
-                    return Err(vec![Fail::job(Class::Invalid, message)]);
+                    return Err(vec![Failure::job(Class::Invalid, message)]);
                 }
                 _ => {}
             }
@@ -234,7 +234,7 @@ impl Opened {
         let cache = Arc::new(EmptyCache);
         let resolved = resolve::resolve_all(&source, &order.images, &order.platform, cache).await;
         let (images, fails): (Vec<_>, Vec<_>) = resolved.into_iter().partition(Result::is_ok);
-        let fails: Vec<Fail> = fails.into_iter().filter_map(Result::err).collect();
+        let fails: Vec<Failure> = fails.into_iter().filter_map(Result::err).collect();
         if !fails.is_empty() {
             return Err(fails);
         }
@@ -263,7 +263,7 @@ fn default_size(images: &[ResolvedImage]) -> ByteSize {
 impl ReadySource {
     /// Checks that a sealed volume contains the order's images. The names of an archive's images do not
     /// identify their content.
-    pub(super) fn check_sealed(&self, order: &BuildRequest, sealed: &CacheManifest) -> Result<(), Vec<Fail>> {
+    pub(super) fn check_sealed(&self, order: &BuildRequest, sealed: &CacheManifest) -> Result<(), Vec<Failure>> {
         let ReadySource::Archive(_, images) = self else { return Ok(()) };
         let same = |image: &ResolvedImage| {
             let mut sealed = sealed.content.images.iter();
@@ -276,11 +276,11 @@ impl ReadySource {
             "{} is sealed with another image of the same name as in the archive: give another volume",
             order.volume.display()
         );
-        Err(vec![Fail::image(&other.reference, Class::Conflict, message)])
+        Err(vec![Failure::image(&other.reference, Class::Conflict, message)])
     }
 
     /// Returns the source and the pull secrets without credentials.
-    pub(super) fn source(self) -> Result<(Source, Vec<PullSecretName>), Vec<Fail>> {
+    pub(super) fn source(self) -> Result<(Source, Vec<PullSecretName>), Vec<Failure>> {
         match self {
             ReadySource::Registry(client) => {
                 client.map(|(registry, absent)| (Source::Registry(registry), absent))

@@ -4,6 +4,7 @@ use std::io;
 
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
+use larder_model::event::Failure;
 use larder_model::io_error::{FileRole, IoError};
 use larder_model::seal::SealError;
 use larder_model::shortage::Shortage;
@@ -167,5 +168,12 @@ impl Error {
             Error::TooLarge { .. } => Class::Invalid,
             Error::Io(error) => error.class(FileRole::Named),
         }
+    }
+}
+
+/// Converts an error of the volume, which fails the whole job.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::job(error.class(), error.to_string())
     }
 }

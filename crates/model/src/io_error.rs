@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 
 use super::class::Class;
 
-// Error numbers of Linux without a stable `ErrorKind`. They are the same on every architecture that Larder supports.
+// Error numbers of Linux without a stable `ErrorKind`, equal on all architectures that Larder supports.
 const ELOOP: i32 = 40;
 const EBADMSG: i32 = 74;
 const EUCLEAN: i32 = 117;

@@ -1,6 +1,5 @@
 //! Layers that are already on a volume of this host.
 
-use super::super::failure::Fail;
 use super::super::layers::ChangeSet;
 use super::super::share::{SharedCopy, StoredCopy};
 use super::error::RunError;
@@ -9,6 +8,7 @@ use super::{Counters, ReadyLayer, Shared, compression_of, run};
 use crate::trees;
 use crate::volume::layout;
 use crate::volume::staging::Staging;
+use larder_model::event::Failure;
 use larder_layer::cores::Cores;
 use larder_layer::decode::Decoder;
 use larder_layer::erofs;
@@ -32,13 +32,8 @@ pub(in crate::builder) async fn reuse(
     shared: &Arc<Shared>,
     from: Layer,
     counters: &Arc<Counters>,
-) -> Result<ReadyLayer, Fail> {
-    let fail = |class: Class, message: String| Fail {
-        class,
-        images: Vec::new(),
-        layer: Some(from.blob.clone()),
-        message,
-    };
+) -> Result<ReadyLayer, Failure> {
+    let fail = |class: Class, message: String| Failure::layer(&from.blob, class, message);
     let (layer, diff_id, size) = (from.clone(), from.diff_id.clone(), from.size);
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let rebuilding = tokio::task::spawn_blocking(move || {
@@ -73,13 +68,8 @@ pub(in crate::builder) async fn copy(
     change: &ChangeSet,
     blob: &Descriptor,
     counters: &Arc<Counters>,
-) -> Result<ReadyLayer, Fail> {
-    let fail = |class: Class, message: String| Fail {
-        class,
-        images: Vec::new(),
-        layer: Some(blob.digest.clone()),
-        message,
-    };
+) -> Result<ReadyLayer, Failure> {
+    let fail = |class: Class, message: String| Failure::layer(&blob.digest, class, message);
     let SharedCopy { at, stored, lease } = copy;
     let ratio = shared.limits.ratio;
     if at.size > ratio.floor.max(blob.size.saturating_mul(ratio.max)) {

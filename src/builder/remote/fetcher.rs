@@ -14,9 +14,9 @@ use tokio::net::unix::pipe;
 
 use super::foreign::Foreign;
 use super::{Request, RequestKind, Response, ResponseKind};
-use crate::builder::failure::Fail;
 use crate::builder::resolve::MAX_CONFIG;
 use crate::builder::wire::{self, Frame};
+use larder_model::event::Failure;
 use larder_model::class::Class;
 use larder_model::reference::ImageReference;
 use larder_registry::{self, BlobStream, FetchedManifest, ManifestReference, Registry};
@@ -30,7 +30,7 @@ const MAX_IN_FLIGHT: usize = 264;
 #[derive(Debug)]
 pub struct Fetcher {
     /// The client, or the reasons why it cannot be created.
-    pub(in crate::builder) registry: Result<Registry, Vec<Fail>>,
+    pub(in crate::builder) registry: Result<Registry, Vec<Failure>>,
     /// Images of the order. Other repositories cannot be fetched.
     pub(in crate::builder) images: Vec<ImageReference>,
 }

@@ -374,7 +374,7 @@ fn answer(end: &End, bytes: &[u8]) -> Option<Result<PlanReport, Vec<Failure>>> {
 }
 
 fn failed(class: Class, message: &str) -> Vec<Failure> {
-    vec![Failure { class, images: Vec::new(), layer: None, message: message.to_owned() }]
+    vec![Failure::job(class, message)]
 }
 
 impl Runner for ChildRunner {
