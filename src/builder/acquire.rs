@@ -13,10 +13,10 @@ use super::extraction::{self, Counters, ReadyLayer, Shared};
 use super::layers::ChangeSet;
 use super::share::{self, Claim, IdleTracker, LayerLocation, LayerLock, Share, VolumeName, WaitLimit};
 use super::source::Source;
-use larder_model::event::{Event, Failure};
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::{Event, Failure};
 use larder_model::manifest::Descriptor;
 
 /// Interval for polling a layer that another builder is fetching.

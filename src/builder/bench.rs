@@ -40,12 +40,12 @@ use super::run::{self, Prepared, blocking};
 use super::source::{self, Source};
 use crate::archive::Format;
 use crate::config::Config;
-use larder_model::event::{Event, Failure, Status};
 use larder_model::bench_report::{
     BenchReport, Elapsed, Kind, MeasuredImage, MeasuredLayer, Settings, Stage, StageName, approximate,
 };
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::{Event, Failure, Status};
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;

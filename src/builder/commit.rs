@@ -6,7 +6,6 @@ use super::extraction::{ReadyLayer, Shared};
 use super::layers::ChainLayer;
 use crate::trees;
 use crate::volume::layout;
-use larder_model::event::Failure;
 use larder_layer::erofs::apply::Image;
 use larder_layer::erofs::fixup::Times;
 use larder_layer::erofs::read::ImageNode;
@@ -15,6 +14,7 @@ use larder_layer::overlay::lower::Lower;
 use larder_layer::overlay::{copy, settle};
 use larder_layer::stored::StoredDir;
 use larder_model::class::Class;
+use larder_model::event::Failure;
 use larder_model::job::LayerFormat;
 use larder_model::seal::{Layer, LayerImage, Settled, Verity};
 

@@ -20,7 +20,6 @@ use crate::volume::budget::Account;
 use crate::volume::staging::Staging;
 use crate::volume::{Volume, layout};
 pub(super) use error::RunError;
-use larder_model::event::{Event, Failure};
 use larder_layer::cores::Cores;
 use larder_layer::decode::{ChunkSource, Decoder};
 use larder_layer::erofs::apply::Image;
@@ -31,6 +30,7 @@ use larder_layer::space::Space;
 use larder_layer::{erofs, overlay};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::{Event, Failure};
 use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
@@ -222,9 +222,8 @@ async fn from_file(
     blob: &Descriptor,
     counters: &Arc<Counters>,
 ) -> Result<ReadyLayer, FetchFailure> {
-    let fail = |class: Class, message: String| {
-        FetchFailure::Local(Failure::layer(&blob.digest, class, message))
-    };
+    let fail =
+        |class: Class, message: String| FetchFailure::Local(Failure::layer(&blob.digest, class, message));
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let blocking = tokio::task::spawn_blocking(move || {
         let source = Bounded { left: expected.size, source: file, cancel: sharing.cancel.clone() };

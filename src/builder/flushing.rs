@@ -14,8 +14,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::events::Events;
 use crate::volume::Volume;
-use larder_model::event::{Event, Failure};
 use larder_model::class::Class;
+use larder_model::event::{Event, Failure};
 
 /// Pause between two flushes. Shorter ones gain nothing, and a flush includes the data of other programs on
 /// the same file system.

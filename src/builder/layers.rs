@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::resolve::ResolvedImage;
-use larder_model::event::Failure;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 

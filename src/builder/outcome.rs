@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::cancel::Cancel;
-use larder_model::event::{Failure, Outcome, SealedImage};
 use larder_model::class::Class;
+use larder_model::event::{Failure, Outcome, SealedImage};
 use larder_model::seal::CacheManifest;
 
 /// Returns the outcome of a sealed volume.

@@ -18,9 +18,9 @@ use super::layers::{ChainLayer, ChangeSet, Layers};
 use super::publish::Publisher;
 use super::share::{IdleTracker, Share};
 use super::source::Source;
-use larder_model::event::{Event, Failure};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::{Event, Failure};
 use larder_model::reference::ImageReference;
 
 /// Interval of progress events.

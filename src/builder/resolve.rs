@@ -6,9 +6,9 @@ use futures_util::{StreamExt as _, stream};
 
 use super::source::{self, Source};
 use crate::volume::job::Resolved;
-use larder_model::event::Failure;
 use larder_model::class::Class;
 use larder_model::digest::{Digest, Hasher};
+use larder_model::event::Failure;
 use larder_model::manifest::{Document, ImageConfig, Manifest};
 use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;

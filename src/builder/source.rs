@@ -8,9 +8,9 @@ use super::order::{BuildRequest, FetcherConnection, ImageSource};
 use super::remote::{self, Piped, Remote};
 use super::resolve::{self, EmptyCache, ResolvedImage};
 use crate::archive::{self, Archive, Input};
-use larder_model::event::Failure;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
 use larder_model::job::{self, MAX_IMAGES};
 use larder_model::manifest::{Descriptor, LayerMediaType};
 use larder_model::platform::Platform;
@@ -263,7 +263,11 @@ fn default_size(images: &[ResolvedImage]) -> ByteSize {
 impl ReadySource {
     /// Checks that a sealed volume contains the order's images. The names of an archive's images do not
     /// identify their content.
-    pub(super) fn check_sealed(&self, order: &BuildRequest, sealed: &CacheManifest) -> Result<(), Vec<Failure>> {
+    pub(super) fn check_sealed(
+        &self,
+        order: &BuildRequest,
+        sealed: &CacheManifest,
+    ) -> Result<(), Vec<Failure>> {
         let ReadySource::Archive(_, images) = self else { return Ok(()) };
         let same = |image: &ResolvedImage| {
             let mut sealed = sealed.content.images.iter();

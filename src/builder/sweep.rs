@@ -12,8 +12,8 @@ use super::order::BuildRequest;
 use super::{outcome, run};
 use crate::verify;
 use crate::volume::{Opened, Trust};
-use larder_model::event::{Failure, Outcome};
 use larder_model::class::Class;
+use larder_model::event::{Failure, Outcome};
 
 /// Sweeps the volume of `order`. A failure of class [`Class::Corrupt`] means that nothing on it can be used.
 pub async fn sweep(order: BuildRequest, trust: Trust, cancel: Cancel) -> Outcome {

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use crate::volume::job::Identity;
 use crate::volume::store::Documents;
 use crate::volume::{self, CapEnforcement, Opened, Trust, VolumeOptions};
-use larder_model::event::Failure;
 use larder_layer::decode::{ChunkSource, Decoder};
 use larder_layer::limits::Limits;
 use larder_layer::overlay::attributes::Rights;
 use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
 use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::platform::Platform;
@@ -58,7 +58,11 @@ impl Default for Options {
 }
 
 /// Builds a sealed volume of images that are given by their layers.
-pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> Result<CacheManifest, Failure> {
+pub(super) fn build(
+    dir: &Path,
+    images: &[&[BuiltLayer]],
+    options: &Options,
+) -> Result<CacheManifest, Failure> {
     process::clear_umask();
     let identity = Identity {
         images: (0..images.len()).map(|n| format!("example.com/image:{n}")).collect(),

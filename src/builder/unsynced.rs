@@ -10,8 +10,8 @@ use super::order::BuildRequest;
 use super::run;
 use crate::verify;
 use crate::volume::{Opened, Trust, Volume};
-use larder_model::event::{Event, Failure};
 use larder_model::class::Class;
+use larder_model::event::{Event, Failure};
 
 /// Returns the volume of `order` without the layers that were damaged. Each of them is reported as a warning.
 ///

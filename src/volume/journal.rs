@@ -49,7 +49,7 @@ pub enum Trust {
 /// An open journal file.
 #[derive(Debug)]
 pub(super) struct Journal {
-    file: File,
+    pub(super) file: File,
     boot: String,
     len: u64,
 }

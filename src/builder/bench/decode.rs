@@ -10,13 +10,13 @@ use crate::builder::cancel::Cancel;
 use crate::builder::extraction::Bounded;
 use crate::builder::layers::ChangeSet;
 use crate::builder::source::{Blob, Source};
-use larder_model::event::Failure;
 use larder_layer::cores::Cores;
 use larder_layer::decode::{self, Decoded, Decoder, inflate_only};
 use larder_layer::limits::Ratio;
 use larder_model::bench_report::{Elapsed, MeasuredLayer};
 use larder_model::class::Class;
 use larder_model::digest::{Algorithm, Hasher};
+use larder_model::event::Failure;
 
 /// Size of the hashed buffer, bytes. It equals the chunk size of a decoder and fits the cache of a core.
 const BUFFER: usize = 256 << 10;

@@ -18,8 +18,8 @@ use super::layout;
 use crate::builder::cancel::Cancel;
 use crate::builder::layers::ChangeSet;
 use crate::builder::source::{Blob, Source};
-use larder_model::event::Failure;
 use larder_model::class::Class;
+use larder_model::event::Failure;
 use larder_model::io_error::{FileRole, class};
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
@@ -63,7 +63,8 @@ pub(super) async fn layers(
     }
     // Wait for all tasks, also after a failure, so that none writes to a file that is being removed.
     while let Some(joined) = tasks.join_next().await {
-        let ended = |e| Err(Failure::job(Class::Internal, format!("the task that fetches a layer failed: {e}")));
+        let ended =
+            |e| Err(Failure::job(Class::Internal, format!("the task that fetches a layer failed: {e}")));
         fails.extend(joined.unwrap_or_else(ended).err());
     }
     if fails.is_empty() {

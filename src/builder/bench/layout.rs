@@ -6,9 +6,9 @@ use std::io::{self, Write as _};
 use serde_json::{Value, json};
 
 use crate::builder::resolve::ResolvedImage;
-use larder_model::event::Failure;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
 use larder_model::io_error::{self, FileRole};
 use larder_sys::Dir;
 

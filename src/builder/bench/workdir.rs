@@ -13,8 +13,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use larder_model::event::Failure;
 use larder_model::class::Class;
+use larder_model::event::Failure;
 use larder_model::io_error::{FileRole, class};
 use larder_model::size::ByteSize;
 use larder_sys::{Dir, remove, space};

@@ -16,8 +16,8 @@ use super::foreign::Foreign;
 use super::{Request, RequestKind, Response, ResponseKind};
 use crate::builder::resolve::MAX_CONFIG;
 use crate::builder::wire::{self, Frame};
-use larder_model::event::Failure;
 use larder_model::class::Class;
+use larder_model::event::Failure;
 use larder_model::reference::ImageReference;
 use larder_registry::{self, BlobStream, FetchedManifest, ManifestReference, Registry};
 
