@@ -25,7 +25,7 @@ pub enum Error {
         /// Path of the key file.
         path: String,
         /// Reason for the refusal.
-        source: ReadError,
+        r#source: ReadError,
     },
     /// The file does not contain a valid private key.
     #[error("the signing key {path}: {source}")]
@@ -33,7 +33,7 @@ pub enum Error {
         /// Path of the key file.
         path: String,
         /// Error of parsing the key.
-        source: SigningKeyError,
+        r#source: SigningKeyError,
     },
     /// A key cannot be generated.
     #[error("cannot generate a key: {0}")]
@@ -44,7 +44,7 @@ pub enum Error {
         /// Key, or path of the key file.
         text: String,
         /// Error of parsing the key.
-        source: ParseKeyError,
+        r#source: ParseKeyError,
     },
     /// A system call on a key file failed.
     #[error(transparent)]

@@ -65,7 +65,7 @@ pub enum Error {
         /// Object to mount.
         what: String,
         /// Error of the system call.
-        source: MountError,
+        r#source: MountError,
     },
     /// Another system call failed.
     #[error("{}{}", .0, hint(Operation::MountImage, &.0.source))]

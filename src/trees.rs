@@ -22,7 +22,7 @@ pub struct Error {
     /// Path from the root of the volume.
     pub path: String,
     /// Error of the system call.
-    pub source: io::Error,
+    pub r#source: io::Error,
 }
 
 impl Error {

@@ -70,7 +70,7 @@ pub enum Error {
         /// Path in the archive.
         file: String,
         /// Cause from the parser.
-        source: ManifestError,
+        r#source: ManifestError,
     },
     /// The file is not a tar, or is malformed.
     #[error("reading the headers of {path}: {source}")]
@@ -78,7 +78,7 @@ pub enum Error {
         /// Name of the archive.
         path: String,
         /// Cause from the tar reader.
-        source: larder_layer::tar::Error,
+        r#source: larder_layer::tar::Error,
     },
     /// The archive cannot be decompressed.
     #[error("decompressing {path}: {source}")]
@@ -86,7 +86,7 @@ pub enum Error {
         /// Name of the archive.
         path: String,
         /// Cause from the decoder.
-        source: larder_layer::decode::Error,
+        r#source: larder_layer::decode::Error,
     },
     /// The compression format is not supported.
     #[error(

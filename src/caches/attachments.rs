@@ -99,7 +99,7 @@ pub enum AttachmentError {
         /// The path of the operation.
         path: PathBuf,
         /// The error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The record is unreadable and might refer to any volume, so no volume is deleted until it is resolved.
     #[error("the attachment record {path} is unreadable ({reason}): remove it if nothing is attached there")]

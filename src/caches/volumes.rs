@@ -144,7 +144,7 @@ pub enum StateError {
         /// The path of the operation.
         path: PathBuf,
         /// The error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A volume cannot be read.
     #[error(transparent)]

@@ -29,7 +29,7 @@ pub(super) enum Error {
         /// The action that failed.
         what: &'static str,
         /// The error of the system call.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A directory of the build cannot be created.
     #[error("creating {path}: {source}")]
@@ -37,7 +37,7 @@ pub(super) enum Error {
         /// Path of the directory.
         path: String,
         /// The error of the system call.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The volume cannot be used.
     #[error(transparent)]

@@ -78,7 +78,7 @@ enum Error {
     #[error(transparent)]
     Cluster(#[from] daemon::Error),
     #[error("waiting for signals: {0}")]
-    Signals(#[from] std::io::Error),
+    Signals(std::io::Error),
 }
 
 impl From<StartError> for Error {
@@ -113,9 +113,9 @@ struct Signals {
 
 async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error> {
     let mut signals = Signals {
-        terminate: signal(SignalKind::terminate())?,
-        interrupt: signal(SignalKind::interrupt())?,
-        hang_up: signal(SignalKind::hangup())?,
+        terminate: signal(SignalKind::terminate()).map_err(Error::Signals)?,
+        interrupt: signal(SignalKind::interrupt()).map_err(Error::Signals)?,
+        hang_up: signal(SignalKind::hangup()).map_err(Error::Signals)?,
     };
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
     let tenants = SharedTenants::new(tenants(config)?);

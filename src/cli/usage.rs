@@ -59,7 +59,7 @@ pub(super) enum UsageError {
         /// Path of the job; `-` for standard input.
         path: String,
         /// The error of the system call.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The job exceeds the size limit.
     #[error("the job {path} is larger than {limit} bytes: check the path")]
@@ -75,7 +75,7 @@ pub(super) enum UsageError {
         /// Path of the job; `-` for standard input.
         path: String,
         /// The error of the parser.
-        source: JobError,
+        r#source: JobError,
     },
     /// The log filter is not valid.
     #[error(transparent)]

@@ -138,7 +138,7 @@ pub enum Error {
         /// Name of the document.
         what: &'static str,
         /// Cause from the serializer.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A system call failed.
     #[error(transparent)]

@@ -18,7 +18,7 @@ pub enum Error {
         /// Name of the image.
         image: String,
         /// Cause from the file system.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A file cannot be read.
     #[error("reading {path}: {source}")]
@@ -26,11 +26,11 @@ pub enum Error {
         /// Path on the volume, escaped.
         path: String,
         /// Cause from the file system.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The list is malformed.
     #[error("prefetch.list: {0}: run larder verify, or give --all")]
-    Malformed(#[from] Malformed),
+    Malformed(Malformed),
     /// The volume has no list.
     #[error("{path} has no prefetch.list because an older larder sealed it: give --all, or build it again")]
     NoList {

@@ -86,7 +86,7 @@ pub enum Error {
         /// Path of the volume.
         path: String,
         /// Problem with the seal.
-        source: SealError,
+        r#source: SealError,
     },
     /// A file of the volume is not what it should be.
     #[error("{path}: {what} {fault}: the volume was changed")]
@@ -104,7 +104,7 @@ pub enum Error {
         /// Path of the volume.
         path: String,
         /// Problem with the signature.
-        source: TrustError,
+        r#source: TrustError,
     },
     /// There is no space for metadata within the cap.
     #[error("{doing}: {shortage}")]
@@ -122,7 +122,7 @@ pub enum Error {
         /// Path of the volume.
         path: String,
         /// Error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A file of Larder would exceed the limit of its reader.
     #[error("{what} has {need} bytes, but the limit is {limit}: use fewer images per job")]
@@ -143,7 +143,7 @@ pub enum Error {
         /// Name of the file.
         what: &'static str,
         /// Error of the encoder.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The file system refused an operation.
     #[error(transparent)]

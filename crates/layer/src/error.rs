@@ -36,7 +36,7 @@ pub enum Error {
         /// Name of the member, escaped.
         path: String,
         /// The cause reported by the system.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -201,12 +201,12 @@ impl CacheManifest {
         struct Versioned {
             version: u32,
         }
-        let Versioned { version } = serde_json::from_slice(json)?;
+        let Versioned { version } = serde_json::from_slice(json).map_err(SealError::Malformed)?;
         if version != VERSION {
             return Err(SealError::Version { given: version });
         }
-        let manifest: CacheManifest = serde_json::from_slice(json)?;
-        let found = Digest::sha256(&serde_json::to_vec(&manifest.content)?);
+        let manifest: CacheManifest = serde_json::from_slice(json).map_err(SealError::Malformed)?;
+        let found = Digest::sha256(&serde_json::to_vec(&manifest.content).map_err(SealError::Malformed)?);
         if found != manifest.digest {
             return Err(SealError::Digest { want: manifest.digest, found });
         }
@@ -219,7 +219,7 @@ impl CacheManifest {
 pub enum SealError {
     /// The file is not JSON or has the wrong structure.
     #[error("reading cache.json: {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(serde_json::Error),
     /// The file has a format version that this build does not support.
     #[error("cache.json has version {given}, but this larder reads version {VERSION}: use a matching larder")]
     Version {

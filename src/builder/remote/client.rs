@@ -41,7 +41,7 @@ pub(in crate::builder) enum Error {
     Ended,
     /// The request cannot be sent.
     #[error("sending a request to the fetcher process: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
 }
 
 impl Error {
@@ -174,7 +174,7 @@ impl Remote {
         descriptor: &Descriptor,
         skipped: usize,
     ) -> Result<Piped, Error> {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::Io(e.into()))?;
         // The kernel limits the pipes of a user who has many of them, so failure is ignored.
         let _ = fcntl_setpipe_size(&writer, PIPE_SIZE);
         let end =

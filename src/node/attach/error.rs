@@ -174,7 +174,7 @@ pub enum Error {
     },
     /// The records of the node's own image store cannot be read.
     #[error("looking for images that need the volume: {0}")]
-    Dependents(#[from] podman::dependents::Error),
+    Dependents(podman::dependents::Error),
     /// Images of the node's own image store cannot be removed.
     #[error(transparent)]
     Remove(#[from] podman::remove::Error),

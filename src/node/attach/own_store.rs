@@ -78,7 +78,7 @@ fn needed(record: &Attachment, others: &[Attachment], host: &Host) -> Result<Dep
         }
     }
     for graph_root in graph_roots(&host.root).context("reading configuration below", host.root.display())? {
-        needed.extend(find(&host.path(&graph_root), &only)?);
+        needed.extend(find(&host.path(&graph_root), &only).map_err(Error::Dependents)?);
     }
     Ok(needed)
 }

@@ -61,7 +61,7 @@ pub enum ConfigError {
         /// Path of the file.
         path: PathBuf,
         /// The error of the system call.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The file is not valid TOML. The message does not quote it, because it can contain credentials.
     #[error("{path} is not valid TOML, line {line}: containerd would not start with it")]

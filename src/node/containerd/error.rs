@@ -24,7 +24,7 @@ pub enum Error {
         /// Path of the socket.
         socket: String,
         /// The error of the connection.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// containerd has no snapshotter with this name.
     #[error(
@@ -92,7 +92,7 @@ pub enum Error {
         /// Path from the root of the volume.
         path: String,
         /// The error of the system call.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Containers use layers of the volume.
     #[error("the volume is in use: {}: stop and remove them first", listed(.0))]

@@ -31,7 +31,7 @@ pub enum Error {
         /// The action that failed.
         doing: &'static str,
         /// The error of SQLite.
-        source: rusqlite::Error,
+        r#source: rusqlite::Error,
     },
     /// The records are damaged, or belong to another program.
     #[error("the database {path} cannot be used: {reason}")]

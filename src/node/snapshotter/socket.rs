@@ -27,7 +27,7 @@ pub enum SocketError {
         /// Path of the socket.
         path: PathBuf,
         /// The error of the system call.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
 }
 

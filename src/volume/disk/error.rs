@@ -112,7 +112,7 @@ pub enum Error {
         /// Path of the disk.
         path: String,
         /// Error of the kernel.
-        source: MountError,
+        r#source: MountError,
     },
     /// The kernel lost writes to the disk.
     #[error("{doing} {path}: {source}; writes were lost, so the disk is not sealed: {hint}")]
@@ -122,7 +122,7 @@ pub enum Error {
         /// Path of the disk.
         path: String,
         /// Error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
         /// Hint about the cause.
         hint: String,
     },

@@ -14,7 +14,7 @@ pub enum Error {
         /// Position in the tar.
         position: Position,
         /// Error of the stream.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A member is corrupt, hostile, or of a type that no layer may contain.
     #[error("tar {position}: {fault}")]
@@ -30,7 +30,7 @@ pub enum Error {
         /// Position in the tar.
         position: Position,
         /// Error of the writer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

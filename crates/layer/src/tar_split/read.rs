@@ -19,7 +19,7 @@ pub enum Error {
         /// Index of the entry, from 0.
         position: u64,
         /// Error reported by the system.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The tar-split violates its format.
     #[error("the tar-split is corrupt at entry {position}: {reason}")]
