@@ -30,14 +30,16 @@ use self::decode::StoredLayers;
 use self::disk::Sample;
 use self::stopwatch::Stopwatch;
 use self::workdir::WorkDir;
+use super::blocking::blocking;
 use super::cancel::Cancel;
 use super::events::{self, Events};
 use super::layers::{ChangeSet, Layers};
 use super::order::{BuildRequest, ImageSource};
+use super::prepare::OpenedSource;
 use super::registry;
 use super::resolve::{EmptyCache, ResolvedImage};
-use super::run::{self, Prepared, blocking};
-use super::source::{self, Source};
+use super::run::{self, Prepared};
+use super::source::Source;
 use crate::archive::Format;
 use crate::config::Config;
 use larder_model::bench_report::{
@@ -230,7 +232,7 @@ impl Bench {
     /// Opens the stored layers for reading.
     async fn open_layout(&self, changes: Vec<ChangeSet>) -> Result<StoredLayers, Vec<Failure>> {
         let mut order = self.order(self.layout_source());
-        let opened = source::Opened::archive(&order)
+        let opened = OpenedSource::archive(&order)
             .ok_or_else(|| vec![Failure::job(Class::Internal, "the stored layers are not an archive")])?;
         let (source, _) = opened.prepare(&mut order).await?.source()?;
         let ratio = registry::limits(&self.config).ratio;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::events::Events;
-use super::keeper::SupervisorClient;
 use super::order::{BuildRequest, RegistryOptions};
 use super::remote::Fetcher;
+use super::supervisor::SupervisorClient;
 use crate::config::{Config, registry as section};
 use crate::secrets::docker_config_file::DockerConfig;
 use crate::secrets::keyring::Keyring;
@@ -36,7 +36,7 @@ pub(super) fn client(
     events: &Events,
 ) -> Result<(Registry, Vec<PullSecretName>), Vec<Failure>> {
     let observer = Arc::new(ToEvents(events.clone()));
-    match &order.keeper {
+    match &order.supervisor {
         Some(supervisor) => {
             let credentials = Arc::new(supervisor.clone());
             let registry = with_credentials(&order.registry, config, &order.images, credentials, observer);

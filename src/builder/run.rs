@@ -6,24 +6,27 @@ mod seal;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::blocking::blocking;
 use super::cancel::Cancel;
 use super::events::Events;
 use super::extraction::Shared;
 use super::layers::{self, Layers};
+use super::opening::open_volume;
 use super::order::{BuildRequest, Sharing};
 use super::pipeline::Pipeline;
+use super::prepare::{OpenedSource, ReadySource};
 use super::resolve::{self, DocumentCache, EmptyCache, ResolvedImage};
 use super::share::Share;
-use super::source::{self, ReadySource, Source};
+use super::source::Source;
 use super::{outcome, registry, unsynced};
 use crate::config::Config;
-use crate::volume::{self, CapEnforcement, Opened, Trust, Volume, VolumeOptions};
+use crate::volume::{self, Opened, Trust, Volume};
 use cached::{VolumeCache, keep_documents};
 use larder_layer::overlay::attributes::Rights;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::{Event, Failure, Outcome};
-use larder_model::job::{LayerFormat, VolumeKind};
+use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use larder_model::pull_secret::{PullSecretName, no_credential_in};
@@ -46,7 +49,7 @@ pub struct Prepared {
     order: BuildRequest,
     config: Config,
     events: Events,
-    source: source::Opened,
+    source: OpenedSource,
     started: Instant,
 }
 
@@ -55,10 +58,10 @@ impl Prepared {
     pub fn new(order: BuildRequest, config: Config, events: Events) -> Self {
         let started = Instant::now();
         events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
-        let source = match (source::Opened::archive(&order), &order.fetcher) {
+        let source = match (OpenedSource::archive(&order), &order.fetcher) {
             (Some(archive), _) => archive,
-            (None, Some(fetcher)) => source::Opened::Remote(fetcher.clone()),
-            (None, None) => source::Opened::Registry(registry::client(&order, &config, &events)),
+            (None, Some(fetcher)) => OpenedSource::Remote(fetcher.clone()),
+            (None, None) => OpenedSource::Registry(registry::client(&order, &config, &events)),
         };
         Prepared { order, config, events, source, started }
     }
@@ -91,7 +94,7 @@ impl Prepared {
 async fn build(
     mut order: BuildRequest,
     config: &Config,
-    source: source::Opened,
+    source: OpenedSource,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<CacheManifest, Vec<Failure>> {
@@ -138,10 +141,11 @@ async fn build(
         Some(Sharing { dir, volume }) => {
             // Only builds of disks mount the disks of other volumes, because only their supervisors have a
             // mount namespace.
-            let keeper = order.keeper.clone().filter(|_| order.volume_kind.is_disk());
+            let supervisor = order.supervisor.clone().filter(|_| order.volume_kind.is_disk());
             let (dir, volume) = (dir.clone(), volume.clone());
             let opened = blocking(move || {
-                Share::open(&dir, &volume, keeper).map_err(|e| Failure::job(Class::Internal, e.to_string()))
+                Share::open(&dir, &volume, supervisor)
+                    .map_err(|e| Failure::job(Class::Internal, e.to_string()))
             });
             Some(Arc::new(opened.await?))
         }
@@ -178,7 +182,7 @@ async fn build(
 
 async fn plan(
     mut order: BuildRequest,
-    source: source::Opened,
+    source: OpenedSource,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<PlanReport, Vec<Failure>> {
@@ -230,7 +234,7 @@ pub(super) fn rights(order: &BuildRequest) -> Result<Rights, Vec<Failure>> {
 
 /// Prepares the source, unless the build is cancelled.
 async fn prepare_source(
-    source: source::Opened,
+    source: OpenedSource,
     order: &mut BuildRequest,
     cancel: &Cancel,
 ) -> Result<ReadySource, Vec<Failure>> {
@@ -238,20 +242,6 @@ async fn prepare_source(
         ready = source.prepare(order) => ready,
         () = cancel.cancelled() => Err(vec![Failure::job(Class::Cancelled, "interrupted")]),
     }
-}
-
-/// Opens the volume of an order.
-pub(super) fn open_volume(order: &BuildRequest, trust: Trust) -> Result<Opened, Failure> {
-    let cap = match order.volume_kind {
-        VolumeKind::Directory => CapEnforcement::Counted,
-        VolumeKind::Mounted => volume::mounted::cap(&order.volume, order.size)?,
-        VolumeKind::Disk | VolumeKind::Block if order.keeper.is_some() => CapEnforcement::Kernel,
-        VolumeKind::Disk | VolumeKind::Block => {
-            return Err(Failure::job(Class::Invalid, "only `larder build` can mount a disk"));
-        }
-    };
-    let opening = VolumeOptions { identity: &order.identity(), size: order.size, cap, trust };
-    Ok(volume::open(&order.volume, &opening)?)
 }
 
 /// Resolves the images of an order.
@@ -376,14 +366,4 @@ fn depth_warning(image: &ResolvedImage) -> Option<String> {
             image.reference.given()
         )
     })
-}
-
-/// Runs `work` on a thread that can block.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Vec<Failure>> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|fail| vec![fail]),
-        Err(e) => Err(vec![Failure::job(Class::Internal, format!("a step of the build failed: {e}"))]),
-    }
 }

@@ -22,13 +22,13 @@ mod waiting;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-pub use entry::VolumeName;
 pub use sweep::sweep;
 
 pub(super) use entry::LayerLocation;
 pub(super) use waiting::{IdleTracker, WaitLimit};
 
-use super::keeper::SupervisorClient;
+use super::supervisor::SupervisorClient;
+use super::volume_name::VolumeName;
 use crate::volume::lease::Lease;
 use crate::volume::{disk, layout};
 use entry::{Entry, SIZE};
@@ -75,7 +75,7 @@ pub(super) struct Share {
     volumes: Dir,
     own: VolumeName,
     /// Mounts the disks of other volumes.
-    keeper: Option<SupervisorClient>,
+    supervisor: Option<SupervisorClient>,
 }
 
 /// Result of trying to claim a layer.
@@ -132,19 +132,19 @@ impl Share {
     pub(super) fn open(
         dir: &Path,
         own: &VolumeName,
-        keeper: Option<SupervisorClient>,
+        supervisor: Option<SupervisorClient>,
     ) -> Result<Self, Error> {
         let shown = dir.display();
         let root = Dir::open(dir).context("opening", &shown)?;
         let layers = root.ensure_dir(LAYERS, 0o700).context("creating layers/ in", &shown)?;
         let volumes = root.open_dir(VOLUMES).context("opening volumes/ in", &shown)?;
-        Ok(Share { layers, volumes, own: own.clone(), keeper })
+        Ok(Share { layers, volumes, own: own.clone(), supervisor })
     }
 
     /// Reports whether to wait for a layer that another builder is fetching. A disk is readable by others
     /// only once it is sealed, so builders of disks do not wait for each other.
     pub(super) fn waits(&self) -> bool {
-        self.keeper.is_none()
+        self.supervisor.is_none()
     }
 
     /// Determines whether to fetch, copy or wait for a layer. Volumes in `refused` are ignored. Unless
@@ -178,8 +178,8 @@ impl Share {
         let mut root =
             self.volumes.open_dir(at.volume.as_str().as_bytes()).context("opening the volume", &name)?;
         if root.try_stat(disk::IMAGE).context("examining the volume", &name)?.is_some() {
-            let keeper = self.keeper.as_ref().ok_or(Error::Disk)?;
-            keeper.mount(&at.volume).map_err(|refusal| Error::Refused(refusal.message))?;
+            let supervisor = self.supervisor.as_ref().ok_or(Error::Disk)?;
+            supervisor.mount(&at.volume).map_err(|refusal| Error::Refused(refusal.message))?;
             root =
                 self.volumes.open_dir(at.volume.as_str().as_bytes()).context("opening the volume", &name)?;
         }

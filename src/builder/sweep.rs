@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::cancel::Cancel;
 use super::order::BuildRequest;
-use super::{outcome, run};
+use super::{blocking, opening, outcome};
 use crate::verify;
 use crate::volume::{Opened, Trust};
 use larder_model::class::Class;
@@ -18,7 +18,7 @@ use larder_model::event::{Failure, Outcome};
 /// Sweeps the volume of `order`. A failure of class [`Class::Corrupt`] means that nothing on it can be used.
 pub async fn sweep(order: BuildRequest, trust: Trust, cancel: Cancel) -> Outcome {
     let started = Instant::now();
-    match run::blocking(move || swept(&order, trust)).await {
+    match blocking::blocking(move || swept(&order, trust)).await {
         Ok(()) => outcome::swept(started.elapsed()),
         Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
     }
@@ -27,7 +27,7 @@ pub async fn sweep(order: BuildRequest, trust: Trust, cancel: Cancel) -> Outcome
 fn swept(order: &BuildRequest, trust: Trust) -> Result<(), Failure> {
     let failed =
         |e: verify::Error| Failure::job(e.class(), format!("verifying the volume of an earlier run: {e}"));
-    match run::open_volume(order, trust)? {
+    match opening::open_volume(order, trust)? {
         Opened::Sealed(_) if trust == Trust::Synced => {
             verify::verify(&order.volume).map(|_| ()).map_err(failed)
         }

@@ -7,7 +7,7 @@
 use super::cancel::Cancel;
 use super::events::Events;
 use super::order::BuildRequest;
-use super::run;
+use super::{blocking, opening};
 use crate::verify;
 use crate::volume::{Opened, Trust, Volume};
 use larder_model::class::Class;
@@ -24,7 +24,7 @@ pub(super) async fn verify(
     cancel: &Cancel,
 ) -> Result<Volume, Vec<Failure>> {
     let (order, events, cancel) = (order.clone(), events.clone(), cancel.clone());
-    let verified = run::blocking(move || {
+    let verified = blocking::blocking(move || {
         let unsynced = volume.unsynced();
         if unsynced.is_empty() {
             return Ok(volume);
@@ -46,7 +46,7 @@ pub(super) async fn verify(
         volume.mark_lost(damaged.into_iter().map(|(layer, _)| layer).collect())?;
         // Opening it again removes the discarded layers and updates the free space.
         drop(volume);
-        match run::open_volume(&order, Trust::ThisBoot)? {
+        match opening::open_volume(&order, Trust::ThisBoot)? {
             Opened::Filling(volume) => Ok(*volume),
             Opened::Sealed(_) => {
                 Err(Failure::job(Class::Busy, "another builder has sealed the volume: run the build again"))

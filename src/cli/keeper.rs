@@ -36,8 +36,8 @@ use super::outcome::usage_outcome;
 use crate::builder;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
-use crate::builder::keeper::Greeting;
 use crate::builder::order::{BuildRequest, ImageSource};
+use crate::builder::supervisor::Greeting;
 use crate::config::Config;
 use crate::volume::disk::{self, Disk, Entered, Error, Left, Request, Taken};
 use crate::volume::seal::Files;
@@ -55,9 +55,9 @@ use larder_sys::mount;
 ///
 /// # Errors
 /// The connection fails.
-pub(super) fn meet() -> io::Result<(builder::keeper::SupervisorClient, Greeting, Vec<OwnedFd>)> {
+pub(super) fn meet() -> io::Result<(builder::supervisor::SupervisorClient, Greeting, Vec<OwnedFd>)> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    builder::keeper::SupervisorClient::meet(stream)
+    builder::supervisor::SupervisorClient::meet(stream)
 }
 
 /// Parameters of a build that this process supervises.

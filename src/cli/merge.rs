@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::args::{CredentialArgs, OrderArgs};
 use super::usage::UsageError;
 use crate::builder::order::{BuildRequest, ImageSource, RegistryOptions, Sharing};
-use crate::builder::share::VolumeName;
+use crate::builder::volume_name::VolumeName;
 use crate::config::Config;
 use larder_model::job::{Job, MAX_IMAGES, NetworkAccess};
 use larder_model::platform::Platform;
@@ -143,7 +143,7 @@ pub(super) fn order(
         signer: None,
         fetcher: None,
         standard_input: None,
-        keeper: None,
+        supervisor: None,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
         source,
         registry: RegistryOptions {

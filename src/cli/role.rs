@@ -16,9 +16,9 @@ use super::output::{Renderer as _, stdout};
 use super::{confine, exit, keeper, merge, plan};
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events};
-use crate::builder::keeper::DescriptorPurpose;
 use crate::builder::order::{BuildRequest, FetcherConnection, Signer};
 use crate::builder::remote::{Fetcher, serve};
+use crate::builder::supervisor::DescriptorPurpose;
 use crate::builder::{Prepared, registry, sweep};
 use crate::config::Config;
 use crate::telemetry::Console;
@@ -58,7 +58,7 @@ pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, c
         }
     }
     order.signer = greeting.signer.map(|key| Signer::Supervisor(supervisor.clone(), key));
-    order.keeper = Some(supervisor.clone());
+    order.supervisor = Some(supervisor.clone());
     let part = Part { order, config, sandboxed };
     match role {
         Role::Fetch => part.fetch(connection, console),
@@ -83,7 +83,7 @@ impl Part {
         let Some(connection) = connection else {
             return exit::fail(console, Class::Internal, "the fetcher has no connection to the extractor");
         };
-        let Some(supervisor) = &self.order.keeper else {
+        let Some(supervisor) = &self.order.supervisor else {
             return exit::fail(console, Class::Internal, "the fetcher has no connection to the supervisor");
         };
         let (events, lines) = events::channel();

@@ -13,14 +13,14 @@ use larder_layer::rebuild::Rebuilt;
 use larder_model::chain::ChainId;
 use larder_model::digest::{Digest, Hasher};
 use larder_model::io_error::{Context as _, IoError};
-use larder_model::manifest::{Document, ImageConfig, Manifest};
+use larder_model::manifest::{self, Document, ImageConfig, Manifest};
 use larder_model::reference::ImageReference;
 use larder_model::seal::{CacheManifest, Image, Layer};
 use larder_sys::Dir;
 use larder_sys::dir::forgery;
 
 /// Maximum size of a manifest or config, bytes.
-const MAX_DOCUMENT: u64 = 4 << 20;
+const MAX_DOCUMENT: u64 = manifest::MAX_BYTES as u64;
 
 /// An open volume. It cannot be removed while this value exists.
 #[derive(Debug)]

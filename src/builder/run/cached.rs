@@ -1,7 +1,7 @@
 //! Documents of images that an earlier run kept on the volume.
 
 use super::super::resolve::{DocumentCache, ResolvedImage};
-use super::blocking;
+use crate::builder::blocking::blocking;
 use crate::volume::Volume;
 use crate::volume::job::{Identity, Resolved};
 use larder_model::digest::Digest;

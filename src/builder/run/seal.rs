@@ -4,7 +4,7 @@ use super::super::layers;
 use super::super::layers::Layers;
 use super::super::order::BuildRequest;
 use super::super::resolve::ResolvedImage;
-use super::blocking;
+use crate::builder::blocking::blocking;
 use crate::volume::Volume;
 use crate::volume::job::Identity;
 use crate::volume::store::Documents;
