@@ -18,6 +18,7 @@ use larder_layer::decode::{ChunkSource, Decoder};
 use larder_layer::limits::Ratio;
 use larder_model::digest::Algorithm;
 use larder_model::io_error::{Context as _, IoError};
+use larder_model::seal::Compression;
 use larder_sys::{Dir, space, unnamed};
 
 /// Name of standard input in messages.
@@ -119,14 +120,15 @@ impl Input {
     }
 }
 
-/// Detects compression by magic bytes. A tar starts with the name of its first member, which cannot be those
-/// of gzip or zstd.
+/// Detects compression by magic bytes.
 fn detect_compression(file: File, shown: &str) -> Result<Content, Error> {
     let mut magic = [0; 10];
     let read = file.read_at(&mut magic, 0).context("reading", shown)?;
     let unknown = |program| Err(Error::Compression { path: shown.to_owned(), program });
+    if Compression::detect(&magic[..read]) != Compression::None {
+        return Ok(Content::Compressed(file, Temporary::new()?));
+    }
     match magic[..read] {
-        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Content::Compressed(file, Temporary::new()?)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => unknown("xz"),
         // The digits of pi start each block.
         [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59] => unknown("bzip2"),

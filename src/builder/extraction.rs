@@ -34,7 +34,6 @@ use larder_model::event::{Event, Failure};
 use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
-use larder_model::seal::Compression;
 use larder_model::shortage::Shortage;
 pub(super) use reuse::{copy, reuse};
 pub(super) use sources::Bounded;
@@ -282,15 +281,6 @@ async fn from_pipe(
     }
     let (staging, extracted) = extracted.map_err(|e| FetchFailure::of(&e, fail))?;
     Ok(ReadyLayer { staging, extracted, blob: blob.clone() })
-}
-
-/// Returns the compression in a layer's media type.
-fn compression_of(media_type: &str) -> Compression {
-    match media_type {
-        gzip if gzip.ends_with("gzip") => Compression::Gzip,
-        zstd if zstd.ends_with("zstd") => Compression::Zstd,
-        _ => Compression::None,
-    }
 }
 
 /// Extracts one layer into a new staging directory, which is removed if this fails.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::cancel::Cancel;
 use larder_model::class::Class;
+use larder_model::event::milliseconds;
 use larder_model::event::{Failure, Outcome, SealedImage};
 use larder_model::seal::CacheManifest;
 
@@ -50,8 +51,4 @@ pub(super) fn failed(mut fails: Vec<Failure>, cancel: &Cancel, elapsed: Duration
     }
     outcome.elapsed_ms = milliseconds(elapsed);
     outcome
-}
-
-fn milliseconds(elapsed: Duration) -> u64 {
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

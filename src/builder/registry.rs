@@ -18,6 +18,7 @@ use crate::secrets::keyring::Keyring;
 use crate::secrets::{Secrets, directory};
 use larder_layer::limits::{Limits, Ratio};
 use larder_model::credential::Credential;
+use larder_model::event::milliseconds;
 use larder_model::event::{Event, Failure};
 use larder_model::job::NetworkAccess;
 use larder_model::pull_secret::PullSecretName;
@@ -246,7 +247,7 @@ impl Observer for ToEvents {
             host: retry.host.clone(),
             what: retry.what.clone(),
             reason: retry.reason.clone(),
-            wait_ms: u64::try_from(retry.wait.as_millis()).unwrap_or(u64::MAX),
+            wait_ms: milliseconds(retry.wait),
         });
     }
 

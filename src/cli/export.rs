@@ -18,6 +18,7 @@ use crate::export::{self, Error, Format, Monitor, Report, Request};
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
+use larder_model::event::milliseconds;
 use larder_model::io_error::IoError;
 use larder_model::seal::Compression;
 use larder_model::size::ByteSize;
@@ -141,7 +142,7 @@ fn report_result(
     let text = match args.output {
         Output::Text => text(&args.out, report, elapsed),
         Output::Json => {
-            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            let elapsed_ms = milliseconds(elapsed);
             let result = Summary { format: args.format, out: &args.out, report, elapsed_ms };
             match serde_json::to_string(&result) {
                 Ok(json) => json + "\n",

@@ -44,6 +44,7 @@ use crate::volume::seal::Files;
 use child::{Child, ChildReport};
 use desk::Desk;
 use larder_model::class::Class;
+use larder_model::event::milliseconds;
 use larder_model::event::{Event, Outcome, Status};
 use larder_model::io_error::Context as _;
 use larder_model::job::VolumeKind;
@@ -99,7 +100,7 @@ pub(super) async fn supervise(params: BuildParams, events: Events, cancel: Cance
         let exit_code = cancel.exit_code().unwrap_or(class.exit_code());
         outcome = Outcome { exit_code, ..usage_outcome(class, &message) };
     }
-    outcome.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    outcome.elapsed_ms = milliseconds(started.elapsed());
     outcome
 }
 

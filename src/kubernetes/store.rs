@@ -396,10 +396,6 @@ fn annotation<'a>(object: &'a ImageCache, name: &str) -> Option<&'a String> {
     object.annotations().get(name)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn corrupt(object: &ImageCache, what: String) -> StoreError {
     corrupt_at(&(object.namespace().unwrap_or_default(), object.name_any()), what)
 }

@@ -5,6 +5,8 @@
 //! version, fields are only added. A reader must skip events and fields that it does not recognize. The last
 //! line is `result`.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -204,6 +206,11 @@ pub enum Status {
     Ok,
     /// The build failed, and the volume is not sealed.
     Failed,
+}
+
+/// Returns a duration in milliseconds, as events and logs contain it.
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One failure of a build.

@@ -144,6 +144,19 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    /// Returns the compression of data by its first bytes, of which four are enough. A tar starts with the
+    /// name of its first member, which cannot be the magic bytes of gzip or zstd.
+    pub fn detect(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Compression::Gzip,
+            // A frame, or a skippable frame before one (RFC 8878, 3.1).
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+            _ => Compression::None,
+        }
+    }
+}
+
 /// Changes that commit made to a layer because they depend on its parents. Paths are relative to the top of
 /// the layer; the root is `.`, and bytes outside printable ASCII are `\xNN`. For a layer that is an image,
 /// they are in the fixup image.
@@ -236,4 +249,19 @@ pub enum SealError {
         /// Digest of the actual content.
         found: Digest,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compression_is_detected_by_magic_bytes() {
+        assert_eq!(Compression::detect(&[0x1f, 0x8b]), Compression::Gzip);
+        assert_eq!(Compression::detect(&[0x28, 0xb5, 0x2f, 0xfd, 0]), Compression::Zstd);
+        assert_eq!(Compression::detect(&[0x5f, 0x2a, 0x4d, 0x18]), Compression::Zstd);
+        for tar in [&b""[..], &[0x1f], &[0x28, 0xb5, 0x2f], b"etc/passwd"] {
+            assert_eq!(Compression::detect(tar), Compression::None, "{tar:?}");
+        }
+    }
 }

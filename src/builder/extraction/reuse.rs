@@ -4,7 +4,7 @@ use super::super::layers::ChangeSet;
 use super::super::share::{SharedCopy, StoredCopy};
 use super::error::RunError;
 use super::sources::Bounded;
-use super::{Counters, ReadyLayer, Shared, compression_of, run};
+use super::{Counters, ReadyLayer, Shared, run};
 use crate::trees;
 use crate::volume::layout;
 use crate::volume::staging::Staging;
@@ -20,7 +20,7 @@ use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::Failure;
 use larder_model::job::LayerFormat;
-use larder_model::manifest::Descriptor;
+use larder_model::manifest::{Descriptor, LayerMediaType};
 use larder_model::seal::Layer;
 use larder_sys::Dir;
 use std::fs::File;
@@ -76,7 +76,8 @@ pub(in crate::builder) async fn copy(
         return Err(fail(Class::Corrupt, format!("its record claims a tar of {} bytes", at.size)));
     }
     // It cannot be verified here, because the blob itself is not read.
-    if at.compression != compression_of(&blob.media_type) {
+    let stated = blob.media_type.parse::<LayerMediaType>();
+    if !stated.is_ok_and(|stated| stated.compression == at.compression) {
         return Err(fail(
             Class::Corrupt,
             "its record and the manifest disagree about its compression".into(),

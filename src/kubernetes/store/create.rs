@@ -5,11 +5,12 @@ use super::super::crd::ImageCache;
 use super::super::fault::{Fault, opt, request};
 use super::super::lease::LeaseAttempt;
 use super::super::names::{KEY, NONCE, REQUEST, namespace};
-use super::{ADMISSION_POLL, KubeStore, REPAIR_WINDOW, annotation, corrupt, hex, keys, post_parameters};
+use super::{ADMISSION_POLL, KubeStore, REPAIR_WINDOW, annotation, corrupt, keys, post_parameters};
 use crate::caches::record::Record;
 use crate::caches::store::{Admission, Created, IdempotencyKey, StoreError, Stored};
 use crate::caches::volumes::UNLIMITED;
 use kube::ResourceExt as _;
+use larder_model::digest::hex;
 use larder_model::image_cache::Spec;
 
 impl KubeStore {

@@ -10,6 +10,7 @@ use crate::caches::store::suite::{self, ROOM, at};
 use crate::kubernetes::names::{KEY, REQUEST};
 use larder_fake_kubernetes::{Cluster, Effect, Fault as FakeFault, Timing};
 use larder_model::class::Class;
+use larder_model::digest::hex;
 
 /// Returns a cluster with the custom resource and the namespaces of the suite.
 fn cluster() -> Cluster {
