@@ -8,17 +8,18 @@
 
 mod acquire;
 pub mod bench;
+mod blocking;
 pub mod cancel;
 mod commit;
 pub mod events;
 mod extraction;
-mod failure;
 mod flushing;
-pub mod keeper;
 mod layers;
+mod opening;
 pub mod order;
 pub mod outcome;
 mod pipeline;
+mod prepare;
 pub mod progress;
 mod publish;
 pub mod registry;
@@ -27,8 +28,10 @@ mod resolve;
 mod run;
 pub mod share;
 mod source;
+pub mod supervisor;
 mod sweep;
 mod unsynced;
+pub mod volume_name;
 pub mod wire;
 
 pub use run::{Prepared, run};

@@ -83,11 +83,11 @@ pub enum ConfigError {
         /// Path of the configuration file.
         path: PathBuf,
         /// Error of the system call.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The file is not TOML.
     #[error("the configuration is not TOML: {0}")]
-    Syntax(#[from] toml::de::Error),
+    Syntax(toml::de::Error),
     /// Keys are unknown or have invalid values; contains all such keys.
     #[error("the configuration is invalid: {}", list(.0))]
     Faults(Vec<Fault>),
@@ -127,7 +127,7 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let mut sources = Sources::default();
-        sources.merge(&Value::Table(text.parse::<Table>()?));
+        sources.merge(&Value::Table(text.parse::<Table>().map_err(ConfigError::Syntax)?));
         let mut variables: Vec<_> = environment.into_iter().collect();
         variables.sort();
         for (name, value) in variables {

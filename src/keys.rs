@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use larder_model::class::Class;
+use larder_model::io_error::{Context as _, FileRole, IoError, class};
 use larder_model::key::{ParseKeyError, PublicKey, SigningKey, SigningKeyError};
 use larder_model::trust::Trust;
 use larder_sys::private::{self, ReadError};
@@ -24,7 +25,7 @@ pub enum Error {
         /// Path of the key file.
         path: String,
         /// Reason for the refusal.
-        source: ReadError,
+        r#source: ReadError,
     },
     /// The file does not contain a valid private key.
     #[error("the signing key {path}: {source}")]
@@ -32,7 +33,7 @@ pub enum Error {
         /// Path of the key file.
         path: String,
         /// Error of parsing the key.
-        source: SigningKeyError,
+        r#source: SigningKeyError,
     },
     /// A key cannot be generated.
     #[error("cannot generate a key: {0}")]
@@ -43,32 +44,20 @@ pub enum Error {
         /// Key, or path of the key file.
         text: String,
         /// Error of parsing the key.
-        source: ParseKeyError,
+        r#source: ParseKeyError,
     },
     /// A system call on a key file failed.
-    #[error("{doing} {path}: {source}")]
-    Io {
-        /// Operation that failed, as a gerund.
-        doing: &'static str,
-        /// Path of the key file.
-        path: String,
-        /// Error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
     /// Returns the class of the error, which determines the exit code.
     pub fn class(&self) -> Class {
-        let io = |error: &io::Error| match error.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::Denied,
-            io::ErrorKind::AlreadyExists => Class::Conflict,
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-            _ => Class::Invalid,
-        };
         match self {
             Error::Private { source: ReadError::Open { .. }, .. } => Class::Denied,
-            Error::Private { source: ReadError::Io(source), .. } | Error::Io { source, .. } => io(source),
+            Error::Private { source: ReadError::Io(source), .. } => class(source, FileRole::Given),
+            Error::Io(error) => error.class(FileRole::Given),
             Error::SigningKey { source, .. } | Error::Random(source) => source.class(),
             Error::PublicKey { .. } => Class::Invalid,
         }
@@ -93,11 +82,7 @@ pub fn signing(path: &Path) -> Result<SigningKey, Error> {
 pub fn generate(path: &Path) -> Result<SigningKey, Error> {
     let (key, pem) = SigningKey::generate().map_err(Error::Random)?;
     let written = private::create(path, pem.expose().as_bytes());
-    written.map_err(|source| Error::Io {
-        doing: "writing the new key",
-        path: path.display().to_string(),
-        source,
-    })?;
+    written.context("writing the new key", path.display())?;
     Ok(key)
 }
 
@@ -123,14 +108,14 @@ pub fn trusted(text: &str) -> Result<Vec<PublicKey>, Error> {
     if PublicKey::begins(text) {
         return Ok(vec![text.parse().map_err(refused)?]);
     }
-    let io = |source| Error::Io { doing: "reading the trusted key", path: text.to_owned(), source };
+    let io = |source| IoError::new("reading the trusted key", text, source);
     let mut file = String::new();
     let read =
         File::open(text).and_then(|opened| opened.take(MAX_PUBLIC_BYTES + 1).read_to_string(&mut file));
     match read {
         Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(refused(ParseKeyError::NoKey)),
-        Err(e) => Err(io(e)),
-        Ok(bytes) if bytes as u64 > MAX_PUBLIC_BYTES => Err(io(io::ErrorKind::FileTooLarge.into())),
+        Err(e) => Err(io(e).into()),
+        Ok(bytes) if bytes as u64 > MAX_PUBLIC_BYTES => Err(io(io::ErrorKind::FileTooLarge.into()).into()),
         Ok(_) => PublicKey::parse_file(&file).map_err(refused),
     }
 }

@@ -235,7 +235,7 @@ fn listed(
     };
     let sections = match list::parse(&bytes) {
         Err(_) if all => return Ok(Vec::new()),
-        other => other?,
+        other => other.map_err(Error::Malformed)?,
     };
     let files_of_image = |(image, trees): (&&Image, &Vec<String>)| {
         let section = sections.iter().find(|section| section.manifest == image.manifest);

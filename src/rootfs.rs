@@ -22,6 +22,7 @@ use crate::trees;
 use crate::volume::{self, disk, layout, seal};
 use larder_model::class::Class;
 use larder_model::escape::escape;
+use larder_model::io_error::{Context as _, FileRole, IoError, Operation, class, hint};
 use larder_model::job::LayerFormat;
 use larder_model::reference::ImageReference;
 use larder_model::seal::Content;
@@ -64,18 +65,11 @@ pub enum Error {
         /// Object to mount.
         what: String,
         /// Error of the system call.
-        source: MountError,
+        r#source: MountError,
     },
     /// Another system call failed.
-    #[error("{doing} {what}: {source}{}", remedy(source))]
-    Io {
-        /// Operation that failed, as a gerund.
-        doing: &'static str,
-        /// Object of the operation.
-        what: String,
-        /// Error of the system call.
-        source: io::Error,
-    },
+    #[error("{}{}", .0, hint(Operation::MountImage, &.0.source))]
+    Io(IoError),
 }
 
 impl Error {
@@ -88,31 +82,16 @@ impl Error {
             Error::NoImage { .. } => Class::NotFound,
             Error::Taken(_) | Error::NotOurs(_) => Class::Conflict,
             Error::Inside(_) => Class::Invalid,
-            Error::Mount { source, .. } => class(&source.source),
-            Error::Io { source, .. } => class(source),
+            Error::Mount { source, .. } => class(&source.source, FileRole::Named),
+            Error::Io(error) => error.class(FileRole::Named),
         }
     }
 }
 
-fn class(error: &io::Error) -> Class {
-    match error.kind() {
-        io::ErrorKind::ResourceBusy => Class::Busy,
-        io::ErrorKind::NotFound => Class::NotFound,
-        _ => larder_layer::error::io_class(error),
+impl From<IoError> for Error {
+    fn from(error: IoError) -> Self {
+        Error::Io(error)
     }
-}
-
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => " (mounting requires root)",
-        io::ErrorKind::ResourceBusy => " (it is in use)",
-        _ => "",
-    }
-}
-
-fn io(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
-    let what = what.display().to_string();
-    move |source| Error::Io { doing, what, source }
 }
 
 /// Mounts an image of the sealed volume at `volume` over the directory `over`, without devices and setuid
@@ -123,10 +102,10 @@ fn io(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
 /// # Errors
 /// Returns [`Error`] if the image cannot be mounted; in this case, nothing is mounted.
 pub fn mount(volume: &Path, image: &ImageReference, over: &Path, records: &Records) -> Result<(), Error> {
-    let over = over.canonicalize().map_err(io("opening", over))?;
-    let volume = volume.canonicalize().map_err(io("opening the volume", volume))?;
-    let below = Dir::open(&over).map_err(io("opening", &over))?;
-    if mount::is_mount_point(&below).map_err(io("examining", &over))? {
+    let over = over.canonicalize().context("opening", over.display())?;
+    let volume = volume.canonicalize().context("opening the volume", volume.display())?;
+    let below = Dir::open(&over).context("opening", over.display())?;
+    if mount::is_mount_point(&below).context("examining", over.display())? {
         return Err(Error::Taken(over.display().to_string()));
     }
     if volume.starts_with(&over) {
@@ -134,18 +113,17 @@ pub fn mount(volume: &Path, image: &ImageReference, over: &Path, records: &Recor
     }
     // The end of the thread releases its namespace with all mounts that the overlay does not use.
     let assembled = thread::scope(|scope| scope.spawn(|| assemble(&volume, image, &over)).join());
-    let ended = |_| Error::Io {
-        doing: "mounting",
-        what: over.display().to_string(),
-        source: io::Error::other("the thread for the mount panicked"),
+    let ended = |_| {
+        let panicked = io::Error::other("the thread for the mount panicked");
+        IoError::new("mounting", over.display(), panicked)
     };
     let assembled = assembled.map_err(ended)??;
     let noted = assembled.id().and_then(|id| records.add(&over, id));
-    noted.map_err(io("recording in state.dir the mount over", &over))?;
+    noted.context("recording in state.dir the mount over", over.display())?;
     assembled.attach(&below).map_err(|e| {
         // A record without a mount is harmless.
         let _ = records.remove(&over);
-        io("mounting over", &over)(e)
+        IoError::new("mounting over", over.display(), e).into()
     })
 }
 
@@ -154,27 +132,27 @@ pub fn mount(volume: &Path, image: &ImageReference, over: &Path, records: &Recor
 /// # Errors
 /// Returns [`Error`] if `over` is not a mount of Larder, or is in use.
 pub fn unmount(over: &Path, records: &Records) -> Result<(), Error> {
-    let over = over.canonicalize().map_err(io("opening", over))?;
+    let over = over.canonicalize().context("opening", over.display())?;
     let is_recorded = Dir::open(&over).and_then(|dir| records.contains(&over, mount::id(&dir)?));
-    if !is_recorded.map_err(io("examining", &over))? {
+    if !is_recorded.context("examining", over.display())? {
         return Err(Error::NotOurs(over.display().to_string()));
     }
-    mount::unmount(&over).map_err(io("unmounting", &over))?;
-    records.remove(&over).map_err(io("removing the record of", &over))
+    mount::unmount(&over).context("unmounting", over.display())?;
+    Ok(records.remove(&over).context("removing the record of", over.display())?)
 }
 
 /// Builds the overlay of the image's layers without attaching it. `stage` is covered only in this thread's
 /// namespace.
 fn assemble(volume: &Path, image: &ImageReference, stage: &Path) -> Result<Mount, Error> {
-    mount::private_namespace().map_err(io("creating a mount namespace for", stage))?;
+    mount::private_namespace().context("creating a mount namespace for", stage.display())?;
     let entered = disk::enter(volume)?;
-    mount::memory(stage).map_err(io("mounting a tmpfs for layers over", stage))?;
-    mount::work_in(stage).map_err(io("changing the directory to", stage))?;
+    mount::memory(stage).context("mounting a tmpfs for layers over", stage.display())?;
+    mount::work_in(stage).context("changing the directory to", stage.display())?;
     let (root, _disk) = if entered.path() == volume {
         (volume.to_owned(), None)
     } else {
         let at = stage.join("disk");
-        fs::create_dir(&at).map_err(io("creating", &at))?;
+        fs::create_dir(&at).context("creating", at.display())?;
         // The lower directories of an overlay must be on attached mounts.
         let attached = entered.attach(&at)?;
         (at, Some(attached))
@@ -182,9 +160,9 @@ fn assemble(volume: &Path, image: &ImageReference, stage: &Path) -> Result<Mount
     let content = seal::read(&root)?.content;
     let lower = lower(&root, &content, image)?;
     let merged = stage.join("merged");
-    fs::create_dir(&merged).map_err(io("creating", &merged))?;
-    mount::overlay(&lower, &merged).map_err(io("mounting an overlay of", volume))?;
-    Mount::clone_of(&merged).map_err(io("cloning the overlay of", volume))
+    fs::create_dir(&merged).context("creating", merged.display())?;
+    mount::overlay(&lower, &merged).context("mounting an overlay of", volume.display())?;
+    Ok(Mount::clone_of(&merged).context("cloning the overlay of", volume.display())?)
 }
 
 /// Makes the layers of an image available as directories, and returns the list of lower directories for the
@@ -200,7 +178,7 @@ fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<Strin
             return Err(Error::NoImage { given: image.given().to_owned(), have: have.join(", ") });
         }
     };
-    let dir = Dir::open(root).map_err(io("opening the volume", root))?;
+    let dir = Dir::open(root).context("opening the volume", root.display())?;
     let mut full: Vec<String> = Vec::new();
     let mut short: Vec<String> = Vec::new();
     for chain_id in chain.iter().rev() {
@@ -213,7 +191,7 @@ fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<Strin
             match content.layer_format {
                 LayerFormat::Overlay => {
                     let target = root.join(&path);
-                    symlink(&target, &number).map_err(io("linking", &target))?;
+                    symlink(&target, &number).context("linking", target.display())?;
                     full.push(target.to_string_lossy().into_owned());
                 }
                 LayerFormat::Erofs => {
@@ -225,7 +203,7 @@ fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<Strin
         }
     }
     // An overlay without an upper directory must have at least two lower directories.
-    fs::create_dir("empty").map_err(io("creating", Path::new("empty")))?;
+    fs::create_dir("empty").context("creating", "empty")?;
     for list in [&mut full, &mut short] {
         list.push("empty".to_owned());
     }
@@ -242,8 +220,8 @@ fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<Strin
 /// # Errors
 /// Returns [`Error`] if the image cannot be mounted; in this case, the directory might exist.
 pub fn erofs(root: &Dir, path: &str, at: &Path) -> Result<(), Error> {
-    fs::create_dir(at).map_err(io("creating", at))?;
-    let below = Dir::open(at).map_err(io("opening", at))?;
+    fs::create_dir(at).context("creating", at.display())?;
+    let below = Dir::open(at).context("opening", at.display())?;
     let failed = |source| Error::Mount { what: path.to_owned(), source };
     let file = trees::file(root, path)?;
     let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -251,9 +229,9 @@ pub fn erofs(root: &Dir, path: &str, at: &Path) -> Result<(), Error> {
         Some(mounted) => mounted,
         None => {
             let device = LoopDevice::attach(&file, Access::ReadOnly);
-            let device = device.map_err(io("attaching a loop device to", Path::new(path)))?;
+            let device = device.context("attaching a loop device to", path)?;
             Mount::erofs(device.path()).map_err(failed)?
         }
     };
-    mounted.attach(&below).map_err(io("mounting", Path::new(path)))
+    Ok(mounted.attach(&below).context("mounting", path)?)
 }

@@ -10,10 +10,10 @@ use larder_layer::rebuild::Rebuilt;
 use larder_layer::stored::StoredDir;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::Dir;
-use larder_sys::dir::forgery;
 
 /// The error for a layer, or a part of it, that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub struct Error {
     /// Path from the root of the volume.
     pub path: String,
     /// Error of the system call.
-    pub source: io::Error,
+    pub r#source: io::Error,
 }
 
 impl Error {
@@ -33,11 +33,7 @@ impl Error {
 
     /// Returns the class of the error, which determines the exit code.
     pub fn class(&self) -> Class {
-        match self.source.kind() {
-            io::ErrorKind::InvalidData => Class::Corrupt,
-            _ if forgery(&self.source).is_some() => Class::Corrupt,
-            _ => larder_layer::error::io_class(&self.source),
-        }
+        class(&self.source, FileRole::Sealed)
     }
 }
 

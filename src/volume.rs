@@ -42,7 +42,8 @@ pub mod store;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use budget::Budget;
 pub use error::Error;
@@ -50,10 +51,10 @@ pub use journal::Trust;
 pub use open::{CapEnforcement, Opened, VolumeOptions, open};
 pub use signature::read_trusted;
 
-use error::Context;
 use journal::Journal;
 use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::lock::Lock;
@@ -69,16 +70,62 @@ pub struct Volume {
     larder: Dir,
     place: LayerDirs,
     budget: Arc<Budget>,
-    state: Mutex<State>,
+    /// Serializes commits. Held over writes to the disk, and locked before the index.
+    journal: Mutex<Journal>,
+    /// Never held over writes to the disk, so that async code can read it.
+    index: RwLock<Index>,
+    /// Number of staging directories that were created.
+    staged: AtomicU64,
     _lock: Lock,
 }
 
-#[derive(Debug)]
-struct State {
-    journal: Journal,
+#[derive(Debug, Default)]
+struct Index {
     committed: HashMap<ChainId, Layer>,
     unsynced: Vec<ChainId>,
-    staged: u64,
+}
+
+impl Index {
+    /// Adds the layers that depend on `lost` layers: their children, and layers with the same image if
+    /// `shared`.
+    fn add_dependents(&self, lost: &mut Vec<ChainId>, shared: bool) {
+        loop {
+            let images: Vec<&Digest> = self
+                .committed
+                .values()
+                .filter(|layer| shared && lost.contains(&layer.chain_id))
+                .map(|layer| &layer.diff_id)
+                .collect();
+            let depends = |layer: &&Layer| {
+                !lost.contains(&layer.chain_id)
+                    && (layer.parent.as_ref().is_some_and(|parent| lost.contains(parent))
+                        || images.contains(&&layer.diff_id))
+            };
+            let more: Vec<ChainId> =
+                self.committed.values().filter(depends).map(|layer| layer.chain_id.clone()).collect();
+            if more.is_empty() {
+                return;
+            }
+            lost.extend(more);
+        }
+    }
+
+    /// Returns the content of the file `lower` of a child: the short names of all its parents, nearest first.
+    fn lower_line(&self, parent: &ChainId) -> Result<String, Error> {
+        let mut line = String::new();
+        let mut next = Some(parent.clone());
+        while let Some(chain_id) = next {
+            if !line.is_empty() {
+                line.push(':');
+            }
+            line.push_str("l/");
+            line.push_str(&chain_id.link());
+            let layer =
+                self.committed.get(&chain_id).ok_or_else(|| Error::ParentMissing(chain_id.clone()))?;
+            next = layer.parent.clone();
+        }
+        Ok(line)
+    }
 }
 
 impl Volume {
@@ -94,25 +141,25 @@ impl Volume {
 
     /// Returns the record of a committed layer.
     pub fn layer(&self, chain_id: &ChainId) -> Option<Layer> {
-        self.state().committed.get(chain_id).cloned()
+        self.index().committed.get(chain_id).cloned()
     }
 
     /// Returns the parent of a committed layer.
     pub fn parent(&self, chain_id: &ChainId) -> Option<ChainId> {
-        self.state().committed.get(chain_id).and_then(|layer| layer.parent.clone())
+        self.index().committed.get(chain_id).and_then(|layer| layer.parent.clone())
     }
 
     /// Reports whether a layer is committed.
     pub fn has(&self, chain_id: &ChainId) -> bool {
-        self.state().committed.contains_key(chain_id)
+        self.index().committed.contains_key(chain_id)
     }
 
     /// Returns all committed layers, parents before children.
     pub fn layers(&self) -> Vec<Layer> {
-        let state = self.state();
-        let mut layers: Vec<Layer> = state.committed.values().cloned().collect();
+        let index = self.index();
+        let mut layers: Vec<Layer> = index.committed.values().cloned().collect();
         let depth = |layer: &Layer| {
-            std::iter::successors(layer.parent.as_ref(), |id| state.committed.get(id)?.parent.as_ref())
+            std::iter::successors(layer.parent.as_ref(), |id| index.committed.get(id)?.parent.as_ref())
                 .count()
         };
         layers.sort_by_cached_key(|layer| (depth(layer), layer.chain_id.to_string()));
@@ -148,8 +195,8 @@ impl Volume {
 
     /// Returns a committed layer with this diff ID and any parents, whose tar can be rebuilt.
     pub fn with_diff_id(&self, diff_id: &Digest) -> Option<Layer> {
-        let state = self.state();
-        state
+        let index = self.index();
+        index
             .committed
             .values()
             .find(|layer| layer.diff_id == *diff_id && layer.tar_split_size.is_some())
@@ -161,11 +208,7 @@ impl Volume {
     /// # Errors
     /// [`Error::Full`], and those of creating directories.
     pub fn stage(&self) -> Result<Staging, Error> {
-        let number = {
-            let mut state = self.state();
-            state.staged += 1;
-            state.staged
-        };
+        let number = self.staged.fetch_add(1, Ordering::Relaxed) + 1;
         let parent = self.larder.ensure_dir(layout::STAGING, 0o700).context("opening", "staging")?;
         Staging::new(parent, &number.to_string(), Arc::clone(&self.budget), self.format())
     }
@@ -176,15 +219,13 @@ impl Volume {
     /// [`Error::ParentMissing`], [`Error::Full`], and those of the file system.
     pub fn commit(&self, staging: Staging, layer: Layer) -> Result<(), Error> {
         let chain_id = layer.chain_id.clone();
-        let mut state = self.state();
-        let lower = match &layer.parent {
-            Some(parent) => Some(self.lower_line(&state, parent)?),
-            None => None,
-        };
+        let mut journal = self.journal();
+        let lower = layer.parent.as_ref().map(|parent| self.index().lower_line(parent)).transpose()?;
         self.place.put(staging, &layer, lower.as_deref(), &self.budget)?;
-        state.journal.committed(&layer, &self.budget)?;
-        state.unsynced.push(chain_id.clone());
-        state.committed.insert(chain_id, layer);
+        journal.committed(&layer, &self.budget)?;
+        let mut index = self.index_mut();
+        index.unsynced.push(chain_id.clone());
+        index.committed.insert(chain_id, layer);
         Ok(())
     }
 
@@ -197,22 +238,22 @@ impl Volume {
     /// # Errors
     /// [`Error::WritesLost`], and those of writing the journal.
     pub fn sync(&self) -> Result<usize, Error> {
-        let covered = self.state().unsynced.clone();
-        // Release the lock while flushing. Other layers can be committed meanwhile; this flush does not cover
+        let covered = self.unsynced();
+        // No lock is held while flushing. Other layers can be committed meanwhile; this flush does not cover
         // them.
         self.flush()?;
         if covered.is_empty() {
             return Ok(0);
         }
-        let mut state = self.state();
-        state.journal.synced(&covered, &self.budget)?;
-        state.unsynced.retain(|chain_id| !covered.contains(chain_id));
+        let mut journal = self.journal();
+        journal.synced(&covered, &self.budget)?;
+        self.index_mut().unsynced.retain(|chain_id| !covered.contains(chain_id));
         Ok(covered.len())
     }
 
     /// Returns the committed layers that are not flushed yet.
     pub fn unsynced(&self) -> Vec<ChainId> {
-        self.state().unsynced.clone()
+        self.index().unsynced.clone()
     }
 
     /// Records damaged layers as lost, together with the layers that depend on them: their children, and
@@ -222,67 +263,43 @@ impl Volume {
     /// Those of writing the journal.
     pub fn mark_lost(&self, mut lost: Vec<ChainId>) -> Result<(), Error> {
         let shared = self.format() == LayerFormat::Erofs;
-        let mut state = self.state();
-        let state = &mut *state;
-        loop {
-            let images: Vec<&Digest> = state
-                .committed
-                .values()
-                .filter(|layer| shared && lost.contains(&layer.chain_id))
-                .map(|layer| &layer.diff_id)
-                .collect();
-            let depends = |layer: &&Layer| {
-                !lost.contains(&layer.chain_id)
-                    && (layer.parent.as_ref().is_some_and(|parent| lost.contains(parent))
-                        || images.contains(&&layer.diff_id))
-            };
-            let more: Vec<ChainId> =
-                state.committed.values().filter(depends).map(|layer| layer.chain_id.clone()).collect();
-            if more.is_empty() {
-                break;
-            }
-            lost.extend(more);
-        }
-        state.unsynced.retain(|chain_id| !lost.contains(chain_id));
-        state.journal.lost(&lost, &self.budget)
+        let mut journal = self.journal();
+        self.index().add_dependents(&mut lost, shared);
+        self.index_mut().unsynced.retain(|chain_id| !lost.contains(chain_id));
+        journal.lost(&lost, &self.budget)
     }
 
     fn flush(&self) -> Result<(), Error> {
         // An ext4 without a journal writes its metadata after it has flushed the disk's own cache (Linux,
         // sync_filesystem() and ext4_sync_fs()). The fsync(2) of a directory flushes that cache again.
         let flushed = self.root.sync_file_system().and_then(|()| self.root.sync());
-        let mut state = self.state();
-        let state = &mut *state;
         let Err(source) = flushed else { return Ok(()) };
-        let lost = std::mem::take(&mut state.unsynced);
-        for chain_id in &lost {
-            state.committed.remove(chain_id);
-        }
+        let mut journal = self.journal();
+        let lost = {
+            let mut index = self.index_mut();
+            let lost = std::mem::take(&mut index.unsynced);
+            for chain_id in &lost {
+                index.committed.remove(chain_id);
+            }
+            lost
+        };
         // The disk might refuse this line too. The error below is still the one to report.
-        let _ = state.journal.lost(&lost, &self.budget);
+        let _ = journal.lost(&lost, &self.budget);
         Err(Error::WritesLost { path: self.path.display().to_string(), source })
     }
 
-    /// Returns the content of the file `lower` of a child: the short names of all its parents, nearest first.
-    fn lower_line(&self, state: &State, parent: &ChainId) -> Result<String, Error> {
-        let mut line = String::new();
-        let mut next = Some(parent.clone());
-        while let Some(chain_id) = next {
-            if !line.is_empty() {
-                line.push(':');
-            }
-            line.push_str("l/");
-            line.push_str(&chain_id.link());
-            let layer =
-                state.committed.get(&chain_id).ok_or_else(|| Error::ParentMissing(chain_id.clone()))?;
-            next = layer.parent.clone();
-        }
-        Ok(line)
+    // A panic cannot leave the index or the journal inconsistent, because every change is complete.
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A panic cannot leave the state inconsistent, because every change under the lock is complete.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -295,3 +312,6 @@ fn isolate(dir: &Dir) -> std::io::Result<()> {
     xattr::remove(dir, b"system.posix_acl_default")?;
     xattr::remove(dir, b"system.posix_acl_access")
 }
+
+#[cfg(test)]
+mod tests;

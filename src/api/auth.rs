@@ -60,7 +60,7 @@ pub enum TenantError {
         /// Path of the secret file.
         path: PathBuf,
         /// The cause.
-        source: ReadError,
+        r#source: ReadError,
     },
     /// A secret is loaded by systemd, but systemd did not provide it.
     #[error(

@@ -92,7 +92,7 @@ pub enum ListenError {
         /// The operation that failed.
         doing: &'static str,
         /// The error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The TCP address cannot be bound.
     #[error("binding api.tcp {address}: {source}")]
@@ -100,7 +100,7 @@ pub enum ListenError {
         /// The configured address.
         address: SocketAddr,
         /// The error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The key cannot be read, or other users can read it.
     #[error("reading {}: {source}", path.display())]
@@ -108,7 +108,7 @@ pub enum ListenError {
         /// Path of the key file.
         path: PathBuf,
         /// The cause.
-        source: ReadError,
+        r#source: ReadError,
     },
     /// The certificate or the key cannot be used.
     #[error("reading {}: {reason}", path.display())]

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::App;
 use super::body::Pending;
 use super::errors::{Logged, Problem};
+use larder_model::event::milliseconds;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -70,7 +71,7 @@ fn dress(response: &mut Response<Body>, id: &str) {
 }
 
 fn log(method: &str, route: &str, status: u16, elapsed: Duration, logged: Option<Logged>) {
-    let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    let elapsed_ms = milliseconds(elapsed);
     let Some(Logged { level, code, reason }) = logged else {
         if QUIET.contains(&route) {
             tracing::debug!(method, route, status, elapsed_ms, "answered");

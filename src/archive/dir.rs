@@ -5,7 +5,7 @@
 use super::error::Error;
 use super::store::Store;
 use super::{Archive, Digest, Entry};
-use larder_model::manifest::{Document, ManifestError};
+use larder_model::manifest::{self, Document, ManifestError};
 
 /// A file of every such directory, and how its content starts.
 const VERSION: &str = "version";
@@ -14,7 +14,7 @@ const MARK: &[u8] = b"Directory Transport Version: 1";
 const MANIFEST: &str = "manifest.json";
 
 /// Maximum size of the manifest, bytes.
-const MAX_MANIFEST: u64 = 4 << 20;
+const MAX_MANIFEST: u64 = manifest::MAX_BYTES as u64;
 
 /// Reports whether the directory was written by the `dir:` transport.
 pub(super) fn is_directory_transport(store: &Store) -> Result<bool, Error> {

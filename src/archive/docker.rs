@@ -14,8 +14,10 @@ use super::{Archive, Digest, Entry};
 use larder_layer::decode::ChunkSource as _;
 use larder_layer::path;
 use larder_model::digest::{Algorithm, Hasher};
+use larder_model::io_error::IoError;
 use larder_model::manifest::{ImageConfig, ManifestError, read_json};
 use larder_model::reference::ImageReference;
+use larder_model::seal::Compression;
 
 const LIST: &str = "manifest.json";
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -136,18 +138,19 @@ fn layer(archive: &Archive, path: &str) -> Result<Layer, Error> {
     let missing = || Error::Malformed { file: path.to_owned(), reason: "missing".to_owned() };
     let blob = archive.store.open(path)?.ok_or_else(missing)?;
     let size = blob.size();
-    let suffix = match blob.start::<4>()?[..] {
-        [0x1f, 0x8b, ..] => ".gzip",
-        [0x28, 0xb5, 0x2f, 0xfd] => ".zstd",
-        _ => "",
+    let compression = Compression::detect(&blob.start::<4>()?);
+    let suffix = match compression {
+        Compression::None => "",
+        Compression::Gzip => ".gzip",
+        Compression::Zstd => ".zstd",
     };
-    let digest = if suffix.is_empty() { None } else { Some(digest(blob, path)?) };
+    let digest = if compression == Compression::None { None } else { Some(digest(blob, path)?) };
     Ok(Layer { media_type: format!("{LAYER}{suffix}"), size, digest })
 }
 
 fn digest(mut blob: Blob, path: &str) -> Result<Digest, Error> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
-    let failed = |source| Error::Io { doing: "reading", what: path.to_owned(), source };
+    let failed = |source| IoError::new("reading", path, source);
     while let Some(chunk) = blob.next().map_err(failed)? {
         hasher.update(&chunk);
     }

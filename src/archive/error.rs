@@ -1,8 +1,7 @@
 //! Errors of reading an archive.
 
-use std::io;
-
 use super::{Class, Digest, Format};
+use larder_model::io_error::{FileRole, IoError};
 use larder_model::manifest::ManifestError;
 use larder_model::size::ByteSize;
 
@@ -71,7 +70,7 @@ pub enum Error {
         /// Path in the archive.
         file: String,
         /// Cause from the parser.
-        source: ManifestError,
+        r#source: ManifestError,
     },
     /// The file is not a tar, or is malformed.
     #[error("reading the headers of {path}: {source}")]
@@ -79,7 +78,7 @@ pub enum Error {
         /// Name of the archive.
         path: String,
         /// Cause from the tar reader.
-        source: larder_layer::tar::Error,
+        r#source: larder_layer::tar::Error,
     },
     /// The archive cannot be decompressed.
     #[error("decompressing {path}: {source}")]
@@ -87,7 +86,7 @@ pub enum Error {
         /// Name of the archive.
         path: String,
         /// Cause from the decoder.
-        source: larder_layer::decode::Error,
+        r#source: larder_layer::decode::Error,
     },
     /// The compression format is not supported.
     #[error(
@@ -113,15 +112,8 @@ pub enum Error {
         limit: u64,
     },
     /// A system call failed.
-    #[error("{doing} {what}: {source}")]
-    Io {
-        /// The operation, as "reading".
-        doing: &'static str,
-        /// Object of the operation, as a path.
-        what: String,
-        /// Cause from the system.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
@@ -135,28 +127,7 @@ impl Error {
             Error::Tar { source, .. } => source.class(),
             Error::Decode { source, .. } => source.class(),
             Error::Spool { .. } => Class::NoSpace,
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound
-                | io::ErrorKind::NotADirectory
-                | io::ErrorKind::IsADirectory
-                | io::ErrorKind::InvalidInput => Class::Invalid,
-                io::ErrorKind::PermissionDenied => Class::Denied,
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-                // The file was truncated while it was read.
-                io::ErrorKind::UnexpectedEof => Class::Corrupt,
-                _ => Class::Internal,
-            },
+            Error::Io(error) => error.class(FileRole::Given),
         }
-    }
-}
-
-/// Adds the operation and its object to the error of a system call.
-pub(super) trait Context<T> {
-    fn context(self, doing: &'static str, what: impl std::fmt::Display) -> Result<T, Error>;
-}
-
-impl<T> Context<T> for io::Result<T> {
-    fn context(self, doing: &'static str, what: impl std::fmt::Display) -> Result<T, Error> {
-        self.map_err(|source| Error::Io { doing, what: what.to_string(), source })
     }
 }

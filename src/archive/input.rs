@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::members;
 use super::store::Store;
 use larder_layer::decode::{ChunkSource, Decoder};
 use larder_layer::limits::Ratio;
 use larder_model::digest::Algorithm;
+use larder_model::io_error::{Context as _, IoError};
+use larder_model::seal::Compression;
 use larder_sys::{Dir, space, unnamed};
 
 /// Name of standard input in messages.
@@ -72,7 +74,7 @@ impl Input {
     pub fn keep() -> Result<File, Error> {
         let mut file = Temporary::new()?;
         file.fill(&mut io::stdin().lock(), STDIN)?;
-        unnamed::read_only(&file.file).context("opening", STDIN)
+        Ok(unnamed::read_only(&file.file).context("opening", STDIN)?)
     }
 
     /// Opens the copy that [`Input::keep`] made.
@@ -118,14 +120,15 @@ impl Input {
     }
 }
 
-/// Detects compression by magic bytes. A tar starts with the name of its first member, which cannot be those
-/// of gzip or zstd.
+/// Detects compression by magic bytes.
 fn detect_compression(file: File, shown: &str) -> Result<Content, Error> {
     let mut magic = [0; 10];
     let read = file.read_at(&mut magic, 0).context("reading", shown)?;
     let unknown = |program| Err(Error::Compression { path: shown.to_owned(), program });
+    if Compression::detect(&magic[..read]) != Compression::None {
+        return Ok(Content::Compressed(file, Temporary::new()?));
+    }
     match magic[..read] {
-        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Content::Compressed(file, Temporary::new()?)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => unknown("xz"),
         // The digits of pi start each block.
         [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59] => unknown("bzip2"),
@@ -162,7 +165,7 @@ impl Temporary {
                 // The error of a decoder has more details than its kind.
                 Err(e) => match e.downcast::<larder_layer::decode::Error>() {
                     Ok(source) => return Err(Error::Decode { path: shown.to_owned(), source }),
-                    Err(e) => return Err(e).context("reading", shown),
+                    Err(e) => return Err(IoError::new("reading", shown, e).into()),
                 },
                 Ok(0) => return Ok(()),
                 Ok(read) => read,

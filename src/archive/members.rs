@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::{BufReader, Seek as _};
 use std::sync::Arc;
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::extent::Extent;
 use larder_layer::limits::Limits;
 use larder_layer::path;
 use larder_layer::tar::{Kind, Reader};
+use larder_model::io_error::Context as _;
 
 /// Maximum number of members. An archive has a few per layer.
 const MAX_MEMBERS: u64 = 100_000;

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use nix::errno::Errno;
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::extent::Extent;
 use super::members::Members;
 use larder_layer::decode::ChunkSource;
 use larder_layer::path;
+use larder_model::io_error::Context as _;
 use larder_sys::Dir;
 
 /// Bytes read at a time.

@@ -10,14 +10,14 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::events::Events;
 use super::extraction::{self, Counters, ReadyLayer, Shared};
-use super::failure::Fail;
 use super::layers::ChangeSet;
-use super::share::{self, Claim, IdleTracker, LayerLocation, LayerLock, Share, VolumeName, WaitLimit};
+use super::share::{self, Claim, IdleTracker, LayerLocation, LayerLock, Share, WaitLimit};
 use super::source::Source;
+use super::volume_name::VolumeName;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
-use larder_model::event::Event;
+use larder_model::event::{Event, Failure};
 use larder_model::manifest::Descriptor;
 
 /// Interval for polling a layer that another builder is fetching.
@@ -66,7 +66,7 @@ impl Acquire {
         queued: QueuedSlot,
         change: &ChangeSet,
         images: Vec<String>,
-    ) -> Result<ReadyLayer, Fail> {
+    ) -> Result<ReadyLayer, Failure> {
         let result = self.anywhere(queued, change, images).await;
         self.idle.finished();
         result
@@ -77,10 +77,10 @@ impl Acquire {
         mut queued: QueuedSlot,
         change: &ChangeSet,
         images: Vec<String>,
-    ) -> Result<ReadyLayer, Fail> {
-        let cancelled = || Fail::job(Class::Cancelled, "interrupted");
+    ) -> Result<ReadyLayer, Failure> {
+        let cancelled = || Failure::job(Class::Cancelled, "interrupted");
         let Some((_, blob)) = change.sources.first() else {
-            return Err(Fail::job(Class::Internal, "a layer without a source"));
+            return Err(Failure::job(Class::Internal, "a layer without a source"));
         };
         let mut wait_limit = WaitLimit::new(&self.idle);
         let mut refused: Vec<VolumeName> = Vec::new();
@@ -163,17 +163,12 @@ impl Acquire {
         blob: &Descriptor,
         images: &[String],
         at: LayerLocation,
-    ) -> Result<Option<ReadyLayer>, Fail> {
+    ) -> Result<Option<ReadyLayer>, Failure> {
         if at.blob != blob.digest {
             return Ok(None);
         }
         let (from, size) = (at.volume.to_string(), at.size);
-        let fail = |message: String| Fail {
-            class: Class::Corrupt,
-            images: Vec::new(),
-            layer: Some(blob.digest.clone()),
-            message,
-        };
+        let fail = |message: String| Failure::layer(&blob.digest, Class::Corrupt, message);
         let diff_id = change.diff_id.clone();
         let Some(copy) = self.blocking(move |share| share.copy(at, &diff_id)).await else { return Ok(None) };
         let copy = copy.map_err(|e| fail(e.to_string()))?;
@@ -191,7 +186,7 @@ impl Acquire {
         blob: &Descriptor,
         images: Vec<String>,
         lock: Option<LayerLock>,
-    ) -> Result<ReadyLayer, Fail> {
+    ) -> Result<ReadyLayer, Failure> {
         let counters = self.start(blob.digest.clone(), blob.size, images, None);
         let ready = extraction::fetch(&self.shared, &self.source, change, &counters, &self.events).await;
         self.running.lock().remove(&blob.digest);
@@ -208,7 +203,7 @@ impl Acquire {
 
     /// Discards a layer of this volume that can no longer be read. It was verified when it was written, so
     /// the cause is the disk and not the image. The next run fetches it.
-    fn damaged(&self, layer: ChainId, fail: Fail) -> Fail {
+    fn damaged(&self, layer: ChainId, fail: Failure) -> Failure {
         // Only this volume was read. So an error that is not about space, permissions or a stop is one of its
         // data.
         let of_bytes = matches!(fail.class, Class::Corrupt | Class::Internal | Class::Transient);
@@ -220,8 +215,8 @@ impl Acquire {
             fail.message
         );
         match self.shared.volume.mark_lost(vec![layer]) {
-            Ok(()) => Fail { class: Class::Transient, message, ..fail },
-            Err(e) => Fail::from(e),
+            Ok(()) => Failure { class: Class::Transient, message, ..fail },
+            Err(e) => Failure::from(e),
         }
     }
 

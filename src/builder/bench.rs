@@ -30,15 +30,16 @@ use self::decode::StoredLayers;
 use self::disk::Sample;
 use self::stopwatch::Stopwatch;
 use self::workdir::WorkDir;
+use super::blocking::blocking;
 use super::cancel::Cancel;
 use super::events::{self, Events};
-use super::failure::Fail;
 use super::layers::{ChangeSet, Layers};
 use super::order::{BuildRequest, ImageSource};
+use super::prepare::OpenedSource;
 use super::registry;
 use super::resolve::{EmptyCache, ResolvedImage};
-use super::run::{self, Prepared, blocking};
-use super::source::{self, Source};
+use super::run::{self, Prepared};
+use super::source::Source;
 use crate::archive::Format;
 use crate::config::Config;
 use larder_model::bench_report::{
@@ -105,7 +106,7 @@ async fn within(
     events: Events,
     tell: StepCallback,
     cancel: Cancel,
-) -> Result<BenchReport, Vec<Fail>> {
+) -> Result<BenchReport, Vec<Failure>> {
     let Request { kind, dir, order } = request;
     if kind.builds() {
         // Reported before gigabytes are moved, and not only by the build at the end.
@@ -155,7 +156,7 @@ impl fmt::Debug for Bench {
 
 impl Bench {
     /// Runs the stages. When it returns, no thread of it writes any more.
-    async fn measure(mut self) -> Result<BenchReport, Vec<Fail>> {
+    async fn measure(mut self) -> Result<BenchReport, Vec<Failure>> {
         let (image, changes) = self.network().await?;
         let stored = Arc::new(self.open_layout(changes).await?);
 
@@ -192,7 +193,7 @@ impl Bench {
     }
 
     /// Fetches everything that a build requests from a registry: documents, then layers, which are stored.
-    async fn network(&mut self) -> Result<(ResolvedImage, Vec<ChangeSet>), Vec<Fail>> {
+    async fn network(&mut self) -> Result<(ResolvedImage, Vec<ChangeSet>), Vec<Failure>> {
         self.begin(Step::Stage(StageName::Network))?;
         let (registry, absent) = registry::client(&self.order, &self.config, &self.events)?;
         let source = Source::Registry(registry);
@@ -202,7 +203,7 @@ impl Bench {
         let resolved = run::resolve(&self.order, &source, &self.events, &self.cancel, cache).await;
         let asked = asking.took(Duration::ZERO);
         let image = resolved.map_err(named)?.pop();
-        let image = image.ok_or_else(|| vec![Fail::job(Class::Internal, "no image was resolved")])?;
+        let image = image.ok_or_else(|| vec![Failure::job(Class::Internal, "no image was resolved")])?;
         let changes = Layers::of(std::slice::from_ref(&image)).changes;
         let compressed = changes.iter().map(ChangeSet::size).sum();
 
@@ -229,25 +230,25 @@ impl Bench {
     }
 
     /// Opens the stored layers for reading.
-    async fn open_layout(&self, changes: Vec<ChangeSet>) -> Result<StoredLayers, Vec<Fail>> {
+    async fn open_layout(&self, changes: Vec<ChangeSet>) -> Result<StoredLayers, Vec<Failure>> {
         let mut order = self.order(self.layout_source());
-        let opened = source::Opened::archive(&order)
-            .ok_or_else(|| vec![Fail::job(Class::Internal, "the stored layers are not an archive")])?;
+        let opened = OpenedSource::archive(&order)
+            .ok_or_else(|| vec![Failure::job(Class::Internal, "the stored layers are not an archive")])?;
         let (source, _) = opened.prepare(&mut order).await?.source()?;
         let ratio = registry::limits(&self.config).ratio;
         Ok(StoredLayers { source, changes, ratio, cancel: self.cancel.clone() })
     }
 
-    async fn decode(&self, stored: &Arc<StoredLayers>) -> Result<Elapsed, Vec<Fail>> {
+    async fn decode(&self, stored: &Arc<StoredLayers>) -> Result<Elapsed, Vec<Failure>> {
         let (stored, concurrency) = (Arc::clone(stored), self.order.concurrency);
         let decoding = tokio::task::spawn_blocking(move || stored.decode(concurrency)).await;
         decoding.map_err(|e| {
-            vec![Fail::job(Class::Internal, format!("the task that decodes layers failed: {e}"))]
+            vec![Failure::job(Class::Internal, format!("the task that decodes layers failed: {e}"))]
         })?
     }
 
     /// Runs a regular build. Also returns the number of members of each layer.
-    async fn build(&self) -> Result<(Elapsed, HashMap<Digest, u64>), Vec<Fail>> {
+    async fn build(&self) -> Result<(Elapsed, HashMap<Digest, u64>), Vec<Failure>> {
         let source = if self.kind == Kind::Build { ImageSource::Registries } else { self.layout_source() };
         let mut order = self.order(source);
         let workdir = Arc::clone(&self.workdir);
@@ -272,15 +273,12 @@ impl Bench {
         }
         match status {
             Status::Ok => Ok((took, members)),
-            Status::Failed => Err(failures
-                .into_iter()
-                .map(|Failure { class, images, layer, message }| Fail { class, images, layer, message })
-                .collect()),
+            Status::Failed => Err(failures),
         }
     }
 
     /// Creates files, writes contents and syncs them, as many as the image has.
-    async fn disk(&mut self, image: &MeasuredImage) -> Result<(), Vec<Fail>> {
+    async fn disk(&mut self, image: &MeasuredImage) -> Result<(), Vec<Failure>> {
         let entries = image.entries().unwrap_or_default();
         let (names, bytes) = match self.order.layer_format {
             LayerFormat::Overlay => (entries, image.tar_bytes().saturating_sub(entries * TAR_HEADER)),
@@ -311,12 +309,12 @@ impl Bench {
         Ok(())
     }
 
-    async fn flush(&self) -> Result<(), Vec<Fail>> {
+    async fn flush(&self) -> Result<(), Vec<Failure>> {
         let workdir = Arc::clone(&self.workdir);
         blocking(move || workdir.sync()).await
     }
 
-    fn begin(&self, step: Step) -> Result<(), Vec<Fail>> {
+    fn begin(&self, step: Step) -> Result<(), Vec<Failure>> {
         check_cancelled(&self.cancel).map_err(|fail| vec![fail])?;
         (self.tell)(step);
         Ok(())
@@ -379,10 +377,10 @@ fn need(kind: Kind, compressed: u64) -> (u64, &'static str) {
 }
 
 /// Fails if the benchmark was cancelled.
-fn check_cancelled(cancel: &Cancel) -> Result<(), Fail> {
+fn check_cancelled(cancel: &Cancel) -> Result<(), Failure> {
     match cancel.reason() {
         None => Ok(()),
-        Some(_) => Err(Fail::job(Class::Cancelled, "interrupted")),
+        Some(_) => Err(Failure::job(Class::Cancelled, "interrupted")),
     }
 }
 
@@ -392,22 +390,18 @@ fn fraction(some: u64, all: u64) -> f64 {
 }
 
 /// Sorts the decisive failure first. A cancellation is reported only if there is no other failure.
-fn decisive_first(mut fails: Vec<Fail>, reference: Option<String>) -> Vec<Failure> {
+fn decisive_first(mut fails: Vec<Failure>, reference: Option<String>) -> Vec<Failure> {
     if fails.iter().any(|fail| fail.class != Class::Cancelled) {
         fails.retain(|fail| fail.class != Class::Cancelled);
     } else {
-        fails = vec![Fail::job(Class::Cancelled, "interrupted; all created files were removed")];
+        fails = vec![Failure::job(Class::Cancelled, "interrupted; all created files were removed")];
     }
-    let class = Class::decisive(fails.iter().map(|fail| fail.class));
-    fails.sort_by_key(|fail| Some(fail.class) != class);
-    let named = fails.into_iter().map(|mut fail| {
-        // There is only one image, so every layer belongs to it.
-        if fail.layer.is_some() && fail.images.is_empty() {
-            fail.images.extend(reference.clone());
-        }
-        Failure::from(fail)
-    });
-    named.collect()
+    Failure::sort_decisive(&mut fails);
+    // There is only one image, so every layer belongs to it.
+    for fail in fails.iter_mut().filter(|fail| fail.layer.is_some() && fail.images.is_empty()) {
+        fail.images.extend(reference.clone());
+    }
+    fails
 }
 
 #[cfg(test)]
@@ -424,9 +418,9 @@ mod tests {
 
     #[test]
     fn the_decisive_failure_comes_first() {
-        let layer = Fail { layer: Some(Digest::sha256(b"x")), ..Fail::job(Class::Corrupt, "bad") };
-        let cancelled = || Fail::job(Class::Cancelled, "interrupted");
-        let fails = vec![cancelled(), Fail::job(Class::Transient, "slow"), layer];
+        let layer = Failure::layer(&Digest::sha256(b"x"), Class::Corrupt, "bad");
+        let cancelled = || Failure::job(Class::Cancelled, "interrupted");
+        let fails = vec![cancelled(), Failure::job(Class::Transient, "slow"), layer];
         let failures = decisive_first(fails, Some("a:1".into()));
         assert_eq!(
             failures.iter().map(|failure| failure.class).collect::<Vec<_>>(),

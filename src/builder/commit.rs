@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::extraction::{ReadyLayer, Shared};
-use super::failure::Fail;
 use super::layers::ChainLayer;
 use crate::trees;
 use crate::volume::layout;
@@ -16,6 +15,7 @@ use larder_layer::lower::Lower;
 use larder_layer::overlay::{copy, settle};
 use larder_layer::stored::StoredDir;
 use larder_model::class::Class;
+use larder_model::event::Failure;
 use larder_model::job::LayerFormat;
 use larder_model::seal::{Layer, LayerImage, Settled, Verity};
 
@@ -26,13 +26,13 @@ pub(super) fn commit(
     link: &ChainLayer,
     ready: ReadyLayer,
     keep: bool,
-) -> Result<Option<ReadyLayer>, Fail> {
+) -> Result<Option<ReadyLayer>, Failure> {
     // The original is committed first, because its account includes the files that both share.
     let rest = if keep { Some(duplicate(shared, &ready)?) } else { None };
     let mut ready = ready;
     let volume = &shared.volume;
     let lower = trees::below(volume.root(), volume.format(), link.parent.as_ref(), |id| volume.layer(id))
-        .map_err(|e| Fail::job(e.class(), e.to_string()))?;
+        .map_err(|e| Failure::job(e.class(), e.to_string()))?;
     let (settled, image) = match volume.format() {
         LayerFormat::Overlay => (directory(shared, &mut ready, &lower)?, None),
         LayerFormat::Erofs => image(shared, link, &mut ready, &lower)?,
@@ -54,12 +54,12 @@ pub(super) fn commit(
         lost: extracted.applied.lost,
     };
     let blob = layer.blob.clone();
-    shared.volume.commit(staging, layer).map_err(|e| Fail { layer: Some(blob), ..Fail::from(e) })?;
+    shared.volume.commit(staging, layer).map_err(|e| Failure { layer: Some(blob), ..Failure::from(e) })?;
     Ok(rest)
 }
 
 /// Settles a directory tree in place.
-fn directory(shared: &Shared, ready: &mut ReadyLayer, lower: &Lower) -> Result<Settled, Fail> {
+fn directory(shared: &Shared, ready: &mut ReadyLayer, lower: &Lower) -> Result<Settled, Failure> {
     let space = &**ready.staging.account();
     let settled =
         settle::settle(ready.staging.diff()?, &mut ready.extracted.applied, lower, space, shared.rights);
@@ -72,20 +72,20 @@ fn image(
     link: &ChainLayer,
     ready: &mut ReadyLayer,
     lower: &Lower,
-) -> Result<(Settled, Option<LayerImage>), Fail> {
+) -> Result<(Settled, Option<LayerImage>), Failure> {
     // The image is already on the volume if the change set was committed under another chain ID.
     let image = match shared.volume.image(&link.diff_id)? {
         None => ready.staging.image(layout::IMAGE)?,
         present => present,
     };
-    let image = image.ok_or_else(|| Fail::job(Class::Internal, "the image of a layer is missing"))?;
+    let image = image.ok_or_else(|| Failure::job(Class::Internal, "the image of a layer is missing"))?;
     let size = image
         .metadata()
         .map(|facts| facts.len())
-        .map_err(|e| Fail::job(Class::Internal, format!("examining the image of a layer: {e}")))?;
+        .map_err(|e| Failure::job(Class::Internal, format!("examining the image of a layer: {e}")))?;
     let root = ImageNode::root(image)
         .map(StoredDir::Image)
-        .map_err(|e| Fail::job(Class::Internal, format!("reading the image of a layer: {e}")))?;
+        .map_err(|e| Failure::job(Class::Internal, format!("reading the image of a layer: {e}")))?;
     let planned = fixup::plan(&root, &mut ready.extracted.applied, lower, Times::Kept);
     let (settled, fixup) = planned.map_err(|e| unsettled(ready, e))?;
     let fixup_size = match fixup {
@@ -102,18 +102,18 @@ fn image(
     Ok((settled, Some(LayerImage { size, fixup_size, verity })))
 }
 
-fn unsettled(ready: &ReadyLayer, error: larder_layer::Error) -> Fail {
+fn unsettled(ready: &ReadyLayer, error: larder_layer::Error) -> Failure {
     let error = error.explained(&**ready.staging.account());
     layer_fail(ready, error.class(), format!("settling the layer on its parents: {error}"))
 }
 
-fn layer_fail(ready: &ReadyLayer, class: Class, message: String) -> Fail {
-    Fail { class, images: Vec::new(), layer: Some(ready.blob.digest.clone()), message }
+fn layer_fail(ready: &ReadyLayer, class: Class, message: String) -> Failure {
+    Failure::layer(&ready.blob.digest, class, message)
 }
 
 /// Creates a second staging directory for the same layer, before either is settled. It contains the same
 /// files, or is empty for an image, which is not needed a second time.
-fn duplicate(shared: &Shared, ready: &ReadyLayer) -> Result<ReadyLayer, Fail> {
+fn duplicate(shared: &Shared, ready: &ReadyLayer) -> Result<ReadyLayer, Failure> {
     let staging = shared.volume.stage()?;
     if shared.volume.format() == LayerFormat::Overlay {
         copy::layer(&ready.staging.diff()?, &staging.diff()?, &**staging.account(), shared.rights)

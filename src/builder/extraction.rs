@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 
 use super::cancel::Cancel;
 use super::events::Events;
-use super::failure::Fail;
 use super::layers::ChangeSet;
 use super::remote::Piped;
 use super::source::{Blob, Source};
@@ -31,11 +30,10 @@ use larder_layer::space::Space;
 use larder_layer::{erofs, erofs_sink, overlay};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
-use larder_model::event::Event;
+use larder_model::event::{Event, Failure};
 use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
-use larder_model::seal::Compression;
 use larder_model::shortage::Shortage;
 pub(super) use reuse::{copy, reuse};
 pub(super) use sources::Bounded;
@@ -110,8 +108,8 @@ pub(super) async fn fetch(
     change: &ChangeSet,
     counters: &Arc<Counters>,
     events: &Events,
-) -> Result<ReadyLayer, Fail> {
-    let mut first_failure: Option<Fail> = None;
+) -> Result<ReadyLayer, Failure> {
+    let mut first_failure: Option<Failure> = None;
     for at in &change.sources {
         let mut corrupted = None;
         for skipped in 0.. {
@@ -129,7 +127,7 @@ pub(super) async fn fetch(
                 Err(FetchFailure::Source(fail) | FetchFailure::Local(fail)) => Err(fail),
                 Ok(ready) => Ok(ready),
             };
-            if let Some(Fail { message, .. }) = corrupted {
+            if let Some(Failure { message, .. }) = corrupted {
                 events.emit(Event::Warning {
                     message: format!("layer {}: {message}; trying another host", at.1.digest),
                 });
@@ -137,21 +135,21 @@ pub(super) async fn fetch(
             return fetched;
         }
     }
-    Err(first_failure.unwrap_or_else(|| Fail::job(Class::Internal, "a layer without a source")))
+    Err(first_failure.unwrap_or_else(|| Failure::job(Class::Internal, "a layer without a source")))
 }
 
 /// The origin of a failure.
 enum FetchFailure {
     /// The source did not deliver the blob.
-    Source(Fail),
+    Source(Failure),
     /// The received data is not that of the blob.
-    Corrupted(Fail),
-    Local(Fail),
+    Corrupted(Failure),
+    Local(Failure),
 }
 
 impl FetchFailure {
     /// Classifies the error of an extraction.
-    fn of(error: &RunError, fail: impl FnOnce(Class, String) -> Fail) -> Self {
+    fn of(error: &RunError, fail: impl FnOnce(Class, String) -> Failure) -> Self {
         let fail = fail(error.class(), error.describe());
         match error {
             RunError::Layer(error) if error.is_blob_mismatch() => FetchFailure::Corrupted(fail),
@@ -168,12 +166,7 @@ async fn fetch_from(
     skipped: usize,
     counters: &Arc<Counters>,
 ) -> Result<ReadyLayer, FetchFailure> {
-    let fail = |class: Class, message: String| Fail {
-        class,
-        images: Vec::new(),
-        layer: Some(blob.digest.clone()),
-        message,
-    };
+    let fail = |class: Class, message: String| Failure::layer(&blob.digest, class, message);
     let expected = Expected { blob: blob.digest.clone(), size: blob.size, diff_id: change.diff_id.clone() };
     counters.received.store(0, Ordering::Relaxed);
     counters.written.store(0, Ordering::Relaxed);
@@ -228,9 +221,8 @@ async fn from_file(
     blob: &Descriptor,
     counters: &Arc<Counters>,
 ) -> Result<ReadyLayer, FetchFailure> {
-    let fail = |class: Class, message: String| {
-        FetchFailure::Local(Fail { class, images: Vec::new(), layer: Some(blob.digest.clone()), message })
-    };
+    let fail =
+        |class: Class, message: String| FetchFailure::Local(Failure::layer(&blob.digest, class, message));
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let blocking = tokio::task::spawn_blocking(move || {
         let source = Bounded { left: expected.size, source: file, cancel: sharing.cancel.clone() };
@@ -257,12 +249,7 @@ async fn from_pipe(
     blob: &Descriptor,
     counters: &Arc<Counters>,
 ) -> Result<ReadyLayer, FetchFailure> {
-    let fail = |class: Class, message: String| Fail {
-        class,
-        images: Vec::new(),
-        layer: Some(blob.digest.clone()),
-        message,
-    };
+    let fail = |class: Class, message: String| Failure::layer(&blob.digest, class, message);
     let failure = Arc::new(OnceLock::new());
     let mut blocking = {
         let (sharing, counters, failure) = (Arc::clone(shared), Arc::clone(counters), Arc::clone(&failure));
@@ -294,15 +281,6 @@ async fn from_pipe(
     }
     let (staging, extracted) = extracted.map_err(|e| FetchFailure::of(&e, fail))?;
     Ok(ReadyLayer { staging, extracted, blob: blob.clone() })
-}
-
-/// Returns the compression in a layer's media type.
-fn compression_of(media_type: &str) -> Compression {
-    match media_type {
-        gzip if gzip.ends_with("gzip") => Compression::Gzip,
-        zstd if zstd.ends_with("zstd") => Compression::Zstd,
-        _ => Compression::None,
-    }
 }
 
 /// Extracts one layer into a new staging directory, which is removed if this fails.

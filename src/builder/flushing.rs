@@ -13,10 +13,9 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::events::Events;
-use super::failure::Fail;
 use crate::volume::Volume;
 use larder_model::class::Class;
-use larder_model::event::Event;
+use larder_model::event::{Event, Failure};
 
 /// Pause between two flushes. Shorter ones gain nothing, and a flush includes the data of other programs on
 /// the same file system.
@@ -27,7 +26,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Flusher {
     stop: Arc<Notify>,
     /// `None` after its result was returned.
-    task: Option<JoinHandle<Result<(), Fail>>>,
+    task: Option<JoinHandle<Result<(), Failure>>>,
 }
 
 impl Flusher {
@@ -47,7 +46,7 @@ impl Flusher {
     }
 
     /// Waits for a flush to fail. After that no data on the volume can be trusted.
-    pub(super) async fn failed(&mut self) -> Fail {
+    pub(super) async fn failed(&mut self) -> Failure {
         if let Some(task) = &mut self.task {
             let ended = task.await;
             self.task = None;
@@ -59,7 +58,7 @@ impl Flusher {
     }
 
     /// Stops the task. Waits for a flush in progress, so that its error is not lost.
-    pub(super) async fn stop(self) -> Result<(), Fail> {
+    pub(super) async fn stop(self) -> Result<(), Failure> {
         self.stop.notify_one();
         match self.task {
             Some(task) => task.await.unwrap_or_else(|e| Err(panicked(&e))),
@@ -69,7 +68,7 @@ impl Flusher {
 }
 
 /// Flushes the volume and reports the layers that became durable.
-pub(super) async fn flush(volume: &Arc<Volume>, events: &Events) -> Result<(), Fail> {
+pub(super) async fn flush(volume: &Arc<Volume>, events: &Events) -> Result<(), Failure> {
     let volume = Arc::clone(volume);
     let layers = spawn_blocking(move || volume.sync()).await.map_err(|e| panicked(&e))??;
     if layers > 0 {
@@ -78,6 +77,6 @@ pub(super) async fn flush(volume: &Arc<Volume>, events: &Events) -> Result<(), F
     Ok(())
 }
 
-fn panicked(error: &tokio::task::JoinError) -> Fail {
-    Fail::job(Class::Internal, format!("flushing the volume: {error}"))
+fn panicked(error: &tokio::task::JoinError) -> Failure {
+    Failure::job(Class::Internal, format!("flushing the volume: {error}"))
 }

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::failure::Fail;
 use super::resolve::ResolvedImage;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 
@@ -93,7 +93,7 @@ impl ChangeSet {
 }
 
 /// Checks that all manifests agree about the size of each blob.
-pub(super) fn check_sizes(images: &[ResolvedImage]) -> Result<(), Fail> {
+pub(super) fn check_sizes(images: &[ResolvedImage]) -> Result<(), Failure> {
     let mut sizes: HashMap<&Digest, u64> = HashMap::new();
     for image in images {
         for layer in &image.manifest.layers {
@@ -101,7 +101,7 @@ pub(super) fn check_sizes(images: &[ResolvedImage]) -> Result<(), Fail> {
             if size != layer.size {
                 let message = format!("manifests disagree about its size: {size} and {} bytes", layer.size);
                 let layer = Some(layer.digest.clone());
-                return Err(Fail { layer, ..Fail::image(&image.reference, Class::Corrupt, message) });
+                return Err(Failure { layer, ..Failure::image(&image.reference, Class::Corrupt, message) });
             }
         }
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::keeper::{Refusal, SupervisorClient};
-use super::share::VolumeName;
+use super::supervisor::{Refusal, SupervisorClient};
+use super::volume_name::VolumeName;
 use crate::archive::Format;
 use crate::volume::job::Identity;
 use larder_model::class::Class;
@@ -62,7 +62,7 @@ pub struct BuildRequest {
     /// The signer of the volume; `None` if it is not signed.
     pub signer: Option<Signer>,
     /// The supervisor of this build; `None` if the build is a single process.
-    pub keeper: Option<SupervisorClient>,
+    pub supervisor: Option<SupervisorClient>,
     /// The process that fetches; `None` if this process fetches itself.
     pub fetcher: Option<FetcherConnection>,
     /// The archive from standard input, if there is one.

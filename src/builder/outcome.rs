@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::cancel::Cancel;
-use super::failure::Fail;
 use larder_model::class::Class;
-use larder_model::event::{Failure, Outcome, SealedImage, Status};
+use larder_model::event::milliseconds;
+use larder_model::event::{Failure, Outcome, SealedImage};
 use larder_model::seal::CacheManifest;
 
 /// Returns the outcome of a sealed volume.
@@ -16,71 +16,39 @@ pub fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
         index: image.index.clone(),
         manifest: image.manifest.clone(),
     });
+    let message = format!("{} images, {} layers, sealed", content.images.len(), content.layers.len());
     Outcome {
-        status: Status::Ok,
-        exit_code: 0,
-        message: format!("{} images, {} layers, sealed", content.images.len(), content.layers.len()),
-        class: None,
-        failures: Vec::new(),
         images: images.collect(),
         digest: Some(manifest.digest.clone()),
         totals: Some(content.totals),
         elapsed_ms: milliseconds(elapsed),
-        truncated: false,
+        ..Outcome::succeeded(message)
     }
 }
 
 /// Returns the outcome of a volume that can be filled further.
 pub(super) fn swept(elapsed: Duration) -> Outcome {
-    Outcome {
-        status: Status::Ok,
-        exit_code: 0,
-        message: "swept".to_owned(),
-        class: None,
-        failures: Vec::new(),
-        images: Vec::new(),
-        digest: None,
-        totals: None,
-        elapsed_ms: milliseconds(elapsed),
-        truncated: false,
-    }
+    Outcome { elapsed_ms: milliseconds(elapsed), ..Outcome::succeeded("swept") }
 }
 
 /// Returns the outcome of a failed build. A permanent failure takes precedence and comes first.
-pub(super) fn failed(mut fails: Vec<Fail>, cancel: &Cancel, elapsed: Duration) -> Outcome {
+pub(super) fn failed(mut fails: Vec<Failure>, cancel: &Cancel, elapsed: Duration) -> Outcome {
     // A cancellation is reported once. A deadline is also one, with its own class.
     if let Some((class, message)) = cancel.explanation() {
         let real = fails.iter().any(|fail| !matches!(fail.class, Class::Cancelled | Class::Transient));
         if !real {
-            fails = vec![Fail::job(class, message)];
+            fails = vec![Failure::job(class, message)];
         }
     }
     if fails.iter().any(|fail| fail.class != Class::Cancelled) {
         fails.retain(|fail| fail.class != Class::Cancelled);
     }
-    let class = Class::decisive(fails.iter().map(|fail| fail.class)).unwrap_or(Class::Internal);
-    fails.sort_by_key(|fail| fail.class != class);
-    let exit_code = match class {
-        Class::Cancelled => cancel.exit_code().unwrap_or(class.exit_code()),
-        class => class.exit_code(),
-    };
-    let failures: Vec<Failure> = fails.into_iter().map(Failure::from).collect();
-    let message =
-        failures.first().map_or_else(|| "the build failed".to_owned(), |first| first.message.clone());
-    Outcome {
-        status: Status::Failed,
-        exit_code,
-        message,
-        class: Some(class),
-        failures,
-        images: Vec::new(),
-        digest: None,
-        totals: None,
-        elapsed_ms: milliseconds(elapsed),
-        truncated: false,
+    let mut outcome = Outcome::failed(fails);
+    if outcome.class == Some(Class::Cancelled)
+        && let Some(exit_code) = cancel.exit_code()
+    {
+        outcome.exit_code = exit_code;
     }
-}
-
-fn milliseconds(elapsed: Duration) -> u64 {
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    outcome.elapsed_ms = milliseconds(elapsed);
+    outcome
 }

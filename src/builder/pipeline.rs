@@ -13,7 +13,6 @@ use super::acquire::{Acquire, RunningLayers};
 use super::commit;
 use super::events::Events;
 use super::extraction::{ReadyLayer, Shared};
-use super::failure::Fail;
 use super::flushing::{Flusher, flush};
 use super::layers::{ChainLayer, ChangeSet, Layers};
 use super::publish::Publisher;
@@ -21,7 +20,7 @@ use super::share::{IdleTracker, Share};
 use super::source::Source;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
-use larder_model::event::Event;
+use larder_model::event::{Event, Failure};
 use larder_model::reference::ImageReference;
 
 /// Interval of progress events.
@@ -48,7 +47,7 @@ struct Progress {
     pending: Vec<ChainLayer>,
     ready: HashMap<Digest, ReadyLayer>,
     failed_images: HashSet<usize>,
-    failures: Vec<Fail>,
+    failures: Vec<Failure>,
     publish: Publisher,
 }
 
@@ -57,7 +56,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// All failures that occurred.
-    pub(super) async fn run(&self, layers: Layers) -> Result<(), Vec<Fail>> {
+    pub(super) async fn run(&self, layers: Layers) -> Result<(), Vec<Failure>> {
         let volume = &self.shared.volume;
         let mut publish = Publisher::new(self.share.clone());
         // A builder that was killed might have committed layers without publishing them.
@@ -106,7 +105,7 @@ impl Pipeline {
                 Err(e) => {
                     progress
                         .failures
-                        .push(Fail::job(Class::Internal, format!("the task of a layer failed: {e}")));
+                        .push(Failure::job(Class::Internal, format!("the task of a layer failed: {e}")));
                     break;
                 }
             };
@@ -142,7 +141,7 @@ impl Pipeline {
 
     fn start(
         &self,
-        tasks: &mut JoinSet<(ChangeSet, Result<ReadyLayer, Fail>)>,
+        tasks: &mut JoinSet<(ChangeSet, Result<ReadyLayer, Failure>)>,
         change: ChangeSet,
         acquire: &Acquire,
     ) {
@@ -157,7 +156,7 @@ impl Pipeline {
 
     /// Commits every layer whose parent is on the volume, until there are none. Returns the failures with the
     /// affected images.
-    async fn commit_ready(&self, progress: &mut Progress) -> Vec<(Vec<usize>, Fail)> {
+    async fn commit_ready(&self, progress: &mut Progress) -> Vec<(Vec<usize>, Failure)> {
         let volume = &self.shared.volume;
         let mut failed = Vec::new();
         loop {
@@ -180,7 +179,7 @@ impl Pipeline {
             let committing = link.clone();
             let task = tokio::task::spawn_blocking(move || commit::commit(&shared, &committing, ready, keep));
             let result = task.await.unwrap_or_else(|e| {
-                Err(Fail::job(Class::Internal, format!("committing {}: {e}", link.chain_id)))
+                Err(Failure::job(Class::Internal, format!("committing {}: {e}", link.chain_id)))
             });
             match result {
                 Ok(rest) => {
@@ -199,19 +198,19 @@ impl Pipeline {
 
     /// Records a failure for all images that need the layer. Returns `false` if no other layer can be
     /// completed.
-    fn note(&self, progress: &mut Progress, images: &[usize], mut fail: Fail) -> bool {
+    fn note(&self, progress: &mut Progress, images: &[usize], mut fail: Failure) -> bool {
         progress.failed_images.extend(images.iter().copied());
         for reference in self.references(images) {
             if !fail.images.contains(&reference) {
                 fail.images.push(reference);
             }
         }
-        let proceed = fail.spares_others() && progress.failed_images.len() < self.images.len();
+        let proceed = spares_others(&fail) && progress.failed_images.len() < self.images.len();
         progress.failures.push(fail);
         proceed
     }
 
-    async fn finish(&self, mut progress: Progress, flusher: Flusher) -> Result<(), Vec<Fail>> {
+    async fn finish(&self, mut progress: Progress, flusher: Flusher) -> Result<(), Vec<Failure>> {
         if let Err(fail) = flusher.stop().await {
             progress.failures.push(fail);
         }
@@ -226,7 +225,7 @@ impl Pipeline {
         }
         if progress.failures.is_empty() {
             let message = format!("{} layers could not be committed", progress.pending.len());
-            progress.failures.push(Fail::job(Class::Internal, message));
+            progress.failures.push(Failure::job(Class::Internal, message));
         }
         Err(progress.failures)
     }
@@ -252,4 +251,12 @@ impl Pipeline {
             }
         })
     }
+}
+
+/// Reports whether other layers can still be completed.
+fn spares_others(failure: &Failure) -> bool {
+    matches!(
+        failure.class,
+        Class::Corrupt | Class::NotFound | Class::Invalid | Class::Denied | Class::Transient
+    ) && !failure.images.is_empty()
 }

@@ -9,17 +9,17 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::events::Events;
-use super::failure::Fail;
-use super::keeper::SupervisorClient;
 use super::order::{BuildRequest, RegistryOptions};
 use super::remote::Fetcher;
+use super::supervisor::SupervisorClient;
 use crate::config::{Config, registry as section};
 use crate::secrets::docker_config_file::DockerConfig;
 use crate::secrets::keyring::Keyring;
 use crate::secrets::{Secrets, directory};
 use larder_layer::limits::{Limits, Ratio};
 use larder_model::credential::Credential;
-use larder_model::event::Event;
+use larder_model::event::milliseconds;
+use larder_model::event::{Event, Failure};
 use larder_model::job::NetworkAccess;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
@@ -35,9 +35,9 @@ pub(super) fn client(
     order: &BuildRequest,
     config: &Config,
     events: &Events,
-) -> Result<(Registry, Vec<PullSecretName>), Vec<Fail>> {
+) -> Result<(Registry, Vec<PullSecretName>), Vec<Failure>> {
     let observer = Arc::new(ToEvents(events.clone()));
-    match &order.keeper {
+    match &order.supervisor {
         Some(supervisor) => {
             let credentials = Arc::new(supervisor.clone());
             let registry = with_credentials(&order.registry, config, &order.images, credentials, observer);
@@ -128,8 +128,8 @@ pub fn secrets(order: &RegistryOptions) -> Secrets {
     Secrets::new(keyring, docker_configs)
 }
 
-fn set_up(error: Error) -> Vec<Fail> {
-    vec![Fail::job(error.class(), format!("setting up the registry client: {error}"))]
+fn set_up(error: Error) -> Vec<Failure> {
+    vec![Failure::job(error.class(), format!("setting up the registry client: {error}"))]
 }
 
 /// Returns the limits on layers.
@@ -247,7 +247,7 @@ impl Observer for ToEvents {
             host: retry.host.clone(),
             what: retry.what.clone(),
             reason: retry.reason.clone(),
-            wait_ms: u64::try_from(retry.wait.as_millis()).unwrap_or(u64::MAX),
+            wait_ms: milliseconds(retry.wait),
         });
     }
 

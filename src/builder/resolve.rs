@@ -4,22 +4,18 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::failure::Fail;
-use super::source::{self, Source};
+use super::source::Source;
 use crate::volume::job::Resolved;
 use larder_model::class::Class;
 use larder_model::digest::{Digest, Hasher};
-use larder_model::manifest::{Document, ImageConfig, Manifest};
+use larder_model::event::Failure;
+use larder_model::manifest::{self, Document, ImageConfig, Manifest};
 use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
-use larder_registry::ManifestReference;
+use larder_registry::{FetchedManifest, ManifestReference};
 
-/// Maximum size of a manifest or index, bytes; the limit that registries accept (OCI distribution spec,
-/// "Pushing Manifests").
-pub(super) const MAX_MANIFEST: u64 = 4 << 20;
-
-/// Maximum size of a config, bytes.
-pub(super) const MAX_CONFIG: u64 = 4 << 20;
+/// Maximum size of a manifest, index or config, bytes.
+const MAX_DOCUMENT: u64 = manifest::MAX_BYTES as u64;
 
 /// Maximum nesting of indexes.
 const MAX_DEPTH: usize = 2;
@@ -78,7 +74,7 @@ pub(super) async fn resolve_all(
     references: &[ImageReference],
     platform: &Platform,
     cache: Arc<dyn DocumentCache>,
-) -> Vec<Result<ResolvedImage, Fail>> {
+) -> Vec<Result<ResolvedImage, Failure>> {
     stream::iter(references)
         .map(|reference| resolve(source, reference, platform, &*cache))
         .buffered(MAX_CONCURRENT)
@@ -91,8 +87,8 @@ async fn resolve(
     reference: &ImageReference,
     platform: &Platform,
     cache: &dyn DocumentCache,
-) -> Result<ResolvedImage, Fail> {
-    let fail = |class: Class, message: String| Fail::image(reference, class, message);
+) -> Result<ResolvedImage, Failure> {
+    let fail = |class: Class, message: String| Failure::image(reference, class, message);
     let source = Resolver { source, reference, cache };
     let earlier = cache.resolved(reference);
     let start = match (&earlier, reference.digest(), reference.tag()) {
@@ -123,7 +119,7 @@ async fn resolve(
         platform_of_index = chosen.platform.clone();
         let (digest, size) = (chosen.digest.clone(), chosen.size);
         if index.is_none() {
-            index = Some((document.digest, document.bytes));
+            index = Some((document.digest, document.bytes.to_vec()));
         }
         document = source.manifest(Start::Digest(&digest)).await?;
         if document.bytes.len() as u64 != size {
@@ -148,34 +144,38 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    async fn manifest(&self, start: Start<'_>) -> Result<source::Manifest, Fail> {
+    async fn manifest(&self, start: Start<'_>) -> Result<FetchedManifest, Failure> {
         let by = match start {
             Start::Digest(digest) => {
-                if let Some(bytes) = self.cache.document(digest, MAX_MANIFEST) {
-                    return Ok(source::Manifest { digest: digest.clone(), media_type: None, bytes });
+                if let Some(bytes) = self.cache.document(digest, MAX_DOCUMENT) {
+                    return Ok(FetchedManifest {
+                        digest: digest.clone(),
+                        media_type: None,
+                        bytes: bytes.into(),
+                    });
                 }
                 ManifestReference::Digest(digest)
             }
             Start::Tag(tag) => ManifestReference::Tag(tag),
         };
-        let fetched = self.source.manifest(self.reference, by, MAX_MANIFEST).await;
-        fetched.map_err(|e| Fail::image(self.reference, e.class(), format!("fetching the manifest: {e}")))
+        let fetched = self.source.manifest(self.reference, by, MAX_DOCUMENT).await;
+        fetched.map_err(|e| Failure::image(self.reference, e.class(), format!("fetching the manifest: {e}")))
     }
 
     async fn finish(
         &self,
-        document: source::Manifest,
+        document: FetchedManifest,
         manifest: Manifest,
         index: Option<(Digest, Vec<u8>)>,
         platform_of_index: Option<Platform>,
         wanted: &Platform,
-    ) -> Result<ResolvedImage, Fail> {
-        let fail = |class: Class, message: String| Fail::image(self.reference, class, message);
+    ) -> Result<ResolvedImage, Failure> {
+        let fail = |class: Class, message: String| Failure::image(self.reference, class, message);
         let descriptor = &manifest.config;
-        let config_bytes = match self.cache.document(&descriptor.digest, MAX_CONFIG) {
+        let config_bytes = match self.cache.document(&descriptor.digest, MAX_DOCUMENT) {
             Some(bytes) => bytes,
             None => {
-                let bytes = self.source.blob_bytes(self.reference, descriptor, MAX_CONFIG).await;
+                let bytes = self.source.blob_bytes(self.reference, descriptor, MAX_DOCUMENT).await;
                 bytes.map_err(|e| fail(e.class(), format!("fetching the config: {e}")))?
             }
         };
@@ -198,7 +198,7 @@ impl Resolver<'_> {
             index,
             manifest_digest: document.digest,
             manifest_type: manifest.media_type.clone(),
-            manifest_bytes: document.bytes,
+            manifest_bytes: document.bytes.to_vec(),
             manifest,
             config_bytes,
             config,

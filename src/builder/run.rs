@@ -6,25 +6,27 @@ mod seal;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::blocking::blocking;
 use super::cancel::Cancel;
 use super::events::Events;
 use super::extraction::Shared;
-use super::failure::Fail;
 use super::layers::{self, Layers};
+use super::opening::open_volume;
 use super::order::{BuildRequest, Sharing};
 use super::pipeline::Pipeline;
+use super::prepare::{OpenedSource, ReadySource};
 use super::resolve::{self, DocumentCache, EmptyCache, ResolvedImage};
 use super::share::Share;
-use super::source::{self, ReadySource, Source};
+use super::source::Source;
 use super::{outcome, registry, unsynced};
 use crate::config::Config;
-use crate::volume::{self, CapEnforcement, Opened, Trust, Volume, VolumeOptions};
+use crate::volume::{self, Opened, Trust, Volume};
 use cached::{VolumeCache, keep_documents};
 use larder_layer::overlay::attributes::Rights;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::{Event, Failure, Outcome};
-use larder_model::job::{LayerFormat, VolumeKind};
+use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use larder_model::pull_secret::{PullSecretName, no_credential_in};
@@ -47,7 +49,7 @@ pub struct Prepared {
     order: BuildRequest,
     config: Config,
     events: Events,
-    source: source::Opened,
+    source: OpenedSource,
     started: Instant,
 }
 
@@ -56,10 +58,10 @@ impl Prepared {
     pub fn new(order: BuildRequest, config: Config, events: Events) -> Self {
         let started = Instant::now();
         events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
-        let source = match (source::Opened::archive(&order), &order.fetcher) {
+        let source = match (OpenedSource::archive(&order), &order.fetcher) {
             (Some(archive), _) => archive,
-            (None, Some(fetcher)) => source::Opened::Remote(fetcher.clone()),
-            (None, None) => source::Opened::Registry(registry::client(&order, &config, &events)),
+            (None, Some(fetcher)) => OpenedSource::Remote(fetcher.clone()),
+            (None, None) => OpenedSource::Registry(registry::client(&order, &config, &events)),
         };
         Prepared { order, config, events, source, started }
     }
@@ -85,19 +87,17 @@ impl Prepared {
     /// All failures that occurred.
     pub async fn plan(self, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
         let Prepared { order, source, events, .. } = self;
-        plan(order, source, &events, &cancel)
-            .await
-            .map_err(|fails| fails.into_iter().map(Failure::from).collect())
+        plan(order, source, &events, &cancel).await
     }
 }
 
 async fn build(
     mut order: BuildRequest,
     config: &Config,
-    source: source::Opened,
+    source: OpenedSource,
     events: &Events,
     cancel: &Cancel,
-) -> Result<CacheManifest, Vec<Fail>> {
+) -> Result<CacheManifest, Vec<Failure>> {
     if !order.layer_format_given
         && let Some(format) = volume::job::format_at(&order.volume)
     {
@@ -105,7 +105,7 @@ async fn build(
     }
     if order.verity && order.layer_format != LayerFormat::Erofs {
         let message = "--verity requires EROFS layers: give --layer-format erofs, or omit --verity";
-        return Err(vec![Fail::job(Class::Invalid, message)]);
+        return Err(vec![Failure::job(Class::Invalid, message)]);
     }
     let rights = rights(&order)?;
     process::clear_umask();
@@ -141,10 +141,11 @@ async fn build(
         Some(Sharing { dir, volume }) => {
             // Only builds of disks mount the disks of other volumes, because only their supervisors have a
             // mount namespace.
-            let keeper = order.keeper.clone().filter(|_| order.volume_kind.is_disk());
+            let supervisor = order.supervisor.clone().filter(|_| order.volume_kind.is_disk());
             let (dir, volume) = (dir.clone(), volume.clone());
             let opened = blocking(move || {
-                Share::open(&dir, &volume, keeper).map_err(|e| Fail::job(Class::Internal, e.to_string()))
+                Share::open(&dir, &volume, supervisor)
+                    .map_err(|e| Failure::job(Class::Internal, e.to_string()))
             });
             Some(Arc::new(opened.await?))
         }
@@ -181,10 +182,10 @@ async fn build(
 
 async fn plan(
     mut order: BuildRequest,
-    source: source::Opened,
+    source: OpenedSource,
     events: &Events,
     cancel: &Cancel,
-) -> Result<PlanReport, Vec<Fail>> {
+) -> Result<PlanReport, Vec<Failure>> {
     // If no size was given, the plan reports the required size.
     let size = order.size;
     let (source, absent) = prepare_source(source, &mut order, cancel).await?.source()?;
@@ -213,10 +214,10 @@ fn planned_layer(layer: &Descriptor) -> PlannedLayer {
 }
 
 /// Determines the rights of the process. The error names all missing capabilities at once.
-pub(super) fn rights(order: &BuildRequest) -> Result<Rights, Vec<Fail>> {
+pub(super) fn rights(order: &BuildRequest) -> Result<Rights, Vec<Failure>> {
     let rootless = order.rootless;
     let capabilities = Capabilities::effective().map_err(|e| {
-        vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
+        vec![Failure::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
     })?;
     let missing = capabilities.missing();
     // EROFS images are ordinary files of this process, which need no capability.
@@ -226,35 +227,21 @@ pub(super) fn rights(order: &BuildRequest) -> Result<Rights, Vec<Fail>> {
             "this process lacks {}: run as root, grant them, give --layer-format erofs, which needs none, or --rootless to record attributes that cannot be written",
             list.join(", ")
         );
-        return Err(vec![Fail::job(Class::Denied, message)]);
+        return Err(vec![Failure::job(Class::Denied, message)]);
     }
     Ok(Rights { ids: process::ids(), trusted: capabilities.has(Capability::SysAdmin), rootless })
 }
 
 /// Prepares the source, unless the build is cancelled.
 async fn prepare_source(
-    source: source::Opened,
+    source: OpenedSource,
     order: &mut BuildRequest,
     cancel: &Cancel,
-) -> Result<ReadySource, Vec<Fail>> {
+) -> Result<ReadySource, Vec<Failure>> {
     tokio::select! {
         ready = source.prepare(order) => ready,
-        () = cancel.cancelled() => Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
+        () = cancel.cancelled() => Err(vec![Failure::job(Class::Cancelled, "interrupted")]),
     }
-}
-
-/// Opens the volume of an order.
-pub(super) fn open_volume(order: &BuildRequest, trust: Trust) -> Result<Opened, Fail> {
-    let cap = match order.volume_kind {
-        VolumeKind::Directory => CapEnforcement::Counted,
-        VolumeKind::Mounted => volume::mounted::cap(&order.volume, order.size)?,
-        VolumeKind::Disk | VolumeKind::Block if order.keeper.is_some() => CapEnforcement::Kernel,
-        VolumeKind::Disk | VolumeKind::Block => {
-            return Err(Fail::job(Class::Invalid, "only `larder build` can mount a disk"));
-        }
-    };
-    let opening = VolumeOptions { identity: &order.identity(), size: order.size, cap, trust };
-    Ok(volume::open(&order.volume, &opening)?)
 }
 
 /// Resolves the images of an order.
@@ -264,11 +251,11 @@ pub(super) async fn resolve(
     events: &Events,
     cancel: &Cancel,
     cache: Arc<dyn DocumentCache>,
-) -> Result<Vec<ResolvedImage>, Vec<Fail>> {
+) -> Result<Vec<ResolvedImage>, Vec<Failure>> {
     let resolving = resolve::resolve_all(source, &order.images, &order.platform, cache);
     let results = tokio::select! {
         results = resolving => results,
-        () = cancel.cancelled() => return Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
+        () = cancel.cancelled() => return Err(vec![Failure::job(Class::Cancelled, "interrupted")]),
     };
     let mut images = Vec::new();
     let mut fails = Vec::new();
@@ -296,7 +283,7 @@ pub(super) async fn resolve(
 /// Adds the pull secrets without credentials to failures. They are a likely reason why an image is denied or
 /// not found, because registries hide private repositories. Missing, unreadable and malformed secrets are
 /// reported in the same words.
-pub(super) fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Vec<Fail> {
+pub(super) fn name_absent(mut fails: Vec<Failure>, absent: &[PullSecretName]) -> Vec<Failure> {
     if absent.is_empty() {
         return fails;
     }
@@ -314,7 +301,7 @@ fn admit(
     images: &[ResolvedImage],
     layers: &Layers,
     events: &Events,
-) -> Result<(), Vec<Fail>> {
+) -> Result<(), Vec<Failure>> {
     let blobs = layers::distinct_blobs(images);
     let admission = Admission::new(blobs.values().copied(), order.size);
     let present = layers.links.iter().filter(|link| volume.has(&link.chain_id)).count();
@@ -333,7 +320,7 @@ fn admit(
             events.emit(Event::Warning { message: warning });
         }
     }
-    let shortage = volume.shortage().map_err(|e| vec![Fail::from(e)])?;
+    let shortage = volume.shortage().map_err(|e| vec![Failure::from(e)])?;
     if shortage > 0 {
         let message = format!(
             "the file system of the volume has {} less space than --size allows: the build can fail for lack of space",
@@ -352,7 +339,7 @@ fn admit(
         }
         Sizing::Enforce => {
             let images = order.images.iter().map(|image| image.given().to_owned()).collect();
-            Err(vec![Fail { class: Class::NoSpace, images, layer: None, message }])
+            Err(vec![Failure { images, ..Failure::job(Class::NoSpace, message) }])
         }
     }
 }
@@ -379,14 +366,4 @@ fn depth_warning(image: &ResolvedImage) -> Option<String> {
             image.reference.given()
         )
     })
-}
-
-/// Runs `work` on a thread that can block.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
-) -> Result<T, Vec<Fail>> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|fail| vec![fail]),
-        Err(e) => Err(vec![Fail::job(Class::Internal, format!("a step of the build failed: {e}"))]),
-    }
 }

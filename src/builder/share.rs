@@ -22,17 +22,18 @@ mod waiting;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-pub use entry::VolumeName;
 pub use sweep::sweep;
 
 pub(super) use entry::LayerLocation;
 pub(super) use waiting::{IdleTracker, WaitLimit};
 
-use super::keeper::SupervisorClient;
+use super::supervisor::SupervisorClient;
+use super::volume_name::VolumeName;
 use crate::volume::lease::Lease;
 use crate::volume::{disk, layout};
 use entry::{Entry, SIZE};
 use larder_model::digest::Digest;
+use larder_model::io_error::{Context as _, IoError};
 use larder_sys::Dir;
 use larder_sys::lock::LockedFile;
 
@@ -48,15 +49,8 @@ pub fn layers(dir: &Path) -> PathBuf {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed.
-    #[error("{doing} {path}: {source}")]
-    Io {
-        /// The operation, as "opening".
-        doing: &'static str,
-        /// Object of the operation.
-        path: String,
-        /// Cause from the system.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// The volume cannot be read now.
     #[error(transparent)]
     Volume(#[from] crate::volume::Error),
@@ -81,7 +75,7 @@ pub(super) struct Share {
     volumes: Dir,
     own: VolumeName,
     /// Mounts the disks of other volumes.
-    keeper: Option<SupervisorClient>,
+    supervisor: Option<SupervisorClient>,
 }
 
 /// Result of trying to claim a layer.
@@ -138,22 +132,19 @@ impl Share {
     pub(super) fn open(
         dir: &Path,
         own: &VolumeName,
-        keeper: Option<SupervisorClient>,
+        supervisor: Option<SupervisorClient>,
     ) -> Result<Self, Error> {
-        let io = |doing: &'static str| {
-            let path = dir.display().to_string();
-            move |source| Error::Io { doing, path, source }
-        };
-        let root = Dir::open(dir).map_err(io("opening"))?;
-        let layers = root.ensure_dir(LAYERS, 0o700).map_err(io("creating layers/ in"))?;
-        let volumes = root.open_dir(VOLUMES).map_err(io("opening volumes/ in"))?;
-        Ok(Share { layers, volumes, own: own.clone(), keeper })
+        let shown = dir.display();
+        let root = Dir::open(dir).context("opening", &shown)?;
+        let layers = root.ensure_dir(LAYERS, 0o700).context("creating layers/ in", &shown)?;
+        let volumes = root.open_dir(VOLUMES).context("opening volumes/ in", &shown)?;
+        Ok(Share { layers, volumes, own: own.clone(), supervisor })
     }
 
     /// Reports whether to wait for a layer that another builder is fetching. A disk is readable by others
     /// only once it is sealed, so builders of disks do not wait for each other.
     pub(super) fn waits(&self) -> bool {
-        self.keeper.is_none()
+        self.supervisor.is_none()
     }
 
     /// Determines whether to fetch, copy or wait for a layer. Volumes in `refused` are ignored. Unless
@@ -165,9 +156,10 @@ impl Share {
         may_wait: bool,
     ) -> Result<Claim, Error> {
         let name = file_name(diff_id);
-        let io = |doing, source| Error::Io { doing, path: format!("layers/{name}"), source };
         let locked = LockedFile::try_exclusive(&self.layers, name.as_bytes());
-        let Some(file) = locked.map_err(|e| io("locking", e))? else { return Ok(Claim::Locked) };
+        let Some(file) = locked.context("locking", format_args!("layers/{name}"))? else {
+            return Ok(Claim::Locked);
+        };
         // An oversized file counts as empty.
         let entry = file.read(SIZE as u64).ok().and_then(|bytes| Entry::parse(&bytes));
         Ok(match entry {
@@ -182,40 +174,38 @@ impl Share {
 
     /// Opens the copy of the layer `diff_id` at the recorded location.
     pub(super) fn copy(&self, at: LayerLocation, diff_id: &Digest) -> Result<SharedCopy, Error> {
-        let io = |doing: &'static str| {
-            let path = at.volume.to_string();
-            move |source| Error::Io { doing, path, source }
-        };
+        let name = at.volume.clone();
         let mut root =
-            self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
-        if root.try_stat(disk::IMAGE).map_err(io("examining the volume"))?.is_some() {
-            let keeper = self.keeper.as_ref().ok_or(Error::Disk)?;
-            keeper.mount(&at.volume).map_err(|refusal| Error::Refused(refusal.message))?;
-            root = self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
+            self.volumes.open_dir(at.volume.as_str().as_bytes()).context("opening the volume", &name)?;
+        if root.try_stat(disk::IMAGE).context("examining the volume", &name)?.is_some() {
+            let supervisor = self.supervisor.as_ref().ok_or(Error::Disk)?;
+            supervisor.mount(&at.volume).map_err(|refusal| Error::Refused(refusal.message))?;
+            root =
+                self.volumes.open_dir(at.volume.as_str().as_bytes()).context("opening the volume", &name)?;
         }
         let lease = Lease::shared(&root)?.ok_or(Error::BeingRemoved)?;
-        let stored = match root.try_stat(layout::EROFS).map_err(io("examining the volume"))? {
+        let stored = match root.try_stat(layout::EROFS).context("examining the volume", &name)? {
             None => {
-                let overlay = root.open_dir(layout::OVERLAY).map_err(io("opening overlay/ of"))?;
+                let overlay = root.open_dir(layout::OVERLAY).context("opening overlay/ of", &name)?;
                 let layer =
-                    overlay.open_dir(at.chain_id.hex().as_bytes()).map_err(io("opening the layer of"))?;
-                let diff = layer.open_dir(layout::DIFF).map_err(io("opening the tree of the layer of"))?;
-                let splits = root.open_dir(layout::LAYERS).map_err(io("opening overlay-layers/ of"))?;
+                    overlay.open_dir(at.chain_id.hex().as_bytes()).context("opening the layer of", &name)?;
+                let diff = layer.open_dir(layout::DIFF).context("opening the tree of the layer of", &name)?;
+                let splits = root.open_dir(layout::LAYERS).context("opening overlay-layers/ of", &name)?;
                 let split = splits.open_file(layout::tar_split(&at.chain_id).as_bytes());
                 StoredCopy::Directory {
                     diff,
-                    split: split.map_err(io("opening the tar-split file of the layer of"))?,
+                    split: split.context("opening the tar-split file of the layer of", &name)?,
                 }
             }
             Some(_) => {
                 let ([algorithm, prefix], name) = layout::image(diff_id);
-                let erofs = root.open_dir(layout::EROFS).map_err(io("opening erofs/ of"))?;
+                let erofs = root.open_dir(layout::EROFS).context("opening erofs/ of", &name)?;
                 let images =
                     erofs.open_dir(algorithm.as_bytes()).and_then(|dir| dir.open_dir(prefix.as_bytes()));
-                let images = images.map_err(io("opening the image of the layer of"))?;
-                let splits = erofs.open_dir(layout::SPLITS).map_err(io("opening erofs/tar-split/ of"))?;
+                let images = images.context("opening the image of the layer of", &name)?;
+                let splits = erofs.open_dir(layout::SPLITS).context("opening erofs/tar-split/ of", &name)?;
                 let sidecar = format!("{name}{}", layout::VERITY);
-                let verity = images.try_stat(sidecar.as_bytes()).map_err(io("examining the image of"))?;
+                let verity = images.try_stat(sidecar.as_bytes()).context("examining the image of", &name)?;
                 StoredCopy::Image {
                     image: (images, name),
                     split: (splits, layout::image_split(diff_id)),
@@ -235,12 +225,7 @@ impl Share {
     pub(super) fn publish(&self, diff_id: &Digest, layer: &larder_model::seal::Layer) -> Result<bool, Error> {
         let name = file_name(diff_id);
         let locked = LockedFile::try_exclusive(&self.layers, name.as_bytes());
-        let locked = locked.map_err(|source| Error::Io {
-            doing: "locking",
-            path: format!("layers/{name}"),
-            source,
-        })?;
-        let Some(file) = locked else { return Ok(false) };
+        let Some(file) = locked.context("locking", format_args!("layers/{name}"))? else { return Ok(false) };
         let at = LayerLocation {
             volume: self.own.clone(),
             chain_id: layer.chain_id.clone(),
@@ -255,7 +240,7 @@ impl Share {
 
 fn write(file: &LockedFile, entry: &Entry) -> Result<(), Error> {
     let written = entry.encode().map_err(std::io::Error::from).and_then(|bytes| file.write(&bytes));
-    written.map_err(|source| Error::Io { doing: "writing", path: "a file of layers/".into(), source })
+    Ok(written.context("writing", "a file of layers/")?)
 }
 
 fn file_name(diff_id: &Digest) -> String {

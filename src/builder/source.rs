@@ -1,24 +1,15 @@
 //! The source of the images: registries or one archive.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::failure::Fail;
-use super::order::{BuildRequest, FetcherConnection, ImageSource};
 use super::remote::{self, Piped, Remote};
-use super::resolve::{self, EmptyCache, ResolvedImage};
-use crate::archive::{self, Archive, Input};
+use crate::archive::{self, Archive};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
-use larder_model::job::{self, MAX_IMAGES};
-use larder_model::manifest::{Descriptor, LayerMediaType};
+use larder_model::manifest::Descriptor;
 use larder_model::platform::Platform;
-use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
-use larder_model::seal::{CacheManifest, Compression};
-use larder_model::size::ByteSize;
-use larder_registry::{self, BlobStream, ManifestReference, Registry};
+use larder_registry::{self, BlobStream, FetchedManifest, ManifestReference, Registry};
 
 /// Access to manifests, configs and layers by name and digest; cheap to clone.
 #[derive(Clone, Debug)]
@@ -60,15 +51,6 @@ impl Error {
     }
 }
 
-/// A manifest or index from the source.
-#[derive(Debug)]
-pub(super) struct Manifest {
-    pub(super) digest: Digest,
-    /// Media type, if the source provides one.
-    pub(super) media_type: Option<String>,
-    pub(super) bytes: Vec<u8>,
-}
-
 /// An opened layer blob.
 #[derive(Debug)]
 pub(super) enum Blob {
@@ -84,12 +66,10 @@ impl Source {
         image: &ImageReference,
         by: ManifestReference<'_>,
         limit: u64,
-    ) -> Result<Manifest, Error> {
+    ) -> Result<FetchedManifest, Error> {
         let (archive, platform) = match self {
             Source::Registry(registry) => {
-                let found = registry.manifest(image, by).await?;
-                let (digest, media_type, bytes) = (found.digest, found.media_type, found.bytes.to_vec());
-                return Ok(Manifest { digest, media_type, bytes });
+                return Ok(registry.manifest(image, by).await?);
             }
             Source::Remote(remote) => return Ok(remote.manifest(image, by).await?),
             Source::Archive(archive, platform) => (archive, platform),
@@ -104,7 +84,7 @@ impl Source {
         let bytes = document(archive, digest.clone(), limit).await?;
         match size.filter(|size| *size != bytes.len() as u64) {
             Some(want) => Err(Error::Size { digest, have: bytes.len() as u64, want }),
-            None => Ok(Manifest { digest, media_type, bytes }),
+            None => Ok(FetchedManifest { digest, media_type, bytes: bytes.into() }),
         }
     }
 
@@ -157,150 +137,4 @@ async fn document(archive: &Arc<Archive>, digest: Digest, limit: u64) -> Result<
     let read = tokio::task::spawn_blocking(move || archive.document(&digest, limit));
     let read = read.await.map_err(|e| Error::Ended(e.to_string()))?;
     Ok(read.map_err(Box::new)?)
-}
-
-/// A source whose files are open but whose untrusted content has not been read yet.
-#[derive(Debug)]
-pub(super) enum Opened {
-    /// An error of the client is reported only when the client is needed: a sealed volume needs none.
-    Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
-    Remote(FetcherConnection),
-    Archive(Result<Input, Fail>, Option<archive::Format>),
-}
-
-/// A source that is ready for requests.
-#[derive(Debug)]
-pub(super) enum ReadySource {
-    Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
-    Remote(Remote, Vec<PullSecretName>),
-    /// An archive, and the order's images resolved in it.
-    Archive(Source, Vec<ResolvedImage>),
-}
-
-impl Opened {
-    /// Returns the registry client, if there is one.
-    pub(super) fn registry(&self) -> Option<Registry> {
-        match self {
-            Opened::Registry(Ok((registry, _))) => Some(registry.clone()),
-            Opened::Registry(Err(_)) | Opened::Remote(..) | Opened::Archive(..) => None,
-        }
-    }
-
-    /// Opens the archive of the order; `None` if it has no archive.
-    pub(super) fn archive(order: &BuildRequest) -> Option<Self> {
-        let ImageSource::Archive { path, format, received } = &order.source else { return None };
-        let opened = match &order.standard_input {
-            Some(file) => Input::kept(file),
-            None if *received => Input::received(path),
-            None => Input::open(path),
-        };
-        let opened = opened.map_err(|e| Fail::job(e.class(), e.to_string()));
-        Some(Opened::Archive(opened, *format))
-    }
-
-    /// Prepares the source. An archive is indexed: if the order has no images, it gets all images of the
-    /// archive, and if it has no size, it gets a generous one.
-    pub(super) async fn prepare(self, order: &mut BuildRequest) -> Result<ReadySource, Vec<Fail>> {
-        let (input, format) = match self {
-            Opened::Registry(client) => return Ok(ReadySource::Registry(client)),
-            Opened::Remote(FetcherConnection { stream, absent }) => {
-                let remote = stream.try_clone().and_then(Remote::new);
-                let remote = remote.map_err(|e| {
-                    vec![Fail::job(Class::Internal, format!("connecting to the fetcher process: {e}"))]
-                })?;
-                return Ok(ReadySource::Remote(remote, absent));
-            }
-            Opened::Archive(input, format) => (input.map_err(|fail| vec![fail])?, format),
-        };
-        let fail = |e: archive::Error| vec![Fail::job(e.class(), e.to_string())];
-        let indexed = tokio::task::spawn_blocking(move || Archive::index(input, format)).await;
-        let ended =
-            |e| vec![Fail::job(Class::Internal, format!("the task that indexes the archive failed: {e}"))];
-        let archive = indexed.map_err(ended)?.map_err(fail)?;
-        if order.images.is_empty() {
-            order.images = archive.names();
-            match order.images.len() {
-                0 => return Err(fail(archive.unnamed())),
-                have if have > MAX_IMAGES => {
-                    let message = format!(
-                        "the archive contains {have} images, but a volume can have at most {MAX_IMAGES}: choose some with --image"
-                    );
-                    return Err(vec![Fail::job(Class::Invalid, message)]);
-                }
-                _ => {}
-            }
-        }
-        let source = Source::Archive(Arc::new(archive), order.platform.clone());
-        let cache = Arc::new(EmptyCache);
-        let resolved = resolve::resolve_all(&source, &order.images, &order.platform, cache).await;
-        let (images, fails): (Vec<_>, Vec<_>) = resolved.into_iter().partition(Result::is_ok);
-        let fails: Vec<Fail> = fails.into_iter().filter_map(Result::err).collect();
-        if !fails.is_empty() {
-            return Err(fails);
-        }
-        let images: Vec<ResolvedImage> = images.into_iter().filter_map(Result::ok).collect();
-        if order.size == ByteSize(0) {
-            order.size = default_size(&images);
-        }
-        Ok(ReadySource::Archive(source, images))
-    }
-}
-
-/// Returns the default volume size if none was given. It satisfies the 3x rule. A compressed layer fits
-/// unless it decompresses to more than ten times its size.
-fn default_size(images: &[ResolvedImage]) -> ByteSize {
-    const METADATA: u64 = 16 << 20;
-    let mut sizes: HashMap<&Digest, u64> = HashMap::new();
-    for layer in images.iter().flat_map(|image| &image.manifest.layers) {
-        let media_type = layer.media_type.parse::<LayerMediaType>();
-        let plain = media_type.is_ok_and(|media_type| media_type.compression == Compression::None);
-        let factor = if plain { 3 } else { 10 };
-        sizes.insert(&layer.digest, layer.size.saturating_mul(factor));
-    }
-    ByteSize(sizes.values().fold(METADATA, |sum, size| sum.saturating_add(*size)))
-}
-
-impl ReadySource {
-    /// Checks that a sealed volume contains the order's images. The names of an archive's images do not
-    /// identify their content.
-    pub(super) fn check_sealed(&self, order: &BuildRequest, sealed: &CacheManifest) -> Result<(), Vec<Fail>> {
-        let ReadySource::Archive(_, images) = self else { return Ok(()) };
-        let same = |image: &ResolvedImage| {
-            let mut sealed = sealed.content.images.iter();
-            sealed.any(|there| {
-                there.name == image.reference.to_string() && there.config == image.manifest.config.digest
-            })
-        };
-        let Some(other) = images.iter().find(|image| !same(image)) else { return Ok(()) };
-        let message = format!(
-            "{} is sealed with another image of the same name as in the archive: give another volume",
-            order.volume.display()
-        );
-        Err(vec![Fail::image(&other.reference, Class::Conflict, message)])
-    }
-
-    /// Returns the source and the pull secrets without credentials.
-    pub(super) fn source(self) -> Result<(Source, Vec<PullSecretName>), Vec<Fail>> {
-        match self {
-            ReadySource::Registry(client) => {
-                client.map(|(registry, absent)| (Source::Registry(registry), absent))
-            }
-            ReadySource::Remote(remote, absent) => Ok((Source::Remote(remote), absent)),
-            ReadySource::Archive(source, _) => Ok((source, Vec::new())),
-        }
-    }
-}
-
-/// Converts the source in a job.
-impl From<job::Source> for ImageSource {
-    fn from(source: job::Source) -> Self {
-        let archive =
-            |path: PathBuf, format| ImageSource::Archive { path, format: Some(format), received: false };
-        match source {
-            job::Source::OciLayout(path) => archive(path, archive::Format::OciLayout),
-            job::Source::OciArchive(path) => archive(path, archive::Format::OciArchive),
-            job::Source::DockerArchive(path) => archive(path, archive::Format::DockerArchive),
-            job::Source::Received(path) => ImageSource::Archive { path, format: None, received: true },
-        }
-    }
 }

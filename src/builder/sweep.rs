@@ -8,27 +8,26 @@
 use std::time::Instant;
 
 use super::cancel::Cancel;
-use super::failure::Fail;
 use super::order::BuildRequest;
-use super::{outcome, run};
+use super::{blocking, opening, outcome};
 use crate::verify;
 use crate::volume::{Opened, Trust};
 use larder_model::class::Class;
-use larder_model::event::Outcome;
+use larder_model::event::{Failure, Outcome};
 
 /// Sweeps the volume of `order`. A failure of class [`Class::Corrupt`] means that nothing on it can be used.
 pub async fn sweep(order: BuildRequest, trust: Trust, cancel: Cancel) -> Outcome {
     let started = Instant::now();
-    match run::blocking(move || swept(&order, trust)).await {
+    match blocking::blocking(move || swept(&order, trust)).await {
         Ok(()) => outcome::swept(started.elapsed()),
         Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
     }
 }
 
-fn swept(order: &BuildRequest, trust: Trust) -> Result<(), Fail> {
+fn swept(order: &BuildRequest, trust: Trust) -> Result<(), Failure> {
     let failed =
-        |e: verify::Error| Fail::job(e.class(), format!("verifying the volume of an earlier run: {e}"));
-    match run::open_volume(order, trust)? {
+        |e: verify::Error| Failure::job(e.class(), format!("verifying the volume of an earlier run: {e}"));
+    match opening::open_volume(order, trust)? {
         Opened::Sealed(_) if trust == Trust::Synced => {
             verify::verify(&order.volume).map(|_| ()).map_err(failed)
         }
@@ -38,7 +37,7 @@ fn swept(order: &BuildRequest, trust: Trust) -> Result<(), Fail> {
                 let layers = volume.layers();
                 if !order.tar_split && !layers.is_empty() {
                     let message = "the layers of an earlier run cannot be verified without tar-split files";
-                    return Err(Fail::job(Class::Corrupt, message));
+                    return Err(Failure::job(Class::Corrupt, message));
                 }
                 verify::layers(&order.volume, volume.format(), &layers).map_err(failed)?;
             }

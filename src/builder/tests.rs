@@ -16,6 +16,7 @@ use larder_layer::limits::Limits;
 use larder_layer::overlay::attributes::Rights;
 use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
 use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::platform::Platform;
@@ -27,7 +28,6 @@ use larder_testing::layer::BuiltLayer;
 use super::cancel::Cancel;
 use super::commit::commit;
 use super::extraction::{Counters, ReadyLayer, Shared, run};
-use super::failure::Fail;
 use super::layers::ChainLayer;
 use larder_layer::extract::Expected;
 
@@ -58,7 +58,11 @@ impl Default for Options {
 }
 
 /// Builds a sealed volume of images that are given by their layers.
-pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> Result<CacheManifest, Fail> {
+pub(super) fn build(
+    dir: &Path,
+    images: &[&[BuiltLayer]],
+    options: &Options,
+) -> Result<CacheManifest, Failure> {
     process::clear_umask();
     let identity = Identity {
         images: (0..images.len()).map(|n| format!("example.com/image:{n}")).collect(),
@@ -136,7 +140,7 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
     Ok(shared.volume.seal(content, &documents, &prefetch, None)?)
 }
 
-pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<ReadyLayer, Fail> {
+pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<ReadyLayer, Failure> {
     let expected = Expected {
         blob: layer.digest.clone(),
         size: layer.blob.len() as u64,
@@ -144,7 +148,7 @@ pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<ReadyL
     };
     let decoder = Decoder::new(Chunks::of(&layer.blob), layer.digest.algorithm(), shared.limits.ratio);
     let (staging, extracted) = run(shared, decoder, &expected, &Counters::default())
-        .map_err(|e| Fail::job(e.class(), e.describe()))?;
+        .map_err(|e| Failure::job(e.class(), e.describe()))?;
     let blob = Descriptor {
         media_type: layer.media_type.clone(),
         digest: layer.digest.clone(),

@@ -6,13 +6,12 @@
 
 use super::cancel::Cancel;
 use super::events::Events;
-use super::failure::Fail;
 use super::order::BuildRequest;
-use super::run;
+use super::{blocking, opening};
 use crate::verify;
 use crate::volume::{Opened, Trust, Volume};
 use larder_model::class::Class;
-use larder_model::event::Event;
+use larder_model::event::{Event, Failure};
 
 /// Returns the volume of `order` without the layers that were damaged. Each of them is reported as a warning.
 ///
@@ -23,18 +22,18 @@ pub(super) async fn verify(
     volume: Volume,
     events: &Events,
     cancel: &Cancel,
-) -> Result<Volume, Vec<Fail>> {
+) -> Result<Volume, Vec<Failure>> {
     let (order, events, cancel) = (order.clone(), events.clone(), cancel.clone());
-    let verified = run::blocking(move || {
+    let verified = blocking::blocking(move || {
         let unsynced = volume.unsynced();
         if unsynced.is_empty() {
             return Ok(volume);
         }
         let stop = || cancel.reason().is_some();
         let damaged = verify::damaged(volume.root(), volume.format(), &volume.layers(), &unsynced, stop);
-        let damaged = damaged.map_err(|e| Fail::job(e.class(), e.to_string()))?;
+        let damaged = damaged.map_err(|e| Failure::job(e.class(), e.to_string()))?;
         if stop() {
-            return Err(Fail::job(Class::Cancelled, "interrupted"));
+            return Err(Failure::job(Class::Cancelled, "interrupted"));
         }
         if damaged.is_empty() {
             return Ok(volume);
@@ -47,10 +46,10 @@ pub(super) async fn verify(
         volume.mark_lost(damaged.into_iter().map(|(layer, _)| layer).collect())?;
         // Opening it again removes the discarded layers and updates the free space.
         drop(volume);
-        match run::open_volume(&order, Trust::ThisBoot)? {
+        match opening::open_volume(&order, Trust::ThisBoot)? {
             Opened::Filling(volume) => Ok(*volume),
             Opened::Sealed(_) => {
-                Err(Fail::job(Class::Busy, "another builder has sealed the volume: run the build again"))
+                Err(Failure::job(Class::Busy, "another builder has sealed the volume: run the build again"))
             }
         }
     });

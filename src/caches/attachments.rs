@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::io_error::{FileRole, class};
 use larder_model::runtime::{Containerd, Runtime};
 use larder_sys::{Dir, atomic, dir};
 
@@ -98,7 +99,7 @@ pub enum AttachmentError {
         /// The path of the operation.
         path: PathBuf,
         /// The error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The record is unreadable and might refer to any volume, so no volume is deleted until it is resolved.
     #[error("the attachment record {path} is unreadable ({reason}): remove it if nothing is attached there")]
@@ -122,11 +123,7 @@ impl AttachmentError {
     /// Returns the class, which determines the exit code and whether to retry.
     pub fn class(&self) -> Class {
         match self {
-            AttachmentError::Io { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => Class::Denied,
-                io::ErrorKind::StorageFull => Class::NoSpace,
-                _ => Class::Internal,
-            },
+            AttachmentError::Io { source, .. } => class(source, FileRole::Own),
             AttachmentError::Unknown { .. } => Class::Corrupt,
             AttachmentError::Taken { .. } => Class::Conflict,
         }

@@ -17,6 +17,7 @@ use crate::volume;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::image_cache::{CacheId, TenantName};
+use larder_model::io_error::{FileRole, class};
 use larder_model::seal;
 
 /// A storage of volumes.
@@ -143,7 +144,7 @@ pub enum StateError {
         /// The path of the operation.
         path: PathBuf,
         /// The error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A volume cannot be read.
     #[error(transparent)]
@@ -172,11 +173,7 @@ impl StateError {
     pub fn class(&self) -> Class {
         match self {
             StateError::InUse(_) => Class::Conflict,
-            StateError::Io { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => Class::Denied,
-                io::ErrorKind::StorageFull => Class::NoSpace,
-                _ => Class::Internal,
-            },
+            StateError::Io { source, .. } => class(source, FileRole::Own),
             StateError::Volume(e) => e.class(),
             StateError::Attachments(e) => e.class(),
             StateError::Share(_) | StateError::Broken(_) => Class::Internal,

@@ -45,7 +45,7 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
     let measured = runtime.block_on(Box::pin(async {
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
             let message = format!("listening for signals: {e}");
-            return Err(vec![Failure { class: Class::Internal, images: Vec::new(), layer: None, message }]);
+            return Err(vec![Failure::job(Class::Internal, message)]);
         }
         bench::run(request, config, events, progress_printer(output, console), cancel.clone()).await
     }));

@@ -17,7 +17,7 @@ use super::output::{Renderer as _, stdout};
 use super::{confine, exit, merge, plan};
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events};
-use crate::builder::keeper::{DescriptorPurpose, Greeting, SupervisorClient};
+use crate::builder::supervisor::{DescriptorPurpose, Greeting, SupervisorClient};
 use crate::builder::order::{BuildRequest, FetcherConnection, Signer};
 use crate::builder::remote::{Fetcher, serve};
 use crate::builder::{Prepared, registry, sweep};
@@ -59,7 +59,7 @@ pub(super) fn run(mut args: BuildArgs, child: BuildChildArgs, config: Config, co
         }
     }
     request.signer = greeting.signer.map(|key| Signer::Supervisor(supervisor.clone(), key));
-    request.keeper = Some(supervisor);
+    request.supervisor = Some(supervisor);
     let task = Task { request, config, sandboxed };
     match child.role {
         ChildRole::Fetch => task.fetch(connection, console),
@@ -93,7 +93,7 @@ impl Task {
         let Some(connection) = connection else {
             return exit::fail(console, Class::Internal, "the fetcher has no connection to the extractor");
         };
-        let Some(supervisor) = &self.request.keeper else {
+        let Some(supervisor) = &self.request.supervisor else {
             return exit::fail(console, Class::Internal, "the fetcher has no connection to the supervisor");
         };
         let (events, lines) = events::channel();

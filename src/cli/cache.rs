@@ -35,7 +35,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     #[error("LARDER_HOST: {0}")]
-    Address(#[from] address::ParseAddressError),
+    Address(address::ParseAddressError),
     #[error(transparent)]
     Usage(#[from] UsageError),
     #[error("there is no image cache {0:?}")]
@@ -208,7 +208,7 @@ pub(super) async fn request_match(client: &Client, images: &[ImageReference]) ->
 pub(super) fn named(host: Option<&Address>) -> Result<Option<Address>, Error> {
     match (host, variable("LARDER_HOST")) {
         (Some(address), _) => Ok(Some(address.clone())),
-        (None, Some(text)) => Ok(Some(text.parse()?)),
+        (None, Some(text)) => Ok(Some(text.parse().map_err(Error::Address)?)),
         (None, None) => Ok(None),
     }
 }
@@ -217,7 +217,7 @@ pub(super) fn named(host: Option<&Address>) -> Result<Option<Address>, Error> {
 pub(super) fn connect(host: Option<&Address>, ca: Option<&Path>) -> Result<Client, Error> {
     let address = match named(host)? {
         Some(address) => address,
-        None => address::DEFAULT.parse()?,
+        None => address::DEFAULT.parse().map_err(Error::Address)?,
     };
     let ca = ca.map(Path::to_owned).or_else(|| variable("LARDER_CA").map(Into::into));
     Ok(Client::new(address, Credentials::of(variable)?, ca.as_deref())?)

@@ -8,6 +8,7 @@ use crate::builder::order::BuildRequest;
 use crate::builder::share;
 use crate::volume;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_sys::confine::{Confinement, Privileges, Role, Signals};
 use larder_sys::{Dir, private, process};
@@ -28,7 +29,7 @@ pub(super) enum Error {
         /// The action that failed.
         what: &'static str,
         /// The error of the system call.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A directory of the build cannot be created.
     #[error("creating {path}: {source}")]
@@ -36,7 +37,7 @@ pub(super) enum Error {
         /// Path of the directory.
         path: String,
         /// The error of the system call.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The volume cannot be used.
     #[error(transparent)]
@@ -48,11 +49,7 @@ impl Error {
         match self {
             Error::Orphan => Class::Cancelled,
             Error::Process { .. } => Class::Internal,
-            Error::Directory { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => Class::Denied,
-                io::ErrorKind::StorageFull => Class::NoSpace,
-                _ => Class::Invalid,
-            },
+            Error::Directory { source, .. } => class(source, FileRole::Given),
             Error::Volume(error) => error.class(),
         }
     }

@@ -19,6 +19,8 @@ use crate::export::{self, Error, Format, Monitor, Report, Request};
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
+use larder_model::event::milliseconds;
+use larder_model::io_error::IoError;
 use larder_model::seal::Compression;
 use larder_model::size::ByteSize;
 use larder_sys::confine::{self, Confined};
@@ -88,7 +90,7 @@ fn carry_out(
     cancel: &Cancel,
     console: &Console,
 ) -> Result<Report, Error> {
-    let internal = |doing: &'static str, source| Error::Io { doing, what: "the export".to_owned(), source };
+    let internal = |doing: &'static str, source| Error::from(IoError::new(doing, "the export", source));
     let request = Request {
         format: args.format,
         compression: args.compression.unwrap_or(Compression::Gzip),
@@ -141,7 +143,7 @@ fn report_result(
     let text = match args.output {
         Output::Text => text(&args.out, report, elapsed),
         Output::Json => {
-            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            let elapsed_ms = milliseconds(elapsed);
             let result = Summary { format: args.format, out: &args.out, report, elapsed_ms };
             match serde_json::to_string(&result) {
                 Ok(json) => json + "\n",

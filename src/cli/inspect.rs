@@ -18,6 +18,7 @@ use crate::volume::{self, disk, seal};
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::escape::escape;
+use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
 use larder_model::key::{KeyId, PublicKey};
 use larder_model::seal::{CacheManifest, Image, Layer, LayerImage};
@@ -64,11 +65,7 @@ pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
 /// Reads the seal of the volume and its signature, if there is one.
 fn read(volume: &Path) -> Result<(CacheManifest, Option<Signature>), volume::Error> {
     let shown = volume.display().to_string();
-    let root = Dir::open(volume).map_err(|source| volume::Error::Io {
-        doing: "opening the volume",
-        what: shown.clone(),
-        source,
-    })?;
+    let root = Dir::open(volume).context("opening", volume.display())?;
     let files = seal::Files::read(&root, &shown)?;
     let sealed = seal::parse(&files.cache_json, &shown)?;
     let signature = files.signature.map(|json| match SealSignature::parse(&json) {

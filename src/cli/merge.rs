@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::args::{BuildArgs, CredentialArgs};
 use super::usage::UsageError;
 use crate::builder::order::{BuildRequest, ImageSource, RegistryOptions, Sharing};
-use crate::builder::share::VolumeName;
+use crate::builder::volume_name::VolumeName;
 use crate::config::Config;
 use larder_model::job::{Job, MAX_IMAGES, NetworkAccess};
 use larder_model::platform::Platform;
@@ -106,7 +106,7 @@ pub(super) fn build_request(
         signer: None,
         fetcher: None,
         standard_input: None,
-        keeper: None,
+        supervisor: None,
         deadline: options.deadline,
         source,
         registry: RegistryOptions {

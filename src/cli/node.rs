@@ -53,7 +53,7 @@ enum Error {
     #[error("node.image is not set: set it to Larder's own image, for the pods that hold volumes")]
     Image,
     #[error("node.trust: {0}")]
-    Keys(#[from] keys::Error),
+    Keys(keys::Error),
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error(transparent)]
@@ -224,7 +224,7 @@ fn attacher(args: &AgentArgs, node: &Node, layout: &Layout) -> Result<NodeAttach
         mounts,
         runtimes: node.runtimes.clone(),
         preload: node.preload,
-        trust: keys::trust(&node.trust)?,
+        trust: keys::trust(&node.trust).map_err(Error::Keys)?,
         verify_layers: node.verify_layers,
     })
 }

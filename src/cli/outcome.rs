@@ -122,16 +122,5 @@ pub(super) fn leave_usage_error(args: &BuildArgs, class: Class, message: &str) {
 
 /// Returns the outcome of a build that never started.
 pub(super) fn usage_outcome(class: Class, message: &str) -> Outcome {
-    Outcome {
-        status: Status::Failed,
-        exit_code: class.exit_code(),
-        message: message.to_owned(),
-        class: Some(class),
-        failures: vec![Failure { class, images: Vec::new(), layer: None, message: message.to_owned() }],
-        images: Vec::new(),
-        digest: None,
-        totals: None,
-        elapsed_ms: 0,
-        truncated: false,
-    }
+    Outcome::failed(vec![Failure::job(class, message)])
 }

@@ -52,7 +52,7 @@ pub(super) fn run(args: BuildArgs, config: Config, console: &Console) -> u8 {
     let planned = runtime.block_on(Box::pin(async {
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
             let message = format!("handling signals: {e}");
-            return Err(vec![Failure { class: Class::Internal, images: Vec::new(), layer: None, message }]);
+            return Err(vec![Failure::job(Class::Internal, message)]);
         }
         if let Some(deadline) = deadline {
             signals::arm(deadline, cancel.clone());

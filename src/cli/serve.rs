@@ -79,7 +79,7 @@ enum Error {
     #[error(transparent)]
     Cluster(#[from] daemon::Error),
     #[error("waiting for signals: {0}")]
-    Signals(#[from] std::io::Error),
+    Signals(std::io::Error),
 }
 
 impl From<StartError> for Error {
@@ -123,7 +123,7 @@ impl Signals {
 }
 
 async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error> {
-    let mut signals = Signals::listen()?;
+    let mut signals = Signals::listen().map_err(Error::Signals)?;
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
     let tenants = SharedTenants::new(tenants(config)?);
     if config.api.tcp.is_some() && !tenants.current().any_credential() {

@@ -62,7 +62,7 @@ pub(super) enum UsageError {
         /// Path of the job; `-` for standard input.
         path: String,
         /// The error of the system call.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The job exceeds the size limit.
     #[error("the job {path} is larger than {limit} bytes: check the path")]
@@ -78,7 +78,7 @@ pub(super) enum UsageError {
         /// Path of the job; `-` for standard input.
         path: String,
         /// The error of the parser.
-        source: JobError,
+        r#source: JobError,
     },
     /// A signing key is given for a disk image.
     #[error("--sign-key: a disk image is already sealed and keeps its signature, if any; remove the flag")]

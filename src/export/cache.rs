@@ -6,21 +6,21 @@ use std::io;
 use std::path::Path;
 
 use super::Error;
-use super::error::Context;
 use crate::trees;
 use crate::volume::lease::Lease;
 use crate::volume::{self, layout, store};
 use larder_layer::rebuild::Rebuilt;
 use larder_model::chain::ChainId;
 use larder_model::digest::{Digest, Hasher};
-use larder_model::manifest::{Document, ImageConfig, Manifest};
+use larder_model::io_error::{Context as _, IoError};
+use larder_model::manifest::{self, Document, ImageConfig, Manifest};
 use larder_model::reference::ImageReference;
 use larder_model::seal::{CacheManifest, Image, Layer};
 use larder_sys::Dir;
 use larder_sys::dir::forgery;
 
 /// Maximum size of a manifest or config, bytes.
-const MAX_DOCUMENT: u64 = 4 << 20;
+const MAX_DOCUMENT: u64 = manifest::MAX_BYTES as u64;
 
 /// An open volume. It cannot be removed while this value exists.
 #[derive(Debug)]
@@ -151,5 +151,5 @@ fn missing(error: io::Error, doing: &'static str, what: String) -> Error {
     if let Some(fault) = forgery(&error) {
         return Error::Contradiction { what: format!("{what} {fault}") };
     }
-    Error::Io { doing, what, source: error }
+    IoError::new(doing, what, error).into()
 }

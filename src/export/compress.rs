@@ -14,8 +14,8 @@ use bytes::Bytes;
 use flate2::GzBuilder;
 
 use super::Error;
-use super::error::Context;
 use larder_model::digest::{Algorithm, Digest, Hasher};
+use larder_model::io_error::IoError;
 use larder_model::seal::Compression;
 
 /// Size of the tar data in one member or frame, bytes.
@@ -82,7 +82,7 @@ fn encode_by(
             // If the writer fails, the producer fails as well; the writer's error is the cause, so it is
             // returned.
             (Err(Error::Interrupted), _) => Err(Error::Interrupted),
-            (_, Err(source)) => Err(source).context("writing", "a layer"),
+            (_, Err(source)) => Err(IoError::new("writing", "a layer", source).into()),
             (Err(error), Ok(_)) => Err(error),
             (Ok(()), Ok(written)) => Ok(written),
         }
@@ -123,7 +123,7 @@ impl Cutter {
         if self.is_open {
             Ok(())
         } else {
-            Err(io::Error::other("the writer ended")).context("writing", "a layer")
+            Err(IoError::new("writing", "a layer", io::Error::other("the writer ended")).into())
         }
     }
 }

@@ -9,7 +9,6 @@ use std::io::Seek as _;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::error::Context;
 use super::raw::read;
 use super::summed::Summed;
 use super::{Error, Monitor, Report, Request};
@@ -18,6 +17,7 @@ use crate::volume::{disk, layout, seal};
 use larder_layer::erofs::{self, Label, Options, TreeError, TreeObserver, Writer};
 use larder_layer::space::NoAccounting;
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_sys::{Dir, space};
 
 pub(super) fn export(

@@ -1,13 +1,10 @@
 //! Errors of an export.
 
-use std::io;
-
-use nix::errno::Errno;
-
 use crate::volume::{self, disk};
 use larder_layer::erofs::TreeError;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::io_error::{FileRole, IoError};
 
 /// The reason why an export or import failed.
 #[derive(Debug, thiserror::Error)]
@@ -141,18 +138,11 @@ pub enum Error {
         /// Name of the document.
         what: &'static str,
         /// Cause from the serializer.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A system call failed.
-    #[error("{doing} {what}: {source}")]
-    Io {
-        /// The operation, as "reading".
-        doing: &'static str,
-        /// Object of the operation, as a path.
-        what: String,
-        /// Cause from the system.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
@@ -174,31 +164,7 @@ impl Error {
             Error::Exists { .. } | Error::Irreplaceable { .. } => Class::Conflict,
             Error::Interrupted => Class::Cancelled,
             Error::Json { .. } => Class::Internal,
-            Error::Io { source, .. } => io_class(source),
+            Error::Io(error) => error.class(FileRole::Given),
         }
-    }
-}
-
-pub(super) fn io_class(error: &io::Error) -> Class {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
-        Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
-        // Links are never followed on a volume.
-        Some(Errno::ELOOP) => Class::Corrupt,
-        Some(Errno::ENOENT | Errno::ENOTDIR | Errno::EFBIG) => Class::Invalid,
-        // The reader of the stream closed it.
-        Some(Errno::EPIPE) => Class::Cancelled,
-        _ => Class::Internal,
-    }
-}
-
-/// Adds the operation and its object to the error of a system call.
-pub(super) trait Context<T> {
-    fn context(self, doing: &'static str, what: impl std::fmt::Display) -> Result<T, Error>;
-}
-
-impl<T> Context<T> for io::Result<T> {
-    fn context(self, doing: &'static str, what: impl std::fmt::Display) -> Result<T, Error> {
-        self.map_err(|source| Error::Io { doing, what: what.to_string(), source })
     }
 }

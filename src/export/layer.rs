@@ -1,15 +1,15 @@
 //! Rebuilding of a layer's tar, which is verified as it is streamed.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use bytes::Bytes;
 
 use super::cache::Cache;
-use super::error::{Context, io_class};
 use super::{Error, Monitor};
 use larder_layer::decode::ChunkSource as _;
 use larder_model::class::Class;
 use larder_model::digest::{Algorithm, Hasher};
+use larder_model::io_error::{Context as _, FileRole, class};
 use larder_model::seal::Layer;
 
 /// Passes the tar of `layer` to `take` in chunks. After an error the chunks must be discarded.
@@ -27,7 +27,7 @@ pub(super) fn rebuild(
     let mut tar = cache.tar(layer)?;
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut size = 0;
-    while let Some(chunk) = tar.next().map_err(|e| fail(class(&e), e.to_string()))? {
+    while let Some(chunk) = tar.next().map_err(|e| fail(class(&e, FileRole::Sealed), e.to_string()))? {
         size += chunk.len() as u64;
         if size > layer.size {
             break;
@@ -54,18 +54,5 @@ pub(super) fn rebuild_into(
     monitor: &Monitor,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
-    rebuild(cache, layer, monitor, &mut |chunk| out.write_all(&chunk).context("writing", "a layer"))
-}
-
-/// Returns the class of a read error. A file that is missing, or has another size or checksum, was changed
-/// after the seal.
-fn class(error: &io::Error) -> Class {
-    match error.kind() {
-        io::ErrorKind::NotFound
-        | io::ErrorKind::InvalidData
-        | io::ErrorKind::InvalidInput
-        | io::ErrorKind::NotADirectory
-        | io::ErrorKind::UnexpectedEof => Class::Corrupt,
-        _ => io_class(error),
-    }
+    rebuild(cache, layer, monitor, &mut |chunk| Ok(out.write_all(&chunk).context("writing", "a layer")?))
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::error::Context;
+use larder_model::io_error::Context as _;
 use larder_sys::lock::DirLock;
 use larder_sys::{Dir, FileType, remove, unnamed};
 
@@ -92,12 +92,12 @@ impl Unfinished {
 
     /// Returns the file, for writing.
     pub(super) fn file(&self) -> Result<File, Error> {
-        self.file.try_clone().context("opening", self.destination.shown())
+        Ok(self.file.try_clone().context("opening", self.destination.shown())?)
     }
 
     /// Returns the directory of the output.
     pub(super) fn parent(&self) -> Result<Dir, Error> {
-        self.destination.parent.try_clone().context("opening", self.destination.shown())
+        Ok(self.destination.parent.try_clone().context("opening", self.destination.shown())?)
     }
 
     /// Flushes the file and gives it its name.
@@ -128,7 +128,7 @@ impl Unfinished {
         };
         match named {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(self.destination.exists()),
-            named => named.and_then(|()| parent.sync()).context("naming", shown),
+            named => Ok(named.and_then(|()| parent.sync()).context("naming", shown)?),
         }
     }
 }
@@ -175,7 +175,7 @@ impl Directory {
 
     /// Returns the directory, for writing.
     pub(super) fn dir(&self) -> Result<Dir, Error> {
-        self.dir.try_clone().context("opening", self.destination.shown())
+        Ok(self.dir.try_clone().context("opening", self.destination.shown())?)
     }
 
     /// Gives the directory its name. Its content must be flushed.
@@ -187,7 +187,7 @@ impl Directory {
             refuse_other_than_layout(&self.destination)?;
             parent.exchange(&temporary[..], name).context("replacing", self.destination.shown())?;
             // The replaced directory now has the temporary name, and is removed when this value is dropped.
-            return parent.sync().context("flushing the directory of", self.destination.shown());
+            return Ok(parent.sync().context("flushing the directory of", self.destination.shown())?);
         }
         match parent.rename_new(temporary, parent, name) {
             Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
@@ -196,7 +196,7 @@ impl Directory {
             named => named.context("naming", self.destination.shown())?,
         }
         self.temporary = None;
-        self.destination.parent.sync().context("flushing the directory of", self.destination.shown())
+        Ok(self.destination.parent.sync().context("flushing the directory of", self.destination.shown())?)
     }
 }
 

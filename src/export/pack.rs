@@ -5,8 +5,8 @@ use std::io::{self, Read as _, Write};
 use std::path::Path;
 
 use super::Error;
-use super::error::Context;
 use super::tar::{self, END, Kind};
+use larder_model::io_error::{Context as _, IoError};
 use larder_sys::Dir;
 
 /// Maximum length of a member's path, bytes.
@@ -30,7 +30,7 @@ pub fn pack(layout: &Path, out: &mut dyn Write) -> Result<(), Error> {
             member(&dir, &name, &format!("blobs/{algorithm}/{name}"), out)?;
         }
     }
-    out.write_all(&END).context("writing", "the tar of the layout")
+    Ok(out.write_all(&END).context("writing", "the tar of the layout")?)
 }
 
 fn sorted(dir: &Dir, shown: &str) -> Result<Vec<String>, Error> {
@@ -43,7 +43,7 @@ fn sorted(dir: &Dir, shown: &str) -> Result<Vec<String>, Error> {
 fn member(dir: &Dir, name: &str, path: &str, out: &mut dyn Write) -> Result<(), Error> {
     if path.len() > MAX_PATH {
         let source = io::Error::from(io::ErrorKind::InvalidFilename);
-        return Err(Error::Io { doing: "packing", what: path.to_owned(), source });
+        return Err(IoError::new("packing", path, source).into());
     }
     let file: File = dir.open_file(name.as_bytes()).context("opening", path)?;
     let size = file.metadata().context("examining", path)?.len();
@@ -51,7 +51,7 @@ fn member(dir: &Dir, name: &str, path: &str, out: &mut dyn Write) -> Result<(), 
     let copied = io::copy(&mut file.take(size), out).context("packing", path)?;
     if copied != size {
         let source = io::Error::from(io::ErrorKind::UnexpectedEof);
-        return Err(Error::Io { doing: "packing", what: path.to_owned(), source });
+        return Err(IoError::new("packing", path, source).into());
     }
-    out.write_all(&[0; tar::BLOCK][..tar::padding(size)]).context("packing", path)
+    Ok(out.write_all(&[0; tar::BLOCK][..tar::padding(size)]).context("packing", path)?)
 }

@@ -17,13 +17,13 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use super::compress::{self, Written};
-use super::error::Context;
 use super::output::Directory;
 use super::tar::{BLOCK, END, Kind, Member, padding};
 use super::target::{Layout, Target};
 use super::{Error, oci};
 use crate::prefetch;
 use larder_model::digest::{Algorithm, Digest, Hasher};
+use larder_model::io_error::Context as _;
 use larder_model::platform::Platform;
 use larder_model::seal::Compression;
 

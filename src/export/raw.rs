@@ -9,13 +9,13 @@ use std::io::Write;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use super::error::Context;
 use super::summed::Summed;
 use super::{Error, Monitor, Report, Request};
 use crate::volume;
 use crate::volume::disk::IMAGE;
 use crate::volume::lease::Lease;
 use larder_model::digest::{Algorithm, Hasher};
+use larder_model::io_error::Context as _;
 use larder_sys::lock::Lock;
 use larder_sys::{Dir, space};
 

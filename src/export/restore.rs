@@ -9,13 +9,13 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use super::error::Context;
 use super::summed::checksum_path;
 use super::{Error, Monitor, raw};
 use crate::verify::apart::verify_apart;
 use crate::volume::disk::{self, Superblock};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_model::seal::CacheManifest;
 use larder_model::trust::Trust;
 use larder_sys::space;

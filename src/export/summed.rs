@@ -5,10 +5,10 @@ use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::error::Context;
 use super::output::Unfinished;
 use super::{Error, Report};
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_sys::Dir;
 
 /// An image that is being written. If dropped before `finish`, neither the image nor its checksum file is

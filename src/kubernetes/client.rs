@@ -21,7 +21,7 @@ pub enum ConnectError {
         /// Path of the kubeconfig.
         path: PathBuf,
         /// Error of the kubeconfig parser.
-        source: Box<kube::config::KubeconfigError>,
+        r#source: Box<kube::config::KubeconfigError>,
     },
     /// No kubeconfig is configured, and this process does not run in a pod.
     #[error(
@@ -31,7 +31,7 @@ pub enum ConnectError {
         /// UID of the cluster.
         uid: String,
         /// Error that names the missing file or variable.
-        source: Box<kube::config::InClusterError>,
+        r#source: Box<kube::config::InClusterError>,
     },
     /// The configuration is valid, but the client cannot be created.
     #[error("cluster {uid}: {source}")]
@@ -39,7 +39,7 @@ pub enum ConnectError {
         /// UID of the cluster.
         uid: String,
         /// Error of the client library.
-        source: Box<kube::Error>,
+        r#source: Box<kube::Error>,
     },
 }
 

@@ -105,7 +105,7 @@ impl InEffect {
         Ok(InEffect {
             caches: config.caches.clone(),
             layer_format: config.build.layer_format,
-            config: toml::to_string(&of_builders)?,
+            config: toml::to_string(&of_builders).map_err(ChildRunnerError::Config)?,
         })
     }
 }

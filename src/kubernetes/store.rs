@@ -124,9 +124,6 @@ fn annotation<'a>(object: &'a ImageCache, name: &str) -> Option<&'a String> {
     object.annotations().get(name)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 impl Store for KubeStore {
     fn create(

@@ -52,7 +52,7 @@ pub enum Policy {
 pub enum AccessError {
     /// The registry client cannot be created from the configuration.
     #[error("checking access to the images of the volume: {0}")]
-    Setup(#[from] larder_registry::Error),
+    Setup(larder_registry::Error),
     /// The threads for the requests cannot be started.
     #[error("checking access to the images of the volume: starting threads: {0}")]
     Threads(std::io::Error),
@@ -143,8 +143,8 @@ impl AccessChecker {
     /// The content is not valid, or the client cannot be created.
     pub fn new(order: &RegistryOptions, config: &Config, content: &Content) -> Result<Self, AccessError> {
         let images: Vec<ImageReference> = images(content)?.into_iter().map(|image| image.reference).collect();
-        let (registry, absent) =
-            connect(&without_user_config(order), config, &images, Arc::new(LogObserver))?;
+        let (registry, absent) = connect(&without_user_config(order), config, &images, Arc::new(LogObserver))
+            .map_err(AccessError::Setup)?;
         Ok(AccessChecker { registry, absent })
     }
 }

@@ -22,6 +22,7 @@ use crate::caches::attachments::{Attachment, AttachmentError, Attachments};
 use crate::volume::{layout, seal};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::io_error::{Context as _, FileRole, IoError};
 use larder_model::job::LayerFormat;
 use larder_model::runtime::Containerd;
 use larder_model::seal::Content;
@@ -39,15 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed.
-    #[error("{doing} {}: {source}", path.display())]
-    Io {
-        /// The action that failed.
-        doing: &'static str,
-        /// Path of the file or directory.
-        path: PathBuf,
-        /// The error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// The records cannot be read.
     #[error(transparent)]
     Records(#[from] AttachmentError),
@@ -60,16 +54,11 @@ impl Error {
     /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
-            Error::Io { source, .. } => larder_layer::error::io_class(source),
+            Error::Io(error) => error.class(FileRole::Own),
             Error::Records(e) => e.class(),
             Error::Busy(_) => Class::Busy,
         }
     }
-}
-
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { doing, path, source }
 }
 
 /// A volume whose layers are linked.
@@ -97,8 +86,8 @@ pub fn update(path: &Path, records: &Attachments, verity: bool) -> Result<(), Er
     if !path.exists() && !records.list()?.iter().any(has) {
         return Ok(());
     }
-    dir::create_all(path, MODE).map_err(failed("creating", path))?;
-    let root = Dir::open(path).map_err(failed("opening", path))?;
+    dir::create_all(path, MODE).context("creating", path.display())?;
+    let root = Dir::open(path).context("opening", path.display())?;
     let _lock = lock(&root, path)?;
     let sources = sources(records)?;
     let wanted = wanted(&sources, verity);
@@ -106,9 +95,9 @@ pub fn update(path: &Path, records: &Attachments, verity: bool) -> Result<(), Er
         let target = Path::new(OsStr::from_bytes(target));
         sources.iter().any(|source| source.content.is_none() && target.starts_with(&source.at))
     };
-    prune(&root, Path::new(""), &wanted, &stays).map_err(failed("removing links in", path))?;
+    prune(&root, Path::new(""), &wanted, &stays).context("removing links in", path.display())?;
     for (name, target) in &wanted {
-        link(&root, name, target).map_err(failed("linking in", path))?;
+        link(&root, name, target).context("linking in", path.display())?;
     }
     if sources.is_empty() {
         // This fails if another attach is already using the directory.
@@ -133,7 +122,7 @@ fn sources(records: &Attachments) -> Result<Vec<Source>, Error> {
 fn lock(root: &Dir, path: &Path) -> Result<DirLock, Error> {
     let end = Instant::now() + PATIENCE;
     loop {
-        if let Some(lock) = DirLock::try_exclusive(root).map_err(failed("locking", path))? {
+        if let Some(lock) = DirLock::try_exclusive(root).context("locking", path.display())? {
             return Ok(lock);
         }
         if Instant::now() > end {
@@ -236,7 +225,7 @@ pub fn layers_of(path: &Path, at: &Path) -> Result<Vec<Digest>, Error> {
         }
         Ok(found)
     };
-    read().map_err(failed("reading links in", path))
+    Ok(read().context("reading links in", path.display())?)
 }
 
 /// Returns the targets of the layer links in containerd's snapshotter directory `root`.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use larder_model::class::Class;
+use larder_model::io_error::{Context as _, FileRole, IoError};
 use larder_sys::{Dir, atomic, dir};
 
 /// The first line of each of these files. Files without it belong to others.
@@ -23,15 +24,8 @@ pub enum Error {
     #[error("{} was not written by larder (it lacks larder's first line): move it away, or move its settings to another file", .0.display())]
     NotOurs(PathBuf),
     /// A system call failed.
-    #[error("{doing} {}: {source}", what.display())]
-    Io {
-        /// The action that failed.
-        doing: &'static str,
-        /// Path of the file or directory.
-        what: PathBuf,
-        /// The error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
@@ -39,14 +33,9 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::NotOurs(_) => Class::Conflict,
-            Error::Io { source, .. } => larder_layer::error::io_class(source),
+            Error::Io(error) => error.class(FileRole::Own),
         }
     }
-}
-
-fn failed(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
-    let what = what.to_owned();
-    move |source| Error::Io { doing, what, source }
 }
 
 /// A file and its required content.
@@ -89,7 +78,7 @@ impl File {
         let Some((dir, name)) = self.open()? else { return Ok(None) };
         let bytes = match dir.read_file(name.as_bytes(), MAX) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(failed("reading", &self.path))?,
+            other => other.context("reading", self.path.display())?,
         };
         match String::from_utf8(bytes) {
             Ok(text) if text.starts_with(MARK) => Ok(Some(text)),
@@ -108,16 +97,16 @@ impl File {
         }
         let Some(text) = &self.text else { return self.remove() };
         let parent = self.path.parent().unwrap_or(Path::new("/"));
-        dir::create_all(parent, 0o755).map_err(failed("creating", parent))?;
+        dir::create_all(parent, 0o755).context("creating", parent.display())?;
         if let Some((dir, name)) = self.open()? {
             let written = atomic::write(&dir, name.as_bytes(), text.as_bytes(), self.mode);
-            written.map_err(failed("writing", &self.path))?;
+            written.context("writing", self.path.display())?;
         }
         if let Some(link) = &self.link {
             let parent = link.parent().unwrap_or(Path::new("/"));
-            dir::create_all(parent, 0o755).map_err(failed("creating", parent))?;
+            dir::create_all(parent, 0o755).context("creating", parent.display())?;
             remove(link)?;
-            std::os::unix::fs::symlink(&self.path, link).map_err(failed("linking", link))?;
+            std::os::unix::fs::symlink(&self.path, link).context("linking", link.display())?;
         }
         Ok(())
     }
@@ -135,14 +124,16 @@ impl File {
         let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(None) };
         match Dir::open(parent) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => Ok(Some((other.map_err(failed("opening", parent))?, name))),
+            other => Ok(Some((other.context("opening", parent.display())?, name))),
         }
     }
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(IoError::new("removing", path.display(), e).into())
+        }
         _ => Ok(()),
     }
 }

@@ -22,7 +22,7 @@ pub struct Unreachable {
     /// Path of the socket.
     pub socket: PathBuf,
     /// The error of the connection.
-    pub source: io::Error,
+    pub r#source: io::Error,
 }
 
 /// Returns a channel to the server at `socket`.

@@ -55,9 +55,9 @@ use std::thread;
 
 pub use error::Error;
 
-use error::io;
 use larder_model::chain::{ChainId, short_name};
 use larder_model::digest::Digest;
+use larder_model::io_error::{Context as _, IoError};
 use larder_model::job::LayerFormat;
 use larder_model::seal::{CacheManifest, Content, Layer};
 use larder_sys::mounts::Mounts;
@@ -72,12 +72,12 @@ const NOTE: &str = "view";
 /// # Errors
 /// [`Error`]; then nothing is mounted.
 pub fn make(volume: &Path, content: &Content, at: &Path) -> Result<(), Error> {
-    let at = at.canonicalize().map_err(io("opening", at))?;
-    let volume = volume.canonicalize().map_err(io("opening the volume", volume))?;
+    let at = at.canonicalize().context("opening", at.display())?;
+    let volume = volume.canonicalize().context("opening the volume", volume.display())?;
     if volume.starts_with(&at) {
         return Err(Error::Inside(at.display().to_string()));
     }
-    let root = Dir::open(&volume).map_err(io("opening the volume", &volume))?;
+    let root = Dir::open(&volume).context("opening the volume", volume.display())?;
     let note = note(&root, &volume, content)?;
     if is_there(&at)? {
         return match Dir::open(&at).and_then(|dir| dir.read_file(NOTE.as_bytes(), 1 << 16)) {
@@ -85,15 +85,17 @@ pub fn make(volume: &Path, content: &Content, at: &Path) -> Result<(), Error> {
             _ => Err(Error::Taken(at.display().to_string())),
         };
     }
-    let below = Dir::open(&at).map_err(io("opening", &at))?;
-    if mount::is_mount_point(&below).map_err(io("examining", &at))? {
+    let below = Dir::open(&at).context("opening", at.display())?;
+    if mount::is_mount_point(&below).context("examining", at.display())? {
         return Err(Error::Taken(at.display().to_string()));
     }
     // The private namespace ends with the thread.
     let stage = &at;
     let made = thread::scope(|scope| scope.spawn(|| tree::assemble(&volume, content, &note, stage)).join());
-    let made = made.map_err(|_| io("creating", stage)(std::io::Error::other("a thread panicked")))??;
-    made.attach(&below).map_err(io("mounting over", stage))
+    let made = made.map_err(|_| {
+        IoError::new("creating", stage.display(), std::io::Error::other("a thread panicked"))
+    })??;
+    Ok(made.attach(&below).context("mounting over", stage.display())?)
 }
 
 /// Checks that podman and CRI-O can read the manifests and configs of a volume. One unreadable image would
@@ -102,7 +104,7 @@ pub fn make(volume: &Path, content: &Content, at: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Documents`] for the first such image.
 pub fn check(volume: &Path, content: &Content) -> Result<(), Error> {
-    let root = Dir::open(volume).map_err(io("opening the volume", volume))?;
+    let root = Dir::open(volume).context("opening the volume", volume.display())?;
     tree::documents(&root, content).map(drop)
 }
 
@@ -112,14 +114,14 @@ pub fn check(volume: &Path, content: &Content) -> Result<(), Error> {
 /// [`Error`]: the directory or the mount cannot be read.
 pub fn is_there(at: &Path) -> Result<bool, Error> {
     let Some(at) = canonical(at)? else { return Ok(false) };
-    Ok(mount::is_larder_view(&at).map_err(io("examining", &at))? == Some(true))
+    Ok(mount::is_larder_view(&at).context("examining", at.display())? == Some(true))
 }
 
 /// Returns the canonical path of the directory, or `None` if it does not exist.
 fn canonical(at: &Path) -> Result<Option<PathBuf>, Error> {
     match at.canonicalize() {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        found => found.map(Some).map_err(io("opening", at)),
+        found => Ok(found.map(Some).context("opening", at.display())?),
     }
 }
 
@@ -129,29 +131,29 @@ fn canonical(at: &Path) -> Result<Option<PathBuf>, Error> {
 /// [`Error`]: it is in use, or something else is mounted there; then nothing has changed.
 pub fn remove(at: &Path) -> Result<(), Error> {
     let Some(at) = canonical(at)? else { return Ok(()) };
-    match mount::is_larder_view(&at).map_err(io("examining", &at))? {
+    match mount::is_larder_view(&at).context("examining", at.display())? {
         None => return Ok(()),
         Some(false) => return Err(Error::NotOurs(at.display().to_string())),
         Some(true) => {}
     }
     let busy = |who: String| Error::Busy { at: at.display().to_string(), who };
-    let mounts = Mounts::read().map_err(io("reading the mounts for", &at))?;
+    let mounts = Mounts::read().context("reading the mounts for", at.display())?;
     if let Some(overlay) = mounts.overlay_on(&at) {
         return Err(busy(format!("the overlay at {} uses it", overlay.display())));
     }
     for point in mounts.points_in(&at) {
-        if !mount::is_idle(point).map_err(io("examining", point))? {
+        if !mount::is_idle(point).context("examining", point.display())? {
             return Err(busy(format!("a process has a file below {} open", point.display())));
         }
     }
-    mount::unmount_tree(&at).map_err(io("unmounting", &at))
+    Ok(mount::unmount_tree(&at).context("unmounting", at.display())?)
 }
 
 /// Returns the note of a view. A view of another volume, or of the same volume at another path, has another
 /// note.
 fn note(root: &Dir, volume: &Path, content: &Content) -> Result<Vec<u8>, Error> {
     let digest = CacheManifest::new(content.clone()).map_err(Error::Json)?.digest;
-    let (device, inode) = root.stat_self().map_err(io("examining", volume))?.identity;
+    let (device, inode) = root.stat_self().context("examining", volume.display())?.identity;
     Ok(format!("{digest} {device}:{inode} {}\n", volume.display()).into_bytes())
 }
 

@@ -2,14 +2,12 @@
 
 use std::io;
 
-use nix::errno::Errno;
-
 use super::list::Malformed;
 use crate::volume;
-use larder_layer::error::io_class;
 use larder_layer::path::shown;
 use larder_model::class::Class;
 use larder_model::escape::escape;
+use larder_model::io_error::{FileRole, class};
 
 /// The list cannot be computed, read or followed.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +18,7 @@ pub enum Error {
         /// Name of the image.
         image: String,
         /// Cause from the file system.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A file cannot be read.
     #[error("reading {path}: {source}")]
@@ -28,11 +26,11 @@ pub enum Error {
         /// Path on the volume, escaped.
         path: String,
         /// Cause from the file system.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The list is malformed.
     #[error("prefetch.list: {0}: run larder verify, or give --all")]
-    Malformed(#[from] Malformed),
+    Malformed(Malformed),
     /// The volume has no list.
     #[error("{path} has no prefetch.list because an older larder sealed it: give --all, or build it again")]
     NoList {
@@ -65,8 +63,8 @@ impl Error {
     /// Returns the class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
-            Error::Reading { source, .. } if is_absent(source) => Class::Corrupt,
-            Error::Finding { source, .. } | Error::Reading { source, .. } => io_class(source),
+            Error::Reading { source, .. } => class(source, FileRole::Sealed),
+            Error::Finding { source, .. } => class(source, FileRole::Own),
             Error::Malformed(_) | Error::Disagrees { .. } => Class::Corrupt,
             Error::NoList { .. } | Error::NoImage { .. } => Class::NotFound,
             Error::Volume(e) => e.class(),
@@ -77,11 +75,4 @@ impl Error {
     pub fn reading(path: &[u8], source: io::Error) -> Self {
         Error::Reading { path: shown(path), source }
     }
-}
-
-/// Reports whether a file of a sealed volume is missing, is not a regular file, or is behind a symbolic link.
-/// Such a volume was changed after sealing.
-fn is_absent(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EINVAL))
 }

@@ -36,7 +36,7 @@ pub enum DockerConfigError {
         /// Path of the configuration file.
         path: PathBuf,
         /// Error of the system call.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The file is malformed.
     #[error("the docker config {} is malformed: {source}", path.display())]
@@ -44,7 +44,7 @@ pub enum DockerConfigError {
         /// Path of the configuration file.
         path: PathBuf,
         /// Error of parsing the file.
-        source: SecretError,
+        r#source: SecretError,
     },
 }
 

@@ -7,6 +7,7 @@ use crate::{prefetch, volume};
 use larder_layer::path::shown;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, IoError};
 use larder_sys::dir::forgery;
 
 /// A volume does not match its seal, or cannot be verified.
@@ -53,15 +54,8 @@ pub enum Error {
     #[error(transparent)]
     Prefetch(#[from] prefetch::Error),
     /// The file system refused an operation.
-    #[error("{doing} {what}: {source}")]
-    Io {
-        /// The operation that failed.
-        doing: &'static str,
-        /// Object of the operation.
-        what: String,
-        /// Error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 /// A difference from the expected state.
@@ -196,7 +190,7 @@ impl Error {
     }
 
     pub(super) fn io(doing: &'static str, what: impl Display, source: io::Error) -> Self {
-        Error::Io { doing, what: what.to_string(), source }
+        Error::Io(IoError::new(doing, what, source))
     }
 
     /// Creates the error for a file on the volume that cannot be opened. A missing name, or one that leads
@@ -218,7 +212,7 @@ impl Error {
             Error::NoTarSplit { .. } => Class::Invalid,
             Error::Volume(e) => e.class(),
             Error::Prefetch(e) => e.class(),
-            Error::Io { source, .. } => larder_layer::error::io_class(source),
+            Error::Io(error) => error.class(FileRole::Own),
         }
     }
 }

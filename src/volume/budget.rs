@@ -6,7 +6,8 @@ use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::error::{Context, Error};
+use super::error::Error;
+use larder_model::io_error::Context as _;
 use larder_model::shortage::{Shortage, Unit};
 use larder_sys::Dir;
 use larder_sys::space::{self, FileSystem};
@@ -90,12 +91,15 @@ impl Budget {
     }
 
     /// Replaces an I/O error with [`Error::Full`] if the file system was full.
-    pub(super) fn explained(&self, error: Error) -> Error {
-        let Error::Io { doing, what, source } = error else { return error };
-        let full = matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    pub(super) fn explained(&self, error: impl Into<Error>) -> Error {
+        let error = match error.into() {
+            Error::Io(error) => error,
+            other => return other,
+        };
+        let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
         match full.then(|| self.exhausted(0)).flatten() {
-            Some(shortage) => Error::Full { doing: format!("{doing} {what}"), shortage },
-            None => Error::Io { doing, what, source },
+            Some(shortage) => Error::Full { doing: format!("{} {}", error.doing, error.object), shortage },
+            None => Error::Io(error),
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use nix::errno::Errno;
-
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
+use larder_model::event::Failure;
+use larder_model::io_error::{FileRole, IoError};
 use larder_model::seal::SealError;
 use larder_model::shortage::Shortage;
 use larder_model::size::ByteSize;
@@ -86,7 +86,7 @@ pub enum Error {
         /// Path of the volume.
         path: String,
         /// Problem with the seal.
-        source: SealError,
+        r#source: SealError,
     },
     /// A file of the volume is not what it should be.
     #[error("{path}: {what} {fault}: the volume was changed")]
@@ -104,7 +104,7 @@ pub enum Error {
         /// Path of the volume.
         path: String,
         /// Problem with the signature.
-        source: TrustError,
+        r#source: TrustError,
     },
     /// There is no space for metadata within the cap.
     #[error("{doing}: {shortage}")]
@@ -122,7 +122,7 @@ pub enum Error {
         /// Path of the volume.
         path: String,
         /// Error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A file of Larder would exceed the limit of its reader.
     #[error("{what} has {need} bytes, but the limit is {limit}: use fewer images per job")]
@@ -143,18 +143,11 @@ pub enum Error {
         /// Name of the file.
         what: &'static str,
         /// Error of the encoder.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The file system refused an operation.
-    #[error("{doing} {what}: {source}")]
-    Io {
-        /// The operation that failed.
-        doing: &'static str,
-        /// Object of the operation.
-        what: String,
-        /// Error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
@@ -173,23 +166,14 @@ impl Error {
             Error::Full { .. } | Error::TooSmall { .. } => Class::NoSpace,
             Error::ParentMissing(_) | Error::Json { .. } | Error::WritesLost { .. } => Class::Internal,
             Error::TooLarge { .. } => Class::Invalid,
-            Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
-                Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
-                Some(Errno::ENOENT | Errno::ENOTDIR) => Class::NotFound,
-                _ => Class::Internal,
-            },
+            Error::Io(error) => error.class(FileRole::Named),
         }
     }
 }
 
-/// Adds the operation to the error of a failed system call.
-pub(super) trait Context<T> {
-    fn context(self, doing: &'static str, what: &str) -> Result<T, Error>;
-}
-
-impl<T> Context<T> for io::Result<T> {
-    fn context(self, doing: &'static str, what: &str) -> Result<T, Error> {
-        self.map_err(|source| Error::Io { doing, what: what.to_owned(), source })
+/// Converts an error of the volume, which fails the whole job.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::job(error.class(), error.to_string())
     }
 }

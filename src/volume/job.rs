@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::{Volume, layout};
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
 use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
@@ -74,7 +75,7 @@ pub(super) fn read(larder: &Dir) -> Result<Option<Record>, Error> {
 
 pub(super) fn write(larder: &Dir, record: &Record) -> Result<(), Error> {
     let bytes = serde_json::to_vec(record).map_err(|source| Error::Json { what: "job.json", source })?;
-    atomic::write(larder, layout::JOB, &bytes, 0o600).context("writing", "job.json")
+    Ok(atomic::write(larder, layout::JOB, &bytes, 0o600).context("writing", "job.json")?)
 }
 
 /// Returns the format of the layers of the volume at `path`; `None` if there is no volume or its record

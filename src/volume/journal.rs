@@ -16,10 +16,11 @@ use std::io::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
-use super::error::{Context, Error};
+use super::error::Error;
 use super::layout;
 use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
+use larder_model::io_error::{Context as _, IoError};
 use larder_model::seal::Layer;
 use larder_sys::{Dir, atomic, process};
 
@@ -48,7 +49,7 @@ pub enum Trust {
 /// An open journal file.
 #[derive(Debug)]
 pub(super) struct Journal {
-    file: File,
+    pub(super) file: File,
     boot: String,
     len: u64,
 }
@@ -99,7 +100,7 @@ impl Journal {
     /// Records that layers are durable. The record itself is durable when this returns.
     pub(super) fn synced(&mut self, layers: &[ChainId], budget: &Budget) -> Result<(), Error> {
         self.append(&Line::Synced(layers.to_vec()), budget)?;
-        self.file.sync_data().context("flushing", "the journal")
+        Ok(self.file.sync_data().context("flushing", "the journal")?)
     }
 
     /// Records that the writes of layers were lost. These layers do not count unless they are committed
@@ -119,7 +120,7 @@ impl Journal {
         if let Err(e) = self.file.write_all(&bytes) {
             // A partial line would hide the lines after it.
             let _ = self.file.set_len(self.len);
-            return Err(e).context("writing", "the journal").map_err(|e| budget.explained(e));
+            return Err(budget.explained(IoError::new("writing", "the journal", e)));
         }
         self.len = len;
         Ok(())

@@ -3,8 +3,9 @@
 //! Readers of a volume that can be deleted (`build --share`) hold a shared lock. A process that deletes a
 //! volume first takes an exclusive one.
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::layout;
+use larder_model::io_error::Context as _;
 use larder_sys::Dir;
 use larder_sys::lock::Lock;
 
@@ -36,7 +37,7 @@ impl Lease {
 }
 
 fn larder(root: &Dir) -> Result<Dir, Error> {
-    root.open_dir(layout::LARDER).context("opening", ".larder")
+    Ok(root.open_dir(layout::LARDER).context("opening", ".larder")?)
 }
 
 #[cfg(test)]

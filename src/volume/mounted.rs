@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::CapEnforcement;
-use super::error::{Context, Error};
+use super::error::Error;
+use larder_model::io_error::Context as _;
 use larder_model::size::ByteSize;
 use larder_sys::{Dir, mount, space};
 

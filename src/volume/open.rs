@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, RwLock};
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::job::{self, Identity, Record};
 use super::journal::{Journal, Trust};
 use super::lock::lock;
 use super::place::LayerDirs;
-use super::{Budget, State, Volume, disk, isolate, layout, seal};
+use super::{Budget, Index, Volume, disk, isolate, layout, seal};
 use larder_model::chain::ChainId;
+use larder_model::io_error::Context as _;
 use larder_model::seal::{CacheManifest, Layer};
 use larder_model::size::ByteSize;
 use larder_sys::space::{self, FileSystem};
@@ -115,9 +117,20 @@ pub fn open(path: &Path, opening: &VolumeOptions<'_>) -> Result<Opened, Error> {
             Budget::held_by_kernel(cap, used, file_system, root)
         }
     });
-    let state = Mutex::new(State { journal, committed, unsynced, staged: 0 });
+    let (journal, index) = (Mutex::new(journal), RwLock::new(Index { committed, unsynced }));
+    let staged = AtomicU64::new(0);
     let path = path.to_owned();
-    Ok(Opened::Filling(Box::new(Volume { path, root, larder, place, budget, state, _lock: lock })))
+    Ok(Opened::Filling(Box::new(Volume {
+        path,
+        root,
+        larder,
+        place,
+        budget,
+        journal,
+        index,
+        staged,
+        _lock: lock,
+    })))
 }
 
 /// Reads the seal, if there is one. It must belong to this job.

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 
 use super::budget::Budget;
-use super::error::{Context, Error};
+use super::error::Error;
 use super::layout;
 use super::staging::Staging;
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::{Dir, remove};
@@ -114,7 +115,7 @@ impl LayerDirs {
             .and_then(|dir| dir.open_file(name.as_bytes()));
         match opened {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            other => other.context("opening the image", &name).map(Some),
+            other => Ok(other.context("opening the image", &name).map(Some)?),
         }
     }
 
@@ -175,11 +176,11 @@ impl LayerDirs {
 }
 
 fn put(staging: &Staging, from: &[u8], to: &Dir, name: &str) -> Result<(), Error> {
-    staging.dir().rename(from, to, name.as_bytes()).context("placing", name)
+    Ok(staging.dir().rename(from, to, name.as_bytes()).context("placing", name)?)
 }
 
 fn ensure(parent: &Dir, name: &[u8]) -> Result<Dir, Error> {
-    parent.ensure_dir(name, 0o755).context("creating", &String::from_utf8_lossy(name))
+    Ok(parent.ensure_dir(name, 0o755).context("creating", &String::from_utf8_lossy(name))?)
 }
 
 /// Opens a directory, and creates it within the cap if missing.
@@ -189,7 +190,7 @@ fn counted(parent: &Dir, name: &str, budget: &Budget) -> Result<Dir, Error> {
             budget.reserve_file(1, name)?;
             budget.with_growth(&[parent], name, || ensure(parent, name.as_bytes()))
         }
-        other => other.context("opening", name),
+        other => Ok(other.context("opening", name)?),
     }
 }
 

@@ -11,10 +11,11 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::budget::full;
-use super::error::{Context, Error};
+use super::error::Error;
 use super::store::{self, Documents};
 use super::{Volume, layout};
 use larder_model::digest::Digest;
+use larder_model::io_error::{Context as _, IoError};
 use larder_model::seal::{CacheManifest, Content};
 use larder_model::trust::TrustError;
 use larder_sys::dir::forgery;
@@ -60,7 +61,7 @@ fn cache_json(root: &Dir, path: &str) -> Result<Vec<u8>, Error> {
         Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::NotSealed { path: path.to_owned() }),
         Err(e) => match forgery(&e) {
             Some(fault) => Err(Error::Forged { path: path.to_owned(), what: "cache.json", fault }),
-            None => Err(e).context("reading", "cache.json"),
+            None => Err(IoError::new("reading", "cache.json", e).into()),
         },
         Ok(bytes) => Ok(bytes),
     }
@@ -75,7 +76,7 @@ pub(super) fn signature(root: &Dir, path: &str) -> Result<Option<Vec<u8>>, Error
             Some(Errno::ENOENT) => Ok(None),
             Some(Errno::EINVAL | Errno::ELOOP) => Err(none("it is not a regular file".to_owned())),
             Some(Errno::EFBIG) => Err(none(format!("it has more than {MAX_SIGNATURE} bytes"))),
-            _ => Err(e).context("reading", "cache.json.sig"),
+            _ => Err(IoError::new("reading", "cache.json.sig", e).into()),
         },
     }
 }
@@ -171,7 +172,7 @@ impl Volume {
             .sync_file_system()
             .context("flushing the file system of", &self.path.display().to_string())?;
         self.budget.with_growth(&[&self.root], "cache.json", || {
-            files.write(&self.root).context("writing", "cache.json")
+            Ok(files.write(&self.root).context("writing", "cache.json")?)
         })?;
         Ok(manifest)
     }
@@ -182,10 +183,11 @@ impl Volume {
     /// Those of unlink(2) and fsync(2).
     pub fn unseal(path: &Path) -> Result<(), Error> {
         let root = Dir::open(path).context("opening the volume", &path.display().to_string())?;
-        root.unlink(layout::CACHE)
+        Ok(root
+            .unlink(layout::CACHE)
             .and_then(|()| remove_signature(&root))
             .and_then(|()| root.sync())
-            .context("removing", "cache.json")
+            .context("removing", "cache.json")?)
     }
 
     /// Writes one of Larder's own files, replacing an older one. Missing parents are created.
@@ -201,7 +203,7 @@ impl Volume {
                         self.budget.release(old.allocated.min(room));
                     }
                     let mut file = dir.create_file(part.as_bytes(), 0o644).context("creating", path)?;
-                    file.write_all(bytes).context("writing", path)
+                    Ok(file.write_all(bytes).context("writing", path)?)
                 });
             }
             dir = match dir.open_dir(part.as_bytes()) {
@@ -217,7 +219,7 @@ impl Volume {
         self.budget.reserve(block).map_err(|exceeded| full(exceeded, path))?;
         self.budget.with_growth(&[parent], path, || {
             parent.make_dir(name.as_bytes(), 0o755).context("creating", path)?;
-            parent.open_dir(name.as_bytes()).context("opening", path)
+            Ok(parent.open_dir(name.as_bytes()).context("opening", path)?)
         })
     }
 }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::seal::{self, Files};
+use larder_model::io_error::Context as _;
 use larder_model::key::KeyId;
 use larder_model::seal::CacheManifest;
 use larder_model::trust::Trust;

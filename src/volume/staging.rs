@@ -6,8 +6,9 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use super::budget::{Account, Budget};
-use super::error::{Context, Error};
+use super::error::Error;
 use super::{isolate, layout};
+use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
 use larder_sys::{Dir, remove, space};
 
@@ -66,7 +67,7 @@ impl Staging {
     /// # Errors
     /// Those of open(2).
     pub fn diff(&self) -> Result<Dir, Error> {
-        self.dir.open_dir(layout::DIFF).context("opening", "diff")
+        Ok(self.dir.open_dir(layout::DIFF).context("opening", "diff")?)
     }
 
     /// Opens the directory for content that a later member replaces, and creates it if missing.
@@ -88,10 +89,10 @@ impl Staging {
             && !replaced.names().context("listing", "replaced")?.is_empty()
         {
             let aside = format!("{}.replaced", self.name);
-            return self
+            return Ok(self
                 .dir
                 .rename_new(REPLACED, &self.parent, aside.as_bytes())
-                .context("moving aside", "replaced");
+                .context("moving aside", "replaced")?);
         }
         let mut freed = 0;
         for name in replaced.names().context("listing", "replaced")? {
@@ -116,7 +117,7 @@ impl Staging {
     /// # Errors
     /// Those of open(2).
     pub fn create(&self, name: &[u8]) -> Result<File, Error> {
-        self.dir.create_file(name, 0o644).context("creating", &String::from_utf8_lossy(name))
+        Ok(self.dir.create_file(name, 0o644).context("creating", &String::from_utf8_lossy(name))?)
     }
 
     /// Creates a file next to the tree, and opens it for reading and writing.
@@ -126,7 +127,7 @@ impl Staging {
     pub fn create_image(&self, name: &[u8]) -> Result<File, Error> {
         // World-readable, like the rest of a volume.
         let created = self.create(name).and_then(|_| {
-            self.dir.open_file_to_write(name).context("opening", &String::from_utf8_lossy(name))
+            Ok(self.dir.open_file_to_write(name).context("opening", &String::from_utf8_lossy(name))?)
         });
         created.map_err(|e| self.account.budget().explained(e))
     }
@@ -138,7 +139,7 @@ impl Staging {
     pub fn image(&self, name: &[u8]) -> Result<Option<File>, Error> {
         match self.dir.open_file(name) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            other => other.context("opening", &String::from_utf8_lossy(name)).map(Some),
+            other => Ok(other.context("opening", &String::from_utf8_lossy(name)).map(Some)?),
         }
     }
 
@@ -154,10 +155,13 @@ impl Staging {
         let block = self.account.block();
         let room = stat.size.max(stat.allocated).div_ceil(block) * block;
         self.account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, &what))?;
-        let copied = from.open_file(name).context("opening", &what).and_then(|from| {
+        let copied = from.open_file(name).context("opening", &what).map_err(Error::from).and_then(|from| {
             let to = self.create(here)?;
             let shared = space::reflink(&from, &to).context("copying", &what)?;
-            if shared { Ok(()) } else { space::copy_data(&from, &to).context("copying", &what) }
+            if !shared {
+                space::copy_data(&from, &to).context("copying", &what)?;
+            }
+            Ok(())
         });
         copied.map_err(|e| self.account.budget().explained(e))
     }
@@ -168,7 +172,8 @@ impl Staging {
         let block = self.account.block();
         let room = (bytes.len() as u64).div_ceil(block) * block;
         self.account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, &what))?;
-        let written = self.create(name).and_then(|mut file| file.write_all(bytes).context("writing", &what));
+        let written =
+            self.create(name).and_then(|mut file| Ok(file.write_all(bytes).context("writing", &what)?));
         written.map_err(|e| self.account.budget().explained(e))
     }
 

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use nix::errno::Errno;
-
 pub use super::fault::Fault;
 use super::path::shown;
 use super::space::Space;
 use larder_model::class::Class;
+use larder_model::io_error::{self, FileRole, Operation, hint};
 use larder_model::shortage::Shortage;
 
 /// The reason why a layer cannot be written to the volume.
@@ -30,14 +29,14 @@ pub enum Error {
         full: Shortage,
     },
     /// A system call of the file system failed.
-    #[error("{doing} {path:?}: {source}{}", remedy(source))]
+    #[error("{doing} {path:?}: {source}{}", hint(Operation::WriteLayer, source))]
     Io {
         /// The operation that failed.
         doing: &'static str,
         /// Name of the member, escaped.
         path: String,
         /// The cause reported by the system.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
@@ -87,32 +86,12 @@ pub fn named(path: &[u8]) -> String {
 
 /// Returns the error class of a system call that failed on the volume.
 pub fn io_class(error: &io::Error) -> Class {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::TooManyLinks => {
-            Class::NoSpace
-        }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::Denied,
-        _ => Class::Internal,
-    }
+    io_error::class(error, FileRole::Own)
 }
 
 /// Reports whether the file system had no free blocks, inodes or quota.
 pub fn out_of_room(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-fn remedy(error: &io::Error) -> &'static str {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC) => {
-            " (no free blocks or inodes: use a larger file system, or one with more inodes)"
-        }
-        Some(Errno::EMLINK) => {
-            " (too many hard links to one file, ext4 allows 65,000: use xfs, or --layer-format erofs)"
-        }
-        Some(Errno::EDQUOT) => " (the disk quota is exhausted)",
-        Some(Errno::EOPNOTSUPP) => " (the file system cannot store this; ext4 and xfs can)",
-        _ => "",
-    }
 }
 
 /// Adds the operation and the path to a failed system call.

@@ -5,6 +5,8 @@
 //! version, fields are only added. A reader must skip events and fields that it does not recognize. The last
 //! line is `result`.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,7 @@ use super::chain::ChainId;
 use super::class::Class;
 use super::digest::Digest;
 use super::platform::Platform;
+use super::reference::ImageReference;
 use super::seal::Totals;
 use super::sizing::Admission;
 
@@ -205,6 +208,11 @@ pub enum Status {
     Failed,
 }
 
+/// Returns a duration in milliseconds, as events and logs contain it.
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// One failure of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -232,7 +240,61 @@ pub struct SealedImage {
     pub manifest: Digest,
 }
 
+impl Failure {
+    /// Creates a failure of the whole job.
+    pub fn job(class: Class, message: impl Into<String>) -> Self {
+        Failure { class, images: Vec::new(), layer: None, message: message.into() }
+    }
+
+    /// Creates a failure of one image.
+    pub fn image(reference: &ImageReference, class: Class, message: impl Into<String>) -> Self {
+        Failure { images: vec![reference.given().to_owned()], ..Failure::job(class, message) }
+    }
+
+    /// Creates a failure of one layer, whose blob has this digest.
+    pub fn layer(blob: &Digest, class: Class, message: impl Into<String>) -> Self {
+        Failure { layer: Some(blob.clone()), ..Failure::job(class, message) }
+    }
+
+    /// Sorts the decisive failures first ([`Class::decisive`]), and returns their class.
+    pub fn sort_decisive(failures: &mut [Failure]) -> Option<Class> {
+        let class = Class::decisive(failures.iter().map(|failure| failure.class));
+        failures.sort_by_key(|failure| Some(failure.class) != class);
+        class
+    }
+}
+
 impl Outcome {
+    /// Creates the outcome of a build that succeeded, without images and totals.
+    pub fn succeeded(message: impl Into<String>) -> Self {
+        Outcome {
+            status: Status::Ok,
+            exit_code: 0,
+            message: message.into(),
+            class: None,
+            failures: Vec::new(),
+            images: Vec::new(),
+            digest: None,
+            totals: None,
+            elapsed_ms: 0,
+            truncated: false,
+        }
+    }
+
+    /// Creates the outcome of a build that failed. The decisive failure determines the class, the exit code
+    /// and the message.
+    pub fn failed(mut failures: Vec<Failure>) -> Self {
+        let class = Failure::sort_decisive(&mut failures).unwrap_or(Class::Internal);
+        let message = failures.first().map_or("the build failed", |first| &first.message).to_owned();
+        Outcome {
+            status: Status::Failed,
+            exit_code: class.exit_code(),
+            class: Some(class),
+            failures,
+            ..Outcome::succeeded(message)
+        }
+    }
+
     /// Returns the outcome as one JSON line shorter than `limit` bytes. Cuts lists from the end, and then
     /// messages, until the line fits.
     ///
@@ -289,6 +351,22 @@ mod tests {
     }
 
     #[test]
+    fn the_decisive_failure_determines_the_outcome() {
+        let layer = Digest::sha256(b"x");
+        let failures = vec![
+            Failure::job(Class::Transient, "slow"),
+            Failure::layer(&layer, Class::Corrupt, "bad"),
+            Failure::job(Class::Internal, "odd"),
+        ];
+        let outcome = Outcome::failed(failures);
+        assert_eq!((outcome.exit_code, outcome.message.as_str()), (65, "bad"));
+        assert_eq!(outcome.failures[0].layer, Some(layer));
+        let messages: Vec<&str> = outcome.failures.iter().map(|failure| failure.message.as_str()).collect();
+        assert_eq!(messages, ["bad", "slow", "odd"]);
+        assert_eq!(Outcome::failed(Vec::new()).class, Some(Class::Internal));
+    }
+
+    #[test]
     fn short_line_keeps_its_limit() {
         let failure = Failure {
             class: Class::Corrupt,
@@ -297,19 +375,12 @@ mod tests {
             message: "é".repeat(4000),
         };
         let outcome = Outcome {
-            status: Status::Failed,
-            exit_code: 65,
             message: "m".repeat(9000),
-            class: Some(Class::Corrupt),
-            failures: vec![failure; 50],
             images: vec![
                 SealedImage { reference: "a".into(), index: None, manifest: Digest::sha256(b"m") };
                 100
             ],
-            digest: None,
-            totals: None,
-            elapsed_ms: 1,
-            truncated: false,
+            ..Outcome::failed(vec![failure; 50])
         };
         let line = outcome.to_short_line(4096).unwrap();
         assert!(line.len() < 4096);

@@ -168,7 +168,7 @@ impl LayerFormat {
 pub enum JobError {
     /// The job is not JSON or has the wrong structure.
     #[error("reading the job: {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(serde_json::Error),
     /// The job has a format version that this build does not support.
     #[error("the job has version {given}, but this larder reads version {VERSION}: use a matching larder")]
     Version {
@@ -194,11 +194,11 @@ impl Job {
             #[serde(default = "version")]
             version: u32,
         }
-        let Versioned { version } = serde_json::from_slice(json)?;
+        let Versioned { version } = serde_json::from_slice(json).map_err(JobError::Malformed)?;
         if version != VERSION {
             return Err(JobError::Version { given: version });
         }
-        let job: Job = serde_json::from_slice(json)?;
+        let job: Job = serde_json::from_slice(json).map_err(JobError::Malformed)?;
         let least = if job.source.is_some() { 0 } else { 1 };
         if !(least..=MAX_IMAGES).contains(&job.images.len()) {
             return Err(JobError::Images { given: job.images.len() });

@@ -12,6 +12,7 @@ pub mod digest;
 pub mod escape;
 pub mod event;
 pub mod image_cache;
+pub mod io_error;
 pub mod job;
 pub mod key;
 pub mod manifest;

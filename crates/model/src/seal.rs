@@ -144,6 +144,19 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    /// Returns the compression of data by its first bytes, of which four are enough. A tar starts with the
+    /// name of its first member, which cannot be the magic bytes of gzip or zstd.
+    pub fn detect(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Compression::Gzip,
+            // A frame, or a skippable frame before one (RFC 8878, 3.1).
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+            _ => Compression::None,
+        }
+    }
+}
+
 /// Changes that commit made to a layer because they depend on its parents. Paths are relative to the top of
 /// the layer; the root is `.`, and bytes outside printable ASCII are `\xNN`. For a layer that is an image,
 /// they are in the fixup image.
@@ -201,12 +214,12 @@ impl CacheManifest {
         struct Versioned {
             version: u32,
         }
-        let Versioned { version } = serde_json::from_slice(json)?;
+        let Versioned { version } = serde_json::from_slice(json).map_err(SealError::Malformed)?;
         if version != VERSION {
             return Err(SealError::Version { given: version });
         }
-        let manifest: CacheManifest = serde_json::from_slice(json)?;
-        let found = Digest::sha256(&serde_json::to_vec(&manifest.content)?);
+        let manifest: CacheManifest = serde_json::from_slice(json).map_err(SealError::Malformed)?;
+        let found = Digest::sha256(&serde_json::to_vec(&manifest.content).map_err(SealError::Malformed)?);
         if found != manifest.digest {
             return Err(SealError::Digest { want: manifest.digest, found });
         }
@@ -219,7 +232,7 @@ impl CacheManifest {
 pub enum SealError {
     /// The file is not JSON or has the wrong structure.
     #[error("reading cache.json: {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(serde_json::Error),
     /// The file has a format version that this build does not support.
     #[error("cache.json has version {given}, but this larder reads version {VERSION}: use a matching larder")]
     Version {
@@ -236,4 +249,19 @@ pub enum SealError {
         /// Digest of the actual content.
         found: Digest,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compression_is_detected_by_magic_bytes() {
+        assert_eq!(Compression::detect(&[0x1f, 0x8b]), Compression::Gzip);
+        assert_eq!(Compression::detect(&[0x28, 0xb5, 0x2f, 0xfd, 0]), Compression::Zstd);
+        assert_eq!(Compression::detect(&[0x5f, 0x2a, 0x4d, 0x18]), Compression::Zstd);
+        for tar in [&b""[..], &[0x1f], &[0x28, 0xb5, 0x2f], b"etc/passwd"] {
+            assert_eq!(Compression::detect(tar), Compression::None, "{tar:?}");
+        }
+    }
 }

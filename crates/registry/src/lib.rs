@@ -65,7 +65,7 @@ use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 
 /// Maximum size of a manifest or an index, in bytes (the limit of containerd and containers/image).
-pub const MAX_MANIFEST: usize = 4 << 20;
+pub const MAX_MANIFEST: usize = larder_model::manifest::MAX_BYTES;
 
 /// Maximum number of foreign locations tried for a layer.
 const MAX_FOREIGN: usize = 8;

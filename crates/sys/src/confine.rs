@@ -133,7 +133,7 @@ pub enum Error {
         /// Name of the right.
         what: &'static str,
         /// Error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A path that should stay accessible cannot be opened or mounted.
     #[error("cannot make {path} available in the sandbox: {source}")]
@@ -141,17 +141,23 @@ pub enum Error {
         /// The path in question.
         path: String,
         /// Error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The kernel supports Landlock but refuses the rules.
     #[error("cannot apply the Landlock rules: {0}")]
-    Landlock(#[from] RulesetError),
+    Landlock(RulesetError),
     /// The seccomp filter cannot be built.
     #[error("cannot build the seccomp filter: {0}")]
-    Filter(#[from] seccompiler::BackendError),
+    Filter(seccompiler::BackendError),
     /// The kernel refuses the seccomp filter.
     #[error("cannot install the seccomp filter: {0}")]
-    Seccomp(#[from] seccompiler::Error),
+    Seccomp(seccompiler::Error),
+}
+
+impl From<RulesetError> for Error {
+    fn from(error: RulesetError) -> Self {
+        Error::Landlock(error)
+    }
 }
 
 impl Error {
@@ -207,8 +213,8 @@ impl Confinement {
         let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
         capabilities::reduce(kept).map_err(failed("capabilities"))?;
         let (landlock, held) = files::restrict(self)?;
-        for filter in seccomp::filters(self.role)? {
-            seccompiler::apply_filter(&filter)?;
+        for filter in seccomp::filters(self.role).map_err(Error::Filter)? {
+            seccompiler::apply_filter(&filter).map_err(Error::Seccomp)?;
         }
         Ok(Confined { isolation: Isolation { without_namespaces, landlock }, _held: held })
     }

@@ -41,7 +41,7 @@ pub enum Ext4 {
 #[error("{source}{}", in_brackets(messages))]
 pub struct MountError {
     /// Error of the system call.
-    pub source: io::Error,
+    pub r#source: io::Error,
     /// Messages of the file system; empty if there are none.
     pub messages: String,
 }

@@ -20,7 +20,7 @@ pub enum ReadError {
         mode: u32,
     },
     /// The file cannot be read, is too long, or is not a regular file.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 

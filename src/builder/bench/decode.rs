@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use super::stopwatch::Stopwatch;
 use crate::builder::cancel::Cancel;
 use crate::builder::extraction::Bounded;
-use crate::builder::failure::Fail;
 use crate::builder::layers::ChangeSet;
 use crate::builder::source::{Blob, Source};
 use larder_layer::cores::Cores;
@@ -17,6 +16,7 @@ use larder_layer::limits::Ratio;
 use larder_model::bench_report::{Elapsed, MeasuredLayer};
 use larder_model::class::Class;
 use larder_model::digest::{Algorithm, Hasher};
+use larder_model::event::Failure;
 
 /// Size of the hashed buffer, bytes. It equals the chunk size of a decoder and fits the cache of a core.
 const BUFFER: usize = 256 << 10;
@@ -36,7 +36,7 @@ pub(super) struct StoredLayers {
 
 impl StoredLayers {
     /// Decompresses the layers in sequence, on one processor.
-    pub(super) fn inflate(&self) -> Result<(Vec<MeasuredLayer>, Elapsed), Fail> {
+    pub(super) fn inflate(&self) -> Result<(Vec<MeasuredLayer>, Elapsed), Failure> {
         let mut layers = Vec::new();
         let mut took = Elapsed::default();
         for change in &self.changes {
@@ -69,7 +69,7 @@ impl StoredLayers {
     }
 
     /// Decompresses and hashes all layers, `concurrency` at a time, and verifies both digests of each.
-    pub(super) fn decode(&self, concurrency: usize) -> Result<Elapsed, Vec<Fail>> {
+    pub(super) fn decode(&self, concurrency: usize) -> Result<Elapsed, Vec<Failure>> {
         let next = AtomicUsize::new(0);
         let fails = Mutex::new(Vec::new());
         let watch = Stopwatch::start();
@@ -90,7 +90,7 @@ impl StoredLayers {
         if fails.is_empty() { Ok(took) } else { Err(fails) }
     }
 
-    fn verify(&self, change: &ChangeSet) -> Result<(), Fail> {
+    fn verify(&self, change: &ChangeSet) -> Result<(), Failure> {
         let Some((_, blob)) = change.sources.first() else { return Ok(()) };
         // As in a build: a layer uses more than one processor if others are idle.
         let cores = Cores::of_process();
@@ -108,7 +108,7 @@ impl StoredLayers {
         }
     }
 
-    fn open(&self, change: &ChangeSet) -> Result<Bounded<crate::archive::Blob>, Fail> {
+    fn open(&self, change: &ChangeSet) -> Result<Bounded<crate::archive::Blob>, Failure> {
         let missing = || fail(change, Class::Internal, "it was not stored".to_owned());
         let (image, blob) = change.sources.first().ok_or_else(missing)?;
         match self.source.blob(image, blob, 0).map_err(|e| fail(change, e.class(), e.to_string()))? {
@@ -117,7 +117,7 @@ impl StoredLayers {
         }
     }
 
-    fn fail(&self, change: &ChangeSet, doing: &str, error: &decode::Error) -> Fail {
+    fn fail(&self, change: &ChangeSet, doing: &str, error: &decode::Error) -> Failure {
         if self.cancel.reason().is_some() {
             return fail(change, Class::Cancelled, "interrupted".to_owned());
         }
@@ -125,13 +125,13 @@ impl StoredLayers {
     }
 }
 
-fn fail(change: &ChangeSet, class: Class, message: String) -> Fail {
+fn fail(change: &ChangeSet, class: Class, message: String) -> Failure {
     let layer = change.sources.first().map(|(_, blob)| blob.digest.clone());
-    Fail { class, images: Vec::new(), layer, message }
+    Failure { layer, ..Failure::job(class, message) }
 }
 
 /// Computes the sha256 of `bytes` bytes, or of a fraction of them. Also returns that fraction.
-pub(super) fn hash(bytes: u64, cancel: &Cancel) -> Result<(Elapsed, f64), Fail> {
+pub(super) fn hash(bytes: u64, cancel: &Cancel) -> Result<(Elapsed, f64), Failure> {
     let buffer = vec![0x5a; BUFFER];
     let some = bytes.min(MAX_HASHED);
     let mut hasher = Hasher::new(Algorithm::Sha256);

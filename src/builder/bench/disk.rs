@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::stopwatch::Stopwatch;
 use super::workdir::WorkDir;
 use crate::builder::cancel::Cancel;
-use crate::builder::failure::Fail;
-use larder_layer::error::io_class;
 use larder_model::bench_report::{Elapsed, approximate};
+use larder_model::event::Failure;
+use larder_model::io_error::{FileRole, class};
 use larder_sys::dir::{Dir, set_times};
 use larder_sys::stat::Timestamp;
 
@@ -60,7 +60,7 @@ fn part(all: u64, fraction: f64) -> u64 {
 
 /// Creates `count` empty files. Uses the system calls of the sink for a file without content: openat(2),
 /// utimensat(2), close(2).
-pub(super) fn create(workdir: &WorkDir, count: u64, cancel: &Cancel) -> Result<Elapsed, Fail> {
+pub(super) fn create(workdir: &WorkDir, count: u64, cancel: &Cancel) -> Result<Elapsed, Failure> {
     let top = workdir.make_names()?;
     let watch = Stopwatch::start();
     for first in (0..count).step_by(usize::try_from(FILES_PER_DIRECTORY).unwrap_or(1)) {
@@ -83,7 +83,7 @@ fn files(top: &Dir, numbers: std::ops::Range<u64>) -> io::Result<()> {
 }
 
 /// Writes `bytes` bytes to as few files as possible.
-pub(super) fn write(workdir: &WorkDir, bytes: u64, cancel: &Cancel) -> Result<Elapsed, Fail> {
+pub(super) fn write(workdir: &WorkDir, bytes: u64, cancel: &Cancel) -> Result<Elapsed, Failure> {
     let dir = workdir.make_bytes()?;
     let buffer = noise();
     let watch = Stopwatch::start();
@@ -102,7 +102,7 @@ pub(super) fn write(workdir: &WorkDir, bytes: u64, cancel: &Cancel) -> Result<El
 }
 
 /// Syncs the files and their contents.
-pub(super) fn sync(workdir: &WorkDir) -> Result<Elapsed, Fail> {
+pub(super) fn sync(workdir: &WorkDir) -> Result<Elapsed, Failure> {
     let watch = Stopwatch::start();
     workdir.sync()?;
     Ok(watch.took(Duration::ZERO))
@@ -121,9 +121,9 @@ fn noise() -> Vec<u8> {
     std::iter::repeat_with(next).take(BUFFER / 8).flatten().collect()
 }
 
-fn fail(doing: &str, error: &io::Error) -> Fail {
-    Fail::job(
-        io_class(error),
+fn fail(doing: &str, error: &io::Error) -> Failure {
+    Failure::job(
+        class(error, FileRole::Own),
         format!("{doing}: {error}: check that the file system has enough free space and inodes"),
     )
 }

@@ -16,11 +16,11 @@ use tokio::task::JoinSet;
 
 use super::layout;
 use crate::builder::cancel::Cancel;
-use crate::builder::failure::Fail;
 use crate::builder::layers::ChangeSet;
 use crate::builder::source::{Blob, Source};
-use larder_layer::error::io_class;
 use larder_model::class::Class;
+use larder_model::event::Failure;
+use larder_model::io_error::{FileRole, class};
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 use larder_sys::{Dir, process};
@@ -35,7 +35,7 @@ pub(super) async fn layers(
     layout: &Dir,
     concurrency: usize,
     cancel: &Cancel,
-) -> Result<Duration, Vec<Fail>> {
+) -> Result<Duration, Vec<Failure>> {
     let slots = Arc::new(Semaphore::new(concurrency.max(1)));
     let writing = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
@@ -63,7 +63,8 @@ pub(super) async fn layers(
     }
     // Wait for all tasks, also after a failure, so that none writes to a file that is being removed.
     while let Some(joined) = tasks.join_next().await {
-        let ended = |e| Err(Fail::job(Class::Internal, format!("the task that fetches a layer failed: {e}")));
+        let ended =
+            |e| Err(Failure::job(Class::Internal, format!("the task that fetches a layer failed: {e}")));
         fails.extend(joined.unwrap_or_else(ended).err());
     }
     if fails.is_empty() {
@@ -73,7 +74,7 @@ pub(super) async fn layers(
     Err(fails)
 }
 
-fn create(layout: &Dir, blob: &Descriptor) -> Result<File, Fail> {
+fn create(layout: &Dir, blob: &Descriptor) -> Result<File, Failure> {
     let created = layout::blobs(layout, &blob.digest)?.create_file(blob.digest.hex().as_bytes(), 0o600);
     created.map_err(|e| fail(blob, layout::class(&e), &format!("creating a file for it: {e}")))
 }
@@ -85,7 +86,7 @@ async fn one(
     file: File,
     writing: &Arc<AtomicU64>,
     cancel: &Cancel,
-) -> Result<(), Fail> {
+) -> Result<(), Failure> {
     let stream = source.blob(image, blob, 0).map_err(|e| fail(blob, e.class(), &e.to_string()))?;
     let Blob::Stream(mut stream) = stream else {
         return Err(fail(blob, Class::Internal, "it is already in a file"));
@@ -116,7 +117,7 @@ async fn one(
         .await
         .map_err(|e| fail(blob, Class::Internal, &format!("the task that writes it failed: {e}")))?;
     fetched?;
-    written.map_err(|e| fail(blob, io_class(&e), &format!("writing it to its file: {e}")))
+    written.map_err(|e| fail(blob, class(&e, FileRole::Own), &format!("writing it to its file: {e}")))
 }
 
 fn write(mut file: File, mut chunks: mpsc::Receiver<Bytes>, writing: &AtomicU64) -> std::io::Result<()> {
@@ -129,6 +130,6 @@ fn write(mut file: File, mut chunks: mpsc::Receiver<Bytes>, writing: &AtomicU64)
     Ok(())
 }
 
-fn fail(blob: &Descriptor, class: Class, message: &str) -> Fail {
-    Fail { class, images: Vec::new(), layer: Some(blob.digest.clone()), message: message.to_owned() }
+fn fail(blob: &Descriptor, class: Class, message: &str) -> Failure {
+    Failure::layer(&blob.digest, class, message)
 }

@@ -5,17 +5,17 @@ use std::io::{self, Write as _};
 
 use serde_json::{Value, json};
 
-use crate::builder::failure::Fail;
 use crate::builder::resolve::ResolvedImage;
-use larder_layer::error::io_class;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
+use larder_model::io_error::{self, FileRole};
 use larder_sys::Dir;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Writes everything except the layers. The only image has no name, so any reference matches it.
-pub(super) fn documents(layout: &Dir, image: &ResolvedImage) -> Result<(), Fail> {
+pub(super) fn documents(layout: &Dir, image: &ResolvedImage) -> Result<(), Failure> {
     let listed = match &image.index {
         Some((digest, bytes)) => {
             blob(layout, digest, bytes)?;
@@ -34,7 +34,7 @@ pub(super) fn documents(layout: &Dir, image: &ResolvedImage) -> Result<(), Fail>
 }
 
 /// Returns the directory of blobs with the same digest algorithm as `digest`.
-pub(super) fn blobs(layout: &Dir, digest: &Digest) -> Result<Dir, Fail> {
+pub(super) fn blobs(layout: &Dir, digest: &Digest) -> Result<Dir, Failure> {
     let blobs = layout.ensure_dir(b"blobs", 0o700);
     let of_algorithm = blobs.and_then(|blobs| blobs.ensure_dir(digest.algorithm().name().as_bytes(), 0o700));
     of_algorithm.map_err(|e| failed(&format!("the directory of {digest}"), &e))
@@ -47,11 +47,11 @@ fn type_of_index(bytes: &[u8]) -> String {
     own.unwrap_or(INDEX).to_owned()
 }
 
-fn blob(layout: &Dir, digest: &Digest, bytes: &[u8]) -> Result<(), Fail> {
+fn blob(layout: &Dir, digest: &Digest, bytes: &[u8]) -> Result<(), Failure> {
     write(&blobs(layout, digest)?, digest.hex(), bytes)
 }
 
-fn write(dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), Fail> {
+fn write(dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), Failure> {
     let written = dir.create_file(name.as_bytes(), 0o600).and_then(|mut file| file.write_all(bytes));
     written.map_err(|e| failed(name, &e))
 }
@@ -61,10 +61,10 @@ pub(super) fn class(error: &io::Error) -> Class {
     match error.kind() {
         // Two documents with the same digest: a manifest that lists its config as a layer.
         io::ErrorKind::AlreadyExists => Class::Corrupt,
-        _ => io_class(error),
+        _ => io_error::class(error, FileRole::Own),
     }
 }
 
-fn failed(what: &str, error: &io::Error) -> Fail {
-    Fail::job(class(error), format!("storing {what} of the image: {error}"))
+fn failed(what: &str, error: &io::Error) -> Failure {
+    Failure::job(class(error), format!("storing {what} of the image: {error}"))
 }

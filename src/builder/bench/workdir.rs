@@ -13,8 +13,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::builder::failure::Fail;
 use larder_model::class::Class;
+use larder_model::event::Failure;
+use larder_model::io_error::{FileRole, class};
 use larder_model::size::ByteSize;
 use larder_sys::{Dir, remove, space};
 
@@ -36,17 +37,13 @@ pub(super) struct WorkDir {
 
 impl WorkDir {
     /// Creates it in `parent`, which must exist.
-    pub(super) fn make(parent: &Path) -> Result<Self, Fail> {
+    pub(super) fn make(parent: &Path) -> Result<Self, Failure> {
         let shown = parent.display().to_string();
         let opening = |source: io::Error| {
-            let class = match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Class::Invalid,
-                _ => class(&source),
-            };
             let message = format!(
                 "opening {shown}: {source}: give --dir an existing directory on the file system to measure"
             );
-            Fail::job(class, message)
+            Failure::job(class(&source, FileRole::Given), message)
         };
         let dir = Dir::open(parent).map_err(opening)?;
         // The name is random. If it exists nevertheless, creating the directory fails.
@@ -58,7 +55,7 @@ impl WorkDir {
     }
 
     /// Creates the directory of the layout.
-    pub(super) fn make_layout(&self) -> Result<Dir, Fail> {
+    pub(super) fn make_layout(&self) -> Result<Dir, Failure> {
         self.make_dir(LAYOUT.as_bytes())
     }
 
@@ -73,27 +70,27 @@ impl WorkDir {
     }
 
     /// Creates the directory for empty files.
-    pub(super) fn make_names(&self) -> Result<Dir, Fail> {
+    pub(super) fn make_names(&self) -> Result<Dir, Failure> {
         self.make_dir(NAMES)
     }
 
     /// Creates the directory for files of 64 MiB.
-    pub(super) fn make_bytes(&self) -> Result<Dir, Fail> {
+    pub(super) fn make_bytes(&self) -> Result<Dir, Failure> {
         self.make_dir(BYTES)
     }
 
-    fn make_dir(&self, name: &[u8]) -> Result<Dir, Fail> {
+    fn make_dir(&self, name: &[u8]) -> Result<Dir, Failure> {
         let made = self.dir.make_dir(name, 0o700).and_then(|()| self.dir.open_dir(name));
         made.map_err(|e| failed("creating a directory in", &self.path, &e))
     }
 
     /// Returns the free space of the file system in bytes.
-    pub(super) fn free(&self) -> Result<u64, Fail> {
+    pub(super) fn free(&self) -> Result<u64, Failure> {
         space::free(&self.dir).map_err(|e| failed("reading the free space of", &self.path, &e))
     }
 
     /// Fails if less than `need` bytes are free. `what` names the purpose.
-    pub(super) fn require(&self, need: u64, what: &str) -> Result<(), Fail> {
+    pub(super) fn require(&self, need: u64, what: &str) -> Result<(), Failure> {
         let have = self.free()?;
         if have >= need {
             return Ok(());
@@ -103,11 +100,11 @@ impl WorkDir {
             "{need} are needed for {what}, but the file system of {dir} has only {have} free: free some space, or \
              give --dir on a larger file system"
         );
-        Err(Fail::job(Class::NoSpace, message))
+        Err(Failure::job(Class::NoSpace, message))
     }
 
     /// Syncs the file system of the directory.
-    pub(super) fn sync(&self) -> Result<(), Fail> {
+    pub(super) fn sync(&self) -> Result<(), Failure> {
         self.dir.sync_file_system().map_err(|e| failed("flushing the file system of", &self.path, &e))
     }
 
@@ -120,12 +117,8 @@ impl WorkDir {
 }
 
 /// Creates the failure for a system call.
-pub(super) fn failed(doing: &str, what: &Path, error: &io::Error) -> Fail {
-    Fail::job(class(error), format!("{doing} {}: {error}", what.display()))
-}
-
-fn class(error: &io::Error) -> Class {
-    larder_layer::error::io_class(error)
+pub(super) fn failed(doing: &str, what: &Path, error: &io::Error) -> Failure {
+    Failure::job(class(error, FileRole::Own), format!("{doing} {}: {error}", what.display()))
 }
 
 #[cfg(test)]

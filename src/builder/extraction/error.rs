@@ -3,6 +3,7 @@
 use crate::trees;
 use larder_layer::extract;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use std::io;
 
 /// Failure of an extraction, caused by the layer or the volume.
@@ -22,8 +23,7 @@ impl RunError {
             RunError::Layer(e) => e.class(),
             RunError::Volume(e) => e.class(),
             RunError::Tree(e) => e.class(),
-            RunError::Reading(e) if e.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
-            RunError::Reading(e) => larder_layer::error::io_class(e),
+            RunError::Reading(e) => class(e, FileRole::Own),
             RunError::ImageMissing => Class::Internal,
         }
     }

@@ -1,11 +1,10 @@
 //! Layers that are already on a volume of this host.
 
-use super::super::failure::Fail;
 use super::super::layers::ChangeSet;
 use super::super::share::{SharedCopy, StoredCopy};
 use super::error::RunError;
 use super::sources::Bounded;
-use super::{Counters, ReadyLayer, Shared, compression_of, run};
+use super::{Counters, ReadyLayer, Shared, run};
 use crate::trees;
 use crate::volume::layout;
 use crate::volume::staging::Staging;
@@ -19,8 +18,9 @@ use larder_layer::rebuild::Rebuilt;
 use larder_layer::stored::StoredDir;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
 use larder_model::job::LayerFormat;
-use larder_model::manifest::Descriptor;
+use larder_model::manifest::{Descriptor, LayerMediaType};
 use larder_model::seal::Layer;
 use larder_sys::Dir;
 use std::fs::File;
@@ -32,13 +32,8 @@ pub(in crate::builder) async fn reuse(
     shared: &Arc<Shared>,
     from: Layer,
     counters: &Arc<Counters>,
-) -> Result<ReadyLayer, Fail> {
-    let fail = |class: Class, message: String| Fail {
-        class,
-        images: Vec::new(),
-        layer: Some(from.blob.clone()),
-        message,
-    };
+) -> Result<ReadyLayer, Failure> {
+    let fail = |class: Class, message: String| Failure::layer(&from.blob, class, message);
     let (layer, diff_id, size) = (from.clone(), from.diff_id.clone(), from.size);
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let rebuilding = tokio::task::spawn_blocking(move || {
@@ -73,20 +68,16 @@ pub(in crate::builder) async fn copy(
     change: &ChangeSet,
     blob: &Descriptor,
     counters: &Arc<Counters>,
-) -> Result<ReadyLayer, Fail> {
-    let fail = |class: Class, message: String| Fail {
-        class,
-        images: Vec::new(),
-        layer: Some(blob.digest.clone()),
-        message,
-    };
+) -> Result<ReadyLayer, Failure> {
+    let fail = |class: Class, message: String| Failure::layer(&blob.digest, class, message);
     let SharedCopy { at, stored, lease } = copy;
     let ratio = shared.limits.ratio;
     if at.size > ratio.floor.max(blob.size.saturating_mul(ratio.max)) {
         return Err(fail(Class::Corrupt, format!("its record claims a tar of {} bytes", at.size)));
     }
     // It cannot be verified here, because the blob itself is not read.
-    if at.compression != compression_of(&blob.media_type) {
+    let stated = blob.media_type.parse::<LayerMediaType>();
+    if !stated.is_ok_and(|stated| stated.compression == at.compression) {
         return Err(fail(
             Class::Corrupt,
             "its record and the manifest disagree about its compression".into(),

@@ -13,13 +13,12 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::sync::oneshot;
 
 use super::{Request, RequestKind, Response, ResponseKind};
-use crate::builder::source::Manifest;
 use crate::builder::wire;
 use larder_model::class::Class;
 use larder_model::digest::{Digest, Hasher};
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
-use larder_registry::ManifestReference;
+use larder_registry::{FetchedManifest, ManifestReference};
 
 /// Size of the pipe for a layer, bytes: the maximum for an unprivileged process (pipe(7),
 /// /proc/sys/fs/pipe-max-size).
@@ -41,7 +40,7 @@ pub(in crate::builder) enum Error {
     Ended,
     /// The request cannot be sent.
     #[error("sending a request to the fetcher process: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
 }
 
 impl Error {
@@ -124,7 +123,7 @@ impl Remote {
         &self,
         image: &ImageReference,
         by: ManifestReference<'_>,
-    ) -> Result<Manifest, Error> {
+    ) -> Result<FetchedManifest, Error> {
         let (what, digest) = match by {
             ManifestReference::Tag(_) => (RequestKind::Tag, None),
             ManifestReference::Digest(digest) => (RequestKind::Digest(digest.clone()), Some(digest)),
@@ -140,7 +139,7 @@ impl Remote {
         limit: u64,
     ) -> Result<Vec<u8>, Error> {
         let what = RequestKind::Document { blob: descriptor.into(), limit };
-        Ok(self.document(image, what, Some(&descriptor.digest)).await?.bytes)
+        Ok(self.document(image, what, Some(&descriptor.digest)).await?.bytes.to_vec())
     }
 
     /// Requests a document and verifies that it has the digest `wanted`, if given. The fetcher handles
@@ -150,7 +149,7 @@ impl Remote {
         image: &ImageReference,
         what: RequestKind,
         wanted: Option<&Digest>,
-    ) -> Result<Manifest, Error> {
+    ) -> Result<FetchedManifest, Error> {
         match self.request(image, what, &[])?.await {
             Ok((ResponseKind::Document { digest, media_type }, bytes)) => {
                 let wanted = wanted.unwrap_or(&digest);
@@ -159,7 +158,7 @@ impl Remote {
                     let message = format!("the document has digest {found}, expected {wanted}");
                     return Err(Error::Failed { class: Class::Corrupt, message });
                 }
-                Ok(Manifest { digest: found, media_type, bytes })
+                Ok(FetchedManifest { digest: found, media_type, bytes: bytes.into() })
             }
             Ok((ResponseKind::Failed { class, message }, _)) => Err(Error::Failed { class, message }),
             Ok((ResponseKind::Sent, _)) | Err(_) => Err(Error::Ended),
@@ -174,7 +173,7 @@ impl Remote {
         descriptor: &Descriptor,
         skipped: usize,
     ) -> Result<Piped, Error> {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::Io(e.into()))?;
         // The kernel limits the pipes of a user who has many of them, so failure is ignored.
         let _ = fcntl_setpipe_size(&writer, PIPE_SIZE);
         let end =

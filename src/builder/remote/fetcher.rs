@@ -14,10 +14,10 @@ use tokio::net::unix::pipe;
 
 use super::foreign::Foreign;
 use super::{Request, RequestKind, Response, ResponseKind};
-use crate::builder::failure::Fail;
-use crate::builder::resolve::MAX_CONFIG;
 use crate::builder::wire::{self, Frame};
 use larder_model::class::Class;
+use larder_model::event::Failure;
+use larder_model::manifest;
 use larder_model::reference::ImageReference;
 use larder_registry::{self, BlobStream, FetchedManifest, ManifestReference, Registry};
 
@@ -30,7 +30,7 @@ const MAX_IN_FLIGHT: usize = 264;
 #[derive(Debug)]
 pub struct Fetcher {
     /// The client, or the reasons why it cannot be created.
-    pub(in crate::builder) registry: Result<Registry, Vec<Fail>>,
+    pub(in crate::builder) registry: Result<Registry, Vec<Failure>>,
     /// Images of the order. Other repositories cannot be fetched.
     pub(in crate::builder) images: Vec<ImageReference>,
 }
@@ -168,7 +168,7 @@ async fn document(
         RequestKind::Digest(digest) => registry.manifest(image, ManifestReference::Digest(digest)).await,
         RequestKind::Document { blob, limit } => {
             let blob = blob.clone().at(Vec::new());
-            let bytes = registry.blob_bytes(image, &blob, (*limit).min(MAX_CONFIG)).await;
+            let bytes = registry.blob_bytes(image, &blob, (*limit).min(manifest::MAX_BYTES as u64)).await;
             bytes.map(|bytes| FetchedManifest { digest: blob.digest, media_type: None, bytes })
         }
         RequestKind::Layer { .. } => return failed(Class::Internal, "layers are sent only through pipes"),

@@ -1,11 +1,11 @@
 //! Documents of images that an earlier run kept on the volume.
 
-use super::super::failure::Fail;
 use super::super::resolve::{DocumentCache, ResolvedImage};
-use super::blocking;
+use crate::builder::blocking::blocking;
 use crate::volume::Volume;
 use crate::volume::job::{Identity, Resolved};
 use larder_model::digest::Digest;
+use larder_model::event::Failure;
 use larder_model::reference::ImageReference;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ pub(super) struct VolumeCache {
 }
 
 impl VolumeCache {
-    pub(super) fn of(volume: &Arc<Volume>) -> Result<Self, Vec<Fail>> {
-        let resolved = volume.resolved().map_err(|e| vec![Fail::from(e)])?;
+    pub(super) fn of(volume: &Arc<Volume>) -> Result<Self, Vec<Failure>> {
+        let resolved = volume.resolved().map_err(|e| vec![Failure::from(e)])?;
         let resolved = resolved.into_iter().map(|resolved| (resolved.reference.clone(), resolved)).collect();
         Ok(VolumeCache { volume: Arc::clone(volume), resolved })
     }
@@ -39,7 +39,7 @@ pub(super) async fn keep_documents(
     volume: &Arc<Volume>,
     identity: &Identity,
     images: &[ResolvedImage],
-) -> Result<(), Vec<Fail>> {
+) -> Result<(), Vec<Failure>> {
     let (volume, identity, images) = (Arc::clone(volume), identity.clone(), images.to_vec());
     blocking(move || {
         let mut resolved = Vec::new();

@@ -1,17 +1,17 @@
 //! The seal of a finished build.
 
-use super::super::failure::Fail;
 use super::super::layers;
 use super::super::layers::Layers;
 use super::super::order::BuildRequest;
 use super::super::resolve::ResolvedImage;
-use super::blocking;
+use crate::builder::blocking::blocking;
 use crate::volume::Volume;
 use crate::volume::job::Identity;
 use crate::volume::store::Documents;
 use crate::{prefetch, volume};
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
+use larder_model::event::Failure;
 use larder_model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use larder_model::trust::Trust as KeyTrust;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ pub(super) async fn seal(
     volume: Arc<Volume>,
     images: Vec<ResolvedImage>,
     layers: Layers,
-) -> Result<CacheManifest, Vec<Fail>> {
+) -> Result<CacheManifest, Vec<Failure>> {
     let order = order.clone();
     blocking(move || {
         let mut committed: Vec<Layer> = Vec::new();
         for link in &layers.links {
             let layer = volume.layer(&link.chain_id);
             let missing =
-                || Fail::job(Class::Internal, format!("layer {} is not on the volume", link.chain_id));
+                || Failure::job(Class::Internal, format!("layer {} is not on the volume", link.chain_id));
             committed.push(layer.ok_or_else(missing)?);
         }
         let content = Content {
@@ -45,7 +45,7 @@ pub(super) async fn seal(
         };
         let documents: Vec<Documents> = images.into_iter().map(documents).collect();
         let prefetch = prefetch::list(volume.root(), &content, &documents)
-            .map_err(|e| Fail::job(e.class(), e.to_string()))?;
+            .map_err(|e| Failure::job(e.class(), e.to_string()))?;
         let sign = |cache_json: &[u8]| match &order.signer {
             Some(signer) => signer
                 .sign(cache_json)
@@ -60,7 +60,7 @@ pub(super) async fn seal(
 
 /// Checks that a sealed volume is already signed with the key of the order. A sealed volume is never changed,
 /// so it cannot be signed now.
-pub(super) async fn check_signed(order: &BuildRequest) -> Result<(), Vec<Fail>> {
+pub(super) async fn check_signed(order: &BuildRequest) -> Result<(), Vec<Failure>> {
     let Some(signer) = &order.signer else { return Ok(()) };
     let (path, key) = (order.volume.clone(), signer.public());
     blocking(move || match volume::read_trusted(&path, &KeyTrust::only(vec![key])) {
@@ -70,7 +70,7 @@ pub(super) async fn check_signed(order: &BuildRequest) -> Result<(), Vec<Fail>> 
                      give another directory, or build without a signing key",
                 key.id()
             );
-            Err(Fail::job(Class::Conflict, message))
+            Err(Failure::job(Class::Conflict, message))
         }
         checked => Ok(checked.map(drop)?),
     })
@@ -108,12 +108,12 @@ pub(super) fn totals(layers: &[Layer], images: &[ResolvedImage]) -> Totals {
     }
 }
 
-pub(super) async fn verify(order: &BuildRequest) -> Result<(), Vec<Fail>> {
+pub(super) async fn verify(order: &BuildRequest) -> Result<(), Vec<Failure>> {
     let path = order.volume.clone();
     blocking(move || {
         crate::verify::verify(&path)
             .map(|_| ())
-            .map_err(|e| Fail::job(e.class(), format!("verifying the sealed volume: {e}")))
+            .map_err(|e| Failure::job(e.class(), format!("verifying the sealed volume: {e}")))
     })
     .await
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::entry::{Entry, SIZE};
 use super::{Error, LAYERS, VOLUMES};
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_sys::Dir;
 use larder_sys::lock::LockedFile;
 
@@ -14,22 +15,18 @@ use larder_sys::lock::LockedFile;
 /// # Errors
 /// A directory cannot be opened or listed, or a file cannot be removed.
 pub fn sweep(dir: &Path) -> Result<usize, Error> {
-    let shown = dir.display().to_string();
-    let io = |doing: &'static str| {
-        let path = shown.clone();
-        move |source| Error::Io { doing, path, source }
-    };
-    let root = Dir::open(dir).map_err(io("opening"))?;
+    let shown = dir.display();
+    let root = Dir::open(dir).context("opening", &shown)?;
     let layers = match root.open_dir(LAYERS) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        other => other.map_err(io("opening layers/ in"))?,
+        other => other.context("opening layers/ in", &shown)?,
     };
     let volumes = match root.open_dir(VOLUMES) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-        other => Some(other.map_err(io("opening volumes/ in"))?),
+        other => Some(other.context("opening volumes/ in", &shown)?),
     };
     let mut removed = 0;
-    for name in layers.names().map_err(io("listing layers/ in"))? {
+    for name in layers.names().context("listing layers/ in", &shown)? {
         if !names_a_layer(&name) || !layers.try_stat(&name).is_ok_and(|stat| stat.is_some()) {
             continue;
         }
@@ -42,7 +39,7 @@ pub fn sweep(dir: &Path) -> Result<usize, Error> {
             volumes.as_ref().is_some_and(|volumes| !matches!(volumes.try_stat(volume), Ok(None)))
         });
         if !alive {
-            file.remove(&layers, &name).map_err(io("removing a file of layers/ in"))?;
+            file.remove(&layers, &name).context("removing a file of layers/ in", &shown)?;
             removed += 1;
         }
     }

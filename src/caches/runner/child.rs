@@ -112,10 +112,10 @@ impl Settings {
 pub enum ChildRunnerError {
     /// The signing key is unusable, so builders could not sign.
     #[error("build.sign_key: {0}")]
-    SigningKey(#[from] keys::Error),
+    SigningKey(keys::Error),
     /// The configuration for builders cannot be written.
     #[error("writing the configuration for builders: {0}")]
-    Config(#[from] toml::ser::Error),
+    Config(toml::ser::Error),
     /// Disks are configured and cannot be created on this host.
     #[error("caches.volume_kind = \"disk\": {0}: fix that, or set \"auto\" or \"directory\"")]
     NoDisks(String),
@@ -155,14 +155,14 @@ struct ActiveConfig {
 impl ActiveConfig {
     fn of(settings: &Settings, config: &Config) -> Result<Self, ChildRunnerError> {
         // Each builder reads the key itself. A daemon must not start if that would fail.
-        config.build.sign_key().map(keys::signing).transpose()?;
+        config.build.sign_key().map(keys::signing).transpose().map_err(ChildRunnerError::SigningKey)?;
         let of_builders =
             Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
         Ok(ActiveConfig {
             secrets: HostSecrets::new(settings.credentials.clone(), &config.secrets),
             kind: kind(config.caches.volume_kind)?,
             caches: config.caches.clone(),
-            config: toml::to_string(&of_builders)?,
+            config: toml::to_string(&of_builders).map_err(ChildRunnerError::Config)?,
         })
     }
 }
@@ -374,7 +374,7 @@ fn answer(end: &End, bytes: &[u8]) -> Option<Result<PlanReport, Vec<Failure>>> {
 }
 
 fn failed(class: Class, message: &str) -> Vec<Failure> {
-    vec![Failure { class, images: Vec::new(), layer: None, message: message.to_owned() }]
+    vec![Failure::job(class, message)]
 }
 
 impl Runner for ChildRunner {

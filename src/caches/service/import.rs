@@ -15,11 +15,12 @@ use crate::caches::imports::Spool;
 use crate::caches::record::{Import, Record};
 use crate::caches::store::{Created, IdempotencyKey, StoreError, Stored};
 use larder_model::image_cache::{Spec, TenantName};
+use larder_model::seal::Compression;
 
 /// Size of one write to the archive, bytes.
 const CHUNK: usize = 1 << 20;
-/// Magic numbers of gzip, zstd and xz. A tar starts with the name of its first member.
-const COMPRESSED: [&[u8]; 3] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z', 0]];
+/// Magic bytes of xz, which no part of Larder decompresses.
+const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
 
 /// An archive that is being uploaded. Dropping it leaves no file.
 #[derive(Debug)]
@@ -151,7 +152,9 @@ impl Receiving {
             let (now, rest) = bytes.split_at(bytes.len().min(CHUNK - self.buffer.len()));
             self.buffer.extend_from_slice(now);
             bytes = rest;
-            if first && COMPRESSED.iter().any(|magic| self.buffer.starts_with(magic)) {
+            let detected =
+                Compression::detect(&self.buffer) != Compression::None || self.buffer.starts_with(XZ);
+            if first && detected {
                 return Err(Error::ArchiveCompressed);
             }
             if self.buffer.len() == CHUNK {

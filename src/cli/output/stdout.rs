@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use crate::cli::exit;
 use crate::telemetry::Console;
-use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 
 /// Writes all of `text` and returns the exit code. A closed pipe is not an error; any other failure is.
 pub(in crate::cli) fn print(console: &Console, text: &str) -> u8 {
@@ -13,10 +13,7 @@ pub(in crate::cli) fn print(console: &Console, text: &str) -> u8 {
         Ok(()) => 0,
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(e) => {
-            let class = match e.kind() {
-                io::ErrorKind::StorageFull => Class::NoSpace,
-                _ => Class::Internal,
-            };
+            let class = class(&e, FileRole::Own);
             exit::fail(console, class, &format!("writing to standard output: {e}"))
         }
     }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::BuildParams;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
-use crate::builder::keeper::{DescriptorPurpose, Greeting, MAX_LINE, Refusal};
+use crate::builder::supervisor::{DescriptorPurpose, Greeting, MAX_LINE, Refusal};
 use crate::builder::wire;
 use crate::caches::runner::child::{event, next_line};
 use crate::cli::args::internal::{BuildChildArgs, ChildRole};

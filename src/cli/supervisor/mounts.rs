@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::builder::order::BuildRequest;
-use crate::builder::share::VolumeName;
+use crate::builder::volume_name::VolumeName;
 use crate::volume::disk::{self, Attached};
 
 /// Maximum number of mounted disks. Each uses a loop device.

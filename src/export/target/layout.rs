@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use super::{FileInfo, Fill, Target};
 use crate::export::Error;
-use crate::export::error::Context;
+use larder_model::io_error::Context as _;
 use larder_sys::Dir;
 
 /// Temporary name of a file until its final name is known. It is never that of a digest.
@@ -32,7 +32,7 @@ impl Layout {
 
     fn flush(&mut self, file: &File, path: &str, size: u64) -> Result<(), Error> {
         self.size += size;
-        file.sync_all().context("flushing", path)
+        Ok(file.sync_all().context("flushing", path)?)
     }
 }
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt as _;
 
 use super::{FileInfo, Fill, Target};
 use crate::export::Error;
-use crate::export::error::Context;
 use crate::export::tar::{BLOCK, END, Kind, header, padding};
+use larder_model::io_error::{Context as _, IoError};
 use larder_sys::unnamed;
 
 /// A tar that is being written.
@@ -41,7 +41,7 @@ impl<'a> Tar<'a> {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.at += bytes.len() as u64;
-        self.sink.writer().write_all(bytes).context("writing", "the archive")
+        Ok(self.sink.writer().write_all(bytes).context("writing", "the archive")?)
     }
 
     fn pad(&mut self, size: u64) -> Result<(), Error> {
@@ -55,7 +55,7 @@ impl<'a> Tar<'a> {
         self.at += info.size;
         if info != *known {
             let source = io::Error::other(format!("{} has {} bytes", info.path, info.size));
-            return Err(source).context("writing", &known.path);
+            return Err(IoError::new("writing", &known.path, source).into());
         }
         self.pad(info.size)
     }

@@ -167,18 +167,7 @@ fn died(role: Role, terminated: &ContainerStateTerminated, of_job: &str) -> Outc
 
 /// Returns the outcome of a failed build for which no builder reported one.
 pub(super) fn outcome(class: Class, message: String) -> Outcome {
-    Outcome {
-        status: Status::Failed,
-        exit_code: class.exit_code(),
-        failures: vec![Failure { class, images: Vec::new(), layer: None, message: message.clone() }],
-        message,
-        class: Some(class),
-        images: Vec::new(),
-        digest: None,
-        totals: None,
-        elapsed_ms: 0,
-        truncated: false,
-    }
+    Outcome::failed(vec![Failure::job(class, message)])
 }
 
 #[cfg(test)]

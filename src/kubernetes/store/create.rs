@@ -7,9 +7,10 @@ use super::super::crd::ImageCache;
 use super::super::fault::{opt, request};
 use super::super::names::{KEY, NONCE, REQUEST, namespace};
 use super::objects::{corrupt, write_parameters};
-use super::{KubeStore, REPAIR_WINDOW, admission, annotation, hex, keys};
+use super::{KubeStore, REPAIR_WINDOW, admission, annotation, keys};
 use crate::caches::record::Record;
 use crate::caches::store::{AdmissionDecision, Created, IdempotencyKey, StoreError, Stored};
+use larder_model::digest::hex;
 use larder_model::image_cache::{Spec, TenantName};
 
 /// An idempotency key with the hash that names it.

@@ -13,11 +13,11 @@ use kube::{Client, ResourceExt as _};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::hex;
 use crate::caches::record::Record;
 use crate::caches::store::{IdempotencyKey, MAX_KEYS_PER_TENANT, StoreError};
 use crate::kubernetes::fault::{Fault, opt, request};
 use crate::kubernetes::names::MANAGER;
+use larder_model::digest::hex;
 use larder_model::image_cache::TenantName;
 
 /// Label: the tenant of the key.

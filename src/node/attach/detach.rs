@@ -7,7 +7,7 @@ use std::{fs, io};
 
 use super::containerd::ContainerdUse;
 use super::dependents::{Consent, listed};
-use super::error::{Error, io as failed};
+use super::error::Error;
 use super::{Host, installed, own_store, place, runtime_config, unit};
 use crate::caches::attachments::Attachment;
 use crate::node::containerd::config;
@@ -15,6 +15,7 @@ use crate::node::podman::skeleton;
 use crate::node::{snapshot_users, snapshotter, view};
 use crate::volume::seal;
 use larder_model::escape::escape;
+use larder_model::io_error::Context as _;
 use larder_model::runtime::Runtime;
 use larder_sys::mount;
 use larder_sys::mounts::Mounts;
@@ -41,7 +42,7 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
     let known = host.records.list()?;
     let record = find(wanted, &known)?;
     let at = &record.at;
-    let mounts = Mounts::read().map_err(failed("looking for users of", at))?;
+    let mounts = Mounts::read().context("looking for users of", at.display())?;
     let store = record.store.as_deref();
     if let Some(overlay) =
         [Some(at.as_path()), store].into_iter().flatten().find_map(|path| mounts.overlay_on(path))
@@ -120,7 +121,7 @@ fn refuse_if_used(record: &Attachment, others: &[Attachment], host: &Host) -> Re
 }
 
 fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Error> {
-    let path = std::path::absolute(wanted).map_err(failed("resolving", wanted))?;
+    let path = std::path::absolute(wanted).context("resolving", wanted.display())?;
     let resolved = path.canonicalize().unwrap_or_else(|_| path.clone());
     if let Some(record) = known.iter().find(|record| record.at == path || record.at == resolved) {
         return Ok(record);
@@ -188,6 +189,6 @@ fn take_off(at: &Path) -> Result<Option<String>, Error> {
         Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
             Ok(Some("a container uses one of its images, or a process has one of its files open".to_owned()))
         }
-        other => other.map(|()| None).map_err(failed("unmounting", at)),
+        other => Ok(other.map(|()| None).context("unmounting", at.display())?),
     }
 }

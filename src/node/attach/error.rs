@@ -1,7 +1,6 @@
 //! The errors of attach and detach.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::dependents::{Dependent, listed};
 use crate::caches::attachments::AttachmentError;
@@ -10,6 +9,7 @@ use crate::verify;
 use crate::volume::{self, disk};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::io_error::{FileRole, IoError, Operation, class, hint};
 
 /// The errors of attaching and detaching a volume.
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +106,6 @@ pub enum Error {
     /// The image store cannot be created or unmounted.
     #[error(transparent)]
     View(#[from] view::Error),
-    /// The directories below the image store cannot be created or removed.
-    #[error(transparent)]
-    Skeleton(#[from] podman::skeleton::Error),
     /// The configuration of podman cannot be read.
     #[error(transparent)]
     Podman(#[from] podman::node::Error),
@@ -177,7 +174,7 @@ pub enum Error {
     },
     /// The records of the node's own image store cannot be read.
     #[error("looking for images that need the volume: {0}")]
-    Dependents(#[from] podman::dependents::Error),
+    Dependents(podman::dependents::Error),
     /// Images of the node's own image store cannot be removed.
     #[error(transparent)]
     Remove(#[from] podman::remove::Error),
@@ -185,15 +182,8 @@ pub enum Error {
     #[error("writing a unit with {0:?}: it has a character that units do not allow: use --no-unit")]
     Unit(String),
     /// A system call failed.
-    #[error("{doing} {}: {source}{}", what.display(), remedy(source))]
-    Io {
-        /// The action that failed.
-        doing: &'static str,
-        /// Path of the file or directory.
-        what: PathBuf,
-        /// The error of the system call.
-        source: io::Error,
-    },
+    #[error("{}{}", .0, hint(Operation::AttachVolume, &.0.source))]
+    Io(IoError),
 }
 
 impl Error {
@@ -207,8 +197,7 @@ impl Error {
             Error::Layers(e) => e.class(),
             Error::Limits(e) => e.class(),
             Error::View(e) => e.class(),
-            Error::Skeleton(podman::skeleton::Error { source, .. }) => larder_layer::error::io_class(source),
-            Error::Podman(podman::node::Error { source, .. }) => larder_layer::error::io_class(source),
+            Error::Podman(podman::node::Error { source, .. }) => class(source, FileRole::Own),
             Error::ContainerdConfig(e) => e.class(),
             Error::Containerd(e) => e.class(),
             Error::Version(_) | Error::ContainerdSilent { .. } => Class::Transient,
@@ -228,27 +217,14 @@ impl Error {
             | Error::Needed { .. }
             | Error::OwnStore { .. }
             | Error::Remove(_) => Class::Busy,
-            Error::Dependents(podman::dependents::Error { source, .. }) => {
-                larder_layer::error::io_class(source)
-            }
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => Class::NotFound,
-                io::ErrorKind::ResourceBusy => Class::Busy,
-                _ => larder_layer::error::io_class(source),
-            },
+            Error::Dependents(podman::dependents::Error { source, .. }) => class(source, FileRole::Own),
+            Error::Io(error) => error.class(FileRole::Named),
         }
     }
 }
 
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => " (attaching requires root)",
-        io::ErrorKind::ResourceBusy => " (it is in use)",
-        _ => "",
+impl From<IoError> for Error {
+    fn from(error: IoError) -> Self {
+        Error::Io(error)
     }
-}
-
-pub(super) fn io(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
-    let what = what.to_owned();
-    move |source| Error::Io { doing, what, source }
 }

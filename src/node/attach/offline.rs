@@ -10,22 +10,23 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use super::Host;
-use super::error::{Error, io as failed};
+use super::error::Error;
 use crate::caches::attachments::Attachment;
 use crate::node::content_cache;
+use larder_model::io_error::Context as _;
 use larder_sys::mounts::Mounts;
 
 /// Returns `true` if it is certain that containerd does not need the volume of `record`: no running container
 /// and no image does.
 pub(super) fn is_unused(record: &Attachment, host: &Host) -> Result<bool, Error> {
-    let mounts = Mounts::read().map_err(failed("looking for containers on", &record.at))?;
+    let mounts = Mounts::read().context("looking for containers on", record.at.display())?;
     // Mounts contain the path of the directory without symbolic links. It does not exist if the snapshotter
     // never ran.
     let snapshots = host.snapshots.canonicalize().unwrap_or_else(|_| host.snapshots.clone());
     if record.preloaded || mounts.overlay_over(&snapshots).is_some() {
         return Ok(false);
     }
-    let links = targets(&snapshots.join("l")).map_err(failed("listing", &snapshots))?;
+    let links = targets(&snapshots.join("l")).context("listing", snapshots.display())?;
     // The link of an image has the form `<device>:<inode> <volume>`.
     let names = |target: &PathBuf| {
         let of_image = target.as_os_str().as_bytes().splitn(2, |byte| *byte == b' ').nth(1);
@@ -39,7 +40,7 @@ pub(super) fn is_unused(record: &Attachment, host: &Host) -> Result<bool, Error>
     };
     let uses_erofs = content_cache::has(record)
         && content_cache::linked(&host.path(content_cache::CONTAINERD))
-            .map_err(failed("listing the snapshots of containerd for", &record.at))?
+            .context("listing the snapshots of containerd for", record.at.display())?
             .iter()
             .any(leads_here);
     Ok(!links.iter().any(names) && !uses_erofs)

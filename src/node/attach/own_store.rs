@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::error::{Error, io};
+use super::error::Error;
 use super::{Host, installed};
 use crate::caches::attachments::Attachment;
 use crate::node::podman::dependents::{Dependents, find};
@@ -11,6 +11,7 @@ use crate::node::podman::graph_roots::graph_roots;
 use crate::node::podman::remove::{self, By};
 use crate::node::view;
 use crate::volume::seal;
+use larder_model::io_error::Context as _;
 use larder_model::runtime::Runtime;
 
 /// The images and containers that the caller has agreed to remove.
@@ -76,8 +77,8 @@ fn needed(record: &Attachment, others: &[Attachment], host: &Host) -> Result<Dep
             _ => {}
         }
     }
-    for graph_root in graph_roots(&host.root).map_err(io("reading configuration below", &host.root))? {
-        needed.extend(find(&host.path(&graph_root), &only)?);
+    for graph_root in graph_roots(&host.root).context("reading configuration below", host.root.display())? {
+        needed.extend(find(&host.path(&graph_root), &only).map_err(Error::Dependents)?);
     }
     Ok(needed)
 }

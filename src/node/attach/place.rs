@@ -5,9 +5,10 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
-use super::error::{Error, io as failed};
+use super::error::Error;
 use crate::caches::attachments::Attachment;
 use crate::node::podman::skeleton;
+use larder_model::io_error::{Context as _, IoError};
 use larder_sys::{Dir, dir, mount};
 
 /// Default mount point. It is short because overlayfs limits the total length of layer paths to one page.
@@ -18,11 +19,11 @@ const MAX_DEFAULT_PLACES: u32 = 99;
 /// Returns the canonical path of the volume. Symbolic links are resolved, except for a block device, whose
 /// name can change at the next boot.
 pub(super) fn resolve(volume: &Path) -> Result<PathBuf, Error> {
-    let facts = fs::metadata(volume).map_err(failed("opening the volume", volume))?;
+    let facts = fs::metadata(volume).context("opening the volume", volume.display())?;
     if facts.file_type().is_block_device() {
-        return std::path::absolute(volume).map_err(failed("resolving", volume));
+        return Ok(std::path::absolute(volume).context("resolving", volume.display())?);
     }
-    volume.canonicalize().map_err(failed("resolving", volume))
+    Ok(volume.canonicalize().context("resolving", volume.display())?)
 }
 
 /// Checks a mount point that the user gave, and returns it in canonical form.
@@ -42,7 +43,7 @@ pub(super) fn check(at: &Path) -> Result<PathBuf, Error> {
     match at.canonicalize() {
         Ok(at) => Ok(at),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(at.components().collect()),
-        Err(e) => Err(failed("resolving", at)(e)),
+        Err(e) => Err(IoError::new("resolving", at.display(), e).into()),
     }
 }
 
@@ -75,8 +76,8 @@ pub(super) fn is_mounted(at: &Path) -> Result<bool, Error> {
     match Dir::open(at) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         other => {
-            let dir = other.map_err(failed("opening", at))?;
-            mount::is_mount_point(&dir).map_err(failed("examining", at))
+            let dir = other.context("opening", at.display())?;
+            Ok(mount::is_mount_point(&dir).context("examining", at.display())?)
         }
     }
 }
@@ -85,7 +86,7 @@ pub(super) fn is_mounted(at: &Path) -> Result<bool, Error> {
 pub(super) fn check_empty(at: &Path) -> Result<(), Error> {
     match skeleton::is_all(at) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(failed("listing", at)(e)),
+        Err(e) => Err(IoError::new("listing", at.display(), e).into()),
         Ok(true) if !is_mounted(at)? => Ok(()),
         Ok(_) => Err(Error::Foreign(at.to_owned())),
     }
@@ -94,7 +95,7 @@ pub(super) fn check_empty(at: &Path) -> Result<(), Error> {
 /// Creates the mount point. It is accessible to every user of the host, because the content is
 /// world-readable.
 pub(super) fn make(at: &Path) -> Result<(), Error> {
-    dir::create_all(at, 0o755).map_err(failed("creating", at))
+    Ok(dir::create_all(at, 0o755).context("creating", at.display())?)
 }
 
 #[cfg(test)]

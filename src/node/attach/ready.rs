@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::error::{Error, io as failed};
+use super::error::Error;
 use super::{AttachOptions, Host};
 use larder_model::chain::ChainId;
 use larder_model::escape::escape;
+use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
 use larder_model::runtime::Containerd;
 use larder_model::seal::Content;
@@ -26,9 +27,7 @@ pub(super) fn check(order: &AttachOptions, volume: &Path, content: &Content) -> 
         }
         // containerd checks whether the module is loaded. If a configured snapshotter is missing, its CRI
         // does not start.
-        if !mount::has_file_system("erofs")
-            .map_err(failed("looking for EROFS in", Path::new("/proc/filesystems")))?
-        {
+        if !mount::has_file_system("erofs").context("looking for EROFS in", "/proc/filesystems")? {
             return Err(Error::NoErofs);
         }
     }

@@ -31,6 +31,7 @@ use toml::{Table, Value};
 
 use crate::node::file::MARK;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use larder_model::platform::Platform;
 use larder_model::runtime::Containerd;
 
@@ -60,7 +61,7 @@ pub enum ConfigError {
         /// Path of the file.
         path: PathBuf,
         /// The error of the system call.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The file is not valid TOML. The message does not quote it, because it can contain credentials.
     #[error("{path} is not valid TOML, line {line}: containerd would not start with it")]
@@ -104,7 +105,7 @@ impl ConfigError {
     /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
-            ConfigError::Read { source, .. } => larder_layer::error::io_class(source),
+            ConfigError::Read { source, .. } => class(source, FileRole::Own),
             _ => Class::Invalid,
         }
     }

@@ -10,17 +10,21 @@ use crate::node::grpc::Unreachable;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_model::escape::escape;
+use larder_model::io_error::{FileRole, Operation, class, hint};
 
 /// Registering or removing images in containerd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// containerd does not accept connections.
-    #[error("containerd does not answer at {socket}: {source}{}", remedy(source))]
+    #[error(
+        "containerd does not answer at {socket}: {source}{}",
+        hint(Operation::ConnectToContainerd, source)
+    )]
     Unreachable {
         /// Path of the socket.
         socket: String,
         /// The error of the connection.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// containerd has no snapshotter with this name.
     #[error(
@@ -88,7 +92,7 @@ pub enum Error {
         /// Path from the root of the volume.
         path: String,
         /// The error of the system call.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Containers use layers of the volume.
     #[error("the volume is in use: {}: stop and remove them first", listed(.0))]
@@ -120,7 +124,7 @@ impl Error {
                 _ => Class::Internal,
             },
             Error::Damaged { .. } => Class::Corrupt,
-            Error::Read { source, .. } => larder_layer::error::io_class(source),
+            Error::Read { source, .. } => class(source, FileRole::Sealed),
             Error::InUse(_) => Class::Busy,
             Error::Runtime(_) => Class::Internal,
         }
@@ -142,16 +146,6 @@ pub(super) fn refused(doing: &'static str, what: &str, snapshotter: &str, status
         return Error::NoSnapshotter(snapshotter.to_owned());
     }
     Error::Refused { doing, what: what.to_owned(), code: status.code(), message }
-}
-
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => " (its socket is accessible to root only)",
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ": is it running, and is this its socket?"
-        }
-        _ => "",
-    }
 }
 
 /// Maximum number of users listed in a message.

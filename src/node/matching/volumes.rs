@@ -12,6 +12,7 @@ use crate::caches::layout::{self, Layout};
 use crate::volume::{self, disk, seal};
 use larder_model::class::Class;
 use larder_model::image_cache::{CacheId, TenantName};
+use larder_model::io_error::{Context as _, FileRole, IoError};
 use larder_model::seal::CacheManifest;
 
 /// The sources of volumes.
@@ -55,13 +56,8 @@ pub enum Error {
     #[error(transparent)]
     Volume(#[from] volume::Error),
     /// A system call failed.
-    #[error("examining {}: {source}", path.display())]
-    Io {
-        /// Path of the file or directory.
-        path: PathBuf,
-        /// The error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
@@ -70,11 +66,7 @@ impl Error {
         match self {
             Error::Disk(e) => e.class(),
             Error::Volume(e) => e.class(),
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => Class::NotFound,
-                io::ErrorKind::PermissionDenied => Class::Denied,
-                _ => Class::Internal,
-            },
+            Error::Io(error) => error.class(FileRole::Named),
         }
     }
 }
@@ -90,7 +82,7 @@ pub fn collect(sources: &Sources<'_>) -> Result<Volumes, Error> {
     attached(sources.state, &mut found);
     found.volumes.retain(|volume| seen.insert(volume.path.clone()));
     for path in sources.named {
-        let path = path.canonicalize().map_err(|source| Error::Io { path: path.clone(), source })?;
+        let path = path.canonicalize().context("examining", path.display())?;
         if seen.insert(path.clone()) {
             let (sealed, sealed_at) = read(&path)?;
             found.volumes.push(Volume { place: Location::Named, path, sealed, sealed_at });
@@ -167,8 +159,7 @@ fn names(dir: &Path) -> impl Iterator<Item = String> {
 /// Reads the seal and its time. A directory contains the seal, or a copy of it next to its disk. Other disks
 /// are mounted to read it.
 fn read(path: &Path) -> Result<(CacheManifest, DateTime<Utc>), Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    if fs::metadata(path).map_err(io)?.is_dir() {
+    if fs::metadata(path).context("examining", path.display())?.is_dir() {
         return sealed(path);
     }
     sealed(disk::enter(path)?.path())
@@ -178,6 +169,6 @@ fn sealed(dir: &Path) -> Result<(CacheManifest, DateTime<Utc>), Error> {
     let sealed = seal::read(dir)?;
     let file = dir.join("cache.json");
     let written = fs::symlink_metadata(&file).and_then(|facts| facts.modified());
-    let written = written.map_err(|source| Error::Io { path: file, source })?;
+    let written = written.context("examining", file.display())?;
     Ok((sealed, DateTime::from(written)))
 }

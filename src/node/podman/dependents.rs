@@ -31,7 +31,7 @@ pub struct Error {
     /// Path of the file or directory.
     pub path: PathBuf,
     /// The error of the system call or parser.
-    pub source: io::Error,
+    pub r#source: io::Error,
 }
 
 /// An image or container that depends on the volume.

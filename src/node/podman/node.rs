@@ -61,7 +61,7 @@ pub struct Error {
     /// Path of the file or directory.
     pub path: PathBuf,
     /// The error of the system call.
-    pub source: io::Error,
+    pub r#source: io::Error,
 }
 
 const CRIO: &str = "crio";

@@ -16,7 +16,7 @@ pub enum Error {
         /// The command line of the program.
         command: String,
         /// The error of the system call.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The program returned an error.
     #[error("`{command}` failed: {said}")]

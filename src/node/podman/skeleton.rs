@@ -6,25 +6,14 @@
 //! empty.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use larder_model::io_error::{Context as _, IoError};
 use larder_sys::Dir;
 
 /// The directories, and their lock files.
 const PARTS: [(&str, Option<&str>); 3] =
     [("overlay", None), ("overlay-images", Some("images.lock")), ("overlay-layers", Some("layers.lock"))];
-
-/// A skeleton cannot be created or removed.
-#[derive(Debug, thiserror::Error)]
-#[error("{doing} {}: {source}", path.display())]
-pub struct Error {
-    /// The action that failed.
-    pub doing: &'static str,
-    /// Path of the image store.
-    pub path: PathBuf,
-    /// The error of the system call.
-    pub source: io::Error,
-}
 
 /// Creates a world-readable skeleton in the directory `at`, before anything is mounted there. Existing files
 /// are kept.
@@ -32,20 +21,19 @@ pub struct Error {
 /// # Errors
 ///
 /// A directory or lock file cannot be created.
-pub fn make(at: &Path) -> Result<(), Error> {
-    let failed = |doing| move |source| Error { doing, path: at.to_owned(), source };
-    let dir = Dir::open(at).map_err(failed("opening"))?;
+pub fn make(at: &Path) -> Result<(), IoError> {
+    let creating = |done: io::Result<()>| done.context("creating an empty image store in", at.display());
+    let dir = Dir::open(at).context("opening", at.display())?;
     for (name, lock) in PARTS {
-        let part =
-            dir.ensure_dir(name.as_bytes(), 0o755).map_err(failed("creating an empty image store in"))?;
+        let part = dir
+            .ensure_dir(name.as_bytes(), 0o755)
+            .context("creating an empty image store in", at.display())?;
         // The mode must not depend on the umask.
-        dir.set_mode(name.as_bytes(), 0o755).map_err(failed("creating an empty image store in"))?;
+        creating(dir.set_mode(name.as_bytes(), 0o755))?;
         let Some(lock) = lock else { continue };
         match part.create_file(lock.as_bytes(), 0o644) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made
-                .and_then(|file| larder_sys::dir::set_mode(&file, 0o644))
-                .map_err(failed("creating an empty image store in"))?,
+            made => creating(made.and_then(|file| larder_sys::dir::set_mode(&file, 0o644)))?,
         }
     }
     Ok(())
@@ -75,8 +63,8 @@ pub fn is_all(at: &Path) -> io::Result<bool> {
 /// # Errors
 ///
 /// A directory or lock file cannot be removed.
-pub fn remove(at: &Path) -> Result<(), Error> {
-    let failed = |source| Error { doing: "removing the empty image store in", path: at.to_owned(), source };
+pub fn remove(at: &Path) -> Result<(), IoError> {
+    let failed = |source| IoError::new("removing the empty image store in", at.display(), source);
     let dir = match Dir::open(at) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(failed)?,

@@ -1,11 +1,9 @@
 //! The errors of the snapshotter, mapped to those of containerd (its package errdefs).
 
-use std::io;
-use std::path::Path;
-
 use crate::rootfs;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, IoError};
 
 /// The errors of snapshotter requests.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +31,7 @@ pub enum Error {
         /// The action that failed.
         doing: &'static str,
         /// The error of SQLite.
-        source: rusqlite::Error,
+        r#source: rusqlite::Error,
     },
     /// The records are damaged, or belong to another program.
     #[error("the database {path} cannot be used: {reason}")]
@@ -47,15 +45,8 @@ pub enum Error {
     #[error(transparent)]
     Layer(#[from] rootfs::Error),
     /// A system call failed.
-    #[error("{doing} {what}: {source}")]
-    Io {
-        /// The action that failed.
-        doing: &'static str,
-        /// Path of the file or directory.
-        what: String,
-        /// The error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// A thread panicked.
     #[error("a thread of the snapshotter panicked: {0}")]
     Thread(String),
@@ -73,22 +64,13 @@ impl Error {
             Error::Store { .. } | Error::Thread(_) => Class::Internal,
             Error::Damaged { .. } => Class::Corrupt,
             Error::Layer(e) => e.class(),
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => Class::Denied,
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-                _ => Class::Internal,
-            },
+            Error::Io(error) => error.class(FileRole::Own),
         }
     }
 }
 
 fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
-}
-
-pub(super) fn io(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
-    let what = what.display().to_string();
-    move |source| Error::Io { doing, what, source }
 }
 
 pub(super) fn sql(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {

@@ -5,10 +5,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::{fs, io};
 
-use super::error::{Error, io as failed};
+use super::error::Error;
 use super::volumes::Volume;
 use crate::volume::layout;
 use crate::{rootfs, trees};
+use larder_model::io_error::{Context as _, IoError};
 use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::{Dir, FileType, mount};
@@ -23,7 +24,7 @@ pub(super) struct Links {
 impl Links {
     /// Opens the existing directory at `path`.
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
-        let dir = Dir::open(&path).map_err(failed("opening", &path))?;
+        let dir = Dir::open(&path).context("opening", path.display())?;
         Ok(Links { path, dir })
     }
 
@@ -36,15 +37,15 @@ impl Links {
     /// trees, without following links.
     pub(super) fn layer(&self, id: i64, volume: &Volume, layer: &Layer) -> Result<Vec<PathBuf>, Error> {
         let paths = layout::parts(volume.format, layer).trees;
-        let root = Dir::open(&volume.at).map_err(failed("opening the volume", &volume.at))?;
+        let root = Dir::open(&volume.at).context("opening the volume", volume.at.display())?;
         if volume.format == LayerFormat::Erofs {
-            let from = of_volume(&root, volume).map_err(failed("examining", &volume.at))?;
+            let from = of_volume(&root, volume).context("examining", volume.at.display())?;
             let note = format!("{id}.from");
             if self.dir.read_link(note.as_bytes()).ok().as_ref() != Some(&from) {
                 // Images that are still mounted from another volume would keep it busy.
                 self.release(id)?;
                 let noted = self.dir.symlink(&from, note.as_bytes());
-                noted.map_err(failed("recording the volume of", &self.path.join(&note)))?;
+                noted.context("recording the volume of", self.path.join(&note).display())?;
             }
             let mounted = paths.iter().enumerate().map(|(number, path)| self.image(id, number, &root, path));
             return mounted.collect();
@@ -64,10 +65,10 @@ impl Links {
         match self.dir.open_dir(name.as_bytes()) {
             // The image is already mounted, maybe by an earlier process. The same chain ID means the same
             // layer.
-            Ok(dir) if mount::is_mount_point(&dir).map_err(failed("examining", &at))? => return Ok(at),
-            Ok(_) => self.dir.remove_dir(name.as_bytes()).map_err(failed("removing", &at))?,
+            Ok(dir) if mount::is_mount_point(&dir).context("examining", at.display())? => return Ok(at),
+            Ok(_) => self.dir.remove_dir(name.as_bytes()).context("removing", at.display())?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(failed("opening", &at)(e)),
+            Err(e) => return Err(IoError::new("opening", at.display(), e).into()),
         }
         trees::tree(root, LayerFormat::Erofs, path).map_err(rootfs::Error::from)?;
         rootfs::erofs(root, path, &at)?;
@@ -87,22 +88,22 @@ impl Links {
             self.dir.symlink(target, new.as_bytes())?;
             self.dir.rename(new.as_bytes(), &self.dir, name.as_bytes())
         };
-        make().map_err(failed("linking", &path))?;
+        make().context("linking", path.display())?;
         Ok(path)
     }
 
     /// Removes the links of `id`, and unmounts its images.
     pub(super) fn release(&self, id: i64) -> Result<(), Error> {
         let of_it = |name: &Vec<u8>| owner(name) == Some(id);
-        for name in self.dir.names().map_err(failed("listing", &self.path))?.into_iter().filter(of_it) {
-            self.remove(&name).map_err(failed("removing", &self.path.join(OsStr::from_bytes(&name))))?;
+        for name in self.dir.names().context("listing", self.path.display())?.into_iter().filter(of_it) {
+            self.remove(&name).context("removing", self.path.join(OsStr::from_bytes(&name)).display())?;
         }
         Ok(())
     }
 
     /// Returns the snapshots that have entries in the directory.
     pub(super) fn owners(&self) -> Result<Vec<i64>, Error> {
-        let names = self.dir.names().map_err(failed("listing", &self.path))?;
+        let names = self.dir.names().context("listing", self.path.display())?;
         Ok(names.iter().filter_map(|name| owner(name)).collect())
     }
 

@@ -12,8 +12,9 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::error::{Error, io as failed};
+use super::error::Error;
 use super::{Labels, Snapshotter};
+use larder_model::io_error::Context as _;
 use larder_sys::{Dir, mount};
 
 /// The labels of a snapshot with an ID mapping: `<container ID>:<host ID>:<number>`, separated by commas.
@@ -85,7 +86,7 @@ impl Snapshotter {
             }
             Ok(places)
         };
-        make().map_err(failed("mounting layers in", &directory))
+        Ok(make().context("mounting layers in", directory.display())?)
     }
 
     /// Unmounts the lower directories of snapshot `id`, and removes their mount points.
@@ -105,7 +106,7 @@ impl Snapshotter {
             }
             fs::remove_dir(&directory)
         };
-        remove().map_err(failed("unmounting layers in", &directory))
+        Ok(remove().context("unmounting layers in", directory.display())?)
     }
 
     /// Returns the snapshots with mounted layers.
@@ -113,7 +114,7 @@ impl Snapshotter {
         let path = self.root.join(DIRECTORY);
         let names = match Dir::open(&path).and_then(|dir| dir.names()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-            other => other.map_err(failed("listing", &path))?,
+            other => other.context("listing", path.display())?,
         };
         Ok(names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect())
     }

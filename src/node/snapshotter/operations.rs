@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use chrono::Utc;
 use rusqlite::Connection;
 
-use super::error::io as failed;
 use super::filter::Filters;
 use super::mapping::Mapping;
 use super::store::{self, Record};
 use super::{Error, Info, Kind, Labels, Mount, Snapshotter, Usage, lock, usage};
+use larder_model::io_error::Context as _;
 use larder_sys::dir::{set_mode, set_owner};
 use larder_sys::{Dir, remove};
 
@@ -246,7 +246,7 @@ impl Snapshotter {
             }
             Ok::<_, io::Error>(())
         };
-        make().map_err(failed("creating", &directory))
+        Ok(make().context("creating", directory.display())?)
     }
 
     /// Removes the files of a snapshot without a row. On an error, the rest is left to the cleanup.
@@ -254,7 +254,7 @@ impl Snapshotter {
         let gone = self.unmount_lower(id).and_then(|()| self.links.release(id)).and_then(|()| {
             let snapshots = self.root.join("snapshots");
             let remove = || remove::tree(&Dir::open(&snapshots)?, id.to_string().as_bytes());
-            remove().map_err(failed("removing", &self.directory(id)))
+            Ok(remove().context("removing", self.directory(id).display())?)
         });
         if let Err(error) = gone {
             tracing::warn!(snapshot = id, %error, "cannot remove the files of a snapshot; the next cleanup retries");

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 use larder_sys::socket::{self, Place, activation};
 
 const MODE: u32 = 0o600;
@@ -26,7 +27,7 @@ pub enum SocketError {
         /// Path of the socket.
         path: PathBuf,
         /// The error of the system call.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
 }
 
@@ -36,10 +37,7 @@ impl SocketError {
         match self {
             SocketError::NotASocket(_) | SocketError::Activation(_) => Class::Invalid,
             SocketError::Occupied(_) => Class::Conflict,
-            SocketError::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::PermissionDenied => Class::Denied,
-                _ => Class::Internal,
-            },
+            SocketError::Io { source, .. } => class(source, FileRole::Own),
         }
     }
 }

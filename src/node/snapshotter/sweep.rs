@@ -6,12 +6,12 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::error::io as failed;
 use super::links::Links;
 use super::operations::overlay_supports;
 use super::store::{self, Store};
 use super::volumes::Volumes;
 use super::{Error, Settings, Snapshotter, lock};
+use larder_model::io_error::Context as _;
 use larder_sys::Dir;
 use larder_sys::lock::Lock;
 use larder_sys::mount::OVERLAY_OPTIONS;
@@ -29,8 +29,8 @@ impl Snapshotter {
     /// Locks the directory, creates missing entries, and removes leftovers.
     pub(super) fn open(settings: &Settings) -> Result<Self, Error> {
         let root = &settings.root;
-        DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed("creating", root))?;
-        let root = root.canonicalize().map_err(failed("opening", root))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(root).context("creating", root.display())?;
+        let root = root.canonicalize().context("opening", root.display())?;
         // These characters are separators in paths, lists and options of overlays.
         let shown = root.to_str().filter(|path| !path.contains([':', ',', '\\', '"']));
         if shown.is_none() {
@@ -39,13 +39,13 @@ impl Snapshotter {
                 root.display()
             )));
         }
-        let dir = Dir::open(&root).map_err(failed("opening", &root))?;
-        let held = Lock::try_exclusive(&dir, b"lock").map_err(failed("locking", &root))?;
+        let dir = Dir::open(&root).context("opening", root.display())?;
+        let held = Lock::try_exclusive(&dir, b"lock").context("locking", root.display())?;
         let Some(held) = held else {
             return Err(Error::Precondition(format!("another snapshotter uses {}", root.display())));
         };
         for name in ["snapshots", "l"] {
-            dir.ensure_dir(name.as_bytes(), 0o700).map_err(failed("creating", &root.join(name)))?;
+            dir.ensure_dir(name.as_bytes(), 0o700).context("creating", root.join(name).display())?;
         }
         let store = Store::open(&root.join("snapshots.db"))?;
         let snapshotter = Snapshotter {
@@ -83,7 +83,7 @@ impl Snapshotter {
         let store = lock(&self.store);
         let rows: BTreeSet<i64> = store::all(store.read())?.into_iter().map(|record| record.id).collect();
         let path = self.root.join("snapshots");
-        let names = Dir::open(&path).and_then(|dir| dir.names()).map_err(failed("listing", &path))?;
+        let names = Dir::open(&path).and_then(|dir| dir.names()).context("listing", path.display())?;
         let directories = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok());
         let found = directories.chain(self.links.owners()?).chain(self.lower_mount_owners()?);
         let found: BTreeSet<i64> = found.collect();

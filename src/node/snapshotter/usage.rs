@@ -6,7 +6,8 @@ use std::io;
 use std::path::Path;
 
 use super::Usage;
-use super::error::{Error, io as failed};
+use super::error::Error;
+use larder_model::io_error::Context as _;
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, Stat};
 
@@ -18,7 +19,7 @@ pub(super) fn of(path: &Path) -> Result<Usage, Error> {
         count.add(&top.stat_self()?);
         walk(top, &mut count)
     };
-    count_all().map_err(failed("counting", path))?;
+    count_all().context("counting", path.display())?;
     Ok(count.usage)
 }
 

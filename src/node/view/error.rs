@@ -1,10 +1,8 @@
 //! The errors of creating and removing a view.
 
-use std::io;
-use std::path::Path;
-
 use crate::{rootfs, verify};
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, IoError};
 
 /// A view cannot be created or removed.
 #[derive(Debug, thiserror::Error)]
@@ -44,15 +42,8 @@ pub enum Error {
     #[error("writing records of a view: {0}")]
     Json(serde_json::Error),
     /// A system call failed.
-    #[error("{doing} {what}: {source}")]
-    Io {
-        /// The action that failed.
-        doing: &'static str,
-        /// Path of the file or directory.
-        what: String,
-        /// The error of the system call.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl Error {
@@ -66,16 +57,7 @@ impl Error {
             Error::Documents(e) => e.class(),
             Error::Layer(e) => e.class(),
             Error::Json(_) => Class::Internal,
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::ResourceBusy => Class::Busy,
-                io::ErrorKind::NotFound => Class::NotFound,
-                _ => larder_layer::error::io_class(source),
-            },
+            Error::Io(error) => error.class(FileRole::Named),
         }
     }
-}
-
-pub(super) fn io(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
-    let what = what.display().to_string();
-    move |source| Error::Io { doing, what, source }
 }

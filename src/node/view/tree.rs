@@ -5,12 +5,13 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use super::error::{Error, io};
+use super::error::Error;
 use super::{NOTE, ids, names, stacks};
 use crate::volume::store::Documents;
 use crate::volume::{layout, store};
 use crate::{rootfs, trees, verify};
 use larder_model::chain::ChainId;
+use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
 use larder_model::seal::Content;
 use larder_sys::Dir;
@@ -21,9 +22,9 @@ const MAX_DOCUMENTS: u64 = 256 << 20;
 
 /// Assembles the view over `stage`, in a mount namespace of this thread.
 pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Path) -> Result<Mount, Error> {
-    mount::private_namespace().map_err(io("creating a mount namespace for", stage))?;
+    mount::private_namespace().context("creating a mount namespace for", stage.display())?;
     // Directories can only be mounted from file descriptors that were opened in this namespace.
-    let root = &Dir::open(volume).map_err(io("opening the volume", volume))?;
+    let root = &Dir::open(volume).context("opening the volume", volume.display())?;
     let documents = documents(root, content)?;
     let ids = ids(&content.layers);
     let id = |chain_id: &ChainId| ids.get(chain_id).map_or("", String::as_str);
@@ -36,8 +37,8 @@ pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Pa
     let files = files.map_err(Error::Json)?;
     drop(documents);
 
-    mount::memory_for_all(stage).map_err(io("mounting a file system in memory over", stage))?;
-    mount::work_in(stage).map_err(io("working in", stage))?;
+    mount::memory_for_all(stage).context("mounting a file system in memory over", stage.display())?;
+    mount::work_in(stage).context("working in", stage.display())?;
     for directory in ["overlay", "overlay/l", "overlay-layers", "overlay-images"] {
         make_dir(Path::new(directory))?;
     }
@@ -49,8 +50,8 @@ pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Pa
     }
     layers(root, volume, content, &ids)?;
     write(Path::new(NOTE), note)?;
-    mount::memory_read_only(stage).map_err(io("making read-only", stage))?;
-    Mount::clone_of_tree(stage).map_err(io("cloning the mount of", stage))
+    mount::memory_read_only(stage).context("making read-only", stage.display())?;
+    Ok(Mount::clone_of_tree(stage).context("cloning the mount of", stage.display())?)
 }
 
 /// Reads and checks the manifests and configs of all images.
@@ -84,7 +85,7 @@ fn layers(
             make_dir(&directory)?;
             place(root, content.layer_format, tree, &directory.join("diff"), &mut mounted)?;
             let link = Path::new("overlay/l").join(short);
-            symlink(format!("../{id}{suffix}/diff"), &link).map_err(io("linking", &link))?;
+            symlink(format!("../{id}{suffix}/diff"), &link).context("linking", link.display())?;
         }
         let own = Path::new("overlay").join(id);
         if let Some((first, rest)) = stack.split_first() {
@@ -98,7 +99,7 @@ fn layers(
             // This checks that the path does not lead elsewhere. The volume no longer changes.
             trees::file(root, &parts.tar_split).map_err(rootfs::Error::from)?;
             let link = Path::new("overlay-layers").join(format!("{id}.tar-split.gz"));
-            symlink(volume.join(&parts.tar_split), &link).map_err(io("linking", &link))?;
+            symlink(volume.join(&parts.tar_split), &link).context("linking", link.display())?;
         }
     }
     Ok(())
@@ -113,13 +114,13 @@ fn place(
     at: &Path,
     mounted: &mut HashMap<String, PathBuf>,
 ) -> Result<(), Error> {
-    let failed = || io("mounting over", at);
+    let doing = "mounting over";
     let again = match (format, mounted.get(path)) {
         (LayerFormat::Overlay, _) => {
-            let tree = root.open_beneath(path.as_bytes()).map_err(io("opening", Path::new(path)))?;
-            Mount::of_dir(&tree).map_err(failed())?
+            let tree = root.open_beneath(path.as_bytes()).context("opening", path)?;
+            Mount::of_dir(&tree).context(doing, at.display())?
         }
-        (LayerFormat::Erofs, Some(first)) => Mount::clone_of(first).map_err(failed())?,
+        (LayerFormat::Erofs, Some(first)) => Mount::clone_of(first).context(doing, at.display())?,
         (LayerFormat::Erofs, None) => {
             // This also checks the image superficially.
             trees::tree(root, format, path).map_err(rootfs::Error::from)?;
@@ -129,14 +130,14 @@ fn place(
         }
     };
     make_dir(at)?;
-    again.attach_read_only(at).map_err(failed())
+    Ok(again.attach_read_only(at).context(doing, at.display())?)
 }
 
 /// Creates a directory with a mode that does not depend on the umask.
 fn make_dir(path: &Path) -> Result<(), Error> {
     let made =
         fs::create_dir(path).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
-    made.map_err(io("creating", path))
+    Ok(made.context("creating", path.display())?)
 }
 
 /// Writes a file with a mode that does not depend on the umask. Creates the directory of an image's records
@@ -147,5 +148,5 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     }
     let written =
         fs::write(path, bytes).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)));
-    written.map_err(io("writing", path))
+    Ok(written.context("writing", path.display())?)
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::examine::{Examination, examine};
 use super::image::{self, DiskImage, Format};
 use super::show;
@@ -13,6 +13,7 @@ use crate::volume::lease::Lease;
 use crate::volume::proofs::Proofs;
 use crate::volume::seal::Files;
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_sys::dir::stat_fd;
 use larder_sys::lock::Lock;
 use larder_sys::loop_device::{self, Access, LoopDevice};
@@ -62,9 +63,9 @@ impl Entered {
         match self.mount.take() {
             Some(mount) => {
                 let below = Dir::open(over).context("opening", &shown)?;
-                mount.attach(&below).context("mounting over", &shown)
+                Ok(mount.attach(&below).context("mounting over", &shown)?)
             }
-            None => show::attach(&self.path, over).context("mounting over", &shown),
+            None => Ok(show::attach(&self.path, over).context("mounting over", &shown)?),
         }
     }
 

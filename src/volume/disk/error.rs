@@ -2,9 +2,8 @@
 
 use std::io;
 
-use nix::errno::Errno;
-
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, IoError, Operation, class, hint};
 use larder_model::size::ByteSize;
 use larder_sys::mount::MountError;
 
@@ -113,7 +112,7 @@ pub enum Error {
         /// Path of the disk.
         path: String,
         /// Error of the kernel.
-        source: MountError,
+        r#source: MountError,
     },
     /// The kernel lost writes to the disk.
     #[error("{doing} {path}: {source}; writes were lost, so the disk is not sealed: {hint}")]
@@ -123,20 +122,13 @@ pub enum Error {
         /// Path of the disk.
         path: String,
         /// Error of the kernel.
-        source: io::Error,
+        r#source: io::Error,
         /// Hint about the cause.
         hint: String,
     },
     /// A system call failed.
-    #[error("{doing} {what}: {source}{}", remedy(source))]
-    Io {
-        /// The operation that failed.
-        doing: &'static str,
-        /// Object of the operation.
-        what: String,
-        /// Error of the system call.
-        source: io::Error,
-    },
+    #[error("{}{}", .0, hint(Operation::UseDisk, &.0.source))]
+    Io(IoError),
     /// An error of the volume on the disk.
     #[error(transparent)]
     Volume(#[from] crate::volume::Error),
@@ -152,41 +144,16 @@ impl Error {
             Error::HostFull { .. } | Error::TooSmall { .. } => Class::NoSpace,
             Error::NoProgram { .. } | Error::Size { .. } => Class::Invalid,
             Error::Program { .. } => Class::Internal,
-            Error::Mount { source, .. } => class_of(&source.source),
-            Error::WritesLost { source, .. } | Error::Io { source, .. } => class_of(source),
+            Error::Mount { source, .. } => class(&source.source, FileRole::Named),
+            Error::WritesLost { source, .. } => class(source, FileRole::Named),
+            Error::Io(error) => error.class(FileRole::Named),
             Error::Volume(error) => error.class(),
         }
     }
 }
 
-fn class_of(error: &io::Error) -> Class {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
-        Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
-        Some(Errno::ENOENT | Errno::ENOTDIR) => Class::NotFound,
-        Some(Errno::EBUSY) => Class::Busy,
-        // The superblock, the group descriptors or their checksums are wrong.
-        Some(Errno::EUCLEAN | Errno::EBADMSG) => Class::Corrupt,
-        // The volume has links or special files at its top level, so no view of it can be created.
-        _ if error.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
-        _ => Class::Internal,
-    }
-}
-
-fn remedy(error: &io::Error) -> &'static str {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EPERM | Errno::EACCES) => " (disks need root, with CAP_SYS_ADMIN and loop devices)",
-        _ => "",
-    }
-}
-
-/// Adds the operation to the error of a failed system call.
-pub(super) trait Context<T> {
-    fn context(self, doing: &'static str, what: &str) -> Result<T, Error>;
-}
-
-impl<T> Context<T> for io::Result<T> {
-    fn context(self, doing: &'static str, what: &str) -> Result<T, Error> {
-        self.map_err(|source| Error::Io { doing, what: what.to_owned(), source })
+impl From<IoError> for Error {
+    fn from(error: IoError) -> Self {
+        Error::Io(error)
     }
 }

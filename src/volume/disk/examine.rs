@@ -8,11 +8,12 @@ use std::{io, thread};
 
 use nix::sys::stat::{major, minor};
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::image::Format;
 use super::tools;
 use crate::volume::fingerprint::Fingerprint;
 use crate::volume::proofs::{Proof, Proofs};
+use larder_model::io_error::Context as _;
 use larder_sys::{Dir, FileType, mount};
 
 /// User and group of the process. No user of the host has this ID, so no other process can interfere.

@@ -3,13 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::image::{self, DiskImage, Format};
 use super::superblock::Superblock;
 use super::take::{Backing, Disk};
 use super::{BLOCK, DESCRIPTION, IMAGE, tools};
 use crate::volume::seal;
 use larder_model::digest::Digest;
+use larder_model::io_error::Context as _;
 use larder_model::size::ByteSize;
 use larder_sys::loop_device::{Access, LoopDevice};
 use larder_sys::mount::{self, Ext4, Mount};
@@ -96,7 +97,7 @@ impl Disk {
         let shown = self.shown();
         let file = self.image.file();
         if matches!(self.backing, Backing::Device(_)) {
-            return file.sync_all().context("flushing", &shown);
+            return Ok(file.sync_all().context("flushing", &shown)?);
         }
         let found = Superblock::read(file).context("reading", &shown)?;
         let found = found.filter(|found| found.clean && found.uuid == self.name.uuid);
@@ -126,7 +127,7 @@ impl Disk {
             .context("writing image.json of", &shown)?;
         json.push(b'\n');
         atomic::write(&self.below, DESCRIPTION, &json, 0o600).context("writing image.json of", &shown)?;
-        seal.write(&self.below).context("writing cache.json of", &shown)
+        Ok(seal.write(&self.below).context("writing cache.json of", &shown)?)
     }
 
     /// Checks the whole file system, before and after shrinking it.
@@ -169,7 +170,10 @@ impl Disk {
     fn wipe_superblock(&self) -> Result<(), Error> {
         use std::os::unix::fs::FileExt as _;
         let file = self.image.file();
-        file.write_all_at(&[0; 4096], 0).and_then(|()| file.sync_all()).context("wiping", &self.shown())
+        Ok(file
+            .write_all_at(&[0; 4096], 0)
+            .and_then(|()| file.sync_all())
+            .context("wiping", &self.shown())?)
     }
 }
 

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::image::{self, DiskImage, Format};
 use super::superblock::Superblock;
 use super::take::refuse_foreign;
 use super::{DESCRIPTION, Entered, IMAGE, enter_own, tools};
 use crate::volume::{layout, lock, seal};
 use larder_model::digest::Digest;
+use larder_model::io_error::{Context as _, IoError};
 use larder_sys::lock::Lock;
 use larder_sys::{Dir, atomic, dir, private};
 
@@ -48,7 +49,7 @@ pub fn receive(path: &Path) -> Result<Receiving, Error> {
     larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
     match larder.unlink(IMAGE) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(e).context("removing", ".larder/disk.img");
+            return Err(IoError::new("removing", ".larder/disk.img", e).into());
         }
         _ => {}
     }
@@ -116,7 +117,7 @@ impl Receiving {
         json.push(b'\n');
         self.larder.rename_new(IMAGE, &self.below, IMAGE).context("placing", &shown)?;
         atomic::write(&self.below, DESCRIPTION, &json, 0o600).context("writing image.json of", &shown)?;
-        seal.write(&self.below).context("writing cache.json of", &shown)
+        Ok(seal.write(&self.below).context("writing cache.json of", &shown)?)
     }
 }
 

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::image::Format;
 use super::superblock::Superblock;
 use super::{BLOCK, DESCRIPTION, Entered, IMAGE, Name, enter_own, tools};
 use crate::volume::layout;
 use crate::volume::lock::lock;
 use larder_model::digest::Digest;
+use larder_model::io_error::{Context as _, IoError};
 use larder_sys::dir::stat_fd;
 use larder_sys::lock::Lock;
 use larder_sys::{Dir, loop_device, private, process, space};
@@ -269,11 +270,13 @@ fn mount_point(name: &Name) -> Result<PathBuf, Error> {
     let path = std::env::temp_dir().join(format!("{}-{}", name.label, std::process::id()));
     let shown = path.display().to_string();
     match fs::remove_dir(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context("removing", &shown),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(IoError::new("removing", &shown, e).into());
+        }
         _ => {}
     }
     private::create_dir(&path).context("creating", &shown)?;
-    path.canonicalize().context("opening", &shown)
+    Ok(path.canonicalize().context("opening", &shown)?)
 }
 
 /// Refuses a directory with names that do not belong to a disk. Without `.larder`, only files of mkfs are
@@ -338,7 +341,7 @@ fn create(below: &Dir, larder: &Dir, at: &Path, size: u64, sparse: bool, name: &
     let shown = at.join("disk.img").display().to_string();
     match larder.unlink(IMAGE) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(e).context("removing", ".larder/disk.img");
+            return Err(IoError::new("removing", ".larder/disk.img", e).into());
         }
         _ => {}
     }
@@ -385,7 +388,7 @@ fn reserve(file: &File, size: u64, have: u64, shown: &str) -> Result<(), Error> 
         Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
             Err(Error::HostFull { path: shown.to_owned(), need: size, have })
         }
-        Err(e) => Err(e).context("reserving", shown),
+        Err(e) => Err(IoError::new("reserving", shown, e).into()),
     }
 }
 

@@ -11,9 +11,10 @@ use std::process::{Command, Stdio};
 
 use uuid::Uuid;
 
-use super::error::{Context, Error};
+use super::error::Error;
 use super::{BLOCK, Name};
 use larder_model::escape::escape;
+use larder_model::io_error::Context as _;
 
 const TARGET: &str = "/proc/self/fd/0";
 

@@ -7,7 +7,7 @@ use larder_model::class::Class;
 pub enum Error {
     /// The source failed to deliver the bytes of the blob.
     #[error("reading the bytes of the blob: {0}")]
-    Source(#[source] io::Error),
+    Source(io::Error),
     /// The blob is shorter than its own framing states.
     #[error("the blob ended inside a {codec} stream, after {at} bytes: it is truncated")]
     Truncated {
@@ -40,7 +40,7 @@ pub enum Error {
     },
     /// The decompressor cannot be created, for lack of memory.
     #[error("preparing the decompressor: {0}")]
-    Context(#[source] io::Error),
+    Context(io::Error),
     /// The decoder was used after it had failed.
     #[error("internal error: the decoder was used after an earlier error")]
     Failed,

@@ -136,22 +136,17 @@ impl<S: ChunkSource> Inflater<S> {
 
     fn sniff(&mut self) -> Result<(), Error> {
         while self.input.len() < 4 && self.receive()? {}
-        let codec: (&'static str, Box<dyn Codec>) = match *self.input {
-            [0x1f, 0x8b, ..] => {
-                self.compression = Compression::Gzip;
-                ("gzip", gzip::codec(self.portable))
-            }
-            // A frame, or a skippable frame before one (RFC 8878, 3.1).
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-                self.compression = Compression::Zstd;
-                ("zstd", Box::new(zstd::Zstd::new().map_err(Error::Context)?))
-            }
-            _ => {
+        let compression = Compression::detect(&self.input);
+        let (name, codec): (&'static str, Box<dyn Codec>) = match compression {
+            Compression::None => {
                 self.set_plain();
                 return Ok(());
             }
+            Compression::Gzip => ("gzip", gzip::codec(self.portable)),
+            Compression::Zstd => ("zstd", Box::new(zstd::Zstd::new().map_err(Error::Context)?)),
         };
-        self.stage = Stage::Codec { name: codec.0, codec: codec.1, pool: Pool::default() };
+        self.compression = compression;
+        self.stage = Stage::Codec { name, codec, pool: Pool::default() };
         Ok(())
     }
 

@@ -99,7 +99,7 @@ pub enum Error {
         /// The operation that failed.
         doing: &'static str,
         /// The cause reported by the system.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -50,7 +50,7 @@ pub enum TreeError {
         /// Path relative to the top, escaped.
         path: String,
         /// The cause reported by the writer.
-        source: Error,
+        r#source: Error,
     },
     /// The tree cannot be read.
     #[error("{doing} {path:?}: {source}")]
@@ -60,7 +60,7 @@ pub enum TreeError {
         /// Path relative to the top, escaped.
         path: String,
         /// The cause reported by the system.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A file changed while it was read.
     #[error("{path:?} changed while it was read")]

@@ -3,6 +3,7 @@ use std::{fmt, io};
 use super::block::Typeflag;
 use crate::decode;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 
 /// The reason why a layer's tar cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +14,7 @@ pub enum Error {
         /// Position in the tar.
         position: Position,
         /// Error of the stream.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A member is corrupt, hostile, or of a type that no layer may contain.
     #[error("tar {position}: {fault}")]
@@ -29,7 +30,7 @@ pub enum Error {
         /// Position in the tar.
         position: Position,
         /// Error of the writer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
@@ -123,10 +124,7 @@ impl Error {
             }
             Error::Member { fault: Fault::Misuse(_), .. } => Class::Internal,
             Error::Member { .. } => Class::Corrupt,
-            Error::Record { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-                _ => Class::Internal,
-            },
+            Error::Record { source, .. } => class(source, FileRole::Own),
         }
     }
 }

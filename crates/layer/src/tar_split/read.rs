@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::MAX_LINE;
 use larder_model::class::Class;
+use larder_model::io_error::{FileRole, class};
 
 /// The reason why a tar-split cannot be read or does not match the files.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +19,7 @@ pub enum Error {
         /// Index of the entry, from 0.
         position: u64,
         /// Error reported by the system.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The tar-split violates its format.
     #[error("the tar-split is corrupt at entry {position}: {reason}")]
@@ -47,14 +48,7 @@ impl Error {
     /// Returns the error class of the failure.
     pub fn class(&self) -> Class {
         match self {
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
-                    Class::Corrupt
-                }
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-                io::ErrorKind::NotFound => Class::Corrupt,
-                _ => Class::Internal,
-            },
+            Error::Io { source, .. } => class(source, FileRole::Sealed),
             Error::Corrupt { .. } | Error::File { .. } => Class::Corrupt,
         }
     }

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::Clock;
+use larder_model::event::milliseconds;
 
 /// Maximum difference between wall-clock time and time since boot before it counts as a step.
 const MAX_DRIFT: Duration = Duration::from_secs(5 * 60);
@@ -69,10 +70,6 @@ pub struct SavedClock {
     /// Time since boot at which the pause ends, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held_until_ms: Option<u64>,
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl TimeGuard {

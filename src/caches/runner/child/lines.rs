@@ -15,7 +15,7 @@ pub enum LineError {
     },
     /// Reading from the pipe failed.
     #[error("reading its output: {0}")]
-    Read(#[from] io::Error),
+    Read(io::Error),
 }
 
 /// Reads the next line without its line end, at most `limit` bytes. `None` at the end of the stream. An
@@ -29,7 +29,7 @@ pub async fn next_line(
 ) -> Result<Option<Vec<u8>>, LineError> {
     let mut line = Vec::new();
     loop {
-        let bytes = from.fill_buf().await?;
+        let bytes = from.fill_buf().await.map_err(LineError::Read)?;
         if bytes.is_empty() {
             return Ok((!line.is_empty()).then_some(line));
         }

@@ -8,7 +8,8 @@ use std::path::Path;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-use crate::node::snapshotter::error::{Error, io, sql};
+use crate::node::snapshotter::error::{Error, sql};
+use larder_model::io_error::{Context as _, IoError};
 
 /// The application ID in the header of the file: "LSN" and a number.
 const APPLICATION_ID: i32 = 0x4c53_4e01;
@@ -19,15 +20,17 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     // SQLite gives the mode of the database to its auxiliary files.
     let make = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match make {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(io("creating", path)(e)),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(IoError::new("creating", path.display(), e).into());
+        }
         _ => {}
     }
-    let is_new = fs::metadata(path).map_err(io("examining", path))?.len() == 0;
+    let is_new = fs::metadata(path).context("examining", path.display())?.len() == 0;
     let mut db = connect(path).map_err(open_error(path))?;
     if is_new {
         // An empty database would make the cleanup remove all existing snapshots.
         let snapshots = path.with_file_name("snapshots");
-        let mut names = fs::read_dir(&snapshots).map_err(io("listing", &snapshots))?;
+        let mut names = fs::read_dir(&snapshots).context("listing", snapshots.display())?;
         if names.next().is_some() {
             let reason = format!("it is missing or empty, but {} is not", snapshots.display());
             return Err(damaged(path, reason));

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::share::VolumeName;
+use super::volume_name::VolumeName;
 use super::wire::{self, Frame};
 use larder_model::class::Class;
 use larder_model::credential::{Credential, Secret};
@@ -156,9 +156,9 @@ impl Credentials for SupervisorClient {
         registry: &'a str,
         repository: &'a str,
     ) -> BoxFuture<'a, Result<Vec<Credential>, CredentialsError>> {
-        let (keeper, of, in_it) = (self.clone(), registry.to_owned(), repository.to_owned());
+        let (supervisor, of, in_it) = (self.clone(), registry.to_owned(), repository.to_owned());
         Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || keeper.credentials(of, in_it)).await;
+            let found = tokio::task::spawn_blocking(move || supervisor.credentials(of, in_it)).await;
             let failed = |reason| CredentialsError { registry: registry.to_owned(), reason };
             found.map_err(|e| failed(e.to_string()))?.map_err(|refusal| failed(refusal.message))
         })
