@@ -50,12 +50,8 @@ fn crates_depend_on_what_the_table_allows() {
 
 /// The modules whose children still import each other in a circle: the directory of the crate's sources, and
 /// the module. Remove entries; do not add any.
-const KNOWN_CIRCLES: [(&str, &str); 4] = [
-    ("crates/fake-kubernetes/src", ""),
-    ("crates/registry/src", ""),
-    ("src", "api"),
-    ("src", "prefetch"),
-];
+const KNOWN_CIRCLES: [(&str, &str); 4] =
+    [("crates/fake-kubernetes/src", ""), ("crates/registry/src", ""), ("src", "api"), ("src", "prefetch")];
 
 #[test]
 fn no_siblings_import_each_other_in_a_circle() {

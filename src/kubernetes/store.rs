@@ -124,7 +124,6 @@ fn annotation<'a>(object: &'a ImageCache, name: &str) -> Option<&'a String> {
     object.annotations().get(name)
 }
 
-
 impl Store for KubeStore {
     fn create(
         &self,

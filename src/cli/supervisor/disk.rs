@@ -11,15 +11,15 @@ use crate::volume::disk::{self, Disk, Entered, Error, Left, Request, Taken};
 use crate::volume::seal::Files;
 use larder_model::class::Class;
 use larder_model::event::{Outcome, Status};
+use larder_model::io_error::Context as _;
 use larder_model::job::VolumeKind;
 use larder_sys::mount;
 
 /// Moves this process into its own mount namespace, and makes mounts below `share` visible to its children.
 /// Must be called before a second thread is started.
 pub(in crate::cli) fn enter_namespace(share: Option<&Path>) -> Result<(), Error> {
-    let what = "for the disk".to_owned();
     let entered = mount::private_namespace().and_then(|()| share.map_or(Ok(()), mount::share_below));
-    entered.map_err(|source| Error::Io { doing: "creating a mount namespace", what, source })
+    Ok(entered.context("creating a mount namespace", "for the disk")?)
 }
 
 /// A disk that was mounted while a child ran.

@@ -14,8 +14,8 @@ use crate::kubernetes::convert;
 use crate::kubernetes::names::{FINALIZER, KEY, REQUEST};
 use larder_fake_kubernetes::{Cluster, Effect, Fault as FakeFault, Timing};
 use larder_model::class::Class;
-use larder_model::image_cache::Status;
 use larder_model::digest::hex;
+use larder_model::image_cache::Status;
 
 /// Returns a cluster with the custom resource and the namespaces of the suite.
 fn cluster() -> Cluster {
