@@ -218,6 +218,8 @@ impl resolve::Tree for Walk<'_> {
                 InodeKind::Symlink(target) => Entry::Symlink(target.clone()),
                 _ => Entry::Other,
             },
+            // A file of a lower layer is not a directory either.
+            _ if self.tree.lower_links.contains_key(at) => Entry::Other,
             other if self.make => {
                 let directory = Directory { recreated: other.is_some(), ..Directory::default() };
                 self.tree.nodes.insert(at.to_vec(), Node::Directory(directory));

@@ -148,16 +148,6 @@ impl Sink for Layer<'_> {
     }
 
     fn destination(&mut self, clean: &[u8]) -> Result<Destination, Error> {
-        if !self.lower_links.is_empty() {
-            let mut above = path::split(clean).0;
-            while !above.is_empty() {
-                // A file of a lower layer is not a directory either.
-                if self.lower_links.contains_key(above) {
-                    return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
-                }
-                above = path::split(above).0;
-            }
-        }
         let parent = self.parent(clean)?;
         let (_, name) = path::split(clean);
         let at = path::join(&parent.path, name);

@@ -10,7 +10,7 @@ mod files;
 use std::io::{self, BufRead};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
-use std::thread;
+use std::{mem, thread};
 
 use super::super::applied::{Applied, Directory, LowerLink};
 use super::super::apply::{Failure, Sink, members};
@@ -70,7 +70,6 @@ pub fn apply<B: BufRead, R: Record>(
             cores,
             written,
             contents: if cores.is_multicore() { Contents::start(scope, rights, written) } else { None },
-            applied: Applied::default(),
             lost: Vec::new(),
             counted: 0,
             without_content: PathSet::default(),
@@ -79,8 +78,9 @@ pub fn apply<B: BufRead, R: Record>(
         let entries = members(reader, &mut sink);
         // Pending content belongs to members before the one that failed, so its error takes precedence.
         sink.wait()?;
-        let (entries, directories) = (entries?, sink.tree.finish()?);
-        Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.replaced_files.replaced))
+        let (entries, lower_links) = (entries?, mem::take(&mut sink.tree.lower_links));
+        let (directories, lost) = (sink.tree.finish()?, sink.lost);
+        Ok((Applied { directories, lower_links, entries, lost }, sink.replaced_files.replaced))
     })
 }
 
@@ -104,7 +104,6 @@ struct Overlay<'a> {
     cores: &'a Cores,
     written: &'a AtomicU64,
     contents: Option<Contents>,
-    applied: Applied,
     lost: Vec<Lost>,
     /// Number of losses whose memory is counted.
     counted: usize,
@@ -123,16 +122,6 @@ impl Sink for Overlay<'_> {
     }
 
     fn destination(&mut self, clean: &[u8]) -> Result<Destination, Error> {
-        if !self.applied.lower_links.is_empty() {
-            let mut above = path::split(clean).0;
-            while !above.is_empty() {
-                // A file of a lower layer is not a directory either.
-                if self.applied.lower_links.contains_key(above) {
-                    return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
-                }
-                above = path::split(above).0;
-            }
-        }
         let parent = self.tree.parent(clean)?;
         let at = path::join(&parent.path, path::split(clean).1);
         Ok(Destination { parent, at })
@@ -175,7 +164,7 @@ impl Sink for Overlay<'_> {
             }
             other => drop(other?),
         }
-        self.applied.lower_links.remove(at);
+        self.tree.lower_links.remove(at);
         self.tree
             .record_directory(at.clone(), Directory { metadata: Some(metadata), opaque: false, recreated })
     }
@@ -244,7 +233,7 @@ impl Sink for Overlay<'_> {
         let stat = match source.dir.try_stat(target_name).context("examining", &target_at)? {
             Some(stat) if !stat.is_whiteout() => stat,
             _ => {
-                let target = match self.applied.lower_links.get(&target_at) {
+                let target = match self.tree.lower_links.get(&target_at) {
                     Some(link) => link.target.clone(),
                     None => target_at,
                 };
@@ -291,7 +280,7 @@ impl Sink for Overlay<'_> {
                 Ok(())
             }
             Some(_) => Ok(()),
-            None if self.applied.lower_links.contains_key(&at) => Ok(()),
+            None if self.tree.lower_links.contains_key(&at) => Ok(()),
             None => {
                 self.tree.watch(&parent, &at)?;
                 parent.dir.make_whiteout(hidden).context("creating the whiteout", &at)?;
@@ -322,7 +311,7 @@ impl Overlay<'_> {
             self.clear(destination)?;
         }
         self.tree.count_memory(at.len() + target.len() + metadata.xattr_bytes(), at)?;
-        self.applied.lower_links.insert(at.clone(), LowerLink { target, metadata });
+        self.tree.lower_links.insert(at.clone(), LowerLink { target, metadata });
         Ok(())
     }
 
@@ -335,8 +324,8 @@ impl Overlay<'_> {
     ) -> Result<T, Error> {
         let Destination { parent, at } = destination;
         self.tree.watch(parent, at)?;
-        if !self.applied.lower_links.is_empty() {
-            self.applied.lower_links.remove(at);
+        if !self.tree.lower_links.is_empty() {
+            self.tree.lower_links.remove(at);
         }
         let made = match make(&parent.dir, destination.name()) {
             Err(e) if is_taken(&e) => {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 
-use super::super::applied::Directory;
+use super::super::applied::{Directory, LowerLink};
 use super::super::error::{Context, Error, Fault, named};
 use super::super::path::{self, escape};
 use super::super::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_directory};
@@ -38,6 +38,8 @@ pub(super) struct Tree<'a> {
     root: Rc<OpenDir>,
     cache: VecDeque<Rc<OpenDir>>,
     pub(super) directories: BTreeMap<Vec<u8>, Directory>,
+    /// Links to files of lower layers, which do not exist on disk yet.
+    pub(super) lower_links: BTreeMap<Vec<u8>, LowerLink>,
     space: &'a dyn Space,
     file_system: FileSystem,
     growth: Growth<'a>,
@@ -61,6 +63,7 @@ impl<'a> Tree<'a> {
             root: Rc::new(OpenDir { path: Vec::new(), dir: root }),
             cache: VecDeque::new(),
             directories: BTreeMap::from([(Vec::new(), Directory::default())]),
+            lower_links: BTreeMap::new(),
             space,
             file_system,
             growth: Growth::new(space, file_system.block)?,
@@ -269,6 +272,8 @@ impl resolve::Tree for Walk<'_, '_> {
             Some((FileType::Symlink, _)) => {
                 Entry::Symlink(dir.dir.read_link(name).context("reading the link", at)?)
             }
+            // A file of a lower layer is not a directory either.
+            None | Some((_, true)) if self.tree.lower_links.contains_key(at) => Entry::Other,
             None | Some((_, true)) if self.make => {
                 Entry::Directory(self.tree.imply(dir, at.to_vec(), stat.is_some())?)
             }

@@ -1,5 +1,7 @@
 //! Tests of the planner on layers in memory, over lower layers on disk.
 
+mod sinks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};

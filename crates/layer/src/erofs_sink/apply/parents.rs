@@ -113,6 +113,8 @@ impl resolve::Tree for Walk<'_, '_> {
         let found = writer.lookup(*dir, name);
         let whiteout = found.is_some_and(|id| writer.is_whiteout(id));
         Ok(match found.filter(|_| !whiteout) {
+            // A file of a lower layer is not a directory either.
+            None if self.layer.lower_links.contains_key(at) => Entry::Other,
             None if self.make => Entry::Directory(self.layer.imply(*dir, at, whiteout)?),
             None => Entry::Missing,
             Some(id) => match writer.file_type(id) {

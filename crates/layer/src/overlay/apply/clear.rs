@@ -18,7 +18,7 @@ impl Overlay<'_> {
         if !stat.is_dir() {
             return self.discard(&parent.dir, name, at, &stat);
         }
-        path::remove_tree(&mut self.applied.lower_links, at);
+        path::remove_tree(&mut self.tree.lower_links, at);
         let removed = parent.dir.open_dir(name).context("opening", at)?;
         let mut clearing = Clearing { sink: self, top: at, freed: 0 };
         walk(removed, &mut clearing)?;
