@@ -26,13 +26,13 @@ use larder_model::key::Claims;
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
-    Usage(#[from] UsageError),
+    Usage(Box<UsageError>),
     #[error(transparent)]
     Process(Box<confine::Error>),
     #[error(transparent)]
     Key(#[from] keys::Error),
     #[error(transparent)]
-    Archive(#[from] archive::Error),
+    Archive(Box<archive::Error>),
     #[error(transparent)]
     Disk(Box<disk::Error>),
 }
@@ -74,7 +74,7 @@ pub(super) fn run(args: BuildArgs, argv: Vec<OsString>, config: Config, console:
 fn start(args: &BuildArgs) -> Result<Option<Vec<u8>>, Error> {
     // Do this first: reading the job can block on a supervisor that has already ended.
     confine::settle(args).map_err(|e| Error::Process(Box::new(e)))?;
-    Ok(merge::read_job(args)?)
+    merge::read_job(args).map_err(|e| Error::Usage(Box::new(e)))
 }
 
 /// Merges the parameters of the build, and opens what only this process can open.
@@ -86,9 +86,10 @@ fn prepare(
 ) -> Result<BuildParams, Error> {
     let disk_options = args.options.disk;
     let claims = Claims { name: args.sign_name.clone(), sequence: args.sign_sequence };
-    let request = merge::build_request(args, job, &config, merge::Purpose::Build)?;
+    let request = merge::build_request(args, job, &config, merge::Purpose::Build)
+        .map_err(|e| Error::Usage(Box::new(e)))?;
     let key = request.sign_key.as_deref().map(keys::signing).transpose()?;
-    let archive = archive_on_stdin(&request.source)?;
+    let archive = archive_on_stdin(&request.source).map_err(|e| Error::Archive(Box::new(e)))?;
     if request.volume_kind.is_disk() {
         let share = request.share.as_ref().map(|share| &*share.dir);
         supervisor::enter_namespace(share).map_err(|e| Error::Disk(Box::new(e)))?;

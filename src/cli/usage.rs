@@ -5,7 +5,6 @@ use crate::telemetry::ParseLevelError;
 use larder_model::class::Class;
 use larder_model::image_cache::spec::MAX_IMAGES as MAX_CACHE_IMAGES;
 use larder_model::job::{JobError, MAX_IMAGES};
-use larder_model::reference::ImageReference;
 
 /// An invalid command line or job. The exit code is always 64.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +97,7 @@ pub(super) enum UsageError {
     #[error(
         "{0} has no tag, and its manifest digest changes when its layers are packed: choose other images with --image, or run `larder export` and import the archive"
     )]
-    Untagged(ImageReference),
+    Untagged(String),
     /// An archive or volume for the daemon has more images than an image cache can have.
     #[error("{0} images are too many, a cache can have {MAX_CACHE_IMAGES}: choose some with --image")]
     TooManyForCache(usize),

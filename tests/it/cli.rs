@@ -31,6 +31,10 @@ fn usage_errors_are_64_on_standard_error() {
         (&["plan", "a", "--pull-secret", "ns:name"], "--secrets"),
         (&["config", "check", "--config", "/nonexistent"], "/nonexistent"),
         (&["config", "show", "--log-level", "larder=loud"], "log level"),
+        (&["build", "--kept", "fill", "a"], "--kept"),
+        (&["verify", "--for-use", "a"], "--for-use"),
+        (&["internal", "verify-child"], "<VOLUME>"),
+        (&["internal", "build-child", "fill", "--supervisor", "1", "--", "plan", "a"], "child processes"),
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
@@ -43,6 +47,8 @@ fn usage_errors_are_64_on_standard_error() {
 fn help_and_version_are_0_on_standard_output() {
     for args in [&["--help"][..], &["--version"], &["build", "--help"], &["help", "plan"]] {
         let output = run(args);
+        let shows_it = text(&output.stdout).lines().any(|line| line.trim_start().starts_with("internal"));
+        assert!(!shows_it, "{args:?}: {}", text(&output.stdout));
         assert_eq!(output.status.code(), Some(0), "{args:?}");
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}: {output:?}");
     }

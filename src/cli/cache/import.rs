@@ -112,7 +112,7 @@ fn volume(path: PathBuf, images: Vec<ImageReference>) -> Result<Source, Error> {
     let images = if images.is_empty() { export::images(&path).map_err(of_volume)? } else { images };
     check_number(&images)?;
     if let Some(image) = images.iter().find(|image| image.tag().is_none()) {
-        return Err(UsageError::Untagged(image.clone()).into());
+        return Err(UsageError::Untagged(image.to_string()).into());
     }
     // The volume must have three times the size of the layers as sent, so they are compressed.
     let request = export::Request {
