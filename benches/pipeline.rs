@@ -38,7 +38,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> BuildRequest {
         concurrency: 4,
         sign_key: None,
         signer: None,
-        keeper: None,
+        supervisor: None,
         fetcher: None,
         standard_input: None,
         share: None,
