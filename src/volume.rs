@@ -175,8 +175,7 @@ impl Volume {
         if self.budget.is_held_by_kernel() {
             return Ok(0);
         }
-        let free =
-            space::free(&self.root).context("reading the free space of", &self.path.display().to_string())?;
+        let free = space::free(&self.root).context("reading the free space of", self.path.display())?;
         Ok(self.budget.cap().saturating_sub(self.budget.used()).saturating_sub(free))
     }
 

@@ -180,7 +180,7 @@ fn put(staging: &Staging, from: &[u8], to: &Dir, name: &str) -> Result<(), Error
 }
 
 fn ensure(parent: &Dir, name: &[u8]) -> Result<Dir, Error> {
-    Ok(parent.ensure_dir(name, 0o755).context("creating", &String::from_utf8_lossy(name))?)
+    Ok(parent.ensure_dir(name, 0o755).context("creating", String::from_utf8_lossy(name))?)
 }
 
 /// Opens a directory, and creates it within the cap if missing.
@@ -197,7 +197,7 @@ fn counted(parent: &Dir, name: &str, budget: &Budget) -> Result<Dir, Error> {
 fn keep(dir: &Dir, wanted: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
     for name in dir.names().context("listing", "a directory of the volume")? {
         if !wanted(&name) {
-            remove::tree(dir, &name).context("removing", &String::from_utf8_lossy(&name))?;
+            remove::tree(dir, &name).context("removing", String::from_utf8_lossy(&name))?;
         }
     }
     Ok(())

@@ -168,9 +168,7 @@ impl Volume {
             self.budget.reserve_file(signature.len() as u64, "cache.json.sig")?;
         }
         // The kernel reports a lost write only once. A retry would seal the loss.
-        self.root
-            .sync_file_system()
-            .context("flushing the file system of", &self.path.display().to_string())?;
+        self.root.sync_file_system().context("flushing the file system of", self.path.display())?;
         self.budget.with_growth(&[&self.root], "cache.json", || {
             Ok(files.write(&self.root).context("writing", "cache.json")?)
         })?;
@@ -182,7 +180,7 @@ impl Volume {
     /// # Errors
     /// Those of unlink(2) and fsync(2).
     pub fn unseal(path: &Path) -> Result<(), Error> {
-        let root = Dir::open(path).context("opening the volume", &path.display().to_string())?;
+        let root = Dir::open(path).context("opening the volume", path.display())?;
         Ok(root
             .unlink(layout::CACHE)
             .and_then(|()| remove_signature(&root))

@@ -117,7 +117,7 @@ impl Staging {
     /// # Errors
     /// Those of open(2).
     pub fn create(&self, name: &[u8]) -> Result<File, Error> {
-        Ok(self.dir.create_file(name, 0o644).context("creating", &String::from_utf8_lossy(name))?)
+        Ok(self.dir.create_file(name, 0o644).context("creating", String::from_utf8_lossy(name))?)
     }
 
     /// Creates a file next to the tree, and opens it for reading and writing.
@@ -127,7 +127,7 @@ impl Staging {
     pub fn create_image(&self, name: &[u8]) -> Result<File, Error> {
         // World-readable, like the rest of a volume.
         let created = self.create(name).and_then(|_| {
-            Ok(self.dir.open_file_to_write(name).context("opening", &String::from_utf8_lossy(name))?)
+            Ok(self.dir.open_file_to_write(name).context("opening", String::from_utf8_lossy(name))?)
         });
         created.map_err(|e| self.account.budget().explained(e))
     }
@@ -139,7 +139,7 @@ impl Staging {
     pub fn image(&self, name: &[u8]) -> Result<Option<File>, Error> {
         match self.dir.open_file(name) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            other => Ok(other.context("opening", &String::from_utf8_lossy(name)).map(Some)?),
+            other => Ok(other.context("opening", String::from_utf8_lossy(name)).map(Some)?),
         }
     }
 

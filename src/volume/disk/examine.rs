@@ -78,8 +78,7 @@ fn check(device: &Path) -> Result<Option<String>, Error> {
     let number = fs::metadata(device).context("examining", &shown)?.rdev();
     mount::private_namespace().context("making a mount namespace to examine", &shown)?;
     let stage = staging_dir().context("finding a directory to examine", &shown)?;
-    mount::memory_for_devices(&stage)
-        .context("mounting a tmpfs for a device over", &stage.display().to_string())?;
+    mount::memory_for_devices(&stage).context("mounting a tmpfs for a device over", stage.display())?;
     let node = node(&stage, number).context("making a device node for", &shown)?;
     tools::examine_as(UNPRIVILEGED_ID, &node)
 }

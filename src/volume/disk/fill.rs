@@ -148,7 +148,7 @@ impl Disk {
         for pass in 0..SHRINKING_PASSES {
             // resize2fs accepts only a file system that a writing check has passed.
             clean(tools::repair(file)?)?;
-            let found = Superblock::read(file).context("reading", &self.shown())?;
+            let found = Superblock::read(file).context("reading", self.shown())?;
             let least = tools::min_size(file)?;
             if found.is_none_or(|found| found.size <= least) {
                 break;
@@ -170,10 +170,7 @@ impl Disk {
     fn wipe_superblock(&self) -> Result<(), Error> {
         use std::os::unix::fs::FileExt as _;
         let file = self.image.file();
-        Ok(file
-            .write_all_at(&[0; 4096], 0)
-            .and_then(|()| file.sync_all())
-            .context("wiping", &self.shown())?)
+        Ok(file.write_all_at(&[0; 4096], 0).and_then(|()| file.sync_all()).context("wiping", self.shown())?)
     }
 }
 

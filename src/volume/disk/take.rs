@@ -104,7 +104,7 @@ impl Disk {
     /// Those of mkfs.ext4 and fsync(2).
     pub fn format(&mut self) -> Result<(), Error> {
         tools::format(self.image.file(), self.size, &self.name)?;
-        self.image.file().sync_all().context("flushing", &self.shown())?;
+        self.image.file().sync_all().context("flushing", self.shown())?;
         self.left = Left::New;
         Ok(())
     }
@@ -200,7 +200,7 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
     }
     let name = tools::name_of("", request.job);
     let at = mount_point(&name)?;
-    let below = Dir::open(&at).context("opening", &at.display().to_string())?;
+    let below = Dir::open(&at).context("opening", at.display())?;
     let size = have.min(need);
     let backing = Backing::Device(path.to_owned());
     let mut disk =
