@@ -50,7 +50,7 @@ fn crates_depend_on_what_the_table_allows() {
 
 /// The modules whose children still import each other in a circle: the directory of the crate's sources, and
 /// the module. Remove entries; do not add any.
-const KNOWN_CIRCLES: [(&str, &str); 8] = [
+const KNOWN_CIRCLES: &[(&str, &str)] = &[
     ("crates/fake-kubernetes/src", ""),
     ("crates/layer/src", ""),
     ("crates/layer/src", "erofs"),
@@ -58,7 +58,6 @@ const KNOWN_CIRCLES: [(&str, &str); 8] = [
     ("crates/registry/src", ""),
     ("src", "api"),
     ("src", "builder"),
-    ("src", "prefetch"),
 ];
 
 #[test]
@@ -73,7 +72,7 @@ fn no_siblings_import_each_other_in_a_circle() {
             }
         }
     }
-    for (sources, module) in KNOWN_CIRCLES {
+    for &(sources, module) in KNOWN_CIRCLES {
         let known = found.remove(&(sources.to_owned(), module.to_owned()));
         assert!(known.is_some(), "{sources}: {module}: the circle is gone; remove it from the list");
     }
