@@ -79,6 +79,17 @@ fn no_siblings_import_each_other_in_a_circle() {
     assert!(found.is_empty(), "import cycles: {found:?}");
 }
 
+/// A dependency on the root package would make the build of a fuzz target several times as long.
+#[test]
+fn fuzz_targets_depend_on_small_crates() {
+    let manifest: toml::Table = fs::read_to_string(root().join("fuzz/Cargo.toml")).unwrap().parse().unwrap();
+    let names: Vec<_> = manifest["dependencies"].as_table().unwrap().keys().collect();
+    for name in ["larder", "larder-testing", "larder-registry", "larder-containerd-api"] {
+        assert!(!names.iter().any(|found| *found == name), "{name}");
+    }
+    assert!(names.iter().any(|name| *name == "larder-layer"), "{names:?}");
+}
+
 #[test]
 fn only_two_crates_have_unsafe_code() {
     for entry in fs::read_dir(root().join("crates")).unwrap() {
