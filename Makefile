@@ -22,7 +22,7 @@ help:
 	@echo "make image   target/image: a container image of larder, as an OCI layout"
 	@echo "make lint    formatting, clippy, rustdoc, prose, shellcheck, generated code, dependencies"
 	@echo "make docs    target/book: the documentation as a website; needs mdbook"
-	@echo "make fuzz    run each fuzz target for 20 s on its corpus"
+	@echo "make fuzz    build the fuzz targets and run each for 20 s on its corpus"
 	@echo "make msrv    check with the oldest supported Rust"
 	@echo "make interop run attach, upgrade, detach, ... with each installed container runtime (root); prints a table"
 	@echo "make sbom    target/sbom/larder.cdx.json: the packages that are linked into target/dist/larder"
@@ -82,6 +82,7 @@ interop: deps build
 
 lint: tools
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	scripts/prose-lint
 	scripts/shell-lint
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
@@ -98,8 +99,8 @@ docs:
 advisories: tools
 	scripts/advisories.sh
 
-fuzz: check-isal
-	fuzz/run.sh 20
+fuzz:
+	scripts/fuzz.sh 20
 
 # `rust-version` in Cargo.toml.
 msrv:

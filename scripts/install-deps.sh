@@ -8,6 +8,8 @@ set -euo pipefail
 packages=(
     # Building: ring and zstd compile C code.
     gcc libc6-dev make
+    # make fuzz: libFuzzer is C++.
+    g++
     # Building: ISA-L, which decompresses gzip on x86-64 (feature `isal`).
     nasm autoconf automake libtool
     # Building: cargo fetches crates over TLS.

@@ -7,11 +7,10 @@
 //! |---|---|
 //! | [`config`] | `larder.toml`, one module per section; reports unknown keys and all other errors together |
 //! | [`keys`] | key files: private keys that sign volumes, and trusted public keys |
-//! | [`secrets`] | pull secrets and docker configs, with the rules of the kubelet's keyring |
 //! | [`archive`] | OCI layouts and archives of images, as a source instead of a registry |
 //! | [`volume`] | layout, size limit, journal, commit in chain order, seal |
 //! | [`trees`] | access to the layers of a volume in either format |
-//! | [`prefetch`] | `prefetch.list`: the files that containers read first when they start |
+//! | [`prefetch`] | computes `prefetch.list` of a volume, and reads the files that it names |
 //! | [`rootfs`] | mounts an image of a sealed volume as one read-only tree |
 //! | [`verify`] | verifies a sealed volume by its content |
 //! | [`export`] | exports a sealed volume as archives or a disk image, and Larder's own container image |
@@ -31,6 +30,8 @@
 //! | [`larder_model`] | pure types: digest, reference, platform, manifest, chain, job, event, `cache.json` |
 //! | [`larder_sys`] | system calls: directories, attributes, sync, space, privileges, confinement |
 //! | [`larder_registry`] | async registry client: mirrors, authentication, retries, resumed transfers |
+//! | [`larder_prefetch`] | the files that a container start reads first, and the format of `prefetch.list` |
+//! | [`larder_secrets`] | pull secrets and docker configs, with the rules of the kubelet's keyring |
 //! | [`larder_layer`] | blocking: decompression, hashes, tar members, and the writers of a layer's tree |
 //! | [`larder_containerd_api`] | containerd's API, generated from its protobuf files |
 //! | `larder_isal` | safe interface to ISA-L, Intel's gzip decoder |
@@ -65,7 +66,6 @@ pub mod kubernetes;
 pub mod node;
 pub mod prefetch;
 pub mod rootfs;
-pub mod secrets;
 pub mod telemetry;
 pub mod trees;
 pub mod verify;

@@ -7,28 +7,14 @@
 //! first read. A container start performs some dozens of reads in sequence. Because the list names the files
 //! beforehand, they can all be requested at once.
 //!
-//! ```text
-//! image config ─► start ─┬► view      paths in the merged layers, links followed inside
-//!                        └► loader    libraries: elf, ld_cache
-//!                 list ◄─┘            ─► seal, verify;  read: `larder prefetch`
-//! ```
-//!
-//! All input comes from images. Anything that cannot be read or parsed is skipped, because the list is only a
-//! hint.
+//! The crate `larder_prefetch` finds the files of an image and has the format of the list.
 
-mod elf;
 mod error;
 mod files;
-mod ld_cache;
-pub mod list;
-mod loader;
 pub mod placement;
 mod read;
-mod start;
-mod view;
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -44,9 +30,9 @@ use larder_model::job::LayerFormat;
 use larder_model::manifest::Process;
 use larder_model::reference::ImageReference;
 use larder_model::seal::{Content, Image};
+use larder_prefetch::list::{self, Entry, Section};
+use larder_prefetch::start;
 use larder_sys::Dir;
-use list::{Entry, Section};
-use view::View;
 
 /// Maximum number of layers that are merged: the limit of overlayfs (`OVL_MAX_STACK`). No container starts
 /// from an image with more.
@@ -80,11 +66,6 @@ pub fn list(root: &Dir, content: &Content, documents: &[Documents]) -> Result<Ve
     Ok(list::render(&sections))
 }
 
-/// Reports whether a file is a static program, which needs no loader and no libraries.
-pub fn is_static(program: File) -> bool {
-    elf::read(program).is_some_and(|object| object.interpreter.is_none() && object.needed.is_empty())
-}
-
 fn files(root: &Dir, content: &Content, image: &Image, process: &Process) -> io::Result<Vec<Entry>> {
     if image.chain.len() > MAX_LAYERS {
         return Ok(Vec::new());
@@ -94,9 +75,11 @@ fn files(root: &Dir, content: &Content, image: &Image, process: &Process) -> io:
         let layer = content.layers.iter().find(|layer| layer.chain_id == *chain_id);
         trees.extend(layer.map(|layer| layout::parts(content.layer_format, layer).trees).unwrap_or_default());
     }
-    let open = |path: &String| trees::tree(root, content.layer_format, path).map_err(|e| e.source);
-    let view = View::new(trees.iter().map(open).collect::<io::Result<Vec<_>>>()?);
-    start::files(view, &trees, process)
+    let open = |path: String| match trees::tree(root, content.layer_format, &path) {
+        Ok(tree) => Ok((path, tree)),
+        Err(error) => Err(error.source),
+    };
+    start::files(trees.into_iter().map(open).collect::<io::Result<_>>()?, process)
 }
 
 /// Options of [`read()`]: which images and files.
@@ -179,22 +162,6 @@ fn distinct(trees: &[Vec<String>]) -> Vec<String> {
     trees.sort_unstable();
     trees.dedup();
     trees
-}
-
-/// Parsers of files from images, for fuzzing without a file.
-#[cfg(feature = "testing")]
-pub mod bytes {
-    use std::io::Cursor;
-
-    /// Returns the libraries that an ELF file names; `None` if it is not an ELF file.
-    pub fn needed(file: &[u8]) -> Option<Vec<Vec<u8>>> {
-        super::elf::read(Cursor::new(file)).map(|object| object.needed)
-    }
-
-    /// Returns the names and paths in a cache of the dynamic loader.
-    pub fn loader_cache(file: &[u8], little: bool) -> Vec<(Vec<u8>, Vec<Vec<u8>>)> {
-        super::ld_cache::parse(file, little).into_iter().collect()
-    }
 }
 
 /// Selects the wanted images; all if `wanted` is empty.

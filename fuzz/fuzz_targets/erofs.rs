@@ -3,6 +3,8 @@
 //! rebuilt from it.
 #![no_main]
 
+mod archive;
+
 use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicU64;
@@ -18,10 +20,8 @@ use larder_layer::lower::Lower;
 use larder_layer::rebuild::Rebuilt;
 use larder_layer::space::NoAccounting;
 use larder_layer::stored::StoredDir;
-use larder_layer::tar::BLOCK;
 use larder_model::digest::{Algorithm, Digest};
 use larder_sys::{Dir, FileType, unnamed};
-use larder_testing::layer::fix_checksum;
 use libfuzzer_sys::fuzz_target;
 
 struct Once(Option<Vec<u8>>);
@@ -69,14 +69,7 @@ fn walk(root: ImageNode) {
 
 fuzz_target!(|bytes: &[u8]| {
     let mut tar = bytes.to_vec();
-    for block in tar.chunks_exact_mut(BLOCK) {
-        // A block with a non-zero checksum field gets a correct checksum; all others remain data.
-        if let Ok(block) = <&mut [u8; BLOCK]>::try_from(block)
-            && block[148] != 0
-        {
-            fix_checksum(block);
-        }
-    }
+    archive::fix_checksums(&mut tar);
     let path = std::env::temp_dir().join(format!("larder-fuzz-{}", std::process::id()));
     std::fs::create_dir_all(&path).expect("a temporary directory can be created");
     let dir = Dir::open(&path).expect("it was just created");

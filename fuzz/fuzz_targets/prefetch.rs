@@ -2,7 +2,9 @@
 //! `prefetch.list`.
 #![no_main]
 
-use larder::prefetch::{bytes, list};
+use std::io::Cursor;
+
+use larder_prefetch::{elf, ld_cache, list};
 use libfuzzer_sys::fuzz_target;
 
 /// Starts of an ELF header for both widths and byte orders, so that the fuzzer gets past the header.
@@ -12,17 +14,17 @@ const CACHE: &[u8] = b"glibc-ld.so.cache1.1";
 const LIST: &[u8] = b"larder-prefetch 1\n";
 
 fuzz_target!(|input: &[u8]| {
-    elf(input);
+    check_elf(input);
     for head in ELF_HEADERS {
         let mut file = input.to_vec();
         if let Some(start) = file.get_mut(..head.len()) {
             start.copy_from_slice(head);
-            elf(&file);
+            check_elf(&file);
         }
     }
     for file in [input, &[CACHE, input].concat()] {
         for little in [true, false] {
-            for (name, paths) in bytes::loader_cache(file, little) {
+            for (name, paths) in ld_cache::parse(file, little) {
                 assert!(
                     name.len() <= 4096
                         && paths.iter().all(|path| path.starts_with(b"/") && path.len() <= 4096)
@@ -42,8 +44,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-fn elf(file: &[u8]) {
-    if let Some(needed) = bytes::needed(file) {
-        assert!(needed.len() <= 512 && needed.iter().all(|name| name.len() <= 4096));
+fn check_elf(file: &[u8]) {
+    if let Some(object) = elf::read(Cursor::new(file)) {
+        assert!(object.needed.len() <= 512 && object.needed.iter().all(|name| name.len() <= 4096));
     }
 }

@@ -13,9 +13,6 @@ use super::order::{BuildRequest, RegistryOptions};
 use super::remote::Fetcher;
 use super::supervisor::SupervisorClient;
 use crate::config::{Config, registry as section};
-use crate::secrets::docker_config_file::DockerConfig;
-use crate::secrets::keyring::Keyring;
-use crate::secrets::{Secrets, directory};
 use larder_layer::limits::{Limits, Ratio};
 use larder_model::credential::Credential;
 use larder_model::event::milliseconds;
@@ -28,6 +25,9 @@ use larder_registry::{
     Credentials, CredentialsError, Error, MinRate, Observer, Options, Ranges, Registry, Retries, Retry,
     Rules, Timeouts,
 };
+use larder_secrets::docker_config_file::DockerConfig;
+use larder_secrets::keyring::Keyring;
+use larder_secrets::{Secrets, directory};
 use larder_sys::interfaces;
 
 /// Creates the client of a build. Also returns the pull secrets without credentials.

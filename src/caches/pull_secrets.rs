@@ -9,12 +9,12 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::config::secrets::Secrets;
-use crate::secrets::directory::read_limited;
-use crate::secrets::pull_secret_data::{parse_dockercfg, parse_dockerconfigjson};
 use larder_model::class::Class;
 use larder_model::escape::escape_to;
 use larder_model::event::{Failure, Outcome};
 use larder_model::pull_secret::{PullSecretName, no_credential_in};
+use larder_secrets::directory::read_limited;
+use larder_secrets::pull_secret_data::{parse_dockercfg, parse_dockerconfigjson};
 
 /// Maximum length of a tenant's text in a message, characters.
 const MAX_TEXT_CHARS: usize = 300;

@@ -21,11 +21,11 @@ use super::output::Directory;
 use super::tar::{BLOCK, END, Kind, Member, padding};
 use super::target::{Layout, Target};
 use super::{Error, oci};
-use crate::prefetch;
 use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_model::io_error::Context as _;
 use larder_model::platform::Platform;
 use larder_model::seal::Compression;
+use larder_prefetch::elf;
 
 /// User and group of the image. They are numeric because a kubelet with `runAsNonRoot` does not accept names.
 pub const USER: u32 = 65532;
@@ -62,7 +62,7 @@ impl Program {
     pub fn package(&self, out: &Path, force: bool) -> Result<Digest, Error> {
         let shown = self.path.display();
         let program = File::open(&self.path).context("opening", &shown)?;
-        if !prefetch::is_static(program) {
+        if !elf::read(program).is_some_and(|object| object.is_static()) {
             return Err(Error::Dynamic { path: shown.to_string() });
         }
         let files = self.files()?;

@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::list::Malformed;
 use crate::volume;
 use larder_layer::path::shown;
 use larder_model::class::Class;
 use larder_model::escape::escape;
 use larder_model::io_error::{FileRole, class};
+use larder_prefetch::list::Malformed;
 
 /// The list cannot be computed, read or followed.
 #[derive(Debug, thiserror::Error)]

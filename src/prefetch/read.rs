@@ -11,11 +11,11 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use super::list::Entry;
 use crate::trees;
 use larder_layer::path;
 use larder_layer::stored::StoredDir;
 use larder_model::job::LayerFormat;
+use larder_prefetch::list::Entry;
 use larder_sys::extents::{self, Extent};
 use larder_sys::{Dir, dir};
 

@@ -7,8 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use larder::prefetch::list::{self, Entry};
 use larder_model::seal::CacheManifest;
+use larder_prefetch::list::{self, Entry};
 use larder_testing::image::{self, Format, Image};
 use serde_json::Value;
 use tempfile::TempDir;

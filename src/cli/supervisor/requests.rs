@@ -16,11 +16,11 @@ use crate::builder::registry::{repositories, secrets};
 use crate::builder::supervisor::{Greeting, Refusal, Reply, Request, credentials_body};
 use crate::builder::wire;
 use crate::cli::args::internal::ChildRole;
-use crate::secrets::Secrets;
 use larder_model::class::Class;
 use larder_model::plan_report::PlanReport;
 use larder_model::seal::CacheManifest;
 use larder_model::trust::SealSignature;
+use larder_secrets::Secrets;
 
 /// Maximum number of signatures per build. A seal that could not be written is signed again.
 const MAX_SIGNATURES: u32 = 3;

@@ -3,6 +3,8 @@
 //! Pull secrets come first, in the given order, and then docker configs. A lookup returns every match, and
 //! the registry client tries them in turn. Credentials exist only here and in the requests that send them.
 
+#![forbid(unsafe_code)]
+
 pub mod directory;
 pub mod docker_config_file;
 pub mod keyring;

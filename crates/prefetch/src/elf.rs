@@ -25,32 +25,39 @@ const MAX_NEEDED: usize = 512;
 
 /// Properties that the loader compares before it accepts a library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Machine {
+pub struct Machine {
     /// `true` for 64-bit addresses.
-    pub(super) wide: bool,
+    pub wide: bool,
     /// `true` for little-endian.
-    pub(super) little: bool,
+    pub little: bool,
     /// The `e_machine` of the header.
-    pub(super) number: u16,
+    pub number: u16,
 }
 
 /// An ELF program or library.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Object {
+pub struct Object {
     /// The machine that it runs on.
-    pub(super) machine: Machine,
+    pub machine: Machine,
     /// Path of the dynamic loader; `None` for a static program or a library.
-    pub(super) interpreter: Option<Vec<u8>>,
+    pub interpreter: Option<Vec<u8>>,
     /// Names of libraries (`DT_NEEDED`).
-    pub(super) needed: Vec<Vec<u8>>,
+    pub needed: Vec<Vec<u8>>,
     /// `DT_RPATH`: directories separated by colons.
-    pub(super) rpath: Option<Vec<u8>>,
+    pub rpath: Option<Vec<u8>>,
     /// `DT_RUNPATH`: directories separated by colons.
-    pub(super) runpath: Option<Vec<u8>>,
+    pub runpath: Option<Vec<u8>>,
+}
+
+impl Object {
+    /// Reports whether it is a static program, which needs no loader and no libraries.
+    pub fn is_static(&self) -> bool {
+        self.interpreter.is_none() && self.needed.is_empty()
+    }
 }
 
 /// Parses the file; `None` if it is not an ELF file.
-pub(super) fn read(file: impl ReadCacheOps) -> Option<Object> {
+pub fn read(file: impl ReadCacheOps) -> Option<Object> {
     let cache = ReadCache::new(file);
     let data = Ranges(&cache);
     let ident = data.read_bytes_at(0, 5).ok()?;

@@ -13,10 +13,10 @@ const HEADER: usize = 48;
 const ENTRY: usize = 24;
 
 /// Paths by library name, in the order of the file.
-pub(super) type Cache = HashMap<Vec<u8>, Vec<Vec<u8>>>;
+pub type Cache = HashMap<Vec<u8>, Vec<Vec<u8>>>;
 
 /// Parses the file. Entries with offsets out of range are skipped.
-pub(super) fn parse(file: &[u8], little: bool) -> Cache {
+pub fn parse(file: &[u8], little: bool) -> Cache {
     let mut cache = Cache::new();
     let Some(start) = file.windows(MAGIC.len()).position(|window| window == MAGIC) else { return cache };
     let file = &file[start..];

@@ -33,7 +33,7 @@ pub struct Section {
 /// A regular file of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// The layer's tree that contains it ([`layout::parts`](crate::volume::layout::parts)).
+    /// Path of the layer's tree that contains it, from the root of the volume.
     pub tree: String,
     /// Clean path in the tree.
     pub path: Vec<u8>,

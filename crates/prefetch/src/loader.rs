@@ -8,7 +8,7 @@ use std::io;
 
 use super::elf::{self, Machine, Object};
 use super::ld_cache::{self, Cache};
-use super::start::Start;
+use super::listing::Listing;
 use super::view::Found;
 use larder_layer::path;
 
@@ -41,32 +41,32 @@ struct Loader {
 }
 
 /// Lists the files that a program with an interpreter loads, in the order of loading.
-pub(super) fn load(start: &mut Start<'_>, program: &Found, object: Object) -> io::Result<()> {
+pub(super) fn load(listing: &mut Listing<'_>, program: &Found, object: Object) -> io::Result<()> {
     let Some(interpreter) = object.interpreter.clone() else { return Ok(()) };
-    let found = start.find(&interpreter)?;
+    let found = listing.find(&interpreter)?;
     if let Some(found) = &found {
-        start.list(found);
+        listing.add(found);
     }
     let musl = path::split(&interpreter).1.starts_with(b"ld-musl-");
-    let mut preloaded = words(start.variable("LD_PRELOAD").as_bytes());
+    let mut preloaded = words(variable(listing, "LD_PRELOAD"));
     if !musl {
-        preloaded.extend(text(start, b"/etc/ld.so.preload")?.map(|text| words(&text)).unwrap_or_default());
+        preloaded.extend(text(listing, b"/etc/ld.so.preload")?.map(|text| words(&text)).unwrap_or_default());
     }
-    let loader = Loader::of(start, object.machine, musl, &interpreter)?;
+    let loader = Loader::of(listing, object.machine, musl, &interpreter)?;
     let mut seen: HashSet<Vec<u8>> = HashSet::new();
     let mut loaded = vec![Loaded { object, origin: path::split(&program.path).0.to_vec(), by: None }];
     loaded[0].object.needed.splice(0..0, preloaded);
     let mut at = 0;
     while at < loaded.len() {
         for name in std::mem::take(&mut loaded[at].object.needed) {
-            if seen.len() >= MAX_NAMES || start.is_full() {
+            if seen.len() >= MAX_NAMES || listing.is_full() {
                 return Ok(());
             }
             if !seen.insert(name.clone()) {
                 continue;
             }
-            for (path, found, object) in loader.find(start, &loaded, at, &name)? {
-                start.list(&found);
+            for (path, found, object) in loader.find(listing, &loaded, at, &name)? {
+                listing.add(&found);
                 loaded.push(Loaded { object, origin: path::split(&path).0.to_vec(), by: Some(at) });
             }
         }
@@ -78,19 +78,19 @@ pub(super) fn load(start: &mut Start<'_>, program: &Found, object: Object) -> io
 type Library = (Vec<u8>, Found, Object);
 
 impl Loader {
-    fn of(start: &mut Start<'_>, machine: Machine, musl: bool, interpreter: &[u8]) -> io::Result<Self> {
-        let library_path = start.variable("LD_LIBRARY_PATH").as_bytes().to_vec();
+    fn of(listing: &mut Listing<'_>, machine: Machine, musl: bool, interpreter: &[u8]) -> io::Result<Self> {
+        let library_path = variable(listing, "LD_LIBRARY_PATH").to_vec();
         let mut loader = Loader { machine, musl, library_path, cache: Cache::new(), defaults: Vec::new() };
         if musl {
             // ld-musl-x86_64.so.1 reads /etc/ld-musl-x86_64.path.
             let name = path::split(interpreter).1;
             let name = &name[..name.iter().position(|b| *b == b'.').unwrap_or(name.len())];
-            let text = text(start, &[b"/etc/", name, b".path"].concat())?;
+            let text = text(listing, &[b"/etc/", name, b".path"].concat())?;
             let dirs = text.unwrap_or_else(|| b"/lib:/usr/local/lib:/usr/lib".to_vec());
             loader.defaults = dirs.split(|b| matches!(b, b':' | b'\n')).map(<[u8]>::to_vec).collect();
         } else {
-            if let Some(found) = start.find(b"/etc/ld.so.cache")? {
-                start.list(&found);
+            if let Some(found) = listing.find(b"/etc/ld.so.cache")? {
+                listing.add(&found);
                 loader.cache = ld_cache::parse(&found.head(MAX_CACHE)?, machine.little);
             }
             let triplet = triplet(machine).into_iter();
@@ -109,7 +109,7 @@ impl Loader {
     /// choice depends on the node's processor.
     fn find(
         &self,
-        start: &mut Start<'_>,
+        listing: &mut Listing<'_>,
         loaded: &[Loaded],
         at: usize,
         name: &[u8],
@@ -117,7 +117,7 @@ impl Loader {
         let origin = &loaded[at].origin;
         if name.contains(&b'/') {
             for path in expand(name, origin, self.machine) {
-                if let Some(library) = self.open(start, path)? {
+                if let Some(library) = self.open(listing, path)? {
                     return Ok(vec![library]);
                 }
             }
@@ -145,10 +145,10 @@ impl Loader {
         for (dirs, origin) in groups {
             for dir in dirs.split(|b| matches!(b, b':' | b';')).filter(|dir| !dir.is_empty()) {
                 for dir in expand(dir, origin, self.machine) {
-                    if let Some(library) = self.open(start, path::join(&dir, name))? {
+                    if let Some(library) = self.open(listing, path::join(&dir, name))? {
                         return Ok(vec![library]);
                     }
-                    if start.is_full() {
+                    if listing.is_full() {
                         return Ok(Vec::new());
                     }
                 }
@@ -156,13 +156,13 @@ impl Loader {
         }
         let mut cached = Vec::new();
         for path in self.cache.get(name).into_iter().flatten() {
-            cached.extend(self.open(start, path.clone())?);
+            cached.extend(self.open(listing, path.clone())?);
         }
         if !cached.is_empty() {
             return Ok(cached);
         }
         for dir in &self.defaults {
-            if let Some(library) = self.open(start, path::join(dir, name))? {
+            if let Some(library) = self.open(listing, path::join(dir, name))? {
                 return Ok(vec![library]);
             }
         }
@@ -170,17 +170,22 @@ impl Loader {
     }
 
     /// Opens the library at `path`; `None` if it is missing or for another machine.
-    fn open(&self, start: &mut Start<'_>, path: Vec<u8>) -> io::Result<Option<Library>> {
-        let Some(found) = start.find(&path)? else { return Ok(None) };
+    fn open(&self, listing: &mut Listing<'_>, path: Vec<u8>) -> io::Result<Option<Library>> {
+        let Some(found) = listing.find(&path)? else { return Ok(None) };
         let object = found.open()?.and_then(elf::read).filter(|object| object.machine == self.machine);
         Ok(object.map(|object| (path, found, object)))
     }
 }
 
+/// Returns an environment variable of the image, or an empty string.
+fn variable<'a>(listing: &Listing<'a>, name: &str) -> &'a [u8] {
+    listing.process().variable(name).unwrap_or_default().as_bytes()
+}
+
 /// Lists and reads a file of /etc.
-fn text(start: &mut Start<'_>, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let Some(found) = start.find(path)? else { return Ok(None) };
-    start.list(&found);
+fn text(listing: &mut Listing<'_>, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let Some(found) = listing.find(path)? else { return Ok(None) };
+    listing.add(&found);
     Ok(Some(found.head(MAX_TEXT)?))
 }
 

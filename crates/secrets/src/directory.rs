@@ -39,7 +39,10 @@ fn read_secret(dir: &Path) -> Option<Entries> {
 /// Reads at most one byte more than [`MAX_BYTES`], which the parser then refuses. Logs a warning if other
 /// users can read the file. It still uses the file, because Kubernetes mounts a Secret with such a mode by
 /// default.
-pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// Returns the error of opening or reading the file.
+pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let (file, exposed) = private::open(path)?;
     if let Some(exposed) = exposed {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::*;
-use larder_layer::stored::StoredDir;
 use larder_sys::Dir;
 
 /// Layers on disk, base first.
@@ -60,8 +59,8 @@ impl Image {
         };
         let names: Vec<String> = (0..self.layers).rev().map(|n| n.to_string()).collect();
         let open = |name: &String| StoredDir::Directory(Dir::open(&self.dir.path().join(name)).unwrap());
-        let view = View::new(names.iter().map(open));
-        let listed = files(view, &names, &process).unwrap().into_iter();
+        let layers = names.iter().map(|name| (name.clone(), open(name))).collect();
+        let listed = files(layers, &process).unwrap().into_iter();
         listed.map(|entry| format!("{}:{}", entry.tree, String::from_utf8(entry.path).unwrap())).collect()
     }
 }
