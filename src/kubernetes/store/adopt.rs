@@ -27,7 +27,7 @@ impl KubeStore {
         limits: Limits,
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        self.admission.run(self.adopt_alone(namespace_of, name, limits, now)).await
+        self.admission.run(Box::pin(self.adopt_alone(namespace_of, name, limits, now))).await
     }
 
     /// Adopts an object while no other request is admitted.
@@ -75,7 +75,7 @@ impl KubeStore {
         Ok(())
     }
 
-    /// Returns what an object orders, and for whom. Otherwise the reason to refuse it.
+    /// Returns the order of an object and its tenant, or the reason to refuse it.
     fn order_of(&self, object: &ImageCache) -> Result<(Spec, TenantName), String> {
         let spec = convert::spec(&object.metadata, &object.spec, self.cluster())?;
         let tenant = object.namespace().unwrap_or_default();
@@ -84,7 +84,7 @@ impl KubeStore {
             return Err(format!("spec.cluster: {:?} refers to another cluster", spec.cluster));
         }
         let mistake = convert::mistake(&spec).or_else(|| schedule::mistake(&object.spec));
-        // The API checked the order of an object with a nonce.
+        // A create of the API has checked an object with a nonce.
         match mistake.filter(|_| annotation(object, NONCE).is_none()) {
             Some(reason) => Err(reason),
             None => Ok((spec, tenant)),

@@ -33,7 +33,7 @@ impl KubeStore {
         key: Option<IdempotencyKey>,
     ) -> Result<Created, StoreError> {
         let key = key.map(|key| HashedKey::of(&record.tenant, key));
-        self.admission.run(self.create_alone(record, decision, key)).await
+        self.admission.run(Box::pin(self.create_alone(record, decision, key))).await
     }
 
     /// Creates a record while no other request is admitted.
