@@ -33,6 +33,7 @@ mod observe;
 pub mod openapi;
 mod protocol;
 mod query;
+mod router;
 mod routes;
 mod sse;
 pub mod wire;
@@ -130,7 +131,7 @@ impl Api {
 
     /// Returns the router with all routes. Connections must add their [`listen::Peer`] to each request.
     pub fn router(&self) -> Router {
-        routes::router(Arc::clone(&self.app))
+        router::router(Arc::clone(&self.app))
     }
 
     /// Serves requests until `stop` is cancelled, then lets active requests finish within a time limit.

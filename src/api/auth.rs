@@ -17,14 +17,10 @@ use crate::config::tenant::{ADMIN, Tenant};
 use larder_model::class::Class;
 use larder_model::credential::Secret;
 use larder_model::image_cache::TenantName;
-use larder_model::signature as signing;
 use larder_sys::private::{self, ReadError};
 
 pub(super) use replay::{Stamp, UsedSignatures};
 pub(super) use signature::{Claim as Signed, stated};
-
-/// The scheme that a 401 names.
-pub(super) const SCHEME: &str = signing::ALGORITHM;
 
 /// The header that contains a token.
 pub(super) const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");

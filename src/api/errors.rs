@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use crate::caches::error::Error;
 use crate::caches::store::StoreError;
 use larder_model::class::Class;
+use larder_model::signature::ALGORITHM;
 
 /// Maximum length of an error message, characters.
 const MAX_MESSAGE: usize = 4096;
@@ -273,7 +274,7 @@ impl IntoResponse for Problem {
         }
         if self.code == Code::Unauthenticated {
             // RFC 9110, 11.6.1: a 401 names a scheme.
-            let scheme = HeaderValue::from_static(super::auth::SCHEME);
+            let scheme = HeaderValue::from_static(ALGORITHM);
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         let logged = Logged { level: self.code.level(), code, reason: self.reason };

@@ -1,20 +1,19 @@
-//! The routes and their handlers.
+//! The handlers of the routes for tenants.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Json, Router, middleware};
 
+use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
 use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
 use super::wire::order::CreateRequest;
 use super::wire::{ImageCache, Many, One};
-use super::{App, health, import, observe, openapi, protocol, sse};
 use larder_model::image_cache::spec::MAX_IMAGES;
 use larder_model::reference::ImageReference;
 
@@ -23,38 +22,6 @@ type Accepted<T> = Result<(StatusCode, Json<T>), Problem>;
 
 /// Time after which a tenant can retry a plan while its other plans run.
 const PLAN_PAUSE: Duration = Duration::from_secs(2);
-
-/// Creates the router with all routes and their middleware.
-pub(super) fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v5/imagecaches", get(list).post(create))
-        .route("/v5/imagecaches/{id}", get(show).delete(remove))
-        .route("/larder/v1/caches/{id}", get(details))
-        .route("/larder/v1/caches/{id}/events", get(sse::events))
-        .route("/larder/v1/caches/{id}/cancel", post(cancel))
-        .route("/larder/v1/caches/{id}/refresh", post(refresh))
-        .route("/larder/v1/caches/{id}/snapshots", get(snapshots))
-        .route("/larder/v1/import", post(import::import))
-        .route("/larder/v1/match", get(find))
-        .route("/larder/v1/plan", post(plan))
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/metrics", get(health::metrics))
-        .route("/openapi.json", get(openapi::document))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn(protocol::one_host))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
-        .with_state(app)
-}
-
-async fn no_route() -> Problem {
-    Problem::new(Code::NoRoute, "the API has no such path: see /openapi.json")
-}
-
-async fn no_method() -> Problem {
-    Problem::new(Code::Method, "this path does not support the method: see Allow")
-}
 
 /// Orders an image cache. The answer does not wait for the build.
 #[utoipa::path(post, path = "/v5/imagecaches", operation_id = "CreateImageCache", tag = "vendor",
@@ -167,6 +134,3 @@ pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<
     let plan = app.parts.service.plan(&caller.tenant, spec).await?;
     Ok(Json(Planned { plan }))
 }
-
-#[cfg(test)]
-mod tests;

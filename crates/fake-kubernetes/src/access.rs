@@ -1,8 +1,5 @@
-//! Authentication with bearer tokens, and RBAC authorization by the stored roles and bindings
+//! Tokens of service accounts, and RBAC authorization by the stored roles and bindings
 //! (plugin/pkg/auth/authorizer/rbac/rbac.go, pkg/registry/rbac/validation/rule.go).
-
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -11,14 +8,6 @@ use super::kind::{Id, Kind};
 use super::object::{list, text};
 use super::status::Refusal;
 use super::store::State;
-
-/// Tokens and their users.
-#[derive(Debug, Default)]
-pub(super) struct Access {
-    tokens: HashMap<String, String>,
-    used: Mutex<HashSet<String>>,
-    issued: u32,
-}
 
 /// User with all permissions (group `system:masters`).
 pub(super) const ADMIN: &str = "kubernetes-admin";
@@ -31,39 +20,6 @@ pub(super) struct Attributes<'a> {
     pub(super) subresource: &'a str,
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
-}
-
-impl Access {
-    /// Issues a new token for a user. Older tokens remain valid.
-    pub(super) fn issue(&mut self, user: &str) -> String {
-        self.issued += 1;
-        let token = format!("token-{}-{}", self.issued, uuid::Uuid::new_v4());
-        self.tokens.insert(token.clone(), user.to_owned());
-        token
-    }
-
-    pub(super) fn revoke(&mut self, token: &str) {
-        self.tokens.remove(token);
-    }
-
-    /// Reports whether a token has been used.
-    pub(super) fn was_used(&self, token: &str) -> bool {
-        self.used().contains(token)
-    }
-
-    fn used(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the user of an Authorization header. An unknown token is 401; without a header the user is
-    /// `system:anonymous`.
-    pub(super) fn user(&self, authorization: Option<&str>) -> Result<String, Refusal> {
-        let Some(given) = authorization else { return Ok("system:anonymous".to_owned()) };
-        let token = given.strip_prefix("Bearer ").map_or("", str::trim);
-        let user = self.tokens.get(token).cloned().ok_or_else(Refusal::unauthorized)?;
-        self.used().insert(token.to_owned());
-        Ok(user)
-    }
 }
 
 impl State {
@@ -80,7 +36,7 @@ impl State {
         let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(3600);
         let expires = Utc::now() + TimeDelta::seconds(seconds);
         request["status"] = json!({
-            "token": self.access.issue(&format!("system:serviceaccount:{namespace}:{name}")),
+            "token": self.tokens.issue(&format!("system:serviceaccount:{namespace}:{name}")),
             "expirationTimestamp": expires.to_rfc3339_opts(SecondsFormat::Secs, true),
         });
         Ok(request)

@@ -8,7 +8,7 @@ mod validate;
 use kube::core::cel::{CompiledSchema, Validator, compile_schema, estimate_rule_cost};
 use serde_json::{Map, Value};
 
-use super::status::Cause;
+use super::cause::Cause;
 
 /// Schema and validation rules of a custom resource.
 pub(super) struct Custom {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT, WARNING};
@@ -14,24 +13,20 @@ use hyper::{Method, Request, Response};
 use serde_json::{Value, json};
 
 use super::access::Attributes;
+use super::body::Body;
 use super::fault::{Effect, Seen};
 use super::kind::Kind;
 use super::read::{self, ListOptions, Scope};
 use super::route::{Query, Route};
 use super::select::Selection;
-use super::server::Shared;
+use super::shared::Shared;
 use super::status::Refusal;
 use super::store::State;
 use super::write::{DeleteOptions, Deleted, PatchBody, Unknown, WriteOptions, Written};
 use super::{discovery, logs, watch};
 
-pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
-
 /// Maximum size of a request body, in bytes (apiserver pkg/server/config.go, MaxRequestBodyBytes).
 const MAX_BODY: usize = 3 << 20;
-
-/// Delay before a body breaks off, so that the data before it is sent.
-pub(super) const FLUSH: Duration = Duration::from_millis(20);
 
 /// A parsed request for a resource.
 struct Call {
@@ -121,7 +116,7 @@ enum Parsed {
 
 fn parse_request(head: &Parts, body: Bytes, shared: &Shared) -> Result<Parsed, Refusal> {
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-    let user = shared.read(|state| state.access.user(header(AUTHORIZATION)))?;
+    let user = shared.read(|state| state.tokens.user(header(AUTHORIZATION)))?;
     if head.method == Method::GET
         && let Some(document) = shared.read(|state| discovery::document(state, head.uri.path()))
     {

@@ -22,16 +22,21 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod body;
 mod builtin;
+mod cause;
 mod components;
 mod custom;
+mod definition;
 mod discovery;
+mod driver;
 mod fault;
 mod fields;
 mod http;
 mod kind;
 mod logs;
 mod managed;
+mod node;
 mod object;
 mod read;
 mod route;
@@ -39,9 +44,12 @@ mod rules;
 mod select;
 mod server;
 mod shape;
+mod shared;
 mod snapshot_kinds;
 mod status;
 mod store;
+mod timing;
+mod tokens;
 mod watch;
 mod write;
 
@@ -59,14 +67,14 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-pub use components::Timing;
-pub use components::driver::{DRIVER, SnapshotOutcome, Stored};
-pub use components::kubelet::Node;
+pub use driver::{DRIVER, SnapshotOutcome, Stored};
 pub use fault::{Effect, Fault, RequestMatcher, Seen};
+pub use node::Node;
+pub use timing::Timing;
 
 use kind::Id;
 use object::{meta, text};
-use server::Shared;
+use shared::Shared;
 use store::State;
 use write::WriteOptions;
 
@@ -115,7 +123,7 @@ impl Cluster {
         let (listener, address) = server::listen();
         let root = tempfile::tempdir().expect("a temporary directory can be created");
         let mut state = State::new(root.path(), timing);
-        let admin = state.access.issue(access::ADMIN);
+        let admin = state.tokens.issue(access::ADMIN);
         let shared = Shared::new(state);
         let (stop, stopped) = oneshot::channel();
         let served = Arc::clone(&shared);
@@ -167,17 +175,17 @@ impl Cluster {
 
     /// Issues a new token for a user.
     pub fn token(&self, user: &str) -> String {
-        self.shared.write(|state| state.access.issue(user))
+        self.shared.write(|state| state.tokens.issue(user))
     }
 
     /// Revokes a token, which is refused with 401 from now on.
     pub fn revoke(&self, token: &str) {
-        self.shared.write(|state| state.access.revoke(token));
+        self.shared.write(|state| state.tokens.revoke(token));
     }
 
     /// Reports whether a token has been used.
     pub fn was_used(&self, token: &str) -> bool {
-        self.shared.read(|state| state.access.was_used(token))
+        self.shared.read(|state| state.tokens.was_used(token))
     }
 
     /// Returns the text of a kubeconfig that reads its token from a file, like that of a service account in a

@@ -8,17 +8,17 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use serde_json::Value;
 
-use super::components::kubelet::Tail;
+use super::body::{Body, FLUSH};
 use super::fault::Effect;
-use super::http::{Body, FLUSH};
 use super::kind::Id;
+use super::node::Tail;
 use super::object::{list, meta, text};
 use super::route::{Query, Route};
 use super::status::Refusal;
 use super::store::State;
 
-/// Returns the body of a log. [`Effect::CutAfter`] ends its connection after this many pieces; [`Effect::Silent`]
-/// sends nothing.
+/// Returns the body of a log. [`Effect::CutAfter`] ends its connection after this many pieces;
+/// [`Effect::Silent`] sends nothing.
 pub(super) fn body(
     state: &State,
     route: &Route,

@@ -9,14 +9,7 @@ use super::kind::{Form, Id, Kind};
 use super::object::metadata;
 use super::select::Selection;
 use super::status::Refusal;
-use super::store::{Change, State};
-
-/// Remaining items of a list that is read page by page.
-#[derive(Debug)]
-pub(super) struct Page {
-    revision: u64,
-    rest: Vec<Arc<Value>>,
-}
+use super::store::{Change, Page, State};
 
 /// Objects to list or watch.
 #[derive(Clone, Debug)]

@@ -13,11 +13,12 @@ mod security;
 
 use serde_json::{Value, json};
 
+use super::cause::Cause;
+use super::definition;
 use super::kind::{Form, Kind};
 use super::object::{list, metadata, now, text};
-use super::status::{Cause, Refusal};
+use super::status::Refusal;
 use super::store::State;
-use super::write::definition;
 
 pub(super) use admission::usage;
 pub(super) use claim::bytes;

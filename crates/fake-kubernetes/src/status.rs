@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::cause::Cause;
 use super::kind::Kind;
 
 /// The error response of a refused request.
@@ -12,40 +13,6 @@ pub(super) struct Refusal {
     pub(super) message: String,
     pub(super) details: Option<Value>,
     pub(super) retry_after: Option<u32>,
-}
-
-/// One reason why an object is invalid (apimachinery pkg/util/validation/field/errors.go).
-#[derive(Clone, Debug)]
-pub(super) struct Cause {
-    reason: &'static str,
-    text: String,
-    field: String,
-}
-
-impl Cause {
-    pub(super) fn new(reason: &'static str, field: &str, text: String) -> Self {
-        Cause { reason, text, field: field.to_owned() }
-    }
-
-    pub(super) fn required(field: &str, detail: &str) -> Self {
-        let text =
-            if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
-        Cause::new("FieldValueRequired", field, text)
-    }
-
-    pub(super) fn invalid(field: &str, value: &Value, detail: &str) -> Self {
-        Cause::new("FieldValueInvalid", field, format!("Invalid value: {value}: {detail}"))
-    }
-
-    pub(super) fn forbidden(field: &str, detail: &str) -> Self {
-        Cause::new("FieldValueForbidden", field, format!("Forbidden: {detail}"))
-    }
-
-    pub(super) fn unsupported(field: &str, value: &Value, supported: &[&str]) -> Self {
-        let supported: Vec<_> = supported.iter().map(|value| format!("\"{value}\"")).collect();
-        let text = format!("Unsupported value: {value}: supported values: {}", supported.join(", "));
-        Cause::new("FieldValueNotSupported", field, text)
-    }
 }
 
 impl Refusal {

@@ -6,17 +6,15 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::access::Access;
-use super::builtin;
-use super::components::driver::Driver;
-use super::components::kubelet::Nodes;
-use super::components::{Timers, Timing};
+use super::driver::Driver;
 use super::fault::Faults;
 use super::kind::{Form, Id, Kind};
+use super::node::Nodes;
 use super::object::{metadata, text};
-use super::read::Page;
 use super::status::Refusal;
-use super::write::definition;
+use super::timing::{Timers, Timing};
+use super::tokens::Tokens;
+use super::{builtin, definition};
 
 /// One change to one object.
 #[derive(Clone, Debug)]
@@ -26,6 +24,13 @@ pub(super) struct Change {
     pub(super) before: Option<Arc<Value>>,
     /// State after the change. `None` if the object was deleted.
     pub(super) after: Option<Arc<Value>>,
+}
+
+/// Remaining items of a list that is read page by page.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) revision: u64,
+    pub(super) rest: Vec<Arc<Value>>,
 }
 
 /// Complete state of a server.
@@ -39,7 +44,7 @@ pub(super) struct State {
     pub(super) objects: BTreeMap<Id, Arc<Value>>,
     pub(super) changes: Vec<Change>,
     pub(super) pages: HashMap<String, Page>,
-    pub(super) access: Access,
+    pub(super) tokens: Tokens,
     pub(super) faults: Faults,
     pub(super) timing: Timing,
     pub(super) timers: Timers,
@@ -58,7 +63,7 @@ impl State {
             objects: BTreeMap::new(),
             changes: Vec::new(),
             pages: HashMap::new(),
-            access: Access::default(),
+            tokens: Tokens::default(),
             faults: Faults::default(),
             timing,
             timers: Timers::default(),

@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::body::{Body, FLUSH};
 use super::fault::Effect;
-use super::http::{Body, FLUSH};
 use super::read::{self, Scope};
 use super::route::Query;
-use super::server::{Shared, Wake};
+use super::shared::{Shared, Wake};
 use super::status::Refusal;
 
 struct Watch {

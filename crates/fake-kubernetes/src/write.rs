@@ -4,7 +4,6 @@
 //! decode → defaults → fields that only the server sets → validation → admission → managed fields → stored
 //! with a new version.
 
-pub(super) mod definition;
 mod delete;
 mod patch;
 
@@ -13,12 +12,13 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::builtin::{self, typed_metadata};
+use super::cause::Cause;
 use super::kind::{Form, Id, Kind};
 use super::managed::{self, Part, Writer};
 use super::object::{deleting, drop_null, finalizers, meta, metadata, now, tidy};
 use super::rules;
 use super::shape::Shape;
-use super::status::{Cause, Refusal};
+use super::status::Refusal;
 use super::store::State;
 
 pub(super) use delete::{DeleteOptions, Deleted};

@@ -5,16 +5,15 @@ use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use reqwest::header::HeaderValue;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Credentials;
 use super::address::Zone;
+use super::basic::basic;
 use super::challenge::Challenge;
-use super::error::{CredentialSearch, Fault, printable};
+use super::error::{CredentialSearch, Fault};
 use super::token::{self, Audience};
 use super::transport::Transport;
 use larder_model::credential::Credential;
@@ -170,19 +169,4 @@ impl State {
             _ => Ok(None),
         }
     }
-}
-
-/// Returns the Basic authorization header (RFC 7617).
-pub(crate) fn basic(username: &str, password: &str) -> Result<HeaderValue, Fault> {
-    if username.contains(':') {
-        let name = printable(username);
-        return Err(Fault::Invalid(format!(
-            "the user name {name:?} contains a colon, which RFC 7617 forbids"
-        )));
-    }
-    let text = format!("Basic {}", STANDARD.encode(format!("{username}:{password}")));
-    let mut header =
-        HeaderValue::try_from(text).map_err(|_| Fault::Invalid("credentials are malformed".into()))?;
-    header.set_sensitive(true);
-    Ok(header)
 }

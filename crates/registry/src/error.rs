@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::min_rate::MinRate;
+use super::min_rate::Slow;
 use larder_model::class::Class;
 
 /// Maximum number of characters of foreign text in a message.
@@ -62,19 +62,9 @@ pub enum Fault {
         /// Wait that the server requested.
         wait: Option<Duration>,
     },
-    /// Too few bytes in a window of time. Another source, or the same one later, might be faster.
-    #[error(
-        "too slow: {bytes} bytes in {} s, the minimum for a layer is {} in {} s; try again later",
-        waited.as_secs(), least.bytes, least.window.as_secs()
-    )]
-    Slow {
-        /// Bytes received in the window.
-        bytes: u64,
-        /// Time spent waiting for them.
-        waited: Duration,
-        /// Minimum rate that was required.
-        least: MinRate,
-    },
+    /// The source is slower than the minimum rate.
+    #[error(transparent)]
+    Slow(#[from] Slow),
     /// The blob cannot be read by range: 416, or a Content-Range other than the requested one.
     #[error("{0}; the registry or a proxy in front of it does not handle Range correctly")]
     Range(String),
@@ -100,7 +90,7 @@ impl Fault {
         match self {
             Fault::Denied { .. } => Class::Denied,
             Fault::NotFound(_) | Fault::UnknownHost(_) => Class::NotFound,
-            Fault::Transient { .. } | Fault::Slow { .. } => Class::Transient,
+            Fault::Transient { .. } | Fault::Slow(_) => Class::Transient,
             Fault::Range(_) | Fault::Corrupt(_) | Fault::Refused(_) => Class::Corrupt,
             Fault::Invalid(_) => Class::Invalid,
         }

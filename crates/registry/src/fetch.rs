@@ -224,7 +224,7 @@ impl Fetch {
             tokio::time::sleep(wait).await;
             match self.monitor.count(wait, 0) {
                 Ok(()) => return Ok(()),
-                Err(slow) => fault = slow,
+                Err(slow) => fault = slow.into(),
             }
         }
         let absent = matches!(fault, Fault::NotFound(_));

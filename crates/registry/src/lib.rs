@@ -19,6 +19,7 @@
 
 pub mod address;
 mod auth;
+mod basic;
 pub mod blob;
 mod challenge;
 pub mod error;
@@ -27,6 +28,7 @@ mod files;
 pub mod hosts;
 mod min_rate;
 mod rate;
+mod redirect;
 mod request;
 pub mod retry;
 mod token;
@@ -48,7 +50,7 @@ pub use self::address::Rules;
 pub use self::blob::{BlobStream, Ranges};
 pub use self::error::{CredentialsError, Error, Fault};
 pub use self::hosts::Hosts;
-pub use self::min_rate::MinRate;
+pub use self::min_rate::{MinRate, Slow};
 pub use self::retry::Retries;
 pub use self::transport::Timeouts;
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use super::error::Fault;
-
 /// Minimum number of bytes in a window of time spent waiting for the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
@@ -23,6 +21,21 @@ impl MinRate {
     fn share(self, parallel: usize) -> Self {
         MinRate { bytes: self.bytes / u64::try_from(parallel).unwrap_or(u64::MAX).max(1), ..self }
     }
+}
+
+/// Too few bytes in a window of time. Another source, or the same one later, might be faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "too slow: {bytes} bytes in {} s, the minimum for a layer is {} in {} s; try again later",
+    waited.as_secs(), least.bytes, least.window.as_secs()
+)]
+pub struct Slow {
+    /// Bytes received in the window.
+    pub bytes: u64,
+    /// Time spent waiting for them.
+    pub waited: Duration,
+    /// Minimum rate that was required.
+    pub least: MinRate,
 }
 
 /// Measures the rate of one stream. Only time spent waiting for the network counts, because the disk might be
@@ -48,8 +61,8 @@ impl RateMonitor {
     /// Adds `bytes`, for which the network took `time`.
     ///
     /// # Errors
-    /// [`Fault::Slow`] at the end of a window with too few bytes.
-    pub(crate) fn count(&mut self, time: Duration, bytes: usize) -> Result<(), Fault> {
+    /// [`Slow`] at the end of a window with too few bytes.
+    pub(crate) fn count(&mut self, time: Duration, bytes: usize) -> Result<(), Slow> {
         let Some(least) = self.least else { return Ok(()) };
         self.waited += time;
         self.bytes += bytes as u64;
@@ -59,7 +72,7 @@ impl RateMonitor {
         let (bytes, waited) = (self.bytes, self.waited);
         self.reset();
         if u128::from(bytes) * least.window.as_nanos() < u128::from(least.bytes) * waited.as_nanos() {
-            return Err(Fault::Slow { bytes, waited, least });
+            return Err(Slow { bytes, waited, least });
         }
         Ok(())
     }
@@ -86,7 +99,7 @@ mod tests {
         // A fast window is no credit for the next one.
         let mut monitor = RateMonitor::new(Some(MinRate::per_minute(600)), 1);
         monitor.count(Duration::from_secs(60), 1_000_000).unwrap();
-        assert!(matches!(monitor.count(Duration::from_secs(90), 899), Err(Fault::Slow { bytes: 899, .. })));
+        assert!(matches!(monitor.count(Duration::from_secs(90), 899), Err(Slow { bytes: 899, .. })));
         monitor.count(Duration::from_secs(90), 900).unwrap();
         RateMonitor::new(None, 1).count(Duration::from_secs(3600), 0).unwrap();
     }

@@ -3,19 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RANGE};
 use reqwest::{StatusCode, Url};
 
 use super::address::Zone;
 use super::auth::{Issuer, Session};
 use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::{Endpoint, Tls};
+use super::redirect::{self, MAX_HOPS};
 use super::token::Audience;
 use super::transport::{Origin, Outgoing, Reply};
 use super::{Inner, challenge, retry};
 
-/// Maximum number of redirects followed for one request.
-pub(super) const MAX_HOPS: usize = 10;
 /// Maximum number of 401 responses for one request: many credentials can match.
 const MAX_ROUNDS: usize = 64;
 
@@ -160,10 +159,10 @@ async fn follow(
 ) -> Result<Reply, Fault> {
     let elsewhere = Tls::default();
     for _ in 0..MAX_HOPS {
-        if !is_redirect(reply.status()) {
+        if !redirect::is_redirect(reply.status()) {
             return check_status(reply, (Origin::of(&url) != route.home).then(|| clean_url(&url))).await;
         }
-        let next = target(&url, &reply)?;
+        let next = redirect::target(&url, &reply)?;
         // Reads the rest of the body, so that the connection can be reused.
         reply.error_text().await;
         let at_home = Origin::of(&next) == route.home;
@@ -188,25 +187,6 @@ async fn follow(
             .await?;
     }
     Err(Fault::Refused(format!("more than {MAX_HOPS} redirects, the last one to {}", clean_url(&url))))
-}
-
-/// Reports whether a response with this status is a redirect to follow.
-pub(super) fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
-}
-
-/// Returns the target of a redirect from `url`.
-pub(super) fn target(url: &Url, reply: &Reply) -> Result<Url, Fault> {
-    // Not only ASCII: some servers send paths unencoded, and a URL encodes them.
-    let location = reply.headers().get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
-    let next = location.and_then(|location| url.join(location).ok());
-    let next =
-        next.ok_or_else(|| Fault::Corrupt(format!("{}, without a usable Location", reply.status())))?;
-    let fall = url.scheme() == "https" && next.scheme() != "https";
-    if fall || !matches!(next.scheme(), "http" | "https") {
-        return Err(Fault::Refused(format!("a redirect from {} to {}", url.scheme(), clean_url(&next))));
-    }
-    Ok(next)
 }
 
 /// Turns the status of a response into a result. `elsewhere` is the URL of the response if it is not the

@@ -8,11 +8,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::address::{self, Zone};
-use super::auth::basic;
+use super::basic::basic;
 use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::Tls;
 use super::transport::{Origin, Outgoing, Reply, Transport};
-use super::{request, retry};
+use super::{redirect, retry};
 use larder_model::credential::Credential;
 
 /// Maximum size of a token response, in bytes.
@@ -115,8 +115,8 @@ pub(crate) async fn fetch(
             let wait = retry::retry_after(reply.headers(), chrono::Utc::now());
             return Err(Fault::Transient { reason: at(reply.error_text().await), wait });
         }
-        status if request::is_redirect(status) => {
-            return Err(Fault::Refused(at(format!("it redirected more than {} times", request::MAX_HOPS))));
+        status if redirect::is_redirect(status) => {
+            return Err(Fault::Refused(at(format!("it redirected more than {} times", redirect::MAX_HOPS))));
         }
         _ => return Err(Fault::Invalid(at(reply.error_text().await))),
     }
@@ -133,10 +133,10 @@ async fn send(transport: &Transport, outgoing: Outgoing<'_>) -> Result<(Url, Rep
         let (headers, form) = (headers.clone(), form.clone());
         let reply =
             transport.send(Outgoing { url: url.clone(), tls, within, headers, form, idle: None }).await?;
-        if !request::is_redirect(reply.status()) || hops == request::MAX_HOPS {
+        if !redirect::is_redirect(reply.status()) || hops == redirect::MAX_HOPS {
             return Ok((url, reply));
         }
-        let next = request::target(&url, &reply)?;
+        let next = redirect::target(&url, &reply)?;
         if Origin::of(&next) != Origin::of(&url) {
             let (from, to) = (clean_url(&url), clean_url(&next));
             return Err(Fault::Refused(format!(

@@ -13,84 +13,26 @@
 //! kubelet of the node mounts volumes (`mount_volumes`).
 
 mod container;
-mod log;
 mod mounts;
 
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::super::kind::Id;
+use super::super::node::{Kill, Log, Node, StartRequest};
 use super::super::object::{deleting, list, meta, now, text};
 use super::super::store::State;
 use super::super::write::{DeleteOptions, WriteOptions};
 use super::{id_of, set_condition, volumes};
 
 pub(in super::super) use container::start;
-pub(in super::super) use log::{Log, Tail};
 
 const KUBELET: &str = "kubelet";
 const PODS: (&str, &str) = ("", "pods");
-
-/// A node that runs pods.
-#[derive(Clone, Debug)]
-pub struct Node {
-    /// Name of the node.
-    pub name: String,
-    /// Labels of the node, for `nodeSelector`.
-    pub labels: Vec<(String, String)>,
-    /// Program that is started for every container, with the container's `args`.
-    pub program: PathBuf,
-    /// Images that can be pulled. `None` means all.
-    pub images: Option<Vec<String>>,
-    /// Environment variables of containers, in addition to their own.
-    pub environment: Vec<(OsString, OsString)>,
-}
-
-/// State of the kubelets that is in no object.
-#[derive(Debug, Default)]
-pub(in super::super) struct Nodes {
-    nodes: HashMap<String, Node>,
-    lost: Vec<String>,
-    /// Directory of the pods.
-    root: PathBuf,
-    /// Directories of kubelets that mount volumes, by node name.
-    kubelets: HashMap<String, PathBuf>,
-    /// Mount points of each pod, by pod uid.
-    mounted: HashMap<String, Vec<PathBuf>>,
-    /// Started containers, by pod uid.
-    started: HashMap<String, mpsc::UnboundedSender<container::Kill>>,
-    logs: HashMap<String, Arc<Log>>,
-    pub(super) start_requests: Vec<container::StartRequest>,
-}
-
-impl Nodes {
-    /// Creates the state without nodes. Their pods are placed below `root`.
-    pub(in super::super) fn new(root: &Path) -> Self {
-        Nodes { root: root.to_owned(), ..Nodes::default() }
-    }
-
-    /// Reports whether a node is lost.
-    pub(in super::super) fn is_lost(&self, node: &str) -> bool {
-        self.lost.iter().any(|lost| lost == node)
-    }
-
-    pub(in super::super) fn kill(&self, uid: &str, out_of_memory: bool) {
-        if let Some(kill) = self.started.get(uid) {
-            let _ =
-                kill.send(if out_of_memory { container::Kill::OutOfMemory } else { container::Kill::Now });
-        }
-    }
-
-    /// Returns the log of a pod's container, if it has started.
-    pub(in super::super) fn log(&self, uid: &str) -> Option<Arc<Log>> {
-        self.logs.get(uid).cloned()
-    }
-}
 
 impl State {
     pub(in super::super) fn add_node(&mut self, node: Node) {
@@ -338,7 +280,7 @@ fn run(state: &mut State, pod: &Arc<Value>) {
             let grace = pod["metadata"]["deletionGracePeriodSeconds"].as_u64().unwrap_or(0);
             let grace = state.timing.second * u32::try_from(grace).unwrap_or(u32::MAX);
             let over = state.timers.due(&uid, "grace", grace);
-            let _ = kill.send(if over { container::Kill::Now } else { container::Kill::Terminate });
+            let _ = kill.send(if over { Kill::Now } else { Kill::Terminate });
         }
         return;
     }
@@ -383,10 +325,7 @@ fn run(state: &mut State, pod: &Arc<Value>) {
             set_condition(pod, condition, true, "", "");
         }
     });
-    state
-        .node
-        .start_requests
-        .push(container::StartRequest::new(&node, id, uid, &container, &layout, log, killed));
+    state.node.start_requests.push(StartRequest::new(&node, id, uid, &container, &layout, log, killed));
 }
 
 /// Sets the container to waiting, with a reason.

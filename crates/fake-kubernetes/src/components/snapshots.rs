@@ -8,12 +8,12 @@ use std::time::Duration;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
+use super::super::driver::{DRIVER, SnapshotOutcome};
 use super::super::kind::Id;
 use super::super::object::{deleting, has_finalizer, meta, metadata, now, set_finalizer, text};
 use super::super::rules::bytes;
 use super::super::store::State;
 use super::super::write::{DeleteOptions, WriteOptions};
-use super::driver::{DRIVER, SnapshotOutcome};
 use super::{id_of, volumes};
 
 const GROUP: &str = "snapshot.storage.k8s.io";

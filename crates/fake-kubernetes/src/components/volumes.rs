@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::super::driver::DRIVER;
 use super::super::kind::Id;
 use super::super::object::{deleting, has_finalizer, list, meta, metadata, set_finalizer, text};
 use super::super::rules::bytes;
 use super::super::store::State;
 use super::super::write::{DeleteOptions, WriteOptions};
-use super::driver::DRIVER;
 use super::id_of;
 
 const MANAGER: &str = "kube-controller-manager";

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
+use super::super::cause::Cause;
 use super::super::object::{deleting, list, meta, set_finalizer};
-use super::super::status::Cause;
 use super::super::store::State;
 use super::{set, text, unset_status};
 

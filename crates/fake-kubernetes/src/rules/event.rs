@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::super::status::Cause;
+use super::super::cause::Cause;
 use super::text;
 
 /// Maximum size of a note, in bytes.

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
+use super::super::cause::Cause;
 use super::super::object::{list, meta};
-use super::super::status::Cause;
 use super::{names, pod, set, text, unset_status};
 
 pub(super) fn default(object: &mut Value) {

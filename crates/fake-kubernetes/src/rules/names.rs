@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 
+use super::super::cause::Cause;
 use super::super::kind::Kind;
 use super::super::object::{list, meta};
-use super::super::status::Cause;
 
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and \
      must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
-use super::super::status::Cause;
+use super::super::cause::Cause;
 use super::{list, text};
 
 pub(super) fn validate(object: &Value, causes: &mut Vec<Cause>) {

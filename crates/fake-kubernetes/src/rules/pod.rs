@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use super::super::cause::Cause;
 use super::super::object::list;
-use super::super::status::Cause;
 use super::{names, set, text, unset_status};
 
 pub(super) fn default(object: &mut Value) {

@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::super::status::Cause;
+use super::super::cause::Cause;
 use super::{set, text};
 
 /// Maximum size of all values, in bytes.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::super::cause::Cause;
 use super::super::kind::{Id, Kind};
 use super::super::object::{meta, metadata};
 use super::super::shape::Shape;
-use super::super::status::{Cause, Refusal};
+use super::super::status::Refusal;
 use super::super::store::State;
 use super::super::{fields, managed};
 use super::{Owners, WriteOptions, Written, decode, part, prune_unknown, writer};

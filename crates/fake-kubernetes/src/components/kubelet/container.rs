@@ -1,10 +1,8 @@
 //! A container as a process of this machine (pkg/kubelet/kuberuntime/kuberuntime_container.go).
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
@@ -16,11 +14,10 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use super::super::super::kind::Id;
+use super::super::super::node::{Kill, Log, Node, PodLayout, StartRequest};
 use super::super::super::object::{list, text};
-use super::super::super::server::Shared;
-use super::log::Log;
-use super::mounts::PodLayout;
-use super::{Node, exited};
+use super::super::super::shared::Shared;
+use super::exited;
 
 /// Maximum size of a termination message, in bytes. The last bytes are kept
 /// (pkg/kubelet/container/runtime.go: MaxPodTerminationMessageLogLength applies to the pod,
@@ -29,36 +26,12 @@ const MAX_MESSAGE: u64 = 4096;
 /// Maximum bytes and lines of the log that replace a missing termination message.
 const MAX_LOG: (usize, usize) = (2048, 80);
 
-/// Way in which a container is ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kill {
-    /// SIGTERM to the first process.
-    Terminate,
-    /// SIGKILL to all processes.
-    Now,
-    /// SIGKILL by the kernel, because memory ran out.
-    OutOfMemory,
-}
-
 /// Result of a container.
 #[derive(Debug)]
 pub(super) struct Exit {
     pub(super) code: i32,
     pub(super) reason: &'static str,
     pub(super) message: String,
-}
-
-/// A request to start a container.
-#[derive(Debug)]
-pub(in super::super::super) struct StartRequest {
-    id: Id,
-    uid: String,
-    program: PathBuf,
-    arguments: Vec<String>,
-    environment: Vec<(OsString, OsString)>,
-    layout: PodLayout,
-    log: Arc<Log>,
-    kill: mpsc::UnboundedReceiver<Kill>,
 }
 
 impl StartRequest {

@@ -10,40 +10,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
 use super::super::super::kind::Id;
+use super::super::super::node::PodLayout;
 use super::super::super::object::{list, meta, text};
 use super::super::super::store::State;
 use super::super::volumes;
-
-/// Real locations of the mounts of a container.
-#[derive(Clone, Debug)]
-pub(super) struct PodLayout {
-    /// Path in the container, and the path on this machine.
-    mounts: Vec<(String, PathBuf)>,
-    /// Directory of the pod.
-    pub(super) pod: PathBuf,
-    /// Path of the termination message in the container, its file on this machine, and the policy.
-    pub(super) termination: (String, PathBuf, String),
-}
-
-impl PodLayout {
-    /// Converts a path in the container to one on this machine, including after `--flag=`.
-    pub(super) fn rewrite(&self, argument: &str) -> String {
-        let (flag, path) = match argument.split_once('=') {
-            Some((flag, path)) => (format!("{flag}="), path),
-            None => (String::new(), argument),
-        };
-        if path == self.termination.0 {
-            return format!("{flag}{}", self.termination.1.display());
-        }
-        let below =
-            |mount: &str| path.strip_prefix(mount).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-        let found = self.mounts.iter().filter_map(|(mount, real)| Some((mount.len(), real, below(mount)?)));
-        match found.max_by_key(|(length, _, _)| *length) {
-            Some((_, real, rest)) => format!("{flag}{}{rest}", real.display()),
-            None => argument.to_owned(),
-        }
-    }
-}
 
 /// Prepares all volumes of a pod. Returns the reason if one cannot be mounted.
 pub(super) fn lay_out(state: &mut State, pod: &Value, container: &Value) -> Result<PodLayout, String> {

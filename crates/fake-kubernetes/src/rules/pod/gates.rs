@@ -4,8 +4,8 @@
 
 use serde_json::Value;
 
+use super::super::super::cause::Cause;
 use super::super::super::object::{list, text};
-use super::super::super::status::Cause;
 
 pub(super) fn is_gated(pod: &Value) -> bool {
     !list(pod, "/spec/schedulingGates").is_empty()

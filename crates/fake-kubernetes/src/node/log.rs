@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 /// Output of a container.
 #[derive(Debug, Default)]
-pub(in super::super::super) struct Log {
+pub(in super::super) struct Log {
     output: Mutex<Output>,
     more: Notify,
 }
@@ -24,19 +24,19 @@ impl Log {
     }
 
     /// Appends a line, including its end.
-    pub(super) fn add(&self, line: &[u8]) {
+    pub(in super::super) fn add(&self, line: &[u8]) {
         self.lock().text.extend_from_slice(line);
         self.more.notify_waiters();
     }
 
     /// Marks the end of the container.
-    pub(super) fn end(&self) {
+    pub(in super::super) fn end(&self) {
         self.lock().over = true;
         self.more.notify_waiters();
     }
 
     /// Returns the last bytes and lines, as `FallbackToLogsOnError` does (pkg/kubelet/container/runtime.go).
-    pub(super) fn last(&self, bytes: usize, lines: usize) -> String {
+    pub(in super::super) fn last(&self, bytes: usize, lines: usize) -> String {
         let output = self.lock();
         let from = output.text.len().saturating_sub(bytes);
         let text = String::from_utf8_lossy(&output.text[from..]).into_owned();
@@ -47,7 +47,7 @@ impl Log {
 
 /// Reader of a log that can follow it.
 #[derive(Debug)]
-pub(in super::super::super) struct Tail {
+pub(in super::super) struct Tail {
     log: Arc<Log>,
     at: usize,
     follow: bool,
@@ -57,7 +57,7 @@ pub(in super::super::super) struct Tail {
 impl Tail {
     /// Reads the last `lines` lines (all if `None`), up to `bytes` bytes. With `follow`, continues until the
     /// container ends.
-    pub(in super::super::super) fn new(
+    pub(in super::super) fn new(
         log: Arc<Log>,
         follow: bool,
         lines: Option<usize>,
@@ -75,7 +75,7 @@ impl Tail {
     }
 
     /// Returns the next piece, or `None` at the end.
-    pub(in super::super::super) async fn next(&mut self) -> Option<Vec<u8>> {
+    pub(in super::super) async fn next(&mut self) -> Option<Vec<u8>> {
         loop {
             let log = Arc::clone(&self.log);
             let more = log.more.notified();

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::super::custom::Custom;
-use super::super::kind::{Form, Kind};
-use super::super::object::{list, meta, text};
-use super::super::status::Cause;
+use super::cause::Cause;
+use super::custom::Custom;
+use super::kind::{Form, Kind};
+use super::object::{list, meta, text};
 
 /// Returns the kinds of a definition, one per served version, or the reasons why it is invalid.
-pub(in super::super) fn kinds(definition: &Value) -> Result<Vec<Arc<Kind>>, Vec<Cause>> {
+pub(super) fn kinds(definition: &Value) -> Result<Vec<Arc<Kind>>, Vec<Cause>> {
     let mut causes = Vec::new();
     let (group, plural) = (text(definition, "/spec/group"), text(definition, "/spec/names/plural"));
     if meta(definition, "name") != format!("{plural}.{group}") {

@@ -30,7 +30,7 @@ pub enum SnapshotOutcome {
 
 /// Volumes and snapshots of the storage.
 #[derive(Debug)]
-pub(in super::super) struct Driver {
+pub(super) struct Driver {
     root: PathBuf,
     snapshots: HashMap<String, Stored>,
     /// Number of snapshots deleted while another content still offered them.
@@ -55,7 +55,7 @@ pub struct Stored {
 }
 
 impl Driver {
-    pub(in super::super) fn new(root: &Path) -> Self {
+    pub(super) fn new(root: &Path) -> Self {
         Driver {
             root: root.to_owned(),
             snapshots: HashMap::new(),
@@ -67,11 +67,11 @@ impl Driver {
     }
 
     /// Creates new volumes below another directory.
-    pub(in super::super) fn move_to(&mut self, root: &Path) {
+    pub(super) fn move_to(&mut self, root: &Path) {
         root.clone_into(&mut self.root);
     }
 
-    pub(in super::super) fn decide(&mut self, fate: SnapshotOutcome) {
+    pub(super) fn decide(&mut self, fate: SnapshotOutcome) {
         self.fates.push_back(fate);
     }
 
@@ -82,13 +82,13 @@ impl Driver {
     }
 
     /// Repairs the storage: snapshots that were refused or not answered succeed at the next attempt.
-    pub(in super::super) fn heal(&mut self) {
+    pub(super) fn heal(&mut self) {
         self.fates.clear();
         self.decided.clear();
     }
 
     /// Returns the directory of a volume.
-    pub(in super::super) fn volume(&self, handle: &str) -> PathBuf {
+    pub(super) fn volume(&self, handle: &str) -> PathBuf {
         self.root.join("volumes").join(handle)
     }
 
@@ -120,7 +120,7 @@ impl Driver {
         self.unplugged += usize::from(roots.into_iter().any(|root| root.ends_with(&disk)));
     }
 
-    pub(in super::super) fn unplugged(&self) -> usize {
+    pub(super) fn unplugged(&self) -> usize {
         self.unplugged
     }
 
@@ -150,15 +150,15 @@ impl Driver {
         }
     }
 
-    pub(in super::super) fn snapshot(&self, handle: &str) -> Option<&Stored> {
+    pub(super) fn snapshot(&self, handle: &str) -> Option<&Stored> {
         self.snapshots.get(handle)
     }
 
-    pub(in super::super) fn torn(&self) -> usize {
+    pub(super) fn torn(&self) -> usize {
         self.torn
     }
 
-    pub(in super::super) fn snapshots(&self) -> usize {
+    pub(super) fn snapshots(&self) -> usize {
         self.snapshots.len()
     }
 }

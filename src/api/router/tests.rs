@@ -430,7 +430,7 @@ async fn requests_over_the_rate_limit_are_refused() {
 async fn every_route_is_described() {
     let host = host("").await;
     let document = host.send(tcp_client(), plain("GET", "/openapi.json")).await.json;
-    let source = include_str!("../routes.rs");
+    let source = include_str!("../router.rs");
     let routes: Vec<&str> =
         source.lines().filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next()).collect();
     assert_eq!(routes.len(), 14);
