@@ -32,7 +32,7 @@ seeds() {
     local target=$1 made=$build/seeds/$1 format
     mkdir -p "$made"
     case $target in
-    tar_reader | erofs | resolve)
+    tar_reader | erofs)
         for format in ustar pax gnu; do
             tar --format="$format" --mtime=@0 --sort=name --blocking-factor=1 --create \
                 --file="$made/$format.tar" seeds/pax
