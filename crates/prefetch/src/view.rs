@@ -78,8 +78,6 @@ impl View {
         })
     }
 
-    /// Returns the directory at `path`, which has no symbolic links.
-
     fn child(&mut self, parts: &[Rc<Part>], name: &[u8]) -> io::Result<LowerEntry> {
         self.steps = self.steps.saturating_sub(parts.len());
         if self.steps == 0 {
