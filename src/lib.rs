@@ -38,18 +38,7 @@
 //! | `larder_testing` | test only: builders of layers and images, a faulty registry |
 //! | `larder_fake_kubernetes` | test only: a faulty Kubernetes API server |
 //!
-//! # Dependencies between modules
-//!
-//! Imports follow one order:
-//!
-//! ```text
-//! main → cli → {api, client, kubernetes, node} → caches → {builder, export, rootfs} → verify → prefetch → trees
-//!      → {secrets, keys, archive, volume} → config
-//! ```
-//!
-//! `secrets`, `keys`, `archive` and `volume` do not import each other; `builder` connects them. `export` and
-//! `verify` read volumes through `trees`. Every module can import `telemetry` and the crates, but the test
-//! crates are only for tests and benchmarks.
+//! docs/ARCHITECTURE.md has the import rule, which `tests/architecture.rs` checks.
 
 #![forbid(unsafe_code)]
 

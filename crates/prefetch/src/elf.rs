@@ -1,7 +1,7 @@
 //! The fields of an ELF file that the kernel and the dynamic loader use: its interpreter and the libraries
 //! that it names.
 //!
-//! The file is untrusted. It is read by ranges of at most [`MAX_RANGE`], never as a whole. A file that cannot
+//! The file is untrusted. It is read by ranges of at most 256 KiB, never as a whole. A file that cannot
 //! be read has no libraries.
 
 use std::ops::Range;

@@ -5,6 +5,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, io, panic, process, thread};
 
@@ -20,6 +21,12 @@ const IGNORED: i32 = 77;
 
 /// Maximum time of one test.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// Number of slow tests that a run lists.
+const SLOWEST: usize = 10;
+
+/// Times and names of the tests that ran.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
 /// One integration test; `#[case]` of `larder-test-case` registers it.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +80,22 @@ pub fn main() -> ExitCode {
         })
         .collect();
     trials.sort_by(|a, b| a.name().cmp(b.name()));
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let times = std::mem::take(&mut *TIMES.lock().unwrap_or_else(PoisonError::into_inner));
+    if times.len() > SLOWEST {
+        let _ = write!(io::stdout(), "{}", slowest(times));
+    }
+    conclusion.exit_code()
+}
+
+/// Lists the slowest tests with their times, and the sum over all tests.
+fn slowest(mut times: Vec<(Duration, String)>) -> String {
+    let sum: Duration = times.iter().map(|(time, _)| *time).sum();
+    times.sort_by(|a, b| b.cmp(a));
+    let head = format!("slowest of {} tests, which took {:.1} s in sum:\n", times.len(), sum.as_secs_f64());
+    let lines =
+        times.iter().take(SLOWEST).map(|(time, name)| format!("{:8.1} s  {name}\n", time.as_secs_f64()));
+    [head].into_iter().chain(lines).collect()
 }
 
 /// Ends the process of a test and reports it as ignored, with the reason.
@@ -123,6 +145,7 @@ fn in_process(path: &str, is_captured: bool) -> Result<Completion, Failed> {
         }
         thread::sleep(Duration::from_millis(10));
     };
+    TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((started.elapsed(), path.to_owned()));
     // A process that the test left behind could hold the pipe open.
     let deadline = Instant::now() + Duration::from_secs(5);
     while !reader.is_finished() && Instant::now() < deadline {
@@ -136,5 +159,21 @@ fn in_process(path: &str, is_captured: bool) -> Result<Completion, Failed> {
         }
         Ok(status) => Err(format!("{status}\n{text}").into()),
         Err(limit) => Err(format!("{limit}{text}").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_tests_come_first() {
+        let times = (0..12).map(|n| (Duration::from_secs(n), format!("test{n}"))).collect();
+        let text = slowest(times);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 1 + SLOWEST);
+        assert_eq!(lines[0], "slowest of 12 tests, which took 66.0 s in sum:");
+        assert_eq!(lines[1], "    11.0 s  test11");
+        assert_eq!(lines[10], "     2.0 s  test2");
     }
 }
