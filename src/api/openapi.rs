@@ -74,6 +74,7 @@ impl Modify for Errors {
         let components = document.components.get_or_insert_default();
         let header = |name| SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(name)));
         components.add_security_scheme("token", header("X-Auth-Token"));
+        components.add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
         components.add_security_scheme("signature", header("Authorization"));
         for (path, item) in &mut document.paths.paths {
             let open = OPEN.contains(&path.as_str());
@@ -98,6 +99,7 @@ fn describe(operation: &mut Operation, open: bool) {
         let none: [String; 0] = [];
         operation.security = Some(vec![
             SecurityRequirement::new("token", none.clone()),
+            SecurityRequirement::new("bearer", none.clone()),
             SecurityRequirement::new("signature", none),
         ]);
     }

@@ -347,7 +347,12 @@ async fn authentication_of_peers_and_tokens() {
     );
     assert_eq!(status(tcp_client(), &[("x-auth-token", "token-a")]).await, 200);
     assert_eq!(status(tcp_client(), &[("x-auth-token", "token-a"), ("authorization", "x")]).await, 400);
-    assert_eq!(status(tcp_client(), &[("authorization", "Bearer token-a")]).await, 401);
+    for token in ["Bearer token-a", "bearer  token-a"] {
+        assert_eq!(status(tcp_client(), &[("authorization", token)]).await, 200, "{token}");
+    }
+    for token in ["Bearer unknown", "Bearer scrape", "Bearer ", "Bearer", "Basic dG9rZW4tYQ=="] {
+        assert_eq!(status(tcp_client(), &[("authorization", token)]).await, 401, "{token}");
+    }
     assert_eq!(status(operator(true), &[]).await, 200);
     assert_eq!(status(operator(false), &[]).await, 403);
     assert_eq!(
