@@ -447,7 +447,7 @@ async fn every_route_is_described() {
     for code in crate::api::errors::Code::ALL {
         assert!(answers.contains_key(code.status().as_str()), "{code:?}");
     }
-    assert_eq!(create["security"].as_array().unwrap().len(), 2);
+    assert_eq!(create["security"].as_array().unwrap().len(), 3);
     let request = &document["components"]["schemas"]["CreateRequest"];
     assert_eq!(request["required"], json!(["name", "images", "building_config"]));
     host.service.stop().await;
