@@ -29,7 +29,10 @@ fn metrics(text: &str) -> BTreeSet<String> {
 
 fn documented() -> BTreeSet<String> {
     let document = read("docs/reference/metrics.md");
-    document.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect()
+    document
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+        .collect()
 }
 
 fn rules() -> Value {
@@ -38,7 +41,11 @@ fn rules() -> Value {
 
 #[test]
 fn promtool_accepts_the_rules() {
-    match Command::new("promtool").args(["check", "rules", "config/monitoring/alerts.yaml"]).current_dir(root()).output() {
+    match Command::new("promtool")
+        .args(["check", "rules", "config/monitoring/alerts.yaml"])
+        .current_dir(root())
+        .output()
+    {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
         Err(error) => assert!(env::var_os("LARDER_REQUIRE_ALL").is_none(), "promtool: {error}"),
     }
@@ -67,6 +74,7 @@ fn rules_and_panels_use_metrics_that_exist() {
     let unknown: Vec<_> = used.difference(&documented).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
     // Metrics of Larder that no panel and no rule shows.
-    let missing: Vec<_> = documented.iter().filter(|name| name.starts_with("larder_") && !used.contains(*name)).collect();
+    let missing: Vec<_> =
+        documented.iter().filter(|name| name.starts_with("larder_") && !used.contains(*name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }

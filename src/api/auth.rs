@@ -227,9 +227,7 @@ impl Claim {
             (Some(_), Some(_)) => {
                 Err(Problem::invalid("X-Auth-Token and Authorization are both set, send one of them"))
             }
-            (Some(token), None) => {
-                claimed_token(token.to_str().ok()).ok_or_else(|| unreadable(&TOKEN))
-            }
+            (Some(token), None) => claimed_token(token.to_str().ok()).ok_or_else(|| unreadable(&TOKEN)),
             (None, Some(authorization)) => {
                 let text = authorization.to_str().map_err(|_| unreadable(&header::AUTHORIZATION))?;
                 match bearer(text) {

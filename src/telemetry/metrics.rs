@@ -338,8 +338,11 @@ impl Inner {
     fn register(&mut self) {
         self.registry.register_collector(Box::new(ProcessCollector::new()));
         let r = self.registry.sub_registry_with_prefix("larder");
-        let labels =
-            [("version", VERSION.version), ("commit", VERSION.commit), ("features", VERSION.features.first().copied().unwrap_or_default())];
+        let labels = [
+            ("version", VERSION.version),
+            ("commit", VERSION.commit),
+            ("features", VERSION.features.first().copied().unwrap_or_default()),
+        ];
         r.register("build", "Version of this program", Info::new(labels.to_vec()));
         r.register("builds", "Build attempts by result", self.builds.clone());
         r.register_with_unit(

@@ -15,12 +15,16 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// Returns the format for the value of an `Accept` header: OpenMetrics if the client accepts it at least as
-    /// much as plain text, else the text format.
+    /// Returns the format for the value of an `Accept` header: OpenMetrics if the client prefers it to plain
+    /// text or accepts both alike, else the text format.
     pub fn for_accept(accept: Option<&str>) -> Self {
         let accept = accept.unwrap_or_default();
         let open = quality(accept, "application/openmetrics-text");
-        if open > 0.0 && open >= quality(accept, "text/plain") { Exposition::OpenMetrics } else { Exposition::Text }
+        if open > 0.0 && open >= quality(accept, "text/plain") {
+            Exposition::OpenMetrics
+        } else {
+            Exposition::Text
+        }
     }
 
     /// Returns the value of `Content-Type`.
@@ -51,15 +55,16 @@ fn quality(accept: &str, media_type: &str) -> f32 {
     named.fold(0.0, f32::max)
 }
 
-/// Converts OpenMetrics text. The text format has no units and no end marker, it names counters and infos with
-/// their suffix, and it has no type for infos.
+/// Converts OpenMetrics text. The text format has no units and no end marker, it names counters and infos
+/// with their suffix, and it has no type for infos.
 fn text(open: &str) -> String {
     let mut text = String::with_capacity(open.len());
     let mut help = None;
     for line in open.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             help = rest.split_once(' ');
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+        {
             let (suffix, kind) = match kind {
                 "counter" => ("_total", kind),
                 "info" => ("_info", "gauge"),

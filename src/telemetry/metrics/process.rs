@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-/// Reads the metrics of this process from `/proc/self` at each scrape. Values that cannot be read are omitted.
+/// Reads the metrics of this process from `/proc/self` at each scrape. Omits values that cannot be read.
 #[derive(Debug)]
 pub(super) struct ProcessCollector {
     /// Start of the process, seconds since the epoch.
@@ -33,14 +33,24 @@ impl Collector for ProcessCollector {
         };
         let seconds = Some(&Unit::Seconds);
         let bytes = Some(&Unit::Bytes);
-        write("process_start_time", "Start of the process since the epoch", seconds, &ConstGauge::new(self.start))?;
+        write(
+            "process_start_time",
+            "Start of the process since the epoch",
+            seconds,
+            &ConstGauge::new(self.start),
+        )?;
         let Ok(process) = Process::myself() else { return Ok(()) };
         if let Ok(stat) = process.stat() {
             let ticks = procfs::ticks_per_second().max(1);
             let cpu = (stat.utime + stat.stime) as f64 / ticks as f64;
             write("process_cpu", "User and system time of the process", seconds, &ConstCounter::new(cpu))?;
             let resident = signed(stat.rss.saturating_mul(procfs::page_size()));
-            write("process_resident_memory", "Resident memory of the process", bytes, &ConstGauge::new(resident))?;
+            write(
+                "process_resident_memory",
+                "Resident memory of the process",
+                bytes,
+                &ConstGauge::new(resident),
+            )?;
             let size = ConstGauge::new(signed(stat.vsize));
             write("process_virtual_memory", "Virtual memory of the process", bytes, &size)?;
             write("process_threads", "Threads of the process", None, &ConstGauge::new(stat.num_threads))?;

@@ -100,7 +100,12 @@ fn codes_of_registries_are_bounded() {
 fn a_host_cannot_inject_a_line() {
     let metrics = Metrics::new();
     metrics.registry_retry("h\"} 1\nlarder_builds_total 9");
-    assert!(!metrics.encode(Exposition::OpenMetrics).lines().any(|line| line.starts_with("larder_builds_total 9")));
+    assert!(
+        !metrics
+            .encode(Exposition::OpenMetrics)
+            .lines()
+            .any(|line| line.starts_with("larder_builds_total 9"))
+    );
 }
 
 #[test]
