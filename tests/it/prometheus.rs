@@ -27,7 +27,7 @@ fn prometheus_scrapes_the_daemon_with_a_bearer_token() {
             let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap();
             assert!(rules.len() > 5 && rules.iter().all(|rule| rule["health"] != "err"), "{rules:?}");
         });
-        // Clients that do not ask for OpenMetrics get the older format.
+        // Clients that do not accept OpenMetrics get the older format.
         let answer =
             send(daemon.address(), "GET", "/metrics", &[("Authorization", "Bearer scrape")], &[]).unwrap();
         assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
