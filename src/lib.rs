@@ -58,4 +58,5 @@ pub mod rootfs;
 pub mod telemetry;
 pub mod trees;
 pub mod verify;
+pub mod version;
 pub mod volume;

@@ -268,11 +268,11 @@ impl Service {
         Duration::from_secs(u64::from(minutes) * 60)
     }
 
-    /// Updates the gauges and returns all metrics in text format.
+    /// Updates the metrics that are computed from the records.
     ///
     /// # Errors
     /// Fails if the records or the capacity cannot be read.
-    pub async fn measure(&self) -> Result<String, Error> {
+    pub async fn measure(&self) -> Result<(), Error> {
         let Inner { admission, builds, metrics, .. } = &*self.0;
         metrics.builds_now(admission.queued(), builds.len());
         let records = self.records().survey().await?;
@@ -285,7 +285,7 @@ impl Service {
             reserved.saturating_mul(1 << 30),
             admission.capacity_gib()?.saturating_mul(1 << 30),
         );
-        Ok(metrics.encode())
+        Ok(())
     }
 
     /// Returns the limits that a new record of a tenant must fit. With `None` there is no limit on a tenant's
