@@ -12,13 +12,14 @@ FEATURES = --features isal
 # itself, from /etc/hosts and DNS; that needs glibc 2.34 or newer (Debian 12).
 STATIC = -C target-feature=+crt-static
 
-.PHONY: help deps tools check-isal build dist image static sbom reproducible demo test interop lint docs advisories bench instructions fuzz msrv
+.PHONY: help deps tools check-isal build dist deb image static sbom reproducible demo test interop lint docs advisories bench instructions fuzz msrv
 
 help:
 	@echo "make demo    build a cache from a real registry and start a container from the sealed volume"
 	@echo "make test    run every test; installs the packages that they need (root)"
 	@echo "make build   target/release/larder"
 	@echo "make dist    target/dist/larder: the program that is shipped; the same bytes in any directory"
+	@echo "make deb     target/deb: a Debian package; needs debhelper"
 	@echo "make image   target/image: a container image of larder, as an OCI layout"
 	@echo "make lint    formatting, clippy, rustdoc, prose, shellcheck, generated code, dependencies"
 	@echo "make docs    target/book: the documentation as a website; needs mdbook"
@@ -45,6 +46,9 @@ build: check-isal
 
 dist: check-isal
 	scripts/release-env.sh $(CARGO) build --package larder --bin larder --profile dist --locked $(FEATURES)
+
+deb: dist
+	scripts/deb.sh
 
 # The packages in the CycloneDX format. The file is part of a release.
 sbom: tools

@@ -43,6 +43,10 @@ packages=(
     python3-venv
     # Tests: the API without an SDK.
     curl
+    # Tests: scrapes the metrics, and checks the alert rules.
+    prometheus
+    # Tests: the Debian package.
+    debhelper lintian debootstrap
     # make lint.
     shellcheck
     # make interop: documents for crictl, networks of pods.

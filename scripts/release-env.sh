@@ -58,5 +58,7 @@ export CFLAGS="${c[*]}" CXXFLAGS="${c[*]}"
 export CARGO_INCREMENTAL=0 LC_ALL=C TZ=UTC
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 export SOURCE_DATE_EPOCH
+# The commit that `larder version` prints. An empty value means none.
+export LARDER_COMMIT=${LARDER_COMMIT-$(git rev-parse --short=12 HEAD 2>/dev/null || true)}
 
 exec "$@"

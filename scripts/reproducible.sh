@@ -37,6 +37,8 @@ for part in registry/cache registry/index config.toml; do
     [[ ! -e $first/$part ]] || cp --recursive "$first/$part" "$home/$part"
 done
 
+# The copy is not a git repository.
+export LARDER_COMMIT=${LARDER_COMMIT-$(git rev-parse --short=12 HEAD 2>/dev/null || true)}
 unset CARGO_TARGET_DIR
 (
     export CARGO_HOME=$home SOURCE_DATE_EPOCH=0

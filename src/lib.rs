@@ -69,4 +69,5 @@ pub mod secrets;
 pub mod telemetry;
 pub mod trees;
 pub mod verify;
+pub mod version;
 pub mod volume;

@@ -1,6 +1,8 @@
-//! Logs and metrics. Logs are lines on stderr, as text or JSON.
+//! Logs and metrics. Logs are lines on standard error, as text or JSON, or entries of the systemd journal if
+//! standard error is connected to it.
 
 mod console;
+mod journal;
 pub mod metrics;
 pub mod notify;
 
@@ -8,11 +10,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub use console::Console;
 
 use crate::config::log::Format;
+use journal::Journal;
 
 /// The environment variable with the log filter, used if no flag sets one.
 pub const LEVEL_VARIABLE: &str = "LARDER_LOG";
@@ -64,6 +68,13 @@ impl FromStr for Level {
 /// Starts logging to `console`. A second call in the same process has no effect.
 pub fn init(level: &Level, format: Format, console: &Console) {
     let filter = level.0.parse::<EnvFilter>().unwrap_or_default();
+    if format == Format::Text
+        && journal::is_stderr()
+        && let Ok(journal) = Journal::connect(console)
+    {
+        let _ = tracing_subscriber::registry().with(filter).with(journal).try_init();
+        return;
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(console.clone())

@@ -114,6 +114,48 @@ struct Authority {
     secret: k8s_openapi::api::core::v1::SecretKeySelector,
 }
 
+/// The fields of a PodMonitor that the shipped one uses.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PodMonitor {
+    api_version: String,
+    kind: String,
+    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    spec: MonitoredPods,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct MonitoredPods {
+    selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
+    namespace_selector: MonitoredNamespaces,
+    pod_metrics_endpoints: Vec<PodEndpoint>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct MonitoredNamespaces {
+    match_names: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PodEndpoint {
+    port: String,
+    path: String,
+    scheme: String,
+}
+
+/// The fields of a PrometheusRule that the shipped one uses. `promtool` checks the rules themselves.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PrometheusRule {
+    api_version: String,
+    kind: String,
+    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    spec: Value,
+}
+
 /// A document and its file.
 #[derive(Debug)]
 struct Document {
@@ -245,6 +287,8 @@ fn unknown_fields(value: &Value) -> Vec<String> {
         ("rbac.authorization.k8s.io/v1", "RoleBinding") => read::<RoleBinding>(value),
         ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => read::<CustomResourceDefinition>(value),
         ("monitoring.coreos.com/v1", "ServiceMonitor") => read::<ServiceMonitor>(value),
+        ("monitoring.coreos.com/v1", "PodMonitor") => read::<PodMonitor>(value),
+        ("monitoring.coreos.com/v1", "PrometheusRule") => read::<PrometheusRule>(value),
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => read::<Kustomization>(value),
         other => panic!("unknown type {other:?}"),
     };

@@ -201,7 +201,7 @@ impl SharedTenants {
 pub(super) enum Claim {
     /// No credential at all.
     None,
-    /// A token in `X-Auth-Token`.
+    /// A token in `X-Auth-Token`, or in `Authorization` with the scheme Bearer.
     Token(Secret),
     /// A signature in `Authorization`.
     Signed(Signed),
@@ -227,17 +227,30 @@ impl Claim {
             (Some(_), Some(_)) => {
                 Err(Problem::invalid("X-Auth-Token and Authorization are both set, send one of them"))
             }
-            (Some(token), None) => {
-                let text =
-                    token.to_str().ok().filter(|text| !text.is_empty() && text.len() <= token::MAX_LENGTH);
-                Ok(Claim::Token(Secret::new(text.ok_or_else(|| unreadable(&TOKEN))?)))
-            }
+            (Some(token), None) => claimed_token(token.to_str().ok()).ok_or_else(|| unreadable(&TOKEN)),
             (None, Some(authorization)) => {
                 let text = authorization.to_str().map_err(|_| unreadable(&header::AUTHORIZATION))?;
-                Signed::parse(text, headers, authority).map(Claim::Signed)
+                match bearer(text) {
+                    Some(token) => {
+                        claimed_token(Some(token)).ok_or_else(|| unreadable(&header::AUTHORIZATION))
+                    }
+                    None => Signed::parse(text, headers, authority).map(Claim::Signed),
+                }
             }
         }
     }
+}
+
+fn claimed_token(text: Option<&str>) -> Option<Claim> {
+    let text = text.filter(|text| !text.is_empty() && text.len() <= token::MAX_LENGTH)?;
+    Some(Claim::Token(Secret::new(text)))
+}
+
+/// Returns the token of an `Authorization` header with the scheme Bearer (RFC 6750, 2.1; the name of a scheme
+/// is case-insensitive, RFC 9110, 11.1).
+fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 #[cfg(test)]

@@ -143,7 +143,7 @@ async fn authenticate(
             }
             Peer::Tcp { .. } => Err(Problem::new(
                 Code::Unauthenticated,
-                "authentication required: send X-Auth-Token, or Authorization with a signature",
+                "authentication required: send a token in X-Auth-Token or Authorization, or a signature",
             )),
         },
         Claim::Token(token) => match tenants.of_token(token.expose().as_bytes()) {

@@ -13,9 +13,7 @@ use super::caller::{authenticated, failed};
 use super::errors::{Code, Problem};
 use super::listen::Peer;
 use super::wire::beyond::Health;
-
-/// The text format of Prometheus and OpenMetrics.
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::telemetry::metrics::Exposition;
 
 const OK: Health = Health { status: "ok" };
 
@@ -39,14 +37,15 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, P
 /// Returns counts and sizes over all tenants. Not available to tenants, because it reveals data of other
 /// tenants.
 #[utoipa::path(get, path = "/metrics", operation_id = "Metrics", tag = "operation",
-    responses((status = 200, description = "OpenMetrics text", body = String,
-        content_type = "application/openmetrics-text")))]
+    responses((status = 200, description = "OpenMetrics or the text format of Prometheus, by Accept",
+        content((String = "application/openmetrics-text"), (String = "text/plain")))))]
 pub(super) async fn metrics(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<impl IntoResponse, Problem> {
     let peer = request.extensions().get::<Peer>().cloned();
     let peer = peer.ok_or_else(|| Problem::internal("the request lacks its peer extension"))?;
+    let accept = request.headers().get(header::ACCEPT).cloned();
     let tenants = app.parts.tenants.current();
     let wrong = || Problem::new(Code::Unauthenticated, "metrics: send a token of api.metrics_token_sha256");
     let allowed = match Claim::of(request.headers(), None) {
@@ -58,7 +57,10 @@ pub(super) async fn metrics(
     match allowed {
         Ok(()) => {
             authenticated(request.extensions());
-            Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.parts.service.measure().await?))
+            app.parts.service.measure().await?;
+            let exposition = Exposition::for_accept(accept.as_ref().and_then(|value| value.to_str().ok()));
+            let head = [(header::CONTENT_TYPE, exposition.content_type())];
+            Ok((head, app.parts.metrics.encode(exposition)))
         }
         Err(problem) => Err(failed(&app, &peer, problem).await),
     }

@@ -6,7 +6,9 @@ use axum::body::Bytes;
 use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme,
+};
 use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
@@ -74,6 +76,7 @@ impl Modify for Errors {
         let components = document.components.get_or_insert_default();
         let header = |name| SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(name)));
         components.add_security_scheme("token", header("X-Auth-Token"));
+        components.add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
         components.add_security_scheme("signature", header("Authorization"));
         for (path, item) in &mut document.paths.paths {
             let open = OPEN.contains(&path.as_str());
@@ -98,6 +101,7 @@ fn describe(operation: &mut Operation, open: bool) {
         let none: [String; 0] = [];
         operation.security = Some(vec![
             SecurityRequirement::new("token", none.clone()),
+            SecurityRequirement::new("bearer", none.clone()),
             SecurityRequirement::new("signature", none),
         ]);
     }

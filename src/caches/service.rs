@@ -314,11 +314,11 @@ impl Service {
         Duration::from_secs(u64::from(minutes) * 60)
     }
 
-    /// Updates the gauges and returns all metrics in text format.
+    /// Updates the metrics that are computed from the records.
     ///
     /// # Errors
     /// Fails if the records or the capacity cannot be read.
-    pub async fn measure(&self) -> Result<String, Error> {
+    pub async fn measure(&self) -> Result<(), Error> {
         let metrics = &self.0.metrics;
         let (waiting, building) = (self.queue().len(), self.live().len());
         metrics.builds_now(waiting, building);
@@ -332,7 +332,7 @@ impl Service {
             reserved.saturating_mul(1 << 30),
             self.capacity_gib()?.saturating_mul(1 << 30),
         );
-        Ok(metrics.encode())
+        Ok(())
     }
 
     /// Returns the GiB that all caches can occupy together, or [`UNLIMITED`](super::volumes::UNLIMITED) if

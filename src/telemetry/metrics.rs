@@ -4,6 +4,9 @@
 //! The code limits the cardinality: of all label values, tenants can choose only registry hosts, and only
 //! [`MAX_HOSTS`] of these get their own label.
 
+mod exposition;
+mod process;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +18,14 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use reqwest::StatusCode;
 
+pub use exposition::Exposition;
+use process::ProcessCollector;
+
+use crate::version::VERSION;
 use larder_model::image_cache::Status;
 
 /// Maximum number of registry hosts with their own label; the rest have the label `other`.
@@ -190,7 +198,7 @@ impl Metrics {
     pub fn new() -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.1, 2.0, 15));
         let mut inner = Inner {
-            registry: Registry::with_prefix("larder"),
+            registry: Registry::default(),
             builds: Family::default(),
             build_duration: seconds(),
             stage_duration: Family::new_with_constructor(|| {
@@ -305,12 +313,12 @@ impl Metrics {
         self.0.node_failures.inc();
     }
 
-    /// Returns all metrics in the text format of OpenMetrics 1.0, which Prometheus reads.
-    pub fn encode(&self) -> String {
+    /// Returns all metrics in a text format.
+    pub fn encode(&self, exposition: Exposition) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.0.registry);
-        text
+        exposition.convert(text)
     }
 
     /// Returns the label of a host: its name for the first [`MAX_HOSTS`], then `other`.
@@ -328,7 +336,14 @@ impl Metrics {
 
 impl Inner {
     fn register(&mut self) {
-        let r = &mut self.registry;
+        self.registry.register_collector(Box::new(ProcessCollector::new()));
+        let r = self.registry.sub_registry_with_prefix("larder");
+        let labels = [
+            ("version", VERSION.version),
+            ("commit", VERSION.commit),
+            ("features", VERSION.features.first().copied().unwrap_or_default()),
+        ];
+        r.register("build", "Version of this program", Info::new(labels.to_vec()));
         r.register("builds", "Build attempts by result", self.builds.clone());
         r.register_with_unit(
             "build_duration",

@@ -23,6 +23,7 @@ pub(crate) mod node;
 pub(crate) mod opened;
 pub(crate) mod overlay;
 pub(crate) mod podman;
+pub(crate) mod prometheus;
 pub(crate) mod python;
 pub(crate) mod registry;
 pub(crate) mod served;

@@ -41,6 +41,7 @@ mod oracle;
 mod pod;
 mod prefetch;
 mod privileges;
+mod prometheus;
 mod resume;
 mod reuse;
 mod runner;

@@ -347,7 +347,12 @@ async fn authentication_of_peers_and_tokens() {
     );
     assert_eq!(status(tcp_client(), &[("x-auth-token", "token-a")]).await, 200);
     assert_eq!(status(tcp_client(), &[("x-auth-token", "token-a"), ("authorization", "x")]).await, 400);
-    assert_eq!(status(tcp_client(), &[("authorization", "Bearer token-a")]).await, 401);
+    for token in ["Bearer token-a", "bearer  token-a"] {
+        assert_eq!(status(tcp_client(), &[("authorization", token)]).await, 200, "{token}");
+    }
+    for token in ["Bearer unknown", "Bearer scrape", "Bearer ", "Bearer", "Basic dG9rZW4tYQ=="] {
+        assert_eq!(status(tcp_client(), &[("authorization", token)]).await, 401, "{token}");
+    }
     assert_eq!(status(operator(true), &[]).await, 200);
     assert_eq!(status(operator(false), &[]).await, 403);
     assert_eq!(
@@ -442,8 +447,8 @@ async fn every_route_is_described() {
     for code in crate::api::errors::Code::ALL {
         assert!(answers.contains_key(code.status().as_str()), "{code:?}");
     }
-    assert_eq!(create["security"].as_array().unwrap().len(), 2);
-    let order = &document["components"]["schemas"]["Order"];
-    assert_eq!(order["required"], json!(["name", "images", "building_config"]));
+    assert_eq!(create["security"].as_array().unwrap().len(), 3);
+    let request = &document["components"]["schemas"]["CreateRequest"];
+    assert_eq!(request["required"], json!(["name", "images", "building_config"]));
     host.service.stop().await;
 }

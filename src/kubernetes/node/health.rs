@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Exposition, Metrics};
 
 /// Maximum number of concurrent connections.
 const MAX_CONNECTIONS: usize = 16;
@@ -54,8 +54,11 @@ impl Health {
                 false => (StatusCode::SERVICE_UNAVAILABLE, "the first pass is not complete\n"),
             }
         };
-        let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        let encode = move || async move { ([(header::CONTENT_TYPE, text)], metrics.encode()) };
+        let encode = move |headers: HeaderMap| async move {
+            let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+            let exposition = Exposition::for_accept(accept);
+            ([(header::CONTENT_TYPE, exposition.content_type())], metrics.encode(exposition))
+        };
         let router = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(readiness))

@@ -16,14 +16,18 @@ fn all() -> String {
     metrics.registry_requests("r.example.com", 200, 1);
     metrics.registry_retry("r.example.com");
     metrics.api("GET", "/healthz", 200, Duration::ZERO);
-    metrics.encode()
+    metrics.encode(Exposition::OpenMetrics)
 }
 
 /// Returns the names as they are scraped, with their kinds.
 fn kinds(text: &str) -> BTreeMap<String, String> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let scraped = types.map(|(name, kind)| {
-        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        let name = match kind {
+            "counter" => format!("{name}_total"),
+            "info" => format!("{name}_info"),
+            _ => name.to_owned(),
+        };
         (name, kind.to_owned())
     });
     scraped.collect()
@@ -60,9 +64,9 @@ fn the_documentation_lists_every_metric() {
 fn names_follow_the_rules() {
     let text = all();
     for (name, kind) in kinds(&text) {
-        let family = name.strip_suffix("_total").unwrap_or(&name);
+        let family = name.strip_suffix("_total").or(name.strip_suffix("_info")).unwrap_or(&name);
         let words: Vec<&str> = family.split('_').collect();
-        assert_eq!(words[0], "larder", "{name}");
+        assert!(["larder", "process"].contains(&words[0]), "{name}");
         let plain = |word: &&str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase());
         assert!(words.iter().all(plain), "{name}");
         assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
@@ -86,7 +90,7 @@ fn names_follow_the_rules() {
 fn codes_of_registries_are_bounded() {
     let metrics = Metrics::new();
     (0..=u16::MAX).for_each(|code| metrics.registry_requests("r.example.com", code, 1));
-    let text = metrics.encode();
+    let text = metrics.encode(Exposition::OpenMetrics);
     let rows = text.lines().filter(|line| line.starts_with("larder_registry_requests_total{"));
     assert!(rows.count() < 80, "{text}");
     assert!(text.contains("code=\"429\"} 1\n") && text.contains("code=\"other\"}"), "{text}");
@@ -96,7 +100,12 @@ fn codes_of_registries_are_bounded() {
 fn a_host_cannot_inject_a_line() {
     let metrics = Metrics::new();
     metrics.registry_retry("h\"} 1\nlarder_builds_total 9");
-    assert!(!metrics.encode().lines().any(|line| line.starts_with("larder_builds_total 9")));
+    assert!(
+        !metrics
+            .encode(Exposition::OpenMetrics)
+            .lines()
+            .any(|line| line.starts_with("larder_builds_total 9"))
+    );
 }
 
 #[test]
@@ -106,7 +115,7 @@ fn hosts_are_bounded() {
         metrics.registry_retry(&format!("r{number}.example.com"));
     }
     metrics.registry_retry("r0.example.com");
-    let text = metrics.encode();
+    let text = metrics.encode(Exposition::OpenMetrics);
     let rows = text.lines().filter(|line| line.starts_with("larder_registry_retries_total{"));
     assert_eq!(rows.count(), MAX_HOSTS + 1);
     assert!(text.contains(&format!("host=\"other\"}} {MAX_HOSTS}\n")));
@@ -120,7 +129,7 @@ fn counts_are_encoded() {
     metrics.layer(LayerOrigin::Reused, 0, 30);
     metrics.caches(|status| usize::from(status == Status::Available));
     metrics.api("GET", "/v5/imagecaches", 200, Duration::from_millis(3));
-    let text = metrics.encode();
+    let text = metrics.encode(Exposition::OpenMetrics);
     for line in [
         "larder_builds_total{result=\"sealed\"} 1",
         "larder_build_duration_seconds_sum 2.0",

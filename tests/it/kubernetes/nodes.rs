@@ -28,6 +28,7 @@ use serde_json::json;
 
 use crate::harness::agent::Agent;
 use crate::harness::cluster::{Running, VOLUMES, World};
+use crate::harness::prometheus::{Job, Prometheus};
 use crate::harness::{Need, isolated};
 
 /// A world with a daemon that offers snapshots to nodes, and the image cache `web`.
@@ -256,7 +257,7 @@ fn requests_by_pod_and_by_namespace() {
 
 #[case]
 fn attached_before_any_pod_and_kept_after_the_last() {
-    isolated(&[], || {
+    isolated(&[Need::Program("prometheus")], || {
         let Some(scene) = Scene::new() else { return };
         let team = scene.world.team.clone();
         scene.cache("other", |_| {});
@@ -279,6 +280,9 @@ fn attached_before_any_pod_and_kept_after_the_last() {
         let metrics = ask("/metrics").1;
         assert!(metrics.contains("larder_node_caches{state=\"attached\"} 2\n"), "{metrics}");
         assert!(metrics.contains("larder_node_attach_duration_seconds_count 2\n"), "{metrics}");
+        let prometheus = Prometheus::start(&[Job { name: "node", address, token: None }]);
+        assert_eq!(prometheus.query("up==1").len(), 1);
+        assert_eq!(prometheus.query("larder_node_caches{state=\"attached\"}")[0].1, 2.0);
         // Stopping the agent leaves volumes attached.
         agent.process().signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(agent.process().code_within(Duration::from_secs(30)), Some(0), "{}", agent.log());
