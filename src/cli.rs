@@ -9,10 +9,13 @@ mod bench;
 mod build;
 mod build_child;
 mod cache;
+mod completions;
 mod config;
 mod confine;
 mod exit;
+mod explain;
 mod export;
+mod help;
 mod image;
 mod import;
 mod inspect;
@@ -39,7 +42,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::FromArgMatches as _;
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, Console};
@@ -51,7 +54,7 @@ use usage::UsageError;
 
 /// Returns the description of the command line, for documentation.
 pub fn command() -> clap::Command {
-    Cli::command()
+    help::command()
 }
 
 /// Runs the program. `args` starts with the program's name.
@@ -62,7 +65,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if argv.get(1).is_some_and(|word| word == NAME) {
         return ExitCode::from(internal::main(&argv[1..], &console));
     }
-    match Cli::try_parse_from(&argv) {
+    match parse(&argv) {
         Ok(cli) => ExitCode::from(run(cli, argv, &console)),
         Err(error) => {
             // A closed output must not change the exit code.
@@ -72,12 +75,17 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut command = help::command();
+    let matches = command.try_get_matches_from_mut(argv)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
 fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     let path = cli.global.config.clone();
     // Clients and `larder key` do not need the daemon's configuration, and might not have the rights to read
     // it.
-    let default =
-        (!matches!(cli.command, Command::Cache(_) | Command::Key { .. })).then_some(Path::new(CONFIG_FILE));
+    let default = cli.command.reads_configuration().then_some(Path::new(CONFIG_FILE));
     let config = match load_config(path.as_deref(), default) {
         Ok(config) => config,
         Err(error) => {
@@ -117,6 +125,10 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Node(args) => node::run(&args, &config, console),
         Command::Preload(args) => preload::run(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
+        Command::Explain(args) => explain::run(&args, console),
+        Command::Completions { shell } => completions::completions(shell, console),
+        Command::Man { dir } => completions::man(&dir, console),
+        Command::Version { json } => config::version(json, console),
         Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),

@@ -7,6 +7,7 @@ mod import;
 pub(super) mod internal;
 mod key;
 mod node;
+mod values;
 mod volume;
 
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use crate::config::log::Format;
 use crate::telemetry::Level;
 
 pub(super) use bench::BenchKind;
-use build::BUILD_EXAMPLES;
+use build::{BUILD_EXAMPLES, BUILD_USAGE};
 pub(super) use build::{BuildArgs, BuildOptions, CredentialArgs, DiskArgs, LayerArgs};
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CreateArgs};
 use import::IMPORT_EXAMPLES;
@@ -29,29 +30,22 @@ pub(super) use node::{
 use volume::EXPORT_EXAMPLES;
 pub(super) use volume::{ExportArgs, InspectArgs, MountArgs, PrefetchArgs, UmountArgs, VerifyArgs};
 
+/// Headings of groups of flags.
+const SOURCE: &str = "Source";
+const VOLUME: &str = "Volume";
+const CREDENTIALS: &str = "Credentials";
+const TRANSFER: &str = "Transfer";
+const OUTPUT: &str = "Output";
+const SECURITY: &str = "Security";
+const RUNTIME: &str = "Runtime";
+const GLOBAL: &str = "Global options";
+
 const EXAMPLES: &str = "\
 Examples:
-  larder build --volume ./cache --size 20GiB nginx:1.27 registry.example.com/team/app:4
-  larder build --job job.json --volume /cache --secrets /secrets --output json
-  larder plan nginx:1.27
-  larder bench build nginx:1.27 --dir /var/lib/larder
-  larder verify ./cache
-  larder key generate sign.pem
-  larder inspect ./cache --json
-  larder export ./cache images.tar --format oci-archive
-  larder import images.tar --volume ./cache
-  larder prefetch ./cache --image nginx:1.27
-  larder serve
-  larder match nginx:1.27 redis:7
-  larder attach web
-  larder snapshotter
-  larder cache create web nginx:1.27 --wait
-  larder cache import web images.tar --wait
+  larder build --volume ./cache --size 20GiB nginx:1.27 redis:7
+  larder attach ./cache
 
-Exit codes (sysexits.h):
-  0 success   64 usage error, or no such image   65 corrupt or malicious content   69 registry unavailable
-  70 internal error   73 does not fit, or the volume belongs to another job   75 try again later   77 denied
-  130, 143 interrupted: repeat the command to resume";
+Exit codes: `larder explain` lists them.";
 
 /// Build node-level image caches: a list of container images in, one sealed and verified volume out.
 #[derive(Debug, Parser)]
@@ -66,21 +60,21 @@ pub(super) struct Cli {
 #[derive(Debug, Default, Args)]
 pub(super) struct Global {
     /// Configuration file [default: /etc/larder/larder.toml, if it exists]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub(super) config: Option<PathBuf>,
     /// Log filter: error, warn, info, debug, trace, or target=level,…
-    /// [default: $LARDER_LOG, then the configuration]
-    #[arg(long, global = true, value_name = "LEVEL")]
+    /// [default: $LARDER_LOG, then log.level of the configuration, info]
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = GLOBAL)]
     pub(super) log_level: Option<Level>,
-    /// Format of the log lines on standard error [default: the configuration's]
-    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    /// Format of the log lines on standard error [default: log.format of the configuration, text]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", help_heading = GLOBAL)]
     pub(super) log_format: Option<Format>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Fill a volume with images and seal it
-    #[command(after_help = BUILD_EXAMPLES)]
+    #[command(after_help = BUILD_EXAMPLES, override_usage = BUILD_USAGE)]
     Build(BuildArgs),
     /// Show what a build would download and whether it fits (dry run)
     ///
@@ -203,12 +197,49 @@ pub(super) enum Command {
     /// --forget removes the records. Exits with 75 if containers use the volume, with 69 if containerd or the
     /// snapshotter does not respond, and with 65 if the volume is damaged.
     Preload(PreloadArgs),
+    /// Explain an exit code, or an error code of the API
+    Explain(ExplainArgs),
+    /// Print a completion script for a shell
+    ///
+    /// For bash: `larder completions bash > /etc/bash_completion.d/larder`.
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// Existing directory for the pages
+        dir: PathBuf,
+    },
+    /// Print the version, commit, compiler and features of this program
+    Version {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Check or show the configuration
     Config {
         /// Subcommand of `larder config`
         #[command(subcommand)]
         action: ConfigAction,
     },
+}
+
+impl Command {
+    /// Returns `true` if the command reads the default configuration file.
+    pub(super) fn reads_configuration(&self) -> bool {
+        !matches!(
+            self,
+            Command::Cache(_)
+                | Command::Key { .. }
+                | Command::Explain(_)
+                | Command::Completions { .. }
+                | Command::Man { .. }
+                | Command::Version { .. }
+        )
+    }
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -229,6 +260,12 @@ pub(super) enum Output {
     Text,
     /// JSON: `build` writes NDJSON events only, `plan` and `bench` one JSON document
     Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// For example 73 or CCE.01404001 [default: list all codes]
+    pub(super) code: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ use super::output::stdout;
 use crate::config::Config;
 use crate::kubernetes::crd;
 use crate::telemetry::Console;
+use crate::version::VERSION;
 use larder_model::class::Class;
 
 /// Reports that the configuration is valid.
@@ -18,6 +19,17 @@ pub(super) fn show(config: &Config, console: &Console) -> u8 {
     match toml::to_string(config) {
         Ok(text) => stdout::print(console, &text),
         Err(e) => exit::fail(console, Class::Internal, &format!("writing the configuration: {e}")),
+    }
+}
+
+/// Prints the version of this program, as text or JSON.
+pub(super) fn version(json: bool, console: &Console) -> u8 {
+    if !json {
+        return stdout::print(console, &format!("{VERSION}\n"));
+    }
+    match serde_json::to_string(&VERSION) {
+        Ok(text) => stdout::print(console, &format!("{text}\n")),
+        Err(e) => exit::fail(console, Class::Internal, &format!("writing the version: {e}")),
     }
 }
 

@@ -13,13 +13,12 @@ use larder_model::reference::ImageReference;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   larder bench decode nginx:1.27
-  larder bench apply nginx:1.27 --dir /var/lib/larder
   larder bench build nginx:1.27 --dir /var/lib/larder --layer-format erofs
-  larder bench build nginx:1.27 --dir /mnt/volume --concurrency 8 --output json
 
-All files are created in a new directory in DIR, larder-bench-<UUID>, which is removed at the end, also after a failure or
-interruption. On ext4, especially without a journal, wait a few minutes between runs: creating files is slow where others
-were just removed. Other load on the machine lowers the results.";
+All files are created in a new directory in DIR, larder-bench-<UUID>, which is
+removed at the end, also after a failure or interruption. On ext4, especially
+without a journal, wait a few minutes between runs: creating files is slow where
+others were just removed. Other load on the machine lowers the results.";
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum BenchKind {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
-use super::Output;
+use super::{CREDENTIALS, OUTPUT, Output, SECURITY, SOURCE, TRANSFER, VOLUME, values};
 use crate::builder::order::ImageSource;
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::key::Claims;
@@ -15,18 +15,24 @@ use larder_model::reference::ImageReference;
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
+pub(super) const BUILD_USAGE: &str = "larder build [OPTIONS] --volume <DIR> --size <SIZE> <IMAGE>...\n\
+       larder build [OPTIONS] --volume <DIR> --job <FILE>";
+
 pub(super) const BUILD_EXAMPLES: &str = "\
 Examples:
   larder build --volume ./cache --size 20GiB nginx:1.27 redis:7
-  larder build --volume ./cache --size 4GiB --platform linux/arm64 --limit-rate 20MiB/s nginx:1.27
-  larder build --volume ./cache --size 4GiB --secrets ./secrets --pull-secret team-a:registry r.example.com/app:1
   larder build --job - --volume /cache --output json < job.json
-  larder build --volume-kind disk --shrink --volume ./cache --size 20GiB nginx:1.27
-  larder build --share /caches --volume /caches/volumes/web --size 4GiB nginx:1.27
 
-Flags override the job, and the job overrides the configuration. Sizes take KiB, MiB, GiB, TiB (also K, Ki, …) and
-kB, MB, GB, TB. After Ctrl-C, the same command resumes the volume; a second Ctrl-C quits immediately.
-With --output json, closing the reading end of standard output stops the build like Ctrl-C (exit 130).";
+Flags override the job, and the job overrides the configuration. Sizes take
+KiB, MiB, GiB, TiB (also K, Ki, …) and kB, MB, GB, TB.
+
+After Ctrl-C, the same command resumes the volume; a second Ctrl-C quits
+immediately. With --output json, closing the reading end of standard output
+stops the build like Ctrl-C (exit 130).
+
+Credentials are searched in --pull-secret, --docker-config,
+$REGISTRY_AUTH_FILE, podman's auth.json, and ~/.docker/config.json or
+$DOCKER_CONFIG, with their credential helpers.";
 
 /// Arguments of `larder build` and `larder plan`.
 #[derive(Debug, Default, Args)]
@@ -35,38 +41,38 @@ pub(in crate::cli) struct BuildArgs {
     #[arg(value_name = "IMAGE")]
     pub(in crate::cli) images: Vec<ImageReference>,
     /// Build job as JSON instead of images; - reads standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(short = 'f', long, value_name = "FILE", help_heading = SOURCE)]
     pub(in crate::cli) job: Option<PathBuf>,
     /// Directory of the volume: empty, or from an earlier run of the same job. With kind block, the device.
     /// Required by build.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = VOLUME)]
     pub(in crate::cli) volume: Option<PathBuf>,
     #[command(flatten)]
     pub(in crate::cli) options: BuildOptions,
     #[command(flatten)]
     pub(in crate::cli) credentials: CredentialArgs,
     /// Maximum number of connections per host [default: the configuration's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = TRANSFER)]
     pub(in crate::cli) connections_per_host: Option<u16>,
     /// Maximum bytes per second over all registries, for example 20MiB/s [default: no limit]
-    #[arg(long, value_name = "SIZE/s", value_parser = rate)]
+    #[arg(long, value_name = "SIZE/s", value_parser = values::rate, help_heading = TRANSFER)]
     pub(in crate::cli) limit_rate: Option<u64>,
     /// Cache name to include in the signature, for `attach --name`
-    #[arg(long, value_name = "NAME", value_parser = sign_name)]
+    #[arg(long, value_name = "NAME", value_parser = sign_name, help_heading = SECURITY)]
     pub(in crate::cli) sign_name: Option<String>,
     /// Sequence number to include in the signature; increase it for later volumes of the same name [default:
     /// the time, seconds since 1970]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", help_heading = SECURITY)]
     pub(in crate::cli) sign_sequence: Option<u64>,
     /// Niceness of the build, 0 to 19 as in nice(1)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=19))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=19), help_heading = TRANSFER)]
     pub(in crate::cli) nice: Option<u8>,
     /// Kill this process when its parent ends
     ///
     /// For supervisors, so that no unwatched build is left behind. Linux ties it to the thread that started
     /// this process. With PID, the process ID of the supervisor, this also detects a supervisor that ended
     /// before the build started.
-    #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true)]
+    #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true, help_heading = TRANSFER)]
     pub(in crate::cli) die_with_parent: Option<Option<u32>>,
     /// The source of the images. Only `import` sets it.
     #[arg(skip)]
@@ -81,34 +87,34 @@ pub(in crate::cli) struct BuildOptions {
     /// For all kinds but directory, the kernel enforces the size limit. Kinds disk and block need root and
     /// e2fsprogs; disk also needs loop devices. For these kinds `import` needs --size and --image, because
     /// the process that creates the disk does not read the archive.
-    #[arg(long, value_enum, value_name = "KIND")]
+    #[arg(long, value_enum, value_name = "KIND", help_heading = VOLUME)]
     pub(in crate::cli) volume_kind: Option<VolumeKind>,
     #[command(flatten)]
     pub(in crate::cli) disk: DiskArgs,
     /// Maximum size of the volume, for example 20GiB. Required by build, unless the job sets it [default of
     /// import: ten times the compressed images]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = values::size, help_heading = VOLUME)]
     pub(in crate::cli) size: Option<ByteSize>,
     /// Action if the volume is smaller than three times the compressed images [default: enforce]
-    #[arg(long, value_enum, value_name = "POLICY")]
+    #[arg(long, value_enum, value_name = "POLICY", help_heading = VOLUME)]
     pub(in crate::cli) sizing: Option<Sizing>,
     /// Platform as os/architecture[/variant] [default: this host's]
-    #[arg(long, value_name = "PLATFORM")]
+    #[arg(long, value_name = "PLATFORM", help_heading = SOURCE)]
     pub(in crate::cli) platform: Option<Platform>,
     /// Maximum number of layers in parallel [default: the configuration's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = TRANSFER)]
     pub(in crate::cli) concurrency: Option<u16>,
     /// Format of the standard output; json also disables the progress on standard error
-    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", help_heading = OUTPUT)]
     pub(in crate::cli) output: Output,
     #[command(flatten)]
     pub(in crate::cli) layers: LayerArgs,
     /// Work without the privileges that a layer needs; `inspect` shows what could not be preserved
-    #[arg(long)]
+    #[arg(long, help_heading = SECURITY)]
     pub(in crate::cli) rootless: bool,
     /// Reuse layers of the volumes in DIR/volumes, which must also contain --volume. Concurrent builds with
     /// the same DIR fetch each layer once.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = VOLUME)]
     pub(in crate::cli) share: Option<PathBuf>,
     /// Sign the sealed volume with this private key, an Ed25519 PEM file from `larder key generate` [default:
     /// the configuration's build.sign_key]
@@ -116,17 +122,17 @@ pub(in crate::cli) struct BuildOptions {
     /// The signature is written to cache.json.sig next to cache.json; `verify --trust` checks it. The key
     /// file must be readable by its owner only. If the volume is already sealed, it must be signed with this
     /// key, otherwise the command exits with 73.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = SECURITY)]
     pub(in crate::cli) sign_key: Option<PathBuf>,
     /// Verify the contents of the sealed volume before exiting
-    #[arg(long)]
+    #[arg(long, help_heading = SECURITY)]
     pub(in crate::cli) verify_after: bool,
     /// Write the result to this file as one JSON line under 4 KiB, on success and failure
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub(in crate::cli) result_file: Option<PathBuf>,
-    /// Stop at this time (RFC 3339, for example 2026-11-23T18:00:00Z) with exit code 75; the volume stays
+    /// Stop after this time, for example 30m, or at this time (RFC 3339), with exit code 75; the volume stays
     /// resumable
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = values::time, help_heading = TRANSFER)]
     pub(in crate::cli) deadline: Option<DateTime<Utc>>,
     /// Read registries and layers in unconfined processes
     ///
@@ -134,7 +140,7 @@ pub(in crate::cli) struct BuildOptions {
     /// and has no access to files. One extracts and has access to the volume only. The main process holds
     /// keys and secrets. The first two run in their own namespaces, with few capabilities, Landlock and a
     /// list of allowed system calls; see SECURITY.md. Missing system features are reported in one line.
-    #[arg(long)]
+    #[arg(long, help_heading = SECURITY)]
     pub(in crate::cli) no_sandbox: bool,
 }
 
@@ -142,13 +148,13 @@ pub(in crate::cli) struct BuildOptions {
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(in crate::cli) struct DiskArgs {
     /// Kind disk: allocate host space as it is used, instead of reserving all of it first
-    #[arg(long)]
+    #[arg(long, help_heading = VOLUME)]
     pub(in crate::cli) sparse: bool,
     /// Kind disk: shrink the sealed disk to the smallest size that fits its content
-    #[arg(long)]
+    #[arg(long, help_heading = VOLUME)]
     pub(in crate::cli) shrink: bool,
     /// Kind block: format the device even if it contains data; all of it is lost
-    #[arg(long)]
+    #[arg(long, help_heading = VOLUME)]
     pub(in crate::cli) format_device: bool,
 }
 
@@ -156,13 +162,13 @@ pub(in crate::cli) struct DiskArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub(in crate::cli) struct CredentialArgs {
     /// Directory with a docker config.json; repeatable, tried in order after the pull secrets
-    #[arg(long = "docker-config", value_name = "DIR")]
+    #[arg(long = "docker-config", value_name = "DIR", help_heading = CREDENTIALS)]
     pub(in crate::cli) docker_configs: Vec<PathBuf>,
     /// Directory of secrets in Kubernetes' format: NAMESPACE/NAME/.dockerconfigjson or .dockercfg
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = CREDENTIALS)]
     pub(in crate::cli) secrets: Option<PathBuf>,
     /// Pull secret in --secrets, as namespace:name; repeatable, tried in order
-    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
+    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME", help_heading = CREDENTIALS)]
     pub(in crate::cli) pull_secrets: Vec<PullSecretName>,
 }
 
@@ -174,42 +180,20 @@ pub(in crate::cli) struct LayerArgs {
     /// Each EROFS image is written as one file and needs no root and no capabilities. containerd 2.4 and
     /// newer use the erofs/ directory of the volume as a layer content cache. For other runtimes, `larder
     /// mount` mounts the images.
-    #[arg(long, value_enum, value_name = "FORM")]
+    #[arg(long, value_enum, value_name = "FORM", help_heading = VOLUME)]
     pub(in crate::cli) layer_format: Option<LayerFormat>,
     /// Append a dm-verity hash tree to each image, and write the file that containerd reads for it; needs
     /// --layer-format erofs
-    #[arg(long)]
+    #[arg(long, help_heading = VOLUME)]
     pub(in crate::cli) verity: bool,
     /// Write no tar-split files: faster, but verify and export then reject the volume
-    #[arg(long)]
+    #[arg(long, help_heading = VOLUME)]
     pub(in crate::cli) no_tar_split: bool,
-}
-
-/// Parses bytes per second: a size, with or without `/s`.
-fn rate(text: &str) -> Result<u64, String> {
-    let size = text.strip_suffix("/s").unwrap_or(text);
-    match size.parse::<ByteSize>() {
-        Ok(ByteSize(0)) => Err("the rate must not be 0: use a size per second, for example 20MiB/s".into()),
-        Ok(ByteSize(bytes)) => Ok(bytes),
-        Err(_) => Err("not a rate: use a size per second, for example 20MiB/s".into()),
-    }
 }
 
 fn sign_name(text: &str) -> Result<String, String> {
     match Claims::is_name(text) {
         true => Ok(text.to_owned()),
         false => Err("use 1 to 255 bytes without control characters".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rates() {
-        assert_eq!(rate("20MiB/s"), Ok(20 << 20));
-        assert_eq!(rate("1000"), Ok(1000));
-        assert!(rate("/s").is_err() && rate("0").is_err());
     }
 }

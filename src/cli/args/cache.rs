@@ -5,26 +5,25 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::values;
 use crate::client::address::Address;
 use larder_model::image_cache::CacheName;
 use larder_model::reference::ImageReference;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  larder cache create web nginx:1.27 redis:7 --size 20 --wait
-  larder cache import app images.tar --wait
+  larder cache create web nginx:1.27 redis:7 --size 20GiB --wait
   larder cache ls
-  larder cache show web
-  larder cache events web --json
-  LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder cache match nginx:1.27
 
-Variables: LARDER_HOST is the address of the daemon, LARDER_CA a file with extra certificate authorities. Authenticate with
-LARDER_TOKEN, or with LARDER_ACCESS_KEY and LARDER_SECRET_KEY; root needs neither over the Unix socket. No configuration
-file is read unless --config is given.
+Variables: LARDER_HOST is the address of the daemon, LARDER_CA a file with extra
+certificate authorities. Authenticate with LARDER_TOKEN, or with
+LARDER_ACCESS_KEY and LARDER_SECRET_KEY; root needs neither over the Unix
+socket. No configuration file is read unless --config is given.
 
-Exit codes: those of `larder --help`. Waiting returns 0 when the cache is Available, the code of the failure when it
-Failed, 64 when it was deleted, 73 when it is Unavailable, and 75 after --timeout. Waiting and events reconnect if the
-daemon restarts within a minute.";
+Exit codes: those of `larder --help`. Waiting returns 0 when the cache is
+Available, the code of the failure when it Failed, 64 when it was deleted, 73
+when it is Unavailable, and 75 after --timeout. Waiting and events reconnect if
+the daemon restarts within a minute.";
 
 /// Arguments of `larder cache`: the daemon's address, the output format and the subcommand.
 #[derive(Debug, Args)]
@@ -93,7 +92,7 @@ pub(in crate::cli) enum CacheCommand {
         #[arg(required = true, value_name = "CACHE")]
         caches: Vec<String>,
         /// Maximum time for each, for example 90s, 30m or 2h [default: no limit]
-        #[arg(long, value_name = "TIME", value_parser = duration)]
+        #[arg(long, value_name = "TIME", value_parser = values::duration)]
         timeout: Option<Duration>,
     },
     /// Print the events of an image cache until it reaches a final status
@@ -140,8 +139,8 @@ pub(in crate::cli) struct CreateArgs {
     /// Images, 1 to 20
     #[arg(required = true, value_name = "IMAGE")]
     pub(in crate::cli) images: Vec<ImageReference>,
-    /// Size of the volume in GiB, 20 to 400
-    #[arg(long, default_value_t = 20, value_name = "GIB")]
+    /// Size of the volume, 20GiB to 400GiB
+    #[arg(long, default_value = "20GiB", value_parser = values::gib, value_name = "SIZE")]
     pub(in crate::cli) size: u32,
     /// Days until it expires; 0 means never
     #[arg(long, default_value_t = 0, value_name = "DAYS")]
@@ -168,8 +167,8 @@ pub(in crate::cli) struct CacheImport {
     /// 20]
     #[arg(long = "image", value_name = "IMAGE")]
     pub(in crate::cli) images: Vec<ImageReference>,
-    /// Size of the volume in GiB, 20 to 400; needs three times the size of the layers in the archive
-    #[arg(long, default_value_t = 20, value_name = "GIB")]
+    /// Size of the volume, 20GiB to 400GiB; needs three times the size of the layers in the archive
+    #[arg(long, default_value = "20GiB", value_parser = values::gib, value_name = "SIZE")]
     pub(in crate::cli) size: u32,
     /// Days until it expires; 0 means never
     #[arg(long, default_value_t = 0, value_name = "DAYS")]
@@ -180,17 +179,4 @@ pub(in crate::cli) struct CacheImport {
     /// Repeating the import of the same archive with the same key returns the first result
     #[arg(long, value_name = "TEXT")]
     pub(in crate::cli) idempotency_key: Option<String>,
-}
-
-/// Parses a duration such as `90s`, `30m` or `2h`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let refuse = || "not a duration: use a number and s, m or h, for example 30m".to_owned();
-    let unit = match text.chars().last() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3600,
-        _ => return Err(refuse()),
-    };
-    let number: u32 = text[..text.len() - 1].parse().map_err(|_| refuse())?;
-    Ok(Duration::from_secs(u64::from(number) * unit))
 }

@@ -7,11 +7,12 @@ use clap::Subcommand;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   larder key generate /etc/larder/sign.pem
-  larder build --sign-key /etc/larder/sign.pem --volume ./cache --size 20GiB nginx:1.27
   larder key public /etc/larder/sign.pem --pem > sign.pub
-  larder verify ./cache --trust sign.pub
 
-OpenSSL reads and writes the same format: `openssl genpkey -algorithm ed25519 -out FILE` (then chmod 600), `openssl pkey -pubout`.";
+`build --sign-key` signs with the private key, and `verify --trust` and
+`attach --trust` take the public one. OpenSSL reads and writes the same format:
+`openssl genpkey -algorithm ed25519 -out FILE` (then chmod 600) and
+`openssl pkey -pubout`.";
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum KeyAction {

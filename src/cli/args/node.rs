@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::CredentialArgs;
+use super::{CredentialArgs, RUNTIME, SECURITY, SOURCE};
 use crate::client::address::Address;
 use crate::node::access::Policy;
 use crate::node::snapshotter;
@@ -17,26 +17,21 @@ use larder_model::runtime::{Containerd, Runtime};
 pub(super) const ATTACH_EXAMPLES: &str = "\
 Examples:
   larder attach web
-  larder attach ./cache --at /icv --runtime podman --dry-run
-  larder attach /dev/disk/by-label/larder --runtime containerd --preload
   larder attach --match nginx:1.27 --match redis:7 --require
-  larder attach ./cache --trust keys.pub --name web --not-older-than 2026-11-01T00:00:00Z
-  larder attach web --access verify --secrets ./secrets --pull-secret team-a:registry
-  larder detach web
 
-Changes made to the node: a record in state.dir, a mount, one configuration file per runtime, and a systemd unit that
-attaches the volume again at each boot. --dry-run lists all of them. Running the same command again changes nothing, and
+Changes made to the node: a record in state.dir, a mount, one configuration file
+per runtime, and a systemd unit that attaches the volume again at each boot.
+--dry-run lists all of them. Running the same command again changes nothing, and
 resumes after a crash.";
 
 pub(super) const MATCH_EXAMPLES: &str = "\
 Examples:
   larder match nginx:1.27 registry.example.com/team/app@sha256:…
-  larder match --require nginx:1.27 redis:7 || exit        # to prevent pulls
-  larder match --volume /dev/vdb --volume ./cache nginx:1.27
-  LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder match --json nginx:1.27
+  larder match --volume /dev/vdb --require nginx:1.27 redis:7 || exit
 
-An image by digest matches if the cache contains that digest, its own or its index's. An image by tag matches if the cache was
-created with the same name and tag. The variables are those of `larder cache`.";
+An image by digest matches if the cache contains that digest, its own or its
+index's. An image by tag matches if the cache was created with the same name and
+tag. The variables are those of `larder cache`.";
 
 /// Images of a workload, and the sources of caches to search.
 #[derive(Debug, Args)]
@@ -58,28 +53,32 @@ pub(in crate::cli) struct MatchArgs {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct SourceArgs {
     /// Also search this volume: directory, image file or block device; repeatable
-    #[arg(long = "volume", value_name = "PATH")]
+    #[arg(long = "volume", value_name = "PATH", help_heading = SOURCE)]
     pub(in crate::cli) volumes: Vec<PathBuf>,
     /// Also search this daemon: unix:///path, http://host:port or https://host:port [default: $LARDER_HOST,
     /// else none]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", help_heading = SOURCE)]
     pub(in crate::cli) host: Option<Address>,
     /// PEM file with extra certificate authorities for --host [default: $LARDER_CA]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = SOURCE)]
     pub(in crate::cli) ca: Option<PathBuf>,
     /// Required platform of the images on this node's volumes [default: this host's]
-    #[arg(long, value_name = "PLATFORM")]
+    #[arg(long, value_name = "PLATFORM", help_heading = SOURCE)]
     pub(in crate::cli) platform: Option<Platform>,
 }
 
 pub(super) const SNAPSHOTTER_EXAMPLES: &str = "\
-Add it to containerd's configuration (1.6: version = 2):
+Add it to containerd's configuration:
   [proxy_plugins.larder]
     type = \"snapshot\"
     address = \"/run/larder-snapshotter/snapshotter.sock\"
-    capabilities = [\"remap-ids\"]      # containerd 2, Linux 5.19: containers in user namespaces copy nothing
-  [plugins.\"io.containerd.grpc.v1.cri\".containerd]     # containerd 2: [plugins.\"io.containerd.cri.v1.images\"]
-    snapshotter = \"larder\"";
+    capabilities = [\"remap-ids\"]
+  [plugins.\"io.containerd.cri.v1.images\"]
+    snapshotter = \"larder\"
+
+containerd 1.6 and 1.7: `version = 2` first, and the last table is
+[plugins.\"io.containerd.grpc.v1.cri\".containerd]. With remap-ids (containerd 2
+and Linux 5.19), containers in user namespaces copy no files.";
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct SnapshotterArgs {
@@ -98,22 +97,22 @@ pub(in crate::cli) struct AttachArgs {
     #[arg(value_name = "CACHE|VOLUME", required_unless_present = "matches", conflicts_with = "matches")]
     pub(in crate::cli) source: Option<String>,
     /// Attach the best cache for this image instead of naming one; repeatable, as with `larder match`
-    #[arg(long = "match", value_name = "IMAGE")]
+    #[arg(long = "match", value_name = "IMAGE", help_heading = SOURCE)]
     pub(in crate::cli) matches: Vec<ImageReference>,
     /// With --match: fail with 64 if the chosen cache lacks any of the images
-    #[arg(long, requires = "matches")]
+    #[arg(long, requires = "matches", help_heading = SOURCE)]
     pub(in crate::cli) require: bool,
     #[command(flatten)]
     pub(in crate::cli) sources: SourceArgs,
     /// Mount point. Keep it short: overlayfs limits the total length of layer paths. [default: the first free
     /// of /icv, /icv2, …]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = RUNTIME)]
     pub(in crate::cli) at: Option<PathBuf>,
     /// Runtime to configure; repeatable
-    #[arg(long = "runtime", value_enum, value_name = "RUNTIME", default_value = "auto")]
+    #[arg(long = "runtime", value_enum, value_name = "RUNTIME", default_value = "auto", help_heading = RUNTIME)]
     pub(in crate::cli) runtimes: Vec<RuntimeChoice>,
     /// Register its images in containerd without a pull, and protect them from garbage collection
-    #[arg(long)]
+    #[arg(long, help_heading = RUNTIME)]
     pub(in crate::cli) preload: bool,
     #[command(flatten)]
     pub(in crate::cli) containerd: ContainerdArgs,
@@ -123,37 +122,37 @@ pub(in crate::cli) struct AttachArgs {
     ///
     /// Every layer is read and verified first. A verified volume is not read again until one of its files
     /// changes.
-    #[arg(long, value_name = "KEY|FILE")]
+    #[arg(long, value_name = "KEY|FILE", help_heading = SECURITY)]
     pub(in crate::cli) trust: Vec<String>,
     /// With --trust: check only the signature of cache.json, not the layers
-    #[arg(long, requires = "trust", conflicts_with = "verify_layers")]
+    #[arg(long, requires = "trust", conflicts_with = "verify_layers", help_heading = SECURITY)]
     pub(in crate::cli) trust_metadata_only: bool,
     /// Reject (77) a volume that was not signed for this name (`build --sign-name`)
-    #[arg(long, value_name = "NAME", requires = "trust")]
+    #[arg(long, value_name = "NAME", requires = "trust", help_heading = SECURITY)]
     pub(in crate::cli) name: Option<String>,
     /// Reject (77) a volume that was signed before this time (RFC 3339)
-    #[arg(long, value_name = "TIME", requires = "trust")]
+    #[arg(long, value_name = "TIME", requires = "trust", help_heading = SECURITY)]
     pub(in crate::cli) not_older_than: Option<DateTime<Utc>>,
     /// Reject (65) a volume whose cache.json does not have this digest, as `inspect` and `verify` print it
-    #[arg(long, value_name = "DIGEST")]
+    #[arg(long, value_name = "DIGEST", help_heading = SECURITY)]
     pub(in crate::cli) digest: Option<Digest>,
     /// Read and verify every layer first, also without --trust: EROFS images with a dm-verity hash tree by
     /// that tree, others as `larder verify` does
-    #[arg(long)]
+    #[arg(long, help_heading = SECURITY)]
     pub(in crate::cli) verify_layers: bool,
     /// `any`: no check. `verify`: attach only if the given credentials can read every image from its registry
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = SECURITY)]
     pub(in crate::cli) access: Policy,
     #[command(flatten)]
     pub(in crate::cli) credentials: CredentialArgs,
     /// Attach it now only, not again at each boot
-    #[arg(long)]
+    #[arg(long, help_heading = RUNTIME)]
     pub(in crate::cli) no_unit: bool,
     /// Show what would be done, and change nothing
-    #[arg(long)]
+    #[arg(long, help_heading = RUNTIME)]
     pub(in crate::cli) dry_run: bool,
     /// Root of the node's file system, if larder runs in a container
-    #[arg(long, value_name = "DIR", default_value = "/")]
+    #[arg(long, value_name = "DIR", default_value = "/", help_heading = RUNTIME)]
     pub(in crate::cli) node_root: PathBuf,
 }
 
@@ -195,14 +194,14 @@ pub(in crate::cli) struct PreloadArgs {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ContainerdArgs {
     /// Path of containerd's socket
-    #[arg(long = "containerd", value_name = "PATH", default_value = Containerd::ADDRESS)]
+    #[arg(long = "containerd", value_name = "PATH", default_value = Containerd::ADDRESS, help_heading = RUNTIME)]
     pub(in crate::cli) address: PathBuf,
     /// containerd namespace in which to register the images
-    #[arg(long, value_name = "NAME", default_value = Containerd::NAMESPACE)]
+    #[arg(long, value_name = "NAME", default_value = Containerd::NAMESPACE, help_heading = RUNTIME)]
     pub(in crate::cli) namespace: String,
     /// Name of `larder snapshotter` in containerd's configuration, or erofs for containerd's own EROFS
     /// snapshotter (2.4 and newer), which uses EROFS layers
-    #[arg(long, value_name = "NAME", default_value = Containerd::SNAPSHOTTER)]
+    #[arg(long, value_name = "NAME", default_value = Containerd::SNAPSHOTTER, help_heading = RUNTIME)]
     pub(in crate::cli) snapshotter: String,
 }
 

@@ -13,11 +13,11 @@ use larder_model::seal::Compression;
 pub(super) const EXPORT_EXAMPLES: &str = "\
 Examples:
   larder export ./cache images.tar --format oci-archive
-  larder export ./cache - --format docker-archive --image nginx:1.27 | ssh node podman load
-  larder export ./cache ./layout --format oci-layout --compression zstd
+  larder export ./cache - --format docker-archive | ssh node podman load
 
-podman load, skopeo copy and ctr images import read all three archive formats; docker load reads docker-archive.
-Every tool reads gzip. zstd is smaller and much faster, and needs containerd 1.5, podman, skopeo, or docker 23 or newer.
+podman load, skopeo copy and ctr images import read all three archive formats;
+docker load reads docker-archive. Every tool reads gzip. zstd is smaller and
+much faster, and needs containerd 1.5, podman, skopeo, or docker 23 or newer.
 none is the fastest, and suits networks that compress.";
 
 #[derive(Debug, Args)]
@@ -54,7 +54,7 @@ pub(in crate::cli) struct ExportArgs {
     #[arg(long)]
     pub(in crate::cli) force: bool,
     /// Format of the summary, which goes to standard error if OUT is -
-    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub(in crate::cli) output: Output,
 }
 

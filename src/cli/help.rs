@@ -1,0 +1,112 @@
+//! The page of `larder --help`: the commands, grouped by purpose.
+
+use std::fmt::Write as _;
+
+use clap::{Command, CommandFactory as _};
+
+use super::args::Cli;
+
+/// The groups of commands, in the order of the page.
+const GROUPS: [(&str, &[&str]); 5] = [
+    (
+        "Build",
+        &["build", "plan", "import", "export", "verify", "inspect", "mount", "umount", "prefetch", "bench"],
+    ),
+    ("Daemon", &["serve", "cache"]),
+    ("Node", &["match", "attach", "detach", "preload", "snapshotter", "node"]),
+    ("Keys", &["key"]),
+    ("Other", &["config", "explain", "completions", "version"]),
+];
+
+/// Maximum width of help texts, columns. A narrower terminal limits them further.
+const MAX_WIDTH: usize = 100;
+
+/// Returns the description of the command line.
+pub(super) fn command() -> Command {
+    let command = Cli::command().max_term_width(MAX_WIDTH);
+    let template = format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}{{options}}{{after-help}}",
+        commands(&command)
+    );
+    command.help_template(template)
+}
+
+/// Returns the list of commands.
+fn commands(command: &Command) -> String {
+    let mut text = String::new();
+    for (group, names) in GROUPS {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{group} commands:");
+        for name in names {
+            let about = command.find_subcommand(name).and_then(Command::get_about);
+            let _ = writeln!(text, "  {name:<12} {}", about.map(ToString::to_string).unwrap_or_default());
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_public_command_is_in_one_group() {
+        let command = Cli::command();
+        let public = command.get_subcommands().filter(|command| !command.is_hide_set());
+        let mut public: Vec<_> = public.map(|command| command.get_name().to_owned()).collect();
+        let mut grouped: Vec<_> =
+            GROUPS.iter().flat_map(|(_, names)| *names).map(|name| (*name).to_owned()).collect();
+        public.sort_unstable();
+        grouped.sort_unstable();
+        assert_eq!(grouped, public);
+    }
+
+    /// No line of a help text is wider than a terminal of 80 columns, so none is wrapped in the middle of an
+    /// example.
+    #[test]
+    fn help_fits_in_80_columns() {
+        fn check(command: &Command, path: &str) {
+            let mut command = command.clone().term_width(80);
+            for text in [command.render_help(), command.render_long_help()] {
+                for line in text.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{path}: {line}");
+                }
+            }
+            // Wrapping must not break an example into two lines.
+            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in examples.lines() {
+                assert!(line.chars().count() <= 80, "{path}: {line}");
+            }
+            for child in command.get_subcommands().filter(|child| !child.is_hide_set()) {
+                check(child, &format!("{path} {}", child.get_name()));
+            }
+        }
+        check(&command(), "larder");
+    }
+
+    /// Flags of commands with many flags have a heading.
+    #[test]
+    fn flags_are_grouped() {
+        for (name, headings) in [
+            ("build", &["Source", "Volume", "Credentials", "Transfer", "Output", "Security"][..]),
+            ("import", &["Source", "Volume", "Transfer", "Output", "Security"]),
+            ("attach", &["Source", "Runtime", "Credentials", "Security"]),
+        ] {
+            let command = command();
+            let command = command.find_subcommand(name).unwrap();
+            let ungrouped: Vec<_> = command
+                .get_opts()
+                .filter(|option| option.get_help_heading().is_none())
+                .map(|option| option.get_id().to_string())
+                .collect();
+            assert!(ungrouped.is_empty(), "{name}: {ungrouped:?}");
+            for heading in headings {
+                assert!(
+                    command.get_opts().any(|option| option.get_help_heading() == Some(heading)),
+                    "{name} {heading}"
+                );
+            }
+        }
+    }
+}
