@@ -44,6 +44,7 @@
 
 pub mod api;
 pub mod archive;
+pub mod blocking;
 pub mod builder;
 pub mod caches;
 pub mod cli;

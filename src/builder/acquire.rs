@@ -243,7 +243,7 @@ impl Acquire {
         work: impl FnOnce(&Share) -> Result<T, share::Error> + Send + 'static,
     ) -> Option<Result<T, share::Error>> {
         let share = Arc::clone(self.share.as_ref()?);
-        let done = tokio::task::spawn_blocking(move || work(&share)).await;
+        let done = crate::blocking::spawn(move || work(&share)).await;
         Some(done.unwrap_or_else(|e| Err(share::Error::Ended(e.to_string()))))
     }
 }

@@ -241,7 +241,7 @@ impl Bench {
 
     async fn decode(&self, stored: &Arc<StoredLayers>) -> Result<Elapsed, Vec<Failure>> {
         let (stored, concurrency) = (Arc::clone(stored), self.order.concurrency);
-        let decoding = tokio::task::spawn_blocking(move || stored.decode(concurrency)).await;
+        let decoding = crate::blocking::spawn(move || stored.decode(concurrency)).await;
         decoding.map_err(|e| {
             vec![Failure::job(Class::Internal, format!("the task that decodes layers failed: {e}"))]
         })?

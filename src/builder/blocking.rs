@@ -7,7 +7,7 @@ use larder_model::event::Failure;
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Vec<Failure>> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::blocking::spawn(work).await {
         Ok(result) => result.map_err(|fail| vec![fail]),
         Err(e) => Err(vec![Failure::job(Class::Internal, format!("a step of the build failed: {e}"))]),
     }

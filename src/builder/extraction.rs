@@ -179,7 +179,7 @@ async fn fetch_from(
     let (sender, receiver) = mpsc::channel(MAX_CHUNKS);
     let blocking = {
         let (shared, counters) = (Arc::clone(shared), Arc::clone(counters));
-        tokio::task::spawn_blocking(move || {
+        crate::blocking::spawn(move || {
             let decoder = Decoder::new(Received(receiver), expected.blob.algorithm(), shared.limits.ratio);
             let decoder = decoder.ahead();
             run(&shared, decoder, &expected, &counters)
@@ -224,7 +224,7 @@ async fn from_file(
     let fail =
         |class: Class, message: String| FetchFailure::Local(Failure::layer(&blob.digest, class, message));
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
-    let blocking = tokio::task::spawn_blocking(move || {
+    let blocking = crate::blocking::spawn(move || {
         let source = Bounded { left: expected.size, source: file, cancel: sharing.cancel.clone() };
         let source = Counted { source, counters: Arc::clone(&counters) };
         let decoder = Decoder::new(source, expected.blob.algorithm(), sharing.limits.ratio).ahead();
@@ -253,7 +253,7 @@ async fn from_pipe(
     let failure = Arc::new(OnceLock::new());
     let mut blocking = {
         let (sharing, counters, failure) = (Arc::clone(shared), Arc::clone(counters), Arc::clone(&failure));
-        tokio::task::spawn_blocking(move || {
+        crate::blocking::spawn(move || {
             let source = Transfer::new(piped, failure);
             let source = Counted { source, counters: Arc::clone(&counters) };
             let decoder = Decoder::new(source, expected.blob.algorithm(), sharing.limits.ratio).ahead();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 
 use super::events::Events;
 use crate::volume::Volume;
@@ -70,7 +70,7 @@ impl Flusher {
 /// Flushes the volume and reports the layers that became durable.
 pub(super) async fn flush(volume: &Arc<Volume>, events: &Events) -> Result<(), Failure> {
     let volume = Arc::clone(volume);
-    let layers = spawn_blocking(move || volume.sync()).await.map_err(|e| panicked(&e))??;
+    let layers = crate::blocking::spawn(move || volume.sync()).await.map_err(|e| panicked(&e))??;
     if layers > 0 {
         events.emit(Event::Synced { layers });
     }

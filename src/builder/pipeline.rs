@@ -177,7 +177,7 @@ impl Pipeline {
             };
             let shared = Arc::clone(&self.shared);
             let committing = link.clone();
-            let task = tokio::task::spawn_blocking(move || commit::commit(&shared, &committing, ready, keep));
+            let task = crate::blocking::spawn(move || commit::commit(&shared, &committing, ready, keep));
             let result = task.await.unwrap_or_else(|e| {
                 Err(Failure::job(Class::Internal, format!("committing {}: {e}", link.chain_id)))
             });

@@ -72,7 +72,7 @@ impl OpenedSource {
             OpenedSource::Archive(input, format) => (input.map_err(|fail| vec![fail])?, format),
         };
         let fail = |e: archive::Error| vec![Failure::job(e.class(), e.to_string())];
-        let indexed = tokio::task::spawn_blocking(move || Archive::index(input, format)).await;
+        let indexed = crate::blocking::spawn(move || Archive::index(input, format)).await;
         let ended =
             |e| vec![Failure::job(Class::Internal, format!("the task that indexes the archive failed: {e}"))];
         let archive = indexed.map_err(ended)?.map_err(fail)?;

@@ -134,7 +134,7 @@ impl Source {
 
 async fn document(archive: &Arc<Archive>, digest: Digest, limit: u64) -> Result<Vec<u8>, Error> {
     let archive = Arc::clone(archive);
-    let read = tokio::task::spawn_blocking(move || archive.document(&digest, limit));
+    let read = crate::blocking::spawn(move || archive.document(&digest, limit));
     let read = read.await.map_err(|e| Error::Ended(e.to_string()))?;
     Ok(read.map_err(Box::new)?)
 }

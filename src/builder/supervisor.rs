@@ -158,7 +158,7 @@ impl Credentials for SupervisorClient {
     ) -> BoxFuture<'a, Result<Vec<Credential>, CredentialsError>> {
         let (supervisor, of, in_it) = (self.clone(), registry.to_owned(), repository.to_owned());
         Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || supervisor.credentials(of, in_it)).await;
+            let found = crate::blocking::spawn(move || supervisor.credentials(of, in_it)).await;
             let failed = |reason| CredentialsError { registry: registry.to_owned(), reason };
             found.map_err(|e| failed(e.to_string()))?.map_err(|refusal| failed(refusal.message))
         })

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
-use tokio::runtime::Builder;
 
 use super::args::{AttachArgs, DetachArgs};
 use super::output::stdout;
 use super::usage::UsageError;
 use super::{cache, exit, matching, merge};
+use crate::blocking;
 use crate::api::wire::beyond::Snapshots;
 use crate::caches::attachments::Attachments;
 use crate::caches::layout::Layout;
@@ -214,7 +214,7 @@ fn wanted(args: &AttachArgs, config: &Config, console: &Console) -> Result<PathB
 
 /// Returns the path of the sealed volume that the daemon serves for an image cache.
 fn volume(cache: &str, host: Option<&Address>, ca: Option<&Path>) -> Result<PathBuf, Error> {
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::Threads)?;
+    let runtime = blocking::current_thread().map_err(Error::Threads)?;
     let Snapshots { snapshots } = runtime.block_on(Box::pin(snapshots(cache, host, ca)))?;
     let served = snapshots.into_iter().find(|snapshot| snapshot.served);
     let served = served.ok_or_else(|| Error::NoVolume(cache.to_owned()))?;

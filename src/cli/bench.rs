@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::thread;
 
-use tokio::runtime;
 
 use super::args::{BenchKind, Output};
 use super::output::text::Text;
 use super::output::{Renderer as _, stdout, summary};
 use super::{exit, merge, signals};
+use crate::blocking;
 use crate::builder::bench::{self, Request, Step, StepCallback};
 use crate::builder::cancel::Cancel;
 use crate::builder::events;
@@ -30,7 +30,7 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
         Ok(order) => order,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let runtime = match runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match blocking::multi_thread(None, blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };

@@ -4,13 +4,13 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 
-use tokio::runtime;
 
 use super::args::{BuildArgs, Output};
 use super::outcome::{carry_out, end, refuse, usage_outcome};
 use super::supervisor::BuildParams;
 use super::usage::UsageError;
 use super::{confine, merge, supervisor};
+use crate::blocking;
 use crate::archive::{self, Input};
 use crate::builder::events;
 use crate::builder::order::ImageSource;
@@ -116,7 +116,7 @@ fn archive_on_stdin(source: &ImageSource) -> Result<Option<File>, archive::Error
 fn supervise(params: BuildParams, output: Output, console: &Console) -> Outcome {
     // This thread starts the children, and Linux ties them to it. The runtime's thread handles signals even
     // while this one waits for a slow reader of events.
-    let runtime = match runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+    let runtime = match blocking::multi_thread(Some(1), blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => return usage_outcome(Class::Internal, &format!("starting the supervisor: {e}")),
     };

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::{io, thread};
 
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::Runtime;
 
 use super::args::internal::{BuildChildArgs, ChildRole};
 use super::args::{BuildArgs, Output};
@@ -15,6 +15,7 @@ use super::outcome::{carry_out, refuse};
 use super::output::json::Json;
 use super::output::{Renderer as _, stdout};
 use super::{confine, exit, merge, plan};
+use crate::blocking;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events};
 use crate::builder::order::{BuildRequest, FetcherConnection, Signer};
@@ -174,9 +175,8 @@ impl Task {
         confinement: &Confinement,
         events: Option<&Events>,
     ) -> Result<(Option<Confined>, Runtime), (Class, String)> {
-        let mut runtime = runtime::Builder::new_multi_thread();
         // The runtime counts processors by reading files that are not accessible afterwards.
-        runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
         let confined = match self.sandboxed {
             true => Some(confinement.enter().map_err(|e| (e.class(), e.to_string()))?),
             false => None,
@@ -189,7 +189,7 @@ impl Task {
             let message = format!("the build is not fully confined: {missing}");
             events.emit(Event::Warning { message });
         }
-        let runtime = runtime.build();
+        let runtime = blocking::multi_thread(Some(workers), blocking::MAX_THREADS);
         let runtime =
             runtime.map_err(|e| (Class::Internal, format!("starting the threads of the build: {e}")))?;
         Ok((confined, runtime))

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde::de::DeserializeOwned;
-use tokio::runtime::Runtime;
 
 use super::args::{CacheArgs, CacheCommand, CreateArgs};
 use super::exit;
 use super::output::stdout;
 use super::usage::UsageError;
+use crate::blocking;
 use crate::api::wire::beyond::Matched;
 use crate::api::wire::order::CreateRequest;
 use crate::api::wire::{BuildingConfig, Many, One};
@@ -60,7 +60,7 @@ impl Error {
 
 /// Runs the command and returns its exit code.
 pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
-    let runtime = match Runtime::new() {
+    let runtime = match blocking::multi_thread(None, blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::Runtime;
 
 use super::args::{ExportArgs, Output};
 use super::output::bar::{self, Bar};
 use super::output::stdout;
 use super::usage::UsageError;
 use super::{exit, sandbox, signals};
+use crate::blocking;
 use crate::builder::cancel::Cancel;
 use crate::export::{self, Error, Format, Monitor, Report, Request};
 use crate::telemetry::Console;
@@ -35,7 +36,7 @@ pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
         Ok(confined) => confined,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match blocking::current_thread() {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };
@@ -101,7 +102,7 @@ fn carry_out(
     let (volume, out, watched) = (args.volume.clone(), args.out.clone(), Arc::clone(&monitor));
     runtime.block_on(async {
         signals::watch(cancel.clone(), console.clone()).map_err(|e| internal("handling signals for", e))?;
-        let mut work = tokio::task::spawn_blocking(move || match to_stdout {
+        let mut work = crate::blocking::spawn(move || match to_stdout {
             true => export::export_to(&volume, Box::new(io::stdout()), &request, &monitor),
             false => export::export(&volume, &out, &request, &monitor),
         });

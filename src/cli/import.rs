@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use tokio::runtime;
 
 use super::args::ImportArgs;
 use super::outcome::{carry_out, end, usage_outcome};
 use super::usage::UsageError;
 use super::{build, exit};
+use crate::blocking;
 use crate::builder::cancel::Cancel;
 use crate::builder::{events, outcome};
 use crate::config::Config;
@@ -29,9 +29,8 @@ pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console
         let error = UsageError::SignKeyForImage;
         return exit::fail(console, error.class(), &error.to_string());
     }
-    let mut runtime = runtime::Builder::new_multi_thread();
-    runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get).min(2));
-    let runtime = match runtime.build() {
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(2);
+    let runtime = match blocking::multi_thread(Some(workers), blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };
@@ -45,7 +44,7 @@ pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console
             asked.cancelled().await;
             watched.stop();
         });
-        let done = tokio::task::spawn_blocking(move || export::restore(&input, &volume, &monitor)).await;
+        let done = crate::blocking::spawn(move || export::restore(&input, &volume, &monitor)).await;
         watch.abort();
         match done {
             Ok(Ok(sealed)) => outcome::sealed(&sealed, started.elapsed()),

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
 
 use super::args::{MatchArgs, SourceArgs};
 use super::output::stdout;
 use super::{cache, exit};
+use crate::blocking;
 use crate::api::wire::beyond::Matched;
 use crate::caches::layout::Layout;
 use crate::config::Config;
@@ -93,7 +93,7 @@ fn request_match(images: &[ImageReference], sources: &SourceArgs) -> Result<Opti
     let Some(address) = cache::named(sources.host.as_ref())? else { return Ok(None) };
     let host = address.to_string();
     let client = cache::connect(Some(&address), sources.ca.as_deref())?;
-    let runtime = Runtime::new().map_err(Error::Threads)?;
+    let runtime = blocking::current_thread().map_err(Error::Threads)?;
     let answer = runtime.block_on(Box::pin(cache::request_match(&client, images)));
     runtime.shutdown_background();
     let Matched { found } = answer?.read().map_err(cache::Error::from)?;

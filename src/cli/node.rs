@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use self::attacher::NodeAttacher;
 use super::args::{AgentArgs, NodeRole};
 use super::exit;
+use crate::blocking;
 use crate::caches::attachments::Attachments;
 use crate::caches::layout::{AGENT_LOCK, Layout};
 use crate::config::Config;
@@ -83,7 +83,7 @@ impl Error {
 
 /// Runs the command and returns its exit code.
 pub(super) fn run(args: &AgentArgs, config: &Config, console: &Console) -> u8 {
-    let built = Builder::new_multi_thread().enable_all().max_blocking_threads(THREADS).build();
+    let built = blocking::multi_thread(None, THREADS);
     let runtime = match built {
         Ok(runtime) => runtime,
         Err(e) => {

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::num::NonZero;
 use std::thread;
 
-use tokio::runtime;
 
 use super::args::{BuildArgs, Output};
 use super::output::{stdout, summary};
 use super::{confine, exit, merge, signals};
+use crate::blocking;
 use crate::builder::cancel::Cancel;
 use crate::builder::{Prepared, events};
 use crate::config::Config;
@@ -37,14 +37,13 @@ pub(super) fn run(args: BuildArgs, config: Config, console: &Console) -> u8 {
     let confinement = confine::resolver(&order);
     let (events, _) = events::channel();
     let prepared = Prepared::new(order, config, events);
-    let mut runtime = runtime::Builder::new_multi_thread();
     // The runtime counts processors by reading files that are not accessible once the process is confined.
-    runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
+    let workers = thread::available_parallelism().map_or(1, NonZero::get);
     let _confined = match sandboxed.then(|| confinement.enter()).transpose() {
         Ok(confined) => confined,
         Err(e) => return exit::fail(console, e.class(), &e.to_string()),
     };
-    let runtime = match runtime.build() {
+    let runtime = match blocking::multi_thread(Some(workers), blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };

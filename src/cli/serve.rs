@@ -7,12 +7,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::backend::Backend;
 use super::exit;
+use crate::blocking;
 use crate::api::auth::{SharedTenants, TenantError, Tenants};
 use crate::api::listen::tls::Tls;
 use crate::api::listen::{ListenError, Listeners};
@@ -48,7 +48,7 @@ pub(super) struct Logs {
 
 /// Runs the command and returns its exit code.
 pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, console: &Console) -> u8 {
-    let runtime = match Runtime::new() {
+    let runtime = match blocking::multi_thread(None, blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => {
             return exit::fail(console, Class::Internal, &format!("starting the threads of the daemon: {e}"));

@@ -3,12 +3,12 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::args::SnapshotterArgs;
 use super::exit;
+use crate::blocking;
 use crate::caches::layout::Layout;
 use crate::config::Config;
 use crate::node::snapshotter::{Server, Settings};
@@ -33,7 +33,7 @@ pub(super) fn run(args: SnapshotterArgs, config: &Config, console: &Console) -> 
         Ok(server) => server,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let runtime = match Builder::new_multi_thread().enable_all().max_blocking_threads(THREADS).build() {
+    let runtime = match blocking::multi_thread(None, THREADS) {
         Ok(runtime) => runtime,
         Err(e) => {
             return exit::fail(

@@ -53,7 +53,7 @@ impl Client {
     pub async fn upload(&self, request: Request<'_>, upload: Upload) -> Result<Answer, Error> {
         let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(AHEAD);
         let Upload { length, sha256, write, sent } = upload;
-        let writing = tokio::task::spawn_blocking(move || {
+        let writing = crate::blocking::spawn(move || {
             let mut out = Chunks { sender, buffer: Vec::with_capacity(CHUNK), sent };
             let error = match write(&mut out) {
                 Ok(()) if out.flush().is_ok() => return None,

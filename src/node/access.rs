@@ -209,7 +209,7 @@ pub fn check_blocking(
         return Ok(());
     }
     let checker = AccessChecker::new(order, config, content)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = crate::blocking::current_thread();
     let runtime = runtime.map_err(AccessError::Threads)?;
     runtime.block_on(Box::pin(check(policy, content, &checker)))
 }

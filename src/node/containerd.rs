@@ -82,6 +82,6 @@ pub fn block_on<T>(
     containerd: &Containerd,
     work: impl AsyncFnOnce(&Client) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = crate::blocking::current_thread();
     runtime.map_err(Error::Runtime)?.block_on(work(&Client::new(containerd.clone())))
 }

@@ -68,7 +68,7 @@ pub type Other = (Content, DateTime<Utc>);
 /// The snapshotter does not answer, or returns an error.
 pub fn first(socket: &Path, content: &Content, others: &[Other]) -> Result<Option<String>, Error> {
     let shown = || socket.display().to_string();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = crate::blocking::current_thread();
     let runtime = runtime.map_err(Error::Thread)?;
     let listed = runtime.block_on(async { tokio::time::timeout(TIMEOUT, list(socket)).await });
     let all = listed.map_err(|_| Error::Late { socket: shown() })?.map_err(|status| Error::Refused {

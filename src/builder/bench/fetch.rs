@@ -92,7 +92,7 @@ async fn one(
         return Err(fail(blob, Class::Internal, "it is already in a file"));
     };
     let (sender, receiver) = mpsc::channel(CHUNKS);
-    let writer = tokio::task::spawn_blocking({
+    let writer = crate::blocking::spawn({
         let writing = Arc::clone(writing);
         move || write(file, receiver, &writing)
     });

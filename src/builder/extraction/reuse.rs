@@ -36,7 +36,7 @@ pub(in crate::builder) async fn reuse(
     let fail = |class: Class, message: String| Failure::layer(&from.blob, class, message);
     let (layer, diff_id, size) = (from.clone(), from.diff_id.clone(), from.size);
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
-    let rebuilding = tokio::task::spawn_blocking(move || {
+    let rebuilding = crate::blocking::spawn(move || {
         let volume = &sharing.volume;
         let tar = trees::tar(volume.root(), volume.format(), &layer).map_err(RunError::Tree)?;
         match volume.format() {
@@ -84,7 +84,7 @@ pub(in crate::builder) async fn copy(
         ));
     }
     let (sharing, counters, diff_id) = (Arc::clone(shared), Arc::clone(counters), change.diff_id.clone());
-    let rebuilding = tokio::task::spawn_blocking(move || {
+    let rebuilding = crate::blocking::spawn(move || {
         let _lease = lease;
         match stored {
             StoredCopy::Directory { diff, split } => {

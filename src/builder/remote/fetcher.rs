@@ -52,7 +52,7 @@ pub async fn serve(stream: UnixStream, fetcher: Fetcher) -> io::Result<()> {
         // No request must wait for a response that cannot be sent.
         let _ = to.shutdown(Shutdown::Both);
     })?;
-    let reading = tokio::task::spawn_blocking(move || {
+    let reading = crate::blocking::spawn(move || {
         while let Some(frame) = wire::receive(&stream)? {
             if requests.blocking_send(frame).is_err() {
                 break;

@@ -251,7 +251,7 @@ impl ChildRunner {
             let cgroup = cgroups.create(&name, &limits).map_err(context("creating its control group"))?;
             Ok(PreparedChild { work, cgroup, job, unusable })
         };
-        tokio::task::spawn_blocking(prepare).await.map_err(|e| e.to_string())?
+        crate::blocking::spawn(prepare).await.map_err(|e| e.to_string())?
     }
 
     async fn run_build(&self, order: RunnerJob, lines: mpsc::Sender<Line>, stop: CancellationToken) -> Ended {

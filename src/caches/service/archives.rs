@@ -25,7 +25,7 @@ async fn run<T: Send + 'static>(
     work: impl FnOnce(&Imports) -> io::Result<T> + Send + 'static,
 ) -> Result<Option<T>, StoreError> {
     let Some(imports) = volumes.imports().cloned() else { return Ok(None) };
-    let done = tokio::task::spawn_blocking(move || work(&imports)).await;
+    let done = crate::blocking::spawn(move || work(&imports)).await;
     let done = done.unwrap_or_else(|e| Err(io::Error::other(e)));
     done.map(Some).map_err(|e| StoreError::Failed {
         doing: "accessing the archives of",

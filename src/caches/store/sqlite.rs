@@ -86,7 +86,7 @@ impl SqliteStore {
     ) -> Result<T, StoreError> {
         let turn = self.turns.take(kind, tenant).await;
         let connection = Arc::clone(&self.connection);
-        let done = tokio::task::spawn_blocking(move || {
+        let done = crate::blocking::spawn(move || {
             // A panic rolls its transaction back.
             let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
             let done = work(&mut connection);

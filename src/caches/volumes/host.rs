@@ -79,7 +79,7 @@ impl HostVolumes {
     ) -> BoxFuture<'static, Result<T, StateError>> {
         let disk = Arc::clone(&self.0);
         Box::pin(async move {
-            let done = tokio::task::spawn_blocking(move || work(&disk)).await;
+            let done = crate::blocking::spawn(move || work(&disk)).await;
             done.unwrap_or_else(|e| Err(StateError::Broken(e.to_string())))
         })
     }
@@ -126,7 +126,7 @@ impl Volumes for HostVolumes {
 
     fn tidy(&self, discarded: bool) {
         let disk = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || {
+        crate::blocking::spawn(move || {
             let emptied = match discarded || disk.has_trash().unwrap_or(true) {
                 true => disk.empty_trash(),
                 false => Ok(()),

@@ -41,7 +41,7 @@ struct Source {
 /// Uploads the source and returns the daemon's answer.
 pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console) -> Result<Answer, Error> {
     let (input, images, signs) = (args.source.clone(), args.images.clone(), client.signs());
-    let opened = tokio::task::spawn_blocking(move || {
+    let opened = crate::blocking::spawn(move || {
         let source = open(&input, images)?;
         if signs { hashed(source) } else { Ok((source, None)) }
     });

@@ -282,7 +282,7 @@ async fn pass_on(mut from: ChildStderr) {
         let mut text = buffer[..read].to_vec();
         text.retain(|byte| !byte.is_ascii_control() || matches!(byte, b'\n' | b'\t'));
         // A write error means that standard error is closed, so the text is dropped.
-        let _ = tokio::task::spawn_blocking(move || io::stderr().write_all(&text)).await;
+        let _ = crate::blocking::spawn(move || io::stderr().write_all(&text)).await;
     }
 }
 

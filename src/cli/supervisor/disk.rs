@@ -124,7 +124,7 @@ impl BuildParams {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Outcome> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::blocking::spawn(work).await {
         Ok(result) => result.map_err(|error| usage_outcome(error.class(), &error.to_string())),
         Err(e) => Err(usage_outcome(Class::Internal, &format!("a step of the build panicked: {e}"))),
     }

@@ -177,7 +177,7 @@ impl StepExecutor {
 async fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
 ) -> Result<T, StepError> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = crate::blocking::spawn(work).await;
     done.unwrap_or_else(|e| {
         Err(StepError { class: Class::Internal, reason: format!("a blocking task failed: {e}") })
     })

@@ -104,7 +104,7 @@ async fn watch(snapshotter: Arc<Snapshotter>) {
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
         let (snapshotter, retry) = (Arc::clone(&snapshotter), !settled);
-        let looked = tokio::task::spawn_blocking(move || snapshotter.update_links(retry)).await;
+        let looked = crate::blocking::spawn(move || snapshotter.update_links(retry)).await;
         settled = looked.unwrap_or(false);
     }
 }

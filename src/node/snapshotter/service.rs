@@ -34,7 +34,7 @@ impl Service {
         work: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
         let snapshotter = Arc::clone(&self.0);
-        let done = tokio::task::spawn_blocking(move || work(&snapshotter)).await;
+        let done = crate::blocking::spawn(move || work(&snapshotter)).await;
         done.unwrap_or_else(|e| Err(Error::Thread(e.to_string()))).map_err(status)
     }
 

@@ -92,7 +92,7 @@ impl Process {
         let cgroup = match cgroup {
             None => None,
             Some(group) => {
-                let entered = tokio::task::spawn_blocking(move || group.add(pid).map(|()| group)).await;
+                let entered = crate::blocking::spawn(move || group.add(pid).map(|()| group)).await;
                 let entered = entered.map_err(|e| e.to_string())?;
                 Some(entered.map_err(|e| format!("adding process {pid} to its control group: {e}"))?)
             }
@@ -188,7 +188,7 @@ async fn ending(
 /// Returns `true` if the control group ran out of memory. Deletes the group, with any process left in it.
 async fn release(cgroup: Option<Cgroup>) -> bool {
     let Some(group) = cgroup else { return false };
-    let released = tokio::task::spawn_blocking(move || {
+    let released = crate::blocking::spawn(move || {
         let out_of_memory = group.ran_out_of_memory();
         if let Err(error) = group.remove() {
             tracing::warn!(%error, "cannot remove the control group of a builder");
