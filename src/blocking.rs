@@ -1,6 +1,6 @@
 //! Work that blocks a thread, and the runtimes whose pools of threads it uses.
 //!
-//! Clippy refuses `tokio::task::spawn_blocking` and tokio's runtime builders elsewhere, so every pool has a cap.
+//! `clippy.toml` and `tests/architecture.rs` refuse both elsewhere, so every pool has a cap.
 
 use std::io;
 
@@ -9,8 +9,8 @@ use tokio::task::JoinHandle;
 
 /// Maximum number of threads of the runtime of a build or a client that run blocking work.
 ///
-/// Work that waits for other work must never wait for a thread. A layer has at most three threads at a time: one
-/// reads, one decodes and extracts, and one commits. A build has at most 256 layers in progress
+/// Work that waits for other work must never wait for a thread. A layer has at most three threads at a time:
+/// one reads, one decodes and extracts, and one commits. A build has at most 256 layers in progress
 /// (`build.concurrency`), and the rest is short work. Threads are started on demand.
 pub const MAX_THREADS: usize = 3 * 256 + 64;
 
@@ -20,12 +20,11 @@ pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Jo
     tokio::task::spawn_blocking(work)
 }
 
-/// Creates a runtime with one worker for each core, or with `workers` workers, and at most `max_threads` threads
-/// for blocking work.
+/// Creates a runtime with one worker for each core, or with `workers` workers, and at most `max_threads`
+/// threads for blocking work.
 ///
 /// # Errors
 /// The threads cannot be started.
-#[expect(clippy::disallowed_methods, reason = "the one place that creates runtimes")]
 pub fn multi_thread(workers: Option<usize>, max_threads: usize) -> io::Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
     if let Some(workers) = workers {
@@ -38,15 +37,13 @@ pub fn multi_thread(workers: Option<usize>, max_threads: usize) -> io::Result<Ru
 ///
 /// # Errors
 /// The system refuses a descriptor that the runtime needs.
-#[expect(clippy::disallowed_methods, reason = "the one place that creates runtimes")]
 pub fn current_thread() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().max_blocking_threads(MAX_THREADS).build()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::mpsc;
+    use std::sync::{Arc, mpsc};
 
     use super::*;
 

@@ -309,3 +309,28 @@ fn circle(edges: &Edges) -> Option<String> {
     }
     (!edges.is_empty()).then(|| format!("{edges:?}"))
 }
+
+/// `src/blocking.rs` caps the threads of every runtime.
+#[test]
+fn one_module_creates_runtimes() {
+    let builders = Regex::new(r"Runtime::new\(|Builder::new_(multi|current)_thread").unwrap();
+    let mut found = Vec::new();
+    let mut directories = vec![root().join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            // Tests are at the end of a file or in files of their own.
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            if builders.is_match(code) && !path.components().any(|part| part.as_os_str() == "tests") {
+                found.push(path.strip_prefix(root()).unwrap().display().to_string());
+            }
+        }
+    }
+    found.retain(|path| !path.ends_with("tests.rs"));
+    assert_eq!(found, ["src/blocking.rs"]);
+}

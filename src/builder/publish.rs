@@ -36,8 +36,7 @@ impl Publisher {
             let layer = Arc::new(layer);
             while started.elapsed() < LOCK_TIMEOUT {
                 let (share, published) = (Arc::clone(&share), Arc::clone(&layer));
-                match crate::blocking::spawn(move || share.publish(&published.diff_id, &published)).await
-                {
+                match crate::blocking::spawn(move || share.publish(&published.diff_id, &published)).await {
                     Ok(Ok(true)) | Err(_) => return,
                     Ok(Ok(false)) => tokio::time::sleep(RETRY_INTERVAL).await,
                     Ok(Err(error)) => {

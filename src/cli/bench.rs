@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::thread;
 
-
 use super::args::{BenchKind, Output};
 use super::output::text::Text;
 use super::output::{Renderer as _, stdout, summary};

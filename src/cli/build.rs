@@ -4,14 +4,13 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 
-
 use super::args::{BuildArgs, Output};
 use super::outcome::{carry_out, end, refuse, usage_outcome};
 use super::supervisor::BuildParams;
 use super::usage::UsageError;
 use super::{confine, merge, supervisor};
-use crate::blocking;
 use crate::archive::{self, Input};
+use crate::blocking;
 use crate::builder::events;
 use crate::builder::order::ImageSource;
 use crate::config::Config;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-
 use super::args::ImportArgs;
 use super::outcome::{carry_out, end, usage_outcome};
 use super::usage::UsageError;

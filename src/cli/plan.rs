@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::num::NonZero;
 use std::thread;
 
-
 use super::args::{BuildArgs, Output};
 use super::output::{stdout, summary};
 use super::{confine, exit, merge, signals};

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::backend::Backend;
 use super::exit;
-use crate::blocking;
 use crate::api::auth::{SharedTenants, TenantError, Tenants};
 use crate::api::listen::tls::Tls;
 use crate::api::listen::{ListenError, Listeners};
 use crate::api::{self, Api};
+use crate::blocking;
 use crate::caches::layout::Layout;
 use crate::caches::runner::child::ChildRunnerError;
 use crate::caches::service::{Service, StartError};

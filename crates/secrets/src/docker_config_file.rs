@@ -182,6 +182,7 @@ async fn run_helper(helper: &str, registry: &str) -> Option<Credential> {
     }
     let config = serde_json::json!({ "credsStore": helper }).to_string();
     let server = if is_docker_hub(registry) { DOCKER_HUB_SERVER.to_owned() } else { registry.to_owned() };
+    #[expect(clippy::disallowed_methods, reason = "this crate does not know the pool of the program")]
     let run = tokio::task::spawn_blocking(move || get_credential_from_reader(config.as_bytes(), &server));
     match tokio::time::timeout(HELPER_TIMEOUT, run).await {
         Ok(Ok(Ok(DockerCredential::IdentityToken(token)))) => {
