@@ -10,9 +10,9 @@ use std::io;
 use std::sync::atomic::AtomicU64;
 
 use larder_layer::decode::{ChunkSource, Decoder};
-use larder_layer::erofs_sink::apply::{Image, Target};
-use larder_layer::erofs::read::ImageNode;
 use larder_layer::erofs::Options;
+use larder_layer::erofs::read::ImageNode;
+use larder_layer::erofs_sink::apply::{Image, Target};
 use larder_layer::erofs_sink::fixup;
 use larder_layer::extract::{self, Error, Expected, Extracted, TarSplitTarget, extract};
 use larder_layer::limits::Limits;

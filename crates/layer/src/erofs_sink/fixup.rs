@@ -1,7 +1,7 @@
 //! Builds the part of a layer's image that depends on the layers below it: a small image, mounted on top of
 //! the layer's own.
 //!
-//! The rules are those of [`settle`](crate::settle). The image of a layer is the same under any parents, so
+//! The rules are those of [`crate::settle`]. The image of a layer is the same under any parents, so
 //! everything that depends on the parents goes into a second image:
 //!
 //! 1. A hard link to a file of a lower layer copies that file up. No other content is stored twice.

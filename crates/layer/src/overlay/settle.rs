@@ -1,4 +1,4 @@
-//! Executes the plan of [`settle`](crate::settle) on a directory tree.
+//! Executes the plan of [`crate::settle`] on a directory tree.
 //!
 //! This code never changes an inode of a lower layer, or a non-directory of this layer, because those may be
 //! shared.
