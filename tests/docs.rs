@@ -114,7 +114,7 @@ fn blocks_of_commands_are_found() {
             row(4, "", Some("needs x"), "x\n  y", ""),
             row(13, "a\nb", None, "c\ne", "d"),
             row(19, "", None, "f", "g"),
-            row(29, "", None, "h", ""),
+            row(31, "", None, "h", ""),
         ]
     );
 }
