@@ -56,8 +56,8 @@ fn the_reference_of_the_configuration_is_current() {
     is_current("reference/configuration.md", &page);
 }
 
-/// Each page with commands is in `tests/it/page.rs`, or all its blocks are marked. `tests/it/kubernetes/page.rs`
-/// runs kubernetes.md.
+/// Each page with commands is in `tests/it/page.rs`, or all its blocks are marked. kubernetes.md has a runner
+/// of its own, `tests/it/kubernetes/page.rs`.
 #[test]
 fn the_commands_of_the_pages_are_run_or_marked() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,8 +1,12 @@
+#!/usr/bin/env bash
 # Runs the commands of a page as root on a machine of its own: new /etc, /root, /run, /tmp and /var, and a network with
 # a registry on 127.0.0.1:5000, which is also the mirror of all registries that the pages name.
-# $0 is a directory with the file `commands`; $1 are the sources, and $2 is the program. Needs new namespaces.
+# Usage: unshare --mount --net --pid --fork machine.sh DIRECTORY SOURCES PROGRAM
+# DIRECTORY has the file `commands`, and gets the file `output`.
 set -euo pipefail
-files=$0 sources=$1 program=$2
+files=$1 sources=$2 program=$3
+[ $$ = 1 ] || { echo "$0: this is not the first process of new namespaces" >&2; exit 1; }
+exec >"$files/output" 2>&1
 
 root=$files/machine
 mkdir -p "$root" "$files"/own/{tmp,run,root/bin,var/tmp,var/lib/containers}
@@ -37,7 +41,7 @@ umount -l /old
 chmod 1777 /tmp /var/tmp
 cd /root
 ip link set lo up
-unset $(compgen -e LARDER_) TMPDIR XDG_RUNTIME_DIR
+unset "${!LARDER_@}" TMPDIR XDG_RUNTIME_DIR
 export HOME=/root PATH=/root/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 mkdir -p /etc/larder /etc/containers
@@ -60,8 +64,15 @@ default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 TOML
 
 # Programs that the pages use, and that this machine does not run.
-printf '#!/bin/bash\nshift\nexec "$@"\n' >bin/ssh
-printf '#!/bin/bash\nskopeo copy --quiet --insecure-policy oci:/tmp/layout:app docker-archive:/tmp/saved:$2 && cat /tmp/saved\n' >bin/docker
+cat >bin/ssh <<'BASH'
+#!/bin/bash
+shift
+exec "$@"
+BASH
+cat >bin/docker <<'BASH'
+#!/bin/bash
+skopeo copy --quiet --insecure-policy oci:/tmp/layout:app "docker-archive:/tmp/saved:$2" && cat /tmp/saved
+BASH
 chmod +x bin/*
 
 # Starts the registry with images of the pages. The tutorial starts its own.
@@ -78,8 +89,7 @@ registry() {
 # Starts the daemon, and waits until it accepts requests.
 daemon() {
     larder serve "$@" >/tmp/daemon.log 2>&1 &
-    local n
-    for n in $(seq 200); do
+    for _ in $(seq 200); do
         larder cache ls >/dev/null 2>&1 && return
         sleep 0.1
     done
@@ -87,4 +97,5 @@ daemon() {
     return 1
 }
 
+# shellcheck source=/dev/null
 . ./commands
