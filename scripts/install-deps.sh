@@ -53,6 +53,8 @@ packages=(
     shellcheck
     # make interop: documents for crictl, networks of pods.
     jq containernetworking-plugins
+    # Tests: a network for the commands of the pages in docs/. These also use jq and umoci.
+    iproute2
     # Benchmarks: the unpacker that is measured together with skopeo, and peak memory.
     umoci time
     # Benchmarks: counts instructions.

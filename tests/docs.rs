@@ -1,6 +1,9 @@
-//! The pages of docs/ that are generated: `LARDER_UPDATE_DOCS=1 cargo test --test docs` writes them.
+//! The pages of docs/: `LARDER_UPDATE_DOCS=1 cargo test --test docs` writes those that are generated.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+
+#[path = "it/page/blocks.rs"]
+mod blocks;
 
 use std::path::Path;
 use std::{env, fs};
@@ -51,4 +54,67 @@ fn the_reference_of_the_configuration_is_current() {
             &format!("\n## `[{}]`\n\n```toml\n[{name}]{}\n```\n", name.trim_matches('['), body.trim_end());
     }
     is_current("reference/configuration.md", &page);
+}
+
+/// Each page with commands is in `tests/it/page.rs`, or all its blocks are marked. kubernetes.md has a runner
+/// of its own, `tests/it/kubernetes/page.rs`.
+#[test]
+fn the_commands_of_the_pages_are_run_or_marked() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let runner = fs::read_to_string(root.join("tests/it/page.rs")).unwrap();
+    let mut pages = vec!["README.md".to_owned()];
+    let mut dirs = vec!["docs".to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(root.join(&dir)).unwrap() {
+            let entry = entry.unwrap();
+            let path = format!("{dir}/{}", entry.file_name().into_string().unwrap());
+            if entry.file_type().unwrap().is_dir() {
+                dirs.push(path);
+            } else if path.ends_with(".md") && path != "docs/kubernetes.md" {
+                pages.push(path);
+            }
+        }
+    }
+    let mut wrong = Vec::new();
+    for page in pages {
+        let text = fs::read_to_string(root.join(&page)).unwrap();
+        if text.contains(NOTE) {
+            continue;
+        }
+        let is_run = runner.contains(&format!(": \"{page}\","));
+        for block in blocks::parse(&text) {
+            match block.not_run() {
+                None if !is_run => wrong.push(format!("{page}:{}: neither run nor marked", block.line)),
+                Some("") => wrong.push(format!("{page}:{}: marked without a reason", block.line)),
+                _ => {}
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn blocks_of_commands_are_found() {
+    let page = "1. A:\n\n   <!-- not run: needs x -->\n   ```sh\n   x\n     y\n   ```\n\n<!-- before:\na\nb\n-->\n\
+                ```console\n$ c\nd\n# e\n```\n\n```sh\nf\n```\n\n```text\ng\n```\n\n<!-- not run: -->\n\nText.\n\n\
+                ```sh\nh\n```\n\nText.\n\n```text\ni\n```\n";
+    let found: Vec<_> = blocks::parse(page)
+        .into_iter()
+        .map(|block| {
+            let reason = block.not_run().map(str::to_owned);
+            (block.line, block.before().to_owned(), reason, block.commands.clone(), block.output.join(","))
+        })
+        .collect();
+    let row = |line, before: &str, reason: Option<&str>, commands: &str, output: &str| {
+        (line, before.to_owned(), reason.map(str::to_owned), commands.to_owned(), output.to_owned())
+    };
+    assert_eq!(
+        found,
+        [
+            row(4, "", Some("needs x"), "x\n  y", ""),
+            row(13, "a\nb", None, "c\ne", "d"),
+            row(19, "", None, "f", "g"),
+            row(31, "", None, "h", ""),
+        ]
+    );
 }

@@ -38,6 +38,7 @@ mod notify;
 mod odd_configs;
 mod operate;
 mod oracle;
+mod page;
 mod pod;
 mod prefetch;
 mod privileges;
