@@ -35,7 +35,7 @@ fn write_pages(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
     // clap sets the display name of a subcommand when it builds the command: larder-cache-ls.
     let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
     let mut page = Vec::new();
-    Man::new(command.clone().name(name.clone())).section("1").manual("Larder Manual").render(&mut page)?;
+    Man::new(command.clone()).section("1").manual("Larder Manual").render(&mut page)?;
     fs::write(dir.join(format!("{name}.1")), page)?;
     for child in command.get_subcommands().filter(|child| !child.is_hide_set() && child.get_name() != "help")
     {

@@ -39,11 +39,30 @@ fn commands(command: &Command) -> String {
         let _ = writeln!(text, "{group} commands:");
         for name in names {
             let about = command.find_subcommand(name).and_then(Command::get_about);
-            let _ = writeln!(text, "  {name:<12} {}", about.map(ToString::to_string).unwrap_or_default());
+            let about = wrapped(&about.map(ToString::to_string).unwrap_or_default());
+            let _ = writeln!(text, "  {name:<12} {about}");
         }
         text.push('\n');
     }
     text
+}
+
+/// Breaks a description into lines that fit next to the names on a terminal of 80 columns.
+fn wrapped(text: &str) -> String {
+    const WIDTH: usize = 80 - 15;
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().filter(|line| line.is_empty() || line.len() + 1 + word.len() <= WIDTH);
+        match line {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n               ")
 }
 
 #[cfg(test)]

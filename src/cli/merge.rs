@@ -288,7 +288,7 @@ mod tests {
         assert!(matches!(error("--volume v --size 1G", None), UsageError::NoImages));
         assert!(matches!(error("--size 1G a", None), UsageError::NoVolume));
         assert!(matches!(error("--volume v a", None), UsageError::NoSize));
-        assert!(matches!(error("--volume v --size 0 a", None), UsageError::ZeroSize));
+        assert!(matches!(error("--volume v --size 0B a", None), UsageError::ZeroSize));
         assert!(matches!(error("--job j --volume v a", Some(JOB)), UsageError::ImagesTwice));
         assert!(matches!(error("--job j --volume v", Some(JOB)), UsageError::NoSecretsDirectory { .. }));
         assert!(matches!(error("--job j --volume v", Some("{")), UsageError::Job { .. }));

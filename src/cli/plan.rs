@@ -137,8 +137,9 @@ fn text(report: &PlanReport) -> String {
         }
         Some(false) => writeln!(
             out,
-            "the 3x rule requires {need}, the volume has {}: DOES NOT FIT; use --size {} or more",
-            report.admission.have, need.0
+            "the 3x rule requires {need}, the volume has {}: DOES NOT FIT; use --size {}MiB or more",
+            report.admission.have,
+            need.0.div_ceil(1 << 20)
         ),
     };
     out
@@ -155,6 +156,6 @@ mod tests {
         let mut report = PlanReport::new(Vec::new(), ByteSize(10));
         report.admission = larder_model::sizing::Admission::new([10], ByteSize(10));
         report.fits = Some(false);
-        assert!(text(&report).contains("requires 30 B, the volume has 10 B: DOES NOT FIT; use --size 30"));
+        assert!(text(&report).contains("requires 30 B, the volume has 10 B: DOES NOT FIT; use --size 1MiB"));
     }
 }

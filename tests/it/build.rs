@@ -230,7 +230,7 @@ fn the_three_times_rule_is_enforced() {
         let sized = |size: u64, sizing: &str| {
             let mut larder = larder();
             larder.arg("build").arg("--volume").arg(dir.path());
-            larder.args(["--size", &size.to_string(), "--sizing", sizing, &reference]);
+            larder.args(["--size", &format!("{size}B"), "--sizing", sizing, &reference]);
             larder
         };
         let said = exits(73, &mut sized(need - 1, "enforce"));

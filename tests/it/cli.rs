@@ -25,7 +25,7 @@ fn usage_errors_are_64_on_standard_error() {
         (&["build"], "no image given"),
         (&["build", "a", "--volume", "v"], "no size given"),
         (&["build", "a", "--size", "1GiB"], "no volume given"),
-        (&["build", "a", "--volume", "v", "--size", "0"], "the size is 0"),
+        (&["build", "a", "--volume", "v", "--size", "0B"], "the size is 0"),
         (&["build", "a@sha256:zz"], "a@sha256:zz"),
         (&["build", "--job", "/nonexistent", "--volume", "v"], "/nonexistent"),
         (&["plan", "a", "--pull-secret", "ns:name"], "--secrets"),

@@ -94,7 +94,7 @@ fn an_operator_over_the_socket() {
         let fails =
             |code: i32, arguments: &[&str]| daemon.explain(|| exits(code, &mut cache(&socket, arguments)));
         assert!(fails(73, &["create", "web", &reference]).contains("taken"));
-        assert!(fails(64, &["create", "big", &reference, "--size", "500"]).contains("image_cache_size"));
+        assert!(fails(64, &["create", "big", &reference, "--size", "500GiB"]).contains("image_cache_size"));
         assert!(fails(64, &["show", "nothing"]).contains("nothing"));
         assert!(fails(64, &["match", "nobody.example/has:1"]).contains("no Available image cache"));
         assert!(fails(73, &["cancel", "web"]).contains("no build to cancel"));

@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 fn build(volume: &Path, size: u64, reference: &str) -> Command {
     let mut larder = larder();
     larder.arg("build").arg("--volume").arg(volume);
-    larder.args(["--size", &size.to_string(), reference]);
+    larder.args(["--size", &format!("{size}B"), reference]);
     larder
 }
 

@@ -95,7 +95,7 @@ fn accepted() -> Vec<Vec<u8>> {
 fn import(archive: &Path, volume: &Path) -> Command {
     let mut larder = larder();
     larder.arg("import").arg(archive).arg("--volume").arg(volume);
-    larder.args(["--sizing", "warn", "--size", &SIZE.to_string(), "--image", "localhost/odd:1"]);
+    larder.args(["--sizing", "warn", "--size", &format!("{SIZE}B"), "--image", "localhost/odd:1"]);
     larder
 }
 

@@ -48,7 +48,7 @@ impl Shared {
         let mut command = larder();
         command.env("LARDER_REGISTRY__BACKOFF_MAX_SECONDS", "1").env("LARDER_REGISTRY__RETRIES", "1");
         command.arg("build").arg("--share").arg(self.dir.path()).arg("--volume").arg(self.volume(name));
-        command.args(["--sizing", "warn", "--output", "json", "--size", &SIZE.to_string()]);
+        command.args(["--sizing", "warn", "--output", "json", "--size", &format!("{SIZE}B")]);
         command.arg(format!("{}/app-{image}:1", self.registry.host()));
         command
     }

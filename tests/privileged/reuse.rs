@@ -47,7 +47,7 @@ impl Shared {
     fn build(&self, name: &str, image: usize, kind: &str) -> Command {
         let mut command = larder();
         command.arg("build").arg("--share").arg(self.dir.path()).arg("--volume").arg(self.volume(name));
-        command.args(["--sizing", "warn", "--output", "json", "--size", &(64 * MIB).to_string()]);
+        command.args(["--sizing", "warn", "--output", "json", "--size", "64MiB"]);
         command.args(["--volume-kind", kind]).arg(format!("{}/app-{image}:1", self.registry.host()));
         command
     }

@@ -67,7 +67,7 @@ impl Served {
         let mut larder = larder();
         larder.env("LARDER_REGISTRY__BACKOFF_MAX_SECONDS", "1").env("LARDER_REGISTRY__RETRIES", "1");
         larder.arg("build").arg("--volume").arg(volume).args(["--sizing", "warn"]);
-        larder.args(["--size", &size.to_string()]).args(self.references());
+        larder.args(["--size", &format!("{size}B")]).args(self.references());
         if self.form != LayerFormat::default() {
             larder.args(["--layer-format", self.form.word()]);
         }
