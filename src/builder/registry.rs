@@ -194,7 +194,8 @@ fn hosts(section: &section::Registry) -> Hosts {
         let host = registries.entry(name.to_owned()).or_default();
         host.mirrors.extend(entry.mirrors.iter().map(|url| Mirror {
             server: Server {
-                url: scheme(url, entry.plain_http),
+                url: url.clone(),
+                plain_http: entry.plain_http,
                 override_path: entry.override_path,
                 tls: tls.clone(),
                 headers: Vec::new(),
@@ -203,20 +204,11 @@ fn hosts(section: &section::Registry) -> Hosts {
             resolve: true,
         }));
         if prefix.is_none() {
-            host.plain_http = entry.plain_http;
-            // Certificates require TLS, even if plain http is the default. The name docker.io differs from
-            // its host name.
-            if tls != Tls::default() && !entry.plain_http && name != "docker.io" {
-                host.server.url = format!("https://{name}");
-            }
+            host.server.plain_http = entry.plain_http;
             host.server.tls = tls;
         }
     }
     Hosts { registries, certs_d: certs_d(&section.certs_d) }
-}
-
-fn scheme(url: &str, plain_http: bool) -> String {
-    if plain_http && !url.contains("://") { format!("http://{url}") } else { url.to_owned() }
 }
 
 fn certs_d(dir: &Path) -> Vec<std::path::PathBuf> {
@@ -275,11 +267,14 @@ mod tests {
         let config = Config::parse(text, []).unwrap();
         let hosts = hosts(&config.registry);
         let host = &hosts.registries["r.example.com"];
-        let mirrors: Vec<_> =
-            host.mirrors.iter().map(|m| (m.server.url.as_str(), m.prefix.as_deref())).collect();
-        let near = ("http://near.example.com:5000", Some("team"));
-        assert_eq!(mirrors, [near, ("https://all.example.com", None)]);
-        assert!(!host.plain_http, "only the mirror of the prefix speaks plain http");
+        let mirrors: Vec<_> = host
+            .mirrors
+            .iter()
+            .map(|m| (m.server.url.as_str(), m.server.plain_http, m.prefix.as_deref()))
+            .collect();
+        let near = ("near.example.com:5000", Some(true), Some("team"));
+        assert_eq!(mirrors, [near, ("https://all.example.com", None, None)]);
+        assert_eq!(host.server.plain_http, None, "only the mirror of the prefix uses plain http");
         assert_eq!(host.server.tls.ca, [Path::new("/ca.pem")]);
     }
 }

@@ -206,7 +206,7 @@ fn no_mirror_answers_for_a_registry() {
         mirrored.registry.host = vec![Host {
             name: registry.host(),
             mirrors: vec![format!("http://{}", mirror.host())],
-            plain_http: true,
+            plain_http: Some(true),
             ..Host::default()
         }];
         // A build can use content that the mirror serves to everyone.

@@ -31,6 +31,7 @@ mod rate;
 mod redirect;
 mod request;
 pub mod retry;
+mod scheme;
 mod token;
 pub mod transport;
 mod warning;
@@ -59,6 +60,7 @@ use self::error::printable;
 use self::fetch::{Blob, Source};
 use self::hosts::Endpoint;
 use self::request::GetRequest;
+use self::scheme::Schemes;
 use self::transport::{Origin, Reply, Transport};
 use self::warning::ShownWarnings;
 use larder_model::credential::Credential;
@@ -200,6 +202,7 @@ pub(crate) struct Inner {
     observer: Arc<dyn Observer>,
     sessions: Mutex<HashMap<(Origin, String), Arc<Session>>>,
     warned: ShownWarnings,
+    schemes: Schemes,
     /// Permits of [`Ranges::memory`], one per part.
     memory: Arc<Semaphore>,
 }
@@ -230,8 +233,16 @@ impl Registry {
             options.rules.clone(),
         );
         let memory = options.ranges.budget();
-        let (sessions, warned) = (Mutex::default(), ShownWarnings::default());
-        let inner = Inner { options, transport, credentials, observer, sessions, warned, memory };
+        let inner = Inner {
+            options,
+            transport,
+            credentials,
+            observer,
+            sessions: Mutex::default(),
+            warned: ShownWarnings::default(),
+            schemes: Schemes::default(),
+            memory,
+        };
         Ok(Registry { inner: Arc::new(inner) })
     }
 

@@ -168,15 +168,7 @@ impl Transport {
     /// Sends a request and waits for the head of the response, whatever its status.
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, Fault> {
         address::check_literal(&outgoing.url, &self.rules, outgoing.within)?;
-        let name = outgoing.url.host_str().unwrap_or_default();
-        let client = self.client(Kind {
-            tls: outgoing.tls.clone(),
-            within: outgoing.within,
-            plain: outgoing.url.scheme() == "http",
-            direct: address::is_loopback_name(name),
-            port: outgoing.url.port_or_known_default().and_then(|port| self.rules.own_port(port)),
-            targets_proxy: self.proxies.contains(name),
-        });
+        let client = self.client(self.kind(&outgoing.url, outgoing.tls, outgoing.within));
         let client = client.map_err(|e| Fault::Invalid(e.to_string()))?;
         let host = authority(&outgoing.url);
         let waiting = Instant::now();
@@ -202,6 +194,36 @@ impl Transport {
             waited: Duration::ZERO,
             _permit: permit,
         })
+    }
+
+    /// Connects to `url`, which has the scheme https. Reports whether the server supports TLS. `None` if the
+    /// attempt does not show it.
+    pub(crate) async fn supports_tls(&self, url: &Url, tls: &Tls) -> Option<bool> {
+        // The request reports why the address is refused.
+        address::check_literal(url, &self.rules, Zone::Loopback).ok()?;
+        let client = self.client(self.kind(url, tls, Zone::Loopback));
+        let Ok(client) = client else { return Some(true) };
+        let sent = tokio::time::timeout(self.timeouts.connect, client.get(url.clone()).send()).await;
+        match sent.ok()? {
+            Ok(_) => Some(true),
+            Err(error) => match cause(&error) {
+                Some(rustls::Error::InvalidMessage(_)) => Some(false),
+                Some(_) => Some(true),
+                None => (!error.is_connect()).then_some(true),
+            },
+        }
+    }
+
+    fn kind(&self, url: &Url, tls: &Tls, within: Zone) -> Kind {
+        let name = url.host_str().unwrap_or_default();
+        Kind {
+            tls: tls.clone(),
+            within,
+            plain: url.scheme() == "http",
+            direct: address::is_loopback_name(name),
+            port: url.port_or_known_default().and_then(|port| self.rules.own_port(port)),
+            targets_proxy: self.proxies.contains(name),
+        }
     }
 
     async fn permit(&self, url: &Url) -> Result<OwnedSemaphorePermit, Fault> {
