@@ -13,7 +13,7 @@ const MAX_SHOWN_CHARS: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A request failed after all retries, on every host that can serve it.
-    #[error("{what} from {host}: {fault}")]
+    #[error("{what} from {host}: {fault}{}", MirrorList(tried))]
     Request {
         /// Operation, with the name of the image: `reading manifest r.io/team/app:1`.
         what: String,
@@ -21,13 +21,38 @@ pub enum Error {
         host: String,
         /// Reason of the failure.
         fault: Fault,
+        /// Mirrors that failed before.
+        tried: Vec<FailedMirror>,
     },
     /// The client could not be created from its configuration.
     #[error("setting up connections to registries: {0}")]
     Setup(String),
 }
 
+/// A mirror that did not serve a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{host}: {fault}")]
+pub struct FailedMirror {
+    /// Host of the mirror.
+    pub host: String,
+    /// Reason of the failure.
+    pub fault: Fault,
+}
+
+/// The mirrors at the end of a message.
+struct MirrorList<'a>(&'a [FailedMirror]);
+
+impl fmt::Display for MirrorList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|mirror| write!(f, "; mirror {mirror}"))
+    }
+}
+
 impl Error {
+    pub(crate) fn request(what: String, host: &str, fault: Fault) -> Self {
+        Error::Request { what, host: host.to_owned(), fault, tried: Vec::new() }
+    }
+
     /// Returns the class of the error, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {

@@ -256,7 +256,12 @@ mod tests {
             client: None,
         };
         for (url, plain_http, tls, bases) in [
-            ("localhost:443", None, tls(false, &[]), &["https://localhost/v2", "http://localhost:443/v2"][..]),
+            (
+                "localhost:443",
+                None,
+                tls(false, &[]),
+                &["https://localhost/v2", "http://localhost:443/v2"][..],
+            ),
             ("[::1]:80", None, tls(false, &[]), &["https://[::1]:80/v2", "http://[::1]/v2"]),
             ("127.3.2.1", Some(false), tls(false, &[]), &["https://127.3.2.1/v2"]),
             ("127.3.2.1", Some(true), tls(false, &[]), &["http://127.3.2.1/v2"]),
