@@ -10,7 +10,7 @@ use super::Inner;
 use super::hosts::Endpoint;
 use super::transport::Origin;
 
-/// Whether each server supports TLS, as far as it is known. Each is asked once.
+/// The support of TLS by each server, as far as it is known. A server is tried once.
 #[derive(Debug, Default)]
 pub(crate) struct Schemes(Mutex<HashMap<Origin, Arc<OnceCell<bool>>>>);
 

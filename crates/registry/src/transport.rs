@@ -379,13 +379,18 @@ impl Reply {
     }
 }
 
-/// Returns the codes and messages of an error document (OCI distribution spec, "Error codes").
+/// Returns the codes of an error document (OCI distribution spec, "Error codes").
 fn documented(body: &[u8]) -> Option<String> {
     let document: OciEnvelope = serde_json::from_slice(body).ok()?;
     let errors = document.errors.iter().map(|error| {
         let code = serde_json::to_value(&error.code).ok();
         let code = code.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
-        if error.message.is_empty() { code } else { format!("{code}: {}", error.message) }
+        // The message repeats the code in words, except for a limit.
+        match code.as_str() {
+            "" => error.message.clone(),
+            "TOOMANYREQUESTS" if !error.message.is_empty() => format!("{code}: {}", error.message),
+            _ => code,
+        }
     });
     let errors: Vec<String> = errors.collect();
     (!errors.is_empty()).then(|| errors.join("; "))
@@ -405,9 +410,10 @@ fn network(error: reqwest::Error) -> Fault {
         return Fault::UnknownHost(host.clone());
     }
     if let Some(rustls::Error::InvalidCertificate(reason)) = cause(&error) {
-        return Fault::Invalid(format!(
-            "the server's certificate is not trusted ({reason}); configure its CA"
-        ));
+        return Fault::Untrusted(reason.to_string());
+    }
+    if let Some(rustls::Error::InvalidMessage(_)) = cause(&error) {
+        return Fault::NoTls;
     }
     if error.is_builder() {
         return Fault::Invalid(chain(&error));
@@ -443,12 +449,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn error_documents_are_reduced_to_codes_and_messages() {
+    fn error_documents_are_reduced_to_codes() {
         let one =
             br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"2"}}]}"#;
-        assert_eq!(documented(one).as_deref(), Some("MANIFEST_UNKNOWN: manifest unknown"));
+        assert_eq!(documented(one).as_deref(), Some("MANIFEST_UNKNOWN"));
         let two = br#"{"errors":[{"code":"DENIED"},{"code":"UNAUTHORIZED","message":"no"}]}"#;
-        assert_eq!(documented(two).as_deref(), Some("DENIED; UNAUTHORIZED: no"));
+        assert_eq!(documented(two).as_deref(), Some("DENIED; UNAUTHORIZED"));
+        let limit = br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"100 pulls"}]}"#;
+        assert_eq!(documented(limit).as_deref(), Some("TOOMANYREQUESTS: 100 pulls"));
         let own = br#"{"errors":[{"code":"OWN_CODE"}]}"#;
         assert_eq!(documented(own).as_deref(), Some("OWN_CODE"));
         for other in [&b"{\"errors\":[]}"[..], b"<html>"] {

@@ -183,10 +183,10 @@ pub(in crate::cli) struct CredentialArgs {
 /// Options for connections to the registries of the images. They take precedence over `[[registry.host]]`.
 #[derive(Clone, Debug, Default, Args)]
 pub(in crate::cli) struct HostArgs {
-    /// Verify the certificates of registries and mirrors, and use HTTPS only [default: true; loopback can also
+    /// Verify the certificates of registries and mirrors, and use HTTPS only [default: true, but loopback can
     /// use plain HTTP]
     ///
-    /// With --tls-verify=false, any certificate is accepted, and a server without TLS is used over plain HTTP.
+    /// With --tls-verify=false, any certificate is accepted, and plain HTTP if a server does not support TLS.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         help_heading = TRANSFER)]
     pub(in crate::cli) tls_verify: Option<bool>,
