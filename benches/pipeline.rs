@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use larder::builder::cancel::Cancel;
 use larder::builder::events;
-use larder::builder::order::{BuildRequest, ImageSource, RegistryOptions};
+use larder::builder::order::{BuildRequest, HostOverrides, ImageSource, RegistryOptions};
 use larder::config::Config;
 use larder_model::event::Status;
 use larder_model::job::{LayerFormat, NetworkAccess, VolumeKind};
@@ -47,12 +47,14 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> BuildRequest {
         registry: RegistryOptions {
             connections_per_host: 6,
             limit_rate: None,
+            auth_file: None,
             docker_configs: Vec::new(),
             user_docker_config: true,
             secrets_dir: None,
             pull_secrets: Vec::new(),
             reach: NetworkAccess::Any,
             min_layer_rate: None,
+            hosts: HostOverrides::default(),
         },
     }
 }

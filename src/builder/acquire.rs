@@ -215,7 +215,7 @@ impl Acquire {
             fail.message
         );
         match self.shared.volume.mark_lost(vec![layer]) {
-            Ok(()) => Failure { class: Class::Transient, message, ..fail },
+            Ok(()) => Failure { class: Class::Transient, message, explanation: None, ..fail },
             Err(e) => Failure::from(e),
         }
     }

@@ -196,7 +196,10 @@ async fn fetch_from(
                 Message::Chunk(chunk)
             }
             Ok(None) => Message::End,
-            Err(e) => break Err(fail(e.class(), format!("fetching the layer: {e}"))),
+            Err(e) => {
+                let failure = fail(e.class(), format!("fetching the layer: {e}"));
+                break Err(failure.explained("fetching it", Some(e.explanation())));
+            }
         };
         let is_end = matches!(message, Message::End);
         // A closed channel means that the other side failed. Its error is the cause, so it is returned.
@@ -275,9 +278,10 @@ async fn from_pipe(
         .map_err(|e| FetchFailure::Local(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
     // Return the reason why data is missing, and not only that it is.
     if extracted.is_err()
-        && let Some((class, message)) = failure.get()
+        && let Some(error) = failure.get()
     {
-        return Err(FetchFailure::Source(fail(*class, format!("fetching the layer: {message}"))));
+        let failure = fail(error.class(), format!("fetching the layer: {error}"));
+        return Err(FetchFailure::Source(failure.explained("fetching it", error.explanation())));
     }
     let (staging, extracted) = extracted.map_err(|e| FetchFailure::of(&e, fail))?;
     Ok(ReadyLayer { staging, extracted, blob: blob.clone() })

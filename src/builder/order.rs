@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -174,6 +175,8 @@ pub struct RegistryOptions {
     pub connections_per_host: usize,
     /// Maximum rate of all registries together, bytes per second.
     pub limit_rate: Option<u64>,
+    /// File with credentials in the format of docker's `config.json`, tried before the directories.
+    pub auth_file: Option<PathBuf>,
     /// Directories with a docker `config.json`, in the order in which they are tried.
     pub docker_configs: Vec<PathBuf>,
     /// `true` to use this user's docker config if none is given.
@@ -186,4 +189,59 @@ pub struct RegistryOptions {
     pub reach: NetworkAccess,
     /// Minimum rate of each layer, bytes per minute. `None` for no limit.
     pub min_layer_rate: Option<ByteSize>,
+    /// Settings that take precedence over those of the configuration.
+    pub hosts: HostOverrides,
+}
+
+/// Settings of the registries of a build and of their mirrors. They correspond to the keys of
+/// `[[registry.host]]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostOverrides {
+    /// `true` to use verified TLS only. `false` to accept any certificate, and plain HTTP if a server does
+    /// not support TLS.
+    pub tls_verify: Option<bool>,
+    /// Files with additional certificate authorities, PEM.
+    pub ca: Vec<PathBuf>,
+    /// Mirrors, tried in order before those of the configuration.
+    pub mirrors: Vec<MirrorOf>,
+}
+
+/// A mirror of one registry or of all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorOf {
+    /// Name of the registry; `None` for all registries of the images.
+    pub registry: Option<String>,
+    /// `[scheme://]host[:port][/path]` of the mirror.
+    pub url: String,
+}
+
+impl FromStr for MirrorOf {
+    type Err = &'static str;
+
+    /// Parses `[registry=]url`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (registry, url) = match text.split_once('=') {
+            Some((registry, url)) if !registry.contains('/') => (Some(registry.to_owned()), url),
+            _ => (None, text),
+        };
+        if url.is_empty() || registry.as_ref().is_some_and(String::is_empty) {
+            return Err("use [REGISTRY=]URL, for example docker.io=https://mirror.example.com");
+        }
+        Ok(MirrorOf { registry, url: url.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_is_of_one_registry_or_of_all() {
+        let parse = |text: &str| text.parse::<MirrorOf>().map(|mirror| (mirror.registry, mirror.url));
+        assert_eq!(parse("http://m.io/a=b").unwrap(), (None, "http://m.io/a=b".to_owned()));
+        assert_eq!(parse("r.io:5000=m.io").unwrap(), (Some("r.io:5000".to_owned()), "m.io".to_owned()));
+        for text in ["", "=m.io", "r.io="] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The registry client of an order. Converts the configuration to the client's options, looks up credentials
 //! in secrets, and reports retries as events.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::events::Events;
-use super::order::{BuildRequest, RegistryOptions};
+use super::order::{BuildRequest, HostOverrides, RegistryOptions};
 use super::remote::Fetcher;
 use super::supervisor::SupervisorClient;
 use crate::config::{Config, registry as section};
@@ -73,12 +73,11 @@ fn with_credentials(
     credentials: Arc<dyn Credentials>,
     observer: Arc<dyn Observer>,
 ) -> Result<Registry, Error> {
-    let registries = || images.iter().map(|image| image.registry());
     let mut options = options(order, &config.registry, config.build.memory_budget.0);
     options.rules = rules(order.reach, &config.registry)?;
-    options.hosts.load_certs_d(registries())?;
+    options.hosts = hosts_of(images, order, &config.registry)?;
     let registry = Registry::new(options, credentials, observer)?;
-    registry.read_ahead(registries());
+    registry.read_ahead(images.iter().map(ImageReference::registry));
     Ok(registry)
 }
 
@@ -101,12 +100,11 @@ pub fn fetcher(
 /// # Errors
 /// The configuration of a registry cannot be read.
 pub fn repositories(order: &BuildRequest, config: &Config) -> Result<HashSet<(String, String)>, Error> {
-    let mut options = options(&order.registry, &config.registry, config.build.memory_budget.0);
-    options.hosts.load_certs_d(order.images.iter().map(|image| image.registry()))?;
+    let hosts = hosts_of(&order.images, &order.registry, &config.registry)?;
     let mut found = HashSet::new();
     for image in &order.images {
         for tag in [false, true] {
-            for name in options.hosts.credential_names(image.registry(), image.repository(), tag)? {
+            for name in hosts.credential_names(image.registry(), image.repository(), tag)? {
                 found.insert((name, image.repository().to_owned()));
             }
         }
@@ -120,11 +118,12 @@ pub fn secrets(order: &RegistryOptions) -> Secrets {
         Some(dir) => directory::read(dir, &order.pull_secrets),
         None => Keyring::default(),
     };
-    let docker_configs = match &order.docker_configs[..] {
-        [] if !order.user_docker_config => Vec::new(),
-        [] => DockerConfig::of_this_user(),
-        named => named.iter().map(|dir| DockerConfig::in_directory(dir)).collect(),
-    };
+    let file = order.auth_file.clone().map(DockerConfig::at).into_iter();
+    let named = file.chain(order.docker_configs.iter().map(|dir| DockerConfig::in_directory(dir)));
+    let mut docker_configs: Vec<DockerConfig> = named.collect();
+    if docker_configs.is_empty() && order.user_docker_config {
+        docker_configs = DockerConfig::of_this_user();
+    }
     Secrets::new(keyring, docker_configs)
 }
 
@@ -158,7 +157,6 @@ fn options(order: &RegistryOptions, section: &section::Registry, memory: u64) ->
     Options {
         connections_per_host: order.connections_per_host,
         limit_rate: order.limit_rate,
-        hosts: hosts(section),
         timeouts: Timeouts {
             connect: Duration::from_secs(section.connect_timeout_seconds),
             read: Duration::from_secs(section.stall_timeout_seconds),
@@ -172,6 +170,48 @@ fn options(order: &RegistryOptions, section: &section::Registry, memory: u64) ->
         ranges: Ranges { parallel: section.ranges_per_blob, memory, ..Ranges::default() },
         min_rate: order.min_layer_rate.map(|rate| MinRate::per_minute(rate.0)),
         ..Options::default()
+    }
+}
+
+/// Returns the settings of the registries of `images`: those of the flags take precedence over those of the
+/// configuration, and these over containerd's `certs.d`.
+fn hosts_of(
+    images: &[ImageReference],
+    order: &RegistryOptions,
+    section: &section::Registry,
+) -> Result<Hosts, Error> {
+    let mut hosts = hosts(section);
+    let registries: BTreeSet<&str> = images.iter().map(ImageReference::registry).collect();
+    hosts.load_certs_d(registries.iter().copied())?;
+    if order.hosts != HostOverrides::default() {
+        for registry in registries {
+            add_overrides(hosts.registries.entry(registry.to_owned()).or_default(), registry, &order.hosts);
+        }
+    }
+    Ok(hosts)
+}
+
+fn add_overrides(host: &mut Host, registry: &str, overrides: &HostOverrides) {
+    let HostOverrides { tls_verify, ca, mirrors } = overrides;
+    let mirrors = mirrors.iter().filter(|m| m.registry.as_deref().is_none_or(|name| name == registry));
+    let mirrors = mirrors.map(|mirror| Mirror {
+        server: Server { url: mirror.url.clone(), ..Server::default() },
+        prefix: None,
+        resolve: true,
+    });
+    host.mirrors.splice(..0, mirrors);
+    let servers = host.mirrors.iter_mut().map(|mirror| &mut mirror.server).chain([&mut host.server]);
+    for server in servers {
+        server.tls.ca.extend(ca.iter().cloned());
+        match tls_verify {
+            Some(true) => (server.plain_http, server.tls.skip_verify) = (Some(false), false),
+            // A server that is known to use plain HTTP keeps it.
+            Some(false) => {
+                server.plain_http = server.plain_http.filter(|is_plain| *is_plain);
+                server.tls.skip_verify = true;
+            }
+            None => {}
+        }
     }
 }
 
@@ -194,7 +234,8 @@ fn hosts(section: &section::Registry) -> Hosts {
         let host = registries.entry(name.to_owned()).or_default();
         host.mirrors.extend(entry.mirrors.iter().map(|url| Mirror {
             server: Server {
-                url: scheme(url, entry.plain_http),
+                url: url.clone(),
+                plain_http: entry.plain_http,
                 override_path: entry.override_path,
                 tls: tls.clone(),
                 headers: Vec::new(),
@@ -203,20 +244,11 @@ fn hosts(section: &section::Registry) -> Hosts {
             resolve: true,
         }));
         if prefix.is_none() {
-            host.plain_http = entry.plain_http;
-            // Certificates require TLS, even if plain http is the default. The name docker.io differs from
-            // its host name.
-            if tls != Tls::default() && !entry.plain_http && name != "docker.io" {
-                host.server.url = format!("https://{name}");
-            }
+            host.server.plain_http = entry.plain_http;
             host.server.tls = tls;
         }
     }
     Hosts { registries, certs_d: certs_d(&section.certs_d) }
-}
-
-fn scheme(url: &str, plain_http: bool) -> String {
-    if plain_http && !url.contains("://") { format!("http://{url}") } else { url.to_owned() }
 }
 
 fn certs_d(dir: &Path) -> Vec<std::path::PathBuf> {
@@ -251,6 +283,11 @@ impl Observer for ToEvents {
         });
     }
 
+    fn mirror_failed(&self, host: &str, reason: &str) {
+        self.0
+            .emit(Event::Warning { message: format!("mirror {host} failed, using the next host: {reason}") });
+    }
+
     fn warned(&self, host: &str, words: &str) {
         self.0.emit(Event::Warning { message: format!("warning from {host}: {words}") });
     }
@@ -259,6 +296,34 @@ impl Observer for ToEvents {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overrides_take_precedence() {
+        let text = r#"
+            [[registry.host]]
+            name = "r.io"
+            mirrors = ["old.io"]
+            plain_http = false
+            ca = ["/old.pem"]
+        "#;
+        let config = Config::parse(text, []).unwrap();
+        let mirrors = vec!["new.io".parse().unwrap(), "other.io=not.io".parse().unwrap()];
+        let overridden = |tls_verify| {
+            let mut host = hosts(&config.registry).registries.remove("r.io").unwrap();
+            let (ca, mirrors) = (vec!["/new.pem".into()], mirrors.clone());
+            add_overrides(&mut host, "r.io", &HostOverrides { tls_verify, ca, mirrors });
+            host
+        };
+        let host = overridden(Some(false));
+        let mirrors: Vec<_> = host.mirrors.iter().map(|mirror| mirror.server.url.as_str()).collect();
+        assert_eq!(mirrors, ["new.io", "old.io"]);
+        assert_eq!(host.server.tls.ca, [Path::new("/old.pem"), Path::new("/new.pem")]);
+        assert_eq!((host.server.plain_http, host.server.tls.skip_verify), (None, true));
+        assert!(host.mirrors.iter().all(|mirror| mirror.server.tls.skip_verify));
+        let host = overridden(Some(true));
+        assert_eq!((host.server.plain_http, host.server.tls.skip_verify), (Some(false), false));
+        assert_eq!(host.mirrors[0].server.plain_http, Some(false));
+    }
 
     #[test]
     fn entries_of_one_registry_join() {
@@ -275,11 +340,14 @@ mod tests {
         let config = Config::parse(text, []).unwrap();
         let hosts = hosts(&config.registry);
         let host = &hosts.registries["r.example.com"];
-        let mirrors: Vec<_> =
-            host.mirrors.iter().map(|m| (m.server.url.as_str(), m.prefix.as_deref())).collect();
-        let near = ("http://near.example.com:5000", Some("team"));
-        assert_eq!(mirrors, [near, ("https://all.example.com", None)]);
-        assert!(!host.plain_http, "only the mirror of the prefix speaks plain http");
+        let mirrors: Vec<_> = host
+            .mirrors
+            .iter()
+            .map(|m| (m.server.url.as_str(), m.server.plain_http, m.prefix.as_deref()))
+            .collect();
+        let near = ("near.example.com:5000", Some(true), Some("team"));
+        assert_eq!(mirrors, [near, ("https://all.example.com", None, None)]);
+        assert_eq!(host.server.plain_http, None, "only the mirror of the prefix uses plain http");
         assert_eq!(host.server.tls.ca, [Path::new("/ca.pem")]);
     }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::Explanation;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 
@@ -82,5 +83,5 @@ enum ResponseKind {
     /// All bytes of the layer are in the pipe.
     Sent,
     /// The request failed.
-    Failed { class: Class, message: String },
+    Failed { class: Class, message: String, explanation: Option<Box<Explanation>> },
 }

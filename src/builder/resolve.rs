@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::source::Source;
+use super::source::{self, Source};
 use crate::volume::job::Resolved;
 use larder_model::class::Class;
 use larder_model::digest::{Digest, Hasher};
@@ -159,7 +159,12 @@ impl Resolver<'_> {
             Start::Tag(tag) => ManifestReference::Tag(tag),
         };
         let fetched = self.source.manifest(self.reference, by, MAX_DOCUMENT).await;
-        fetched.map_err(|e| Failure::image(self.reference, e.class(), format!("fetching the manifest: {e}")))
+        fetched.map_err(|e| self.failed("fetching the manifest", &e))
+    }
+
+    fn failed(&self, operation: &str, error: &source::Error) -> Failure {
+        let failure = Failure::image(self.reference, error.class(), format!("{operation}: {error}"));
+        failure.explained(operation, error.explanation())
     }
 
     async fn finish(
@@ -176,7 +181,7 @@ impl Resolver<'_> {
             Some(bytes) => bytes,
             None => {
                 let bytes = self.source.blob_bytes(self.reference, descriptor, MAX_DOCUMENT).await;
-                bytes.map_err(|e| fail(e.class(), format!("fetching the config: {e}")))?
+                bytes.map_err(|e| self.failed("fetching the config", &e))?
             }
         };
         debug_assert_eq!(Hasher::digest_of(descriptor.digest.algorithm(), &config_bytes), descriptor.digest);

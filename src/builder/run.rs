@@ -290,6 +290,9 @@ pub(super) fn name_absent(mut fails: Vec<Failure>, absent: &[PullSecretName]) ->
     let words = no_credential_in(absent);
     for fail in fails.iter_mut().filter(|fail| matches!(fail.class, Class::Denied | Class::NotFound)) {
         fail.message.push_str(&words);
+        if let Some(explanation) = &mut fail.explanation {
+            explanation.reason.push_str(&words);
+        }
     }
     fails
 }

@@ -6,6 +6,7 @@ use super::remote::{self, Piped, Remote};
 use crate::archive::{self, Archive};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
+use larder_model::event::Explanation;
 use larder_model::manifest::Descriptor;
 use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
@@ -47,6 +48,17 @@ impl Error {
             Error::Archive(error) => error.class(),
             Error::Size { .. } => Class::Corrupt,
             Error::Ended(_) => Class::Internal,
+        }
+    }
+}
+
+impl Error {
+    /// Returns the parts of the message, if it is that of a registry.
+    pub(super) fn explanation(&self) -> Option<Explanation> {
+        match self {
+            Error::Registry(error) => Some(error.explanation()),
+            Error::Remote(error) => error.explanation(),
+            Error::Archive(_) | Error::Size { .. } | Error::Ended(_) => None,
         }
     }
 }

@@ -208,6 +208,7 @@ mod tests {
             images: Vec::new(),
             layer: None,
             message: message.to_owned(),
+            explanation: None,
         };
         let unusable: Unusable = ["team:z", "a\x1b[2J", "team:z"].into_iter().collect();
         let mut failures =

@@ -19,7 +19,7 @@ use crate::telemetry::Level;
 
 pub(super) use bench::BenchKind;
 use build::{BUILD_EXAMPLES, BUILD_USAGE};
-pub(super) use build::{BuildArgs, BuildOptions, CredentialArgs, DiskArgs, LayerArgs};
+pub(super) use build::{BuildArgs, BuildOptions, CredentialArgs, DiskArgs, HostArgs, LayerArgs};
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CreateArgs};
 use import::IMPORT_EXAMPLES;
 pub(super) use import::ImportArgs;

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::args::{BuildArgs, CredentialArgs};
+use super::args::{BuildArgs, CredentialArgs, HostArgs};
 use super::usage::UsageError;
-use crate::builder::order::{BuildRequest, ImageSource, RegistryOptions, Sharing};
+use crate::builder::order::{BuildRequest, HostOverrides, ImageSource, RegistryOptions, Sharing};
 use crate::builder::volume_name::VolumeName;
 use crate::config::Config;
 use larder_model::job::{Job, MAX_IMAGES, NetworkAccess};
@@ -116,6 +116,7 @@ pub(super) fn build_request(
             limit_rate: args.limit_rate,
             reach: network.reach,
             min_layer_rate: network.min_layer_rate,
+            hosts: args.hosts.into(),
             ..registry
         },
     })
@@ -199,20 +200,29 @@ fn check_source_for_disk(
 
 /// Returns the default registry settings with the given credentials.
 pub(super) fn registry(credentials: CredentialArgs, config: &Config) -> Result<RegistryOptions, UsageError> {
-    let CredentialArgs { docker_configs, secrets, pull_secrets } = credentials;
+    let CredentialArgs { auth_file, docker_configs, secrets, pull_secrets } = credentials;
     if let (Some(first), None) = (pull_secrets.first(), &secrets) {
         return Err(UsageError::NoSecretsDirectory { first: first.to_string() });
     }
     Ok(RegistryOptions {
         connections_per_host: config.registry.connections_per_host,
         limit_rate: None,
+        auth_file,
         docker_configs,
         user_docker_config: true,
         secrets_dir: secrets,
         pull_secrets,
         reach: NetworkAccess::Any,
         min_layer_rate: None,
+        hosts: HostOverrides::default(),
     })
+}
+
+impl From<HostArgs> for HostOverrides {
+    fn from(args: HostArgs) -> Self {
+        let HostArgs { tls_verify, authorities, mirrors } = args;
+        HostOverrides { tls_verify, ca: authorities, mirrors }
+    }
 }
 
 /// Checks that the volume is in `volumes/` of the directory, whichever path is given.
@@ -280,6 +290,20 @@ mod tests {
         assert_eq!(secrets, ["ns:two"]);
         assert_eq!((order.concurrency, order.registry.connections_per_host), (7, 9));
         assert_eq!(order.deadline.unwrap().to_rfc3339(), "2030-01-01T00:00:00+00:00");
+    }
+
+    #[test]
+    fn flags_of_registries_are_parsed() {
+        let line =
+            "--volume v --size 1G --authfile a.json --ca ca.pem --mirror m.io --mirror r.io=http://n.io";
+        let order = merged(&format!("{line} --tls-verify=false r.io/a"), None).unwrap().registry;
+        assert_eq!(order.auth_file, Some("a.json".into()));
+        assert_eq!((order.hosts.tls_verify, &order.hosts.ca[..]), (Some(false), &["ca.pem".into()][..]));
+        let mirrors = order.hosts.mirrors.into_iter().map(|m| (m.registry, m.url));
+        let named = (Some("r.io".to_owned()), "http://n.io".to_owned());
+        assert_eq!(mirrors.collect::<Vec<_>>(), [(None, "m.io".to_owned()), named]);
+        let verified = merged(&format!("{line} --tls-verify r.io/a"), None).unwrap().registry;
+        assert_eq!(verified.hosts.tls_verify, Some(true));
     }
 
     #[test]

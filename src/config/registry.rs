@@ -44,8 +44,10 @@ pub struct Host {
     pub name: String,
     /// Mirrors, tried in order before the host itself: `[scheme://]host[:port][/path]`.
     pub mirrors: Vec<String>,
-    /// `true` if the host uses plain HTTP.
-    pub plain_http: bool,
+    /// `true` if the host uses plain HTTP, `false` if it uses HTTPS. A host on loopback without certificates
+    /// defaults to HTTPS, and plain HTTP if it does not support TLS; all others default to HTTPS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain_http: Option<bool>,
     /// Files with additional certificate authorities, PEM.
     pub ca: Vec<PathBuf>,
     /// File with the client certificate, PEM.

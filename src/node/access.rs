@@ -236,7 +236,7 @@ fn images(content: &Content) -> Result<Vec<ImageDigests<'_>>, AccessError> {
 
 fn refused(error: &larder_registry::Error) -> (Class, String) {
     match error {
-        larder_registry::Error::Request { what, host, fault: Fault::NotFound(answer) } => {
+        larder_registry::Error::Request { what, host, fault: Fault::NotFound(answer), .. } => {
             let found = format!("{what} from {host}: not found ({answer})");
             let remedy = "it was deleted or is hidden from these credentials, so access cannot be checked: use other \
                           credentials, or build the cache again";
@@ -260,6 +260,7 @@ impl Observer for LogObserver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builder::order::HostOverrides;
     use larder_model::job::NetworkAccess;
 
     #[test]
@@ -267,12 +268,14 @@ mod tests {
         let order = RegistryOptions {
             connections_per_host: 1,
             limit_rate: None,
+            auth_file: None,
             docker_configs: Vec::new(),
             user_docker_config: true,
             secrets_dir: None,
             pull_secrets: Vec::new(),
             reach: NetworkAccess::Any,
             min_layer_rate: None,
+            hosts: HostOverrides::default(),
         };
         assert!(without_user_config(&order).user_docker_config);
         let secrets_dir = Some("/s".into());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use larder::builder::order::RegistryOptions;
+use larder::builder::order::{HostOverrides, RegistryOptions};
 use larder::config::Config;
 use larder::config::registry::Host;
 use larder::node::access::{AccessError, Policy, Refusal, check_blocking};
@@ -46,12 +46,14 @@ fn no_credentials() -> RegistryOptions {
     RegistryOptions {
         connections_per_host: 4,
         limit_rate: None,
+        auth_file: None,
         docker_configs: Vec::new(),
         user_docker_config: false,
         secrets_dir: None,
         pull_secrets: Vec::new(),
         reach: NetworkAccess::Any,
         min_layer_rate: None,
+        hosts: HostOverrides::default(),
     }
 }
 
@@ -206,7 +208,7 @@ fn no_mirror_answers_for_a_registry() {
         mirrored.registry.host = vec![Host {
             name: registry.host(),
             mirrors: vec![format!("http://{}", mirror.host())],
-            plain_http: true,
+            plain_http: Some(true),
             ..Host::default()
         }];
         // A build can use content that the mirror serves to everyone.

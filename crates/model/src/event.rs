@@ -226,6 +226,25 @@ pub struct Failure {
     pub layer: Option<Digest>,
     /// Failed operation with its object, the need and the finding, and a remedy.
     pub message: String,
+    /// The parts of the message, if the failure is that of a registry.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub explanation: Option<Box<Explanation>>,
+}
+
+/// The parts of a message about a registry. None of them repeats the name of the image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Failed operation, for example `fetching the manifest`.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub operation: String,
+    /// Host and its reason.
+    pub reason: String,
+    /// Action that can help, for the user.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hint: Option<String>,
+    /// Mirrors that were tried before, each with its reason.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub mirrors: Vec<String>,
 }
 
 /// An image of a sealed volume.
@@ -243,7 +262,7 @@ pub struct SealedImage {
 impl Failure {
     /// Creates a failure of the whole job.
     pub fn job(class: Class, message: impl Into<String>) -> Self {
-        Failure { class, images: Vec::new(), layer: None, message: message.into() }
+        Failure { class, images: Vec::new(), layer: None, message: message.into(), explanation: None }
     }
 
     /// Creates a failure of one image.
@@ -254,6 +273,14 @@ impl Failure {
     /// Creates a failure of one layer, whose blob has this digest.
     pub fn layer(blob: &Digest, class: Class, message: impl Into<String>) -> Self {
         Failure { layer: Some(blob.clone()), ..Failure::job(class, message) }
+    }
+
+    /// Adds the parts of the message to a failure of `operation`.
+    #[must_use]
+    pub fn explained(mut self, operation: &str, explanation: Option<Explanation>) -> Self {
+        let of = |explanation| Box::new(Explanation { operation: operation.to_owned(), ..explanation });
+        self.explanation = explanation.map(of);
+        self
     }
 
     /// Sorts the decisive failures first ([`Class::decisive`]), and returns their class.
@@ -295,8 +322,8 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome as one JSON line shorter than `limit` bytes. Cuts lists from the end, and then
-    /// messages, until the line fits.
+    /// Returns the outcome as one JSON line shorter than `limit` bytes. Cuts explanations, then
+    /// lists from the end, and then messages, until the line fits.
     ///
     /// # Errors
     /// Returns an error if JSON serialization fails.
@@ -309,6 +336,11 @@ impl Outcome {
             }
             short.truncated = true;
             if short.images.pop().is_some() {
+                continue;
+            }
+            // The message has the same content.
+            if let Some(failure) = short.failures.iter_mut().find(|failure| failure.explanation.is_some()) {
+                failure.explanation = None;
                 continue;
             }
             if short.failures.len() > 1 {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::min_rate::Slow;
 use larder_model::class::Class;
+use larder_model::event::Explanation;
 
 /// Maximum number of characters of foreign text in a message.
 const MAX_SHOWN_CHARS: usize = 300;
@@ -13,7 +14,7 @@ const MAX_SHOWN_CHARS: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A request failed after all retries, on every host that can serve it.
-    #[error("{what} from {host}: {fault}")]
+    #[error("{what} from {host}: {fault}{}", MirrorList(tried))]
     Request {
         /// Operation, with the name of the image: `reading manifest r.io/team/app:1`.
         what: String,
@@ -21,13 +22,54 @@ pub enum Error {
         host: String,
         /// Reason of the failure.
         fault: Fault,
+        /// Mirrors that failed before.
+        tried: Vec<FailedMirror>,
     },
     /// The client could not be created from its configuration.
     #[error("setting up connections to registries: {0}")]
     Setup(String),
 }
 
+/// A mirror that did not serve a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{host}: {fault}")]
+pub struct FailedMirror {
+    /// Host of the mirror.
+    pub host: String,
+    /// Reason of the failure.
+    pub fault: Fault,
+}
+
+/// The mirrors at the end of a message.
+struct MirrorList<'a>(&'a [FailedMirror]);
+
+impl fmt::Display for MirrorList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|mirror| write!(f, "; mirror {mirror}"))
+    }
+}
+
 impl Error {
+    pub(crate) fn request(what: String, host: &str, fault: Fault) -> Self {
+        Error::Request { what, host: host.to_owned(), fault, tried: Vec::new() }
+    }
+
+    /// Returns the parts of the message. The caller adds the operation.
+    pub fn explanation(&self) -> Explanation {
+        match self {
+            Error::Request { host, fault, tried, .. } => Explanation {
+                reason: format!("{host}: {}", fault.reason()),
+                hint: fault.hint().map(str::to_owned),
+                mirrors: tried
+                    .iter()
+                    .map(|mirror| format!("{}: {}", mirror.host, mirror.fault.reason()))
+                    .collect(),
+                ..Explanation::default()
+            },
+            Error::Setup(_) => Explanation { reason: self.to_string(), ..Explanation::default() },
+        }
+    }
+
     /// Returns the class of the error, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
@@ -38,10 +80,9 @@ impl Error {
 }
 
 /// Reason why one request failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// 401 or 403 after every credential and anonymous access.
-    #[error("access denied ({reason}); {searched}")]
     Denied {
         /// Response of the registry.
         reason: String,
@@ -49,13 +90,10 @@ pub enum Fault {
         searched: CredentialSearch,
     },
     /// 404: no such repository, tag or blob.
-    #[error("not found ({0}); check the name, the tag and whether the image was deleted")]
     NotFound(String),
     /// The name service reports that the host does not exist.
-    #[error("host {0:?} does not exist; check the name of the registry")]
     UnknownHost(String),
     /// 408, 429, 5xx, a lost connection, a stall, a body that ended early.
-    #[error("{reason}; try again later")]
     Transient {
         /// Description of the failure.
         reason: String,
@@ -63,26 +101,72 @@ pub enum Fault {
         wait: Option<Duration>,
     },
     /// The source is slower than the minimum rate.
-    #[error(transparent)]
-    Slow(#[from] Slow),
+    Slow(Slow),
+    /// The server's certificate is not trusted, for this reason.
+    Untrusted(String),
+    /// The server does not support TLS.
+    NoTls,
     /// The blob cannot be read by range: 416, or a Content-Range other than the requested one.
-    #[error("{0}; the registry or a proxy in front of it does not handle Range correctly")]
     Range(String),
     /// The content differs from the requested content.
-    #[error("{0}")]
     Corrupt(String),
     /// A redirect, realm or address to which a registry must not send a client (facts of CVE-2020-15157,
     /// CVE-2026-48978).
-    #[error("refused: {0}")]
     Refused(String),
-    /// The request, the server's certificate or a credential helper is invalid.
-    #[error("{0}")]
+    /// The request or a credential helper is invalid.
     Invalid(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason())?;
+        self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<Slow> for Fault {
+    fn from(slow: Slow) -> Self {
+        Fault::Slow(slow)
+    }
 }
 
 impl Fault {
     pub(crate) fn transient(reason: impl Into<String>) -> Self {
         Fault::Transient { reason: reason.into(), wait: None }
+    }
+
+    /// Returns the reason, without a remedy.
+    pub fn reason(&self) -> String {
+        match self {
+            Fault::Denied { reason, searched } => format!("access denied ({reason}); {searched}"),
+            Fault::NotFound(answer) => format!("not found ({answer})"),
+            Fault::UnknownHost(host) => format!("host {host:?} does not exist"),
+            Fault::Slow(slow) => slow.to_string(),
+            Fault::Untrusted(why) => format!("the server's certificate is not trusted ({why})"),
+            Fault::NoTls => "the server does not support TLS".to_owned(),
+            Fault::Range(found) => {
+                format!("{found}; the registry or a proxy in front of it does not handle Range correctly")
+            }
+            Fault::Refused(why) => format!("refused: {why}"),
+            Fault::Transient { reason, .. } | Fault::Corrupt(reason) | Fault::Invalid(reason) => {
+                reason.clone()
+            }
+        }
+    }
+
+    /// Returns the remedy, if there is one.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Fault::Denied { searched, .. } => searched.hint(),
+            Fault::NotFound(_) => Some("check the name, the tag and whether the image was deleted"),
+            Fault::UnknownHost(_) => Some("check the name of the registry"),
+            Fault::Transient { .. } | Fault::Slow(_) => Some("try again later"),
+            Fault::Untrusted(_) => Some("trust its CA with --ca or registry.host.ca"),
+            Fault::NoTls => Some("for plain HTTP, use --tls-verify=false or registry.host.plain_http = true"),
+            Fault::Range(_) | Fault::Corrupt(_) | Fault::Refused(_) | Fault::Invalid(_) => None,
+        }
     }
 
     /// Returns the class of the fault.
@@ -92,7 +176,7 @@ impl Fault {
             Fault::NotFound(_) | Fault::UnknownHost(_) => Class::NotFound,
             Fault::Transient { .. } | Fault::Slow(_) => Class::Transient,
             Fault::Range(_) | Fault::Corrupt(_) | Fault::Refused(_) => Class::Corrupt,
-            Fault::Invalid(_) => Class::Invalid,
+            Fault::Untrusted(_) | Fault::NoTls | Fault::Invalid(_) => Class::Invalid,
         }
     }
 
@@ -117,21 +201,25 @@ pub enum CredentialSearch {
     Accepted,
 }
 
+impl CredentialSearch {
+    fn hint(self) -> Option<&'static str> {
+        match self {
+            CredentialSearch::Tried(0) => Some("provide a pull secret or a docker config"),
+            CredentialSearch::Tried(_) => Some("check the credentials"),
+            CredentialSearch::NoChallenge | CredentialSearch::Accepted => None,
+        }
+    }
+}
+
 impl fmt::Display for CredentialSearch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CredentialSearch::NoChallenge => {
                 f.write_str("it offered no authentication scheme, so no credentials were sent")
             }
-            CredentialSearch::Tried(0) => {
-                f.write_str("no credentials were found for it: provide a pull secret or a docker config")
-            }
-            CredentialSearch::Tried(1) => {
-                f.write_str("the credentials found for it were refused: check them")
-            }
-            CredentialSearch::Tried(n) => {
-                write!(f, "all {n} credentials found for it were refused: check them")
-            }
+            CredentialSearch::Tried(0) => f.write_str("no credentials were found for it"),
+            CredentialSearch::Tried(1) => f.write_str("the credentials found for it were refused"),
+            CredentialSearch::Tried(n) => write!(f, "all {n} credentials found for it were refused"),
             CredentialSearch::Accepted => {
                 f.write_str("the credentials are valid but do not allow pulling this repository")
             }

@@ -9,7 +9,7 @@ use reqwest::header::CONTENT_RANGE;
 use reqwest::{StatusCode, Url};
 use tokio::time::Instant;
 
-use super::error::{Error, Fault, clean_url};
+use super::error::{Error, FailedMirror, Fault, clean_url};
 use super::hosts::Endpoint;
 use super::min_rate::RateMonitor;
 use super::request::{self, GetRequest};
@@ -62,6 +62,8 @@ pub(crate) struct Fetch {
     attempt: u32,
     connections: u32,
     monitor: RateMonitor,
+    /// Mirrors that failed.
+    tried: Vec<FailedMirror>,
     /// A range request failed at this source, so request the whole blob and skip the first bytes.
     whole: bool,
 }
@@ -80,7 +82,18 @@ impl Fetch {
     pub(crate) fn new(blob: Arc<Blob>, at: u64, end: u64) -> Self {
         let options = &blob.inner.options;
         let monitor = RateMonitor::new(options.min_rate, options.ranges.parallel);
-        Fetch { blob, at, end, source: 0, reply: None, attempt: 0, connections: 0, monitor, whole: false }
+        Fetch {
+            blob,
+            at,
+            end,
+            source: 0,
+            reply: None,
+            attempt: 0,
+            connections: 0,
+            monitor,
+            tried: Vec::new(),
+            whole: false,
+        }
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -234,6 +247,8 @@ impl Fetch {
                 if absent || matches!(self.blob.sources[self.source], Source::Foreign(_)) => {}
             _ => return Err(self.error(fault)),
         }
+        let host = self.blob.sources[self.source].host();
+        self.blob.inner.skip(host, fault, &mut self.tried);
         self.source += 1;
         self.monitor.reset();
         self.attempt = 0;
@@ -242,7 +257,12 @@ impl Fetch {
     }
 
     fn error(&self, fault: Fault) -> Error {
-        Error::Request { what: self.blob.what.clone(), host: self.blob.sources[self.source].host(), fault }
+        Error::Request {
+            what: self.blob.what.clone(),
+            host: self.blob.sources[self.source].host(),
+            fault,
+            tried: self.tried.clone(),
+        }
     }
 }
 

@@ -30,8 +30,6 @@ pub struct Hosts {
 pub struct Host {
     /// The upstream itself. An empty URL means the name of the registry.
     pub server: Server,
-    /// Uses plain http for the upstream if the URL has no scheme.
-    pub plain_http: bool,
     /// Mirrors, tried in order before the upstream.
     pub mirrors: Vec<Mirror>,
 }
@@ -50,8 +48,11 @@ pub struct Mirror {
 /// A server of the distribution protocol.
 #[derive(Clone, Debug, Default)]
 pub struct Server {
-    /// `https://host[:port][/path]`. The default scheme is https, and http for loopback.
+    /// `https://host[:port][/path]`. The scheme is optional.
     pub url: String,
+    /// Uses http if `true` and https if `false`, if the URL has no scheme. `None` means https. A server on
+    /// loopback without TLS settings, or with `skip_verify`, can then also use http.
+    pub plain_http: Option<bool>,
     /// Uses the path of the URL unchanged, without appending `/v2`.
     pub override_path: bool,
     /// TLS settings for this server.
@@ -76,6 +77,8 @@ pub struct Tls {
 pub(crate) struct Endpoint {
     /// Scheme, host, port and path including `v2`, without a trailing slash.
     pub(crate) base: Url,
+    /// The base with http, for a server that might not support TLS.
+    pub(crate) plain: Option<Url>,
     pub(crate) tls: Tls,
     pub(crate) headers: HeaderMap,
     /// The mirrored registry (`ns=` of containerd). `None` for the upstream itself.
@@ -155,11 +158,11 @@ impl Hosts {
         let matching = |mirror: &&Mirror| (mirror.resolve || !tag) && mirror.covers(repository);
         let mut endpoints = Vec::new();
         for mirror in host.mirrors.iter().filter(matching) {
-            let mut endpoint = endpoint(&mirror.server, None, false)?;
+            let mut endpoint = endpoint(&mirror.server, None)?;
             endpoint.namespace = Some(registry.to_owned());
             endpoints.push(endpoint);
         }
-        endpoints.push(endpoint(&host.server, Some(registry), host.plain_http)?);
+        endpoints.push(endpoint(&host.server, Some(registry))?);
         Ok(endpoints)
     }
 }
@@ -173,14 +176,14 @@ impl Mirror {
     }
 }
 
-fn endpoint(server: &Server, registry: Option<&str>, plain_http: bool) -> Result<Endpoint, Error> {
+fn endpoint(server: &Server, registry: Option<&str>) -> Result<Endpoint, Error> {
     let given = match registry {
         Some(registry) if server.url.is_empty() && registry == DOCKER_HUB.0 => DOCKER_HUB.1,
         Some(registry) if server.url.is_empty() => registry,
         _ => &server.url,
     };
     let wrong = |reason: &str| Error::Setup(format!("the registry URL {given:?} {reason}"));
-    let mut base = with_scheme(given, plain_http).ok_or_else(|| wrong("is not a URL"))?;
+    let (mut base, mut plain) = with_scheme(given, server).ok_or_else(|| wrong("is not a URL"))?;
     if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
         return Err(wrong("is neither http nor https"));
     }
@@ -189,7 +192,9 @@ fn endpoint(server: &Server, registry: Option<&str>, plain_http: bool) -> Result
     }
     let path = base.path().trim_end_matches('/').to_owned();
     if !server.override_path && !path.ends_with("/v2") {
-        base.set_path(&format!("{path}/v2"));
+        for url in [Some(&mut base), plain.as_mut()].into_iter().flatten() {
+            url.set_path(&format!("{path}/v2"));
+        }
     }
     let mut headers = HeaderMap::new();
     for (name, value) in &server.headers {
@@ -200,7 +205,7 @@ fn endpoint(server: &Server, registry: Option<&str>, plain_http: bool) -> Result
         headers.append(name, value);
     }
     let credentials_for = registry.map_or_else(|| authority(&base), str::to_owned);
-    Ok(Endpoint { base, tls: server.tls.clone(), headers, namespace: None, credentials_for })
+    Ok(Endpoint { base, plain, tls: server.tls.clone(), headers, namespace: None, credentials_for })
 }
 
 pub(super) fn authority(url: &Url) -> String {
@@ -208,15 +213,19 @@ pub(super) fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-fn with_scheme(given: &str, plain_http: bool) -> Option<Url> {
+/// Returns the URL of a server, and its URL with http if that scheme is only tried after https.
+fn with_scheme(given: &str, server: &Server) -> Option<(Url, Option<Url>)> {
     if given.contains("://") {
-        return Url::parse(given).ok();
+        return Some((Url::parse(given).ok()?, None));
     }
     let https = Url::parse(&format!("https://{given}")).ok()?;
-    if plain_http || address::is_loopback_name(https.host_str()?) {
-        return Url::parse(&format!("http://{given}")).ok();
-    }
-    Some(https)
+    let http = Url::parse(&format!("http://{given}")).ok()?;
+    let is_open = address::is_loopback_name(https.host_str()?) && server.tls == Tls::default();
+    Some(match server.plain_http {
+        Some(true) => (http, None),
+        None if is_open || server.tls.skip_verify => (https, Some(http)),
+        Some(false) | None => (https, None),
+    })
 }
 
 #[cfg(test)]
@@ -233,11 +242,39 @@ mod tests {
         for (registry, url) in [
             ("docker.io", "https://registry-1.docker.io/v2/a/b/manifests/1"),
             ("r.io:5000", "https://r.io:5000/v2/a/b/manifests/1"),
-            ("localhost:5000", "http://localhost:5000/v2/a/b/manifests/1"),
-            ("127.3.2.1", "http://127.3.2.1/v2/a/b/manifests/1"),
-            ("[::1]:80", "http://[::1]/v2/a/b/manifests/1"),
+            ("localhost:5000", "https://localhost:5000/v2/a/b/manifests/1"),
         ] {
             assert_eq!(urls(&Hosts::default(), registry, "a/b", true), [url]);
+        }
+    }
+
+    #[test]
+    fn plain_http_is_tried_only_where_it_is_allowed() {
+        let tls = |skip_verify, ca: &[&str]| Tls {
+            ca: ca.iter().map(PathBuf::from).collect(),
+            skip_verify,
+            client: None,
+        };
+        for (url, plain_http, tls, bases) in [
+            (
+                "localhost:443",
+                None,
+                tls(false, &[]),
+                &["https://localhost/v2", "http://localhost:443/v2"][..],
+            ),
+            ("[::1]:80", None, tls(false, &[]), &["https://[::1]:80/v2", "http://[::1]/v2"]),
+            ("127.3.2.1", Some(false), tls(false, &[]), &["https://127.3.2.1/v2"]),
+            ("127.3.2.1", Some(true), tls(false, &[]), &["http://127.3.2.1/v2"]),
+            ("127.3.2.1", None, tls(false, &["/ca"]), &["https://127.3.2.1/v2"]),
+            ("https://127.3.2.1", None, tls(true, &[]), &["https://127.3.2.1/v2"]),
+            ("r.io", None, tls(false, &[]), &["https://r.io/v2"]),
+            ("r.io", None, tls(true, &[]), &["https://r.io/v2", "http://r.io/v2"]),
+            ("r.io", Some(false), tls(true, &[]), &["https://r.io/v2"]),
+        ] {
+            let server = Server { url: url.into(), plain_http, tls, ..Server::default() };
+            let Endpoint { base, plain, .. } = endpoint(&server, None).unwrap();
+            let found: Vec<String> = [Some(base), plain].into_iter().flatten().map(Into::into).collect();
+            assert_eq!(found, bases, "{server:?}");
         }
     }
 
@@ -249,7 +286,7 @@ mod tests {
             resolve,
         };
         let host = Host {
-            plain_http: true,
+            server: Server { plain_http: Some(true), ..Server::default() },
             mirrors: vec![mirror("https://all.io/x", None, false), mirror("team.io", Some("team"), true)],
             ..Host::default()
         };
@@ -270,7 +307,7 @@ mod tests {
     fn urls_with_secrets_or_other_schemes_are_refused() {
         for url in ["https://u:p@r.io", "ftp://r.io", "https://r.io/?a=b", "https://"] {
             let server = Server { url: url.into(), ..Server::default() };
-            assert!(endpoint(&server, None, false).is_err(), "{url}");
+            assert!(endpoint(&server, None).is_err(), "{url}");
         }
     }
 }

@@ -31,13 +31,14 @@ mod rate;
 mod redirect;
 mod request;
 pub mod retry;
+mod scheme;
 mod token;
 pub mod transport;
 mod warning;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,7 +49,7 @@ use tokio::sync::Semaphore;
 
 pub use self::address::Rules;
 pub use self::blob::{BlobStream, Ranges};
-pub use self::error::{CredentialsError, Error, Fault};
+pub use self::error::{CredentialsError, Error, FailedMirror, Fault};
 pub use self::hosts::Hosts;
 pub use self::min_rate::{MinRate, Slow};
 pub use self::retry::Retries;
@@ -59,6 +60,7 @@ use self::error::printable;
 use self::fetch::{Blob, Source};
 use self::hosts::Endpoint;
 use self::request::GetRequest;
+use self::scheme::Schemes;
 use self::transport::{Origin, Reply, Transport};
 use self::warning::ShownWarnings;
 use larder_model::credential::Credential;
@@ -142,6 +144,10 @@ pub trait Observer: Send + Sync {
     /// Called when a request failed, before the wait for its next attempt.
     fn retried(&self, retry: &Retry);
 
+    /// Called once for each mirror that fails, before the next host is used. A mirror without the requested
+    /// content does not fail.
+    fn mirror_failed(&self, _host: &str, _reason: &str) {}
+
     /// Called once for each new warning that a host sends for the user. The text is escaped and truncated.
     fn warned(&self, _host: &str, _text: &str) {}
 }
@@ -200,6 +206,9 @@ pub(crate) struct Inner {
     observer: Arc<dyn Observer>,
     sessions: Mutex<HashMap<(Origin, String), Arc<Session>>>,
     warned: ShownWarnings,
+    schemes: Schemes,
+    /// Mirrors whose failure was reported.
+    failed: Mutex<HashSet<String>>,
     /// Permits of [`Ranges::memory`], one per part.
     memory: Arc<Semaphore>,
 }
@@ -230,8 +239,17 @@ impl Registry {
             options.rules.clone(),
         );
         let memory = options.ranges.budget();
-        let (sessions, warned) = (Mutex::default(), ShownWarnings::default());
-        let inner = Inner { options, transport, credentials, observer, sessions, warned, memory };
+        let inner = Inner {
+            options,
+            transport,
+            credentials,
+            observer,
+            sessions: Mutex::default(),
+            warned: ShownWarnings::default(),
+            schemes: Schemes::default(),
+            failed: Mutex::default(),
+            memory,
+        };
         Ok(Registry { inner: Arc::new(inner) })
     }
 
@@ -336,7 +354,7 @@ impl Registry {
                 "the descriptor gives {} bytes, the limit is {limit}",
                 descriptor.size
             ));
-            return Err(Error::Request { what, host: image.registry().to_owned(), fault });
+            return Err(Error::request(what, image.registry(), fault));
         };
         let path = format!("blobs/{}", descriptor.digest);
         let request =
@@ -371,7 +389,7 @@ impl Registry {
             let what = format!("reading blob {} of {}", descriptor.digest, image.name());
             if sources.is_empty() {
                 let fault = Fault::NotFound("no other host is configured for it".into());
-                return Err(Error::Request { what, host: image.registry().to_owned(), fault });
+                return Err(Error::request(what, image.registry(), fault));
             }
             Ok(Blob {
                 inner: Arc::clone(&self.inner),
@@ -390,6 +408,15 @@ impl Inner {
         self.options.hosts.endpoints(image.registry(), image.repository(), tag)
     }
 
+    /// Reports a failed mirror, and adds it to the mirrors that were tried.
+    pub(crate) fn skip(&self, host: String, fault: Fault, tried: &mut Vec<FailedMirror>) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(fault, Fault::NotFound(_)) && failed.insert(host.clone()) {
+            self.observer.mirror_failed(&host, &fault.to_string());
+        }
+        tried.push(FailedMirror { host, fault });
+    }
+
     /// Requests a small document from each endpoint in turn, with retries, and reads it whole. Returns the
     /// upstream's error if all fail.
     async fn small<T>(
@@ -399,7 +426,7 @@ impl Inner {
         request: GetRequest<'_>,
         read: impl AsyncFn(Reply) -> Result<T, Fault>,
     ) -> Result<T, Error> {
-        let mut last = Error::Setup(format!("no host is configured for {what}"));
+        let mut tried = Vec::new();
         for (at, endpoint) in endpoints.iter().enumerate() {
             let is_followed = at + 1 < endpoints.len();
             let mut attempt = 1;
@@ -424,9 +451,13 @@ impl Inner {
                 tokio::time::sleep(wait).await;
                 attempt += 1;
             };
-            last = Error::Request { what: what.to_owned(), host: endpoint.host(), fault };
+            if !is_followed {
+                let (what, host) = (what.to_owned(), endpoint.host());
+                return Err(Error::Request { what, host, fault, tried });
+            }
+            self.skip(endpoint.host(), fault, &mut tried);
         }
-        Err(last)
+        Err(Error::Setup(format!("no host is configured for {what}")))
     }
 }
 

@@ -26,7 +26,7 @@ impl MinRate {
 /// Too few bytes in a window of time. Another source, or the same one later, might be faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "too slow: {bytes} bytes in {} s, the minimum for a layer is {} in {} s; try again later",
+    "too slow: {bytes} bytes in {} s, the minimum for a layer is {} in {} s",
     waited.as_secs(), least.bytes, least.window.as_secs()
 )]
 pub struct Slow {

@@ -47,6 +47,7 @@ impl GetRequest<'_> {
 
 /// Sends a GET to a registry or a mirror. The reply has status 200 or 206.
 pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, request: GetRequest<'_>) -> Result<Reply, Fault> {
+    let endpoint = &*inner.with_scheme(endpoint).await;
     let url = endpoint.url(request.repository, request.path);
     let session = inner.session(&endpoint.base, request.repository);
     for _ in 0..MAX_ROUNDS {

@@ -36,11 +36,15 @@ impl Credentials for Listed {
 }
 
 #[derive(Default)]
-struct Recorder(Mutex<Vec<Retry>>);
+struct Recorder(Mutex<Vec<Retry>>, Mutex<Vec<String>>);
 
 impl Observer for Recorder {
     fn retried(&self, retry: &Retry) {
         self.0.lock().unwrap().push(retry.clone());
+    }
+
+    fn mirror_failed(&self, host: &str, reason: &str) {
+        self.1.lock().unwrap().push(format!("{host}: {reason}"));
     }
 }
 
@@ -187,6 +191,36 @@ async fn mirrors_first_then_the_upstream() {
     upstream.forget();
     assert_eq!(drain(client.blob(&image(&upstream), &wanted, 0)).await.unwrap(), bytes);
     assert_eq!(upstream.served(&digest) + 40_000, 100_000);
+}
+
+#[tokio::test]
+async fn each_failed_mirror_is_reported_once_and_listed_in_the_error() {
+    let upstream = fake::Registry::start().await;
+    let mirrors = [fake::Registry::start().await, fake::Registry::start().await];
+    mirrors[0].fault(fake::Fault::Status { path: "v2".into(), status: 400, times: 9, retry_after: None });
+    let mut options = fast();
+    let host = options.hosts.registries.entry(upstream.host()).or_default();
+    host.mirrors = mirrors
+        .iter()
+        .map(|mirror| hosts::Mirror {
+            server: hosts::Server { url: format!("http://{}", mirror.host()), ..hosts::Server::default() },
+            prefix: None,
+            resolve: true,
+        })
+        .collect();
+    let (client, _, recorder) = client(options, vec![]);
+    for _ in 0..2 {
+        let failed = client.manifest(&image(&upstream), ManifestReference::Tag("1")).await.unwrap_err();
+        assert_eq!(failed.class(), Class::NotFound, "the registry decides: {failed}");
+        let Error::Request { host, tried, .. } = &failed else { panic!("{failed}") };
+        assert_eq!(*host, upstream.host());
+        let tried: Vec<&str> = tried.iter().map(|mirror| &*mirror.host).collect();
+        assert_eq!(tried, [mirrors[0].host(), mirrors[1].host()]);
+        assert!(failed.to_string().contains(&format!("; mirror {}: 400", mirrors[0].host())), "{failed}");
+    }
+    // The second mirror works, and has no such image.
+    let reports = recorder.1.lock().unwrap();
+    assert!(reports.len() == 1 && reports[0].starts_with(&mirrors[0].host()), "{reports:?}");
 }
 
 #[tokio::test]

@@ -168,15 +168,7 @@ impl Transport {
     /// Sends a request and waits for the head of the response, whatever its status.
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, Fault> {
         address::check_literal(&outgoing.url, &self.rules, outgoing.within)?;
-        let name = outgoing.url.host_str().unwrap_or_default();
-        let client = self.client(Kind {
-            tls: outgoing.tls.clone(),
-            within: outgoing.within,
-            plain: outgoing.url.scheme() == "http",
-            direct: address::is_loopback_name(name),
-            port: outgoing.url.port_or_known_default().and_then(|port| self.rules.own_port(port)),
-            targets_proxy: self.proxies.contains(name),
-        });
+        let client = self.client(self.kind(&outgoing.url, outgoing.tls, outgoing.within));
         let client = client.map_err(|e| Fault::Invalid(e.to_string()))?;
         let host = authority(&outgoing.url);
         let waiting = Instant::now();
@@ -202,6 +194,36 @@ impl Transport {
             waited: Duration::ZERO,
             _permit: permit,
         })
+    }
+
+    /// Connects to `url`, which has the scheme https. Reports whether the server supports TLS. `None` if the
+    /// attempt does not show it.
+    pub(crate) async fn supports_tls(&self, url: &Url, tls: &Tls) -> Option<bool> {
+        // The request reports why the address is refused.
+        address::check_literal(url, &self.rules, Zone::Loopback).ok()?;
+        let client = self.client(self.kind(url, tls, Zone::Loopback));
+        let Ok(client) = client else { return Some(true) };
+        let sent = tokio::time::timeout(self.timeouts.connect, client.get(url.clone()).send()).await;
+        match sent.ok()? {
+            Ok(_) => Some(true),
+            Err(error) => match cause(&error) {
+                Some(rustls::Error::InvalidMessage(_)) => Some(false),
+                Some(_) => Some(true),
+                None => (!error.is_connect()).then_some(true),
+            },
+        }
+    }
+
+    fn kind(&self, url: &Url, tls: &Tls, within: Zone) -> Kind {
+        let name = url.host_str().unwrap_or_default();
+        Kind {
+            tls: tls.clone(),
+            within,
+            plain: url.scheme() == "http",
+            direct: address::is_loopback_name(name),
+            port: url.port_or_known_default().and_then(|port| self.rules.own_port(port)),
+            targets_proxy: self.proxies.contains(name),
+        }
     }
 
     async fn permit(&self, url: &Url) -> Result<OwnedSemaphorePermit, Fault> {
@@ -357,13 +379,18 @@ impl Reply {
     }
 }
 
-/// Returns the codes and messages of an error document (OCI distribution spec, "Error codes").
+/// Returns the codes of an error document (OCI distribution spec, "Error codes").
 fn documented(body: &[u8]) -> Option<String> {
     let document: OciEnvelope = serde_json::from_slice(body).ok()?;
     let errors = document.errors.iter().map(|error| {
         let code = serde_json::to_value(&error.code).ok();
         let code = code.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
-        if error.message.is_empty() { code } else { format!("{code}: {}", error.message) }
+        // The message repeats the code in words, except for a limit.
+        match code.as_str() {
+            "" => error.message.clone(),
+            "TOOMANYREQUESTS" if !error.message.is_empty() => format!("{code}: {}", error.message),
+            _ => code,
+        }
     });
     let errors: Vec<String> = errors.collect();
     (!errors.is_empty()).then(|| errors.join("; "))
@@ -383,9 +410,10 @@ fn network(error: reqwest::Error) -> Fault {
         return Fault::UnknownHost(host.clone());
     }
     if let Some(rustls::Error::InvalidCertificate(reason)) = cause(&error) {
-        return Fault::Invalid(format!(
-            "the server's certificate is not trusted ({reason}); configure its CA"
-        ));
+        return Fault::Untrusted(reason.to_string());
+    }
+    if let Some(rustls::Error::InvalidMessage(_)) = cause(&error) {
+        return Fault::NoTls;
     }
     if error.is_builder() {
         return Fault::Invalid(chain(&error));
@@ -421,12 +449,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn error_documents_are_reduced_to_codes_and_messages() {
+    fn error_documents_are_reduced_to_codes() {
         let one =
             br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"2"}}]}"#;
-        assert_eq!(documented(one).as_deref(), Some("MANIFEST_UNKNOWN: manifest unknown"));
+        assert_eq!(documented(one).as_deref(), Some("MANIFEST_UNKNOWN"));
         let two = br#"{"errors":[{"code":"DENIED"},{"code":"UNAUTHORIZED","message":"no"}]}"#;
-        assert_eq!(documented(two).as_deref(), Some("DENIED; UNAUTHORIZED: no"));
+        assert_eq!(documented(two).as_deref(), Some("DENIED; UNAUTHORIZED"));
+        let limit = br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"100 pulls"}]}"#;
+        assert_eq!(documented(limit).as_deref(), Some("TOOMANYREQUESTS: 100 pulls"));
         let own = br#"{"errors":[{"code":"OWN_CODE"}]}"#;
         assert_eq!(documented(own).as_deref(), Some("OWN_CODE"));
         for other in [&b"{\"errors\":[]}"[..], b"<html>"] {

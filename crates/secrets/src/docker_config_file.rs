@@ -70,6 +70,11 @@ impl DockerConfig {
         DockerConfig { path: dir.join("config.json") }
     }
 
+    /// Returns the file with this path, as given by `--authfile`.
+    pub fn at(path: PathBuf) -> Self {
+        DockerConfig { path }
+    }
+
     /// Returns the existing default files, which are used without `--docker-config`: docker's
     /// (`$DOCKER_CONFIG` or `~/.docker`), then podman's (`$REGISTRY_AUTH_FILE` or
     /// `$XDG_RUNTIME_DIR/containers/auth.json`; podman-login(1)).

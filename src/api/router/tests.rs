@@ -72,8 +72,13 @@ impl Runner for Endless {
             return Box::pin(std::future::pending());
         }
         let refusal = *self.refusal.lock().unwrap();
-        let failure =
-            |class| Failure { class, images: Vec::new(), layer: None, message: "no such tag".into() };
+        let failure = |class| Failure {
+            class,
+            images: Vec::new(),
+            layer: None,
+            message: "no such tag".into(),
+            explanation: None,
+        };
         Box::pin(async move {
             refusal.map_or_else(
                 || Ok(PlanReport::new(Vec::new(), ByteSize(0))),

@@ -10,9 +10,8 @@ use tokio::sync::mpsc;
 
 use super::Counters;
 use crate::builder::cancel::Cancel;
-use crate::builder::remote::{End, Piped};
+use crate::builder::remote::{self, End, Piped};
 use larder_layer::decode::ChunkSource;
-use larder_model::class::Class;
 
 /// Bytes read from a pipe at a time.
 const READ_SIZE: usize = 256 << 10;
@@ -25,11 +24,11 @@ pub(super) struct Transfer {
     /// Result of the transfer, read at the end of the pipe.
     end: Option<End>,
     /// Receives the reason if the transfer fails.
-    failure: Arc<OnceLock<(Class, String)>>,
+    failure: Arc<OnceLock<remote::Error>>,
 }
 
 impl Transfer {
-    pub(super) fn new(piped: Piped, failure: Arc<OnceLock<(Class, String)>>) -> Self {
+    pub(super) fn new(piped: Piped, failure: Arc<OnceLock<remote::Error>>) -> Self {
         Transfer { pipe: piped.pipe, buffer: BytesMut::new(), end: Some(piped.end), failure }
     }
 }
@@ -49,7 +48,7 @@ impl ChunkSource for Transfer {
             None | Some(Ok(())) => Ok(None),
             Some(Err(e)) => {
                 let message = e.to_string();
-                let _ = self.failure.set((e.class(), message.clone()));
+                let _ = self.failure.set(e);
                 Err(io::Error::new(io::ErrorKind::ConnectionAborted, message))
             }
         }

@@ -16,6 +16,7 @@ use super::{Request, RequestKind, Response, ResponseKind};
 use crate::builder::wire;
 use larder_model::class::Class;
 use larder_model::digest::{Digest, Hasher};
+use larder_model::event::Explanation;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 use larder_registry::{FetchedManifest, ManifestReference};
@@ -34,6 +35,8 @@ pub(in crate::builder) enum Error {
         class: Class,
         /// Description of the error.
         message: String,
+        /// The parts of the description.
+        explanation: Option<Box<Explanation>>,
     },
     /// The fetcher has exited, or violates the protocol.
     #[error("the fetcher process has exited")]
@@ -48,6 +51,16 @@ impl Error {
         match self {
             Error::Failed { class, .. } => *class,
             Error::Ended | Error::Io(_) => Class::Internal,
+        }
+    }
+}
+
+impl Error {
+    /// Returns the parts of the message, if it is that of a registry.
+    pub(in crate::builder) fn explanation(&self) -> Option<Explanation> {
+        match self {
+            Error::Failed { explanation, .. } => explanation.as_deref().cloned(),
+            Error::Ended | Error::Io(_) => None,
         }
     }
 }
@@ -73,7 +86,9 @@ impl End {
     pub(in crate::builder) fn wait(self) -> Result<(), Error> {
         match self.0.blocking_recv() {
             Ok((ResponseKind::Sent, _)) => Ok(()),
-            Ok((ResponseKind::Failed { class, message }, _)) => Err(Error::Failed { class, message }),
+            Ok((ResponseKind::Failed { class, message, explanation }, _)) => {
+                Err(Error::Failed { class, message, explanation })
+            }
             Ok((ResponseKind::Document { .. }, _)) | Err(_) => Err(Error::Ended),
         }
     }
@@ -156,11 +171,13 @@ impl Remote {
                 let found = Hasher::digest_of(wanted.algorithm(), &bytes);
                 if found != *wanted {
                     let message = format!("the document has digest {found}, expected {wanted}");
-                    return Err(Error::Failed { class: Class::Corrupt, message });
+                    return Err(Error::Failed { class: Class::Corrupt, message, explanation: None });
                 }
                 Ok(FetchedManifest { digest: found, media_type, bytes: bytes.into() })
             }
-            Ok((ResponseKind::Failed { class, message }, _)) => Err(Error::Failed { class, message }),
+            Ok((ResponseKind::Failed { class, message, explanation }, _)) => {
+                Err(Error::Failed { class, message, explanation })
+            }
             Ok((ResponseKind::Sent, _)) | Err(_) => Err(Error::Ended),
         }
     }

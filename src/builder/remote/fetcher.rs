@@ -102,11 +102,12 @@ pub async fn serve(stream: UnixStream, fetcher: Fetcher) -> io::Result<()> {
 type ResponseParts = (ResponseKind, Vec<u8>);
 
 fn failed(class: Class, message: impl Into<String>) -> ResponseParts {
-    (ResponseKind::Failed { class, message: message.into() }, Vec::new())
+    (ResponseKind::Failed { class, message: message.into(), explanation: None }, Vec::new())
 }
 
 fn refused(error: &larder_registry::Error) -> ResponseParts {
-    failed(error.class(), error.to_string())
+    let explanation = Some(Box::new(error.explanation()));
+    (ResponseKind::Failed { class: error.class(), message: error.to_string(), explanation }, Vec::new())
 }
 
 impl Fetcher {

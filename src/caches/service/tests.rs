@@ -148,7 +148,7 @@ fn seal(order: &RunnerJob) -> Vec<u8> {
 
 fn failed(order: &RunnerJob, class: Class) -> Outcome {
     let images = order.job.images.iter().map(|image| image.given().to_owned()).collect();
-    let failure = Failure { class, images, layer: None, message: "it is so".into() };
+    let failure = Failure { class, images, layer: None, message: "it is so".into(), explanation: None };
     Outcome { class: Some(class), failures: vec![failure], ..outcome(BuildStatus::Failed) }
 }
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 
 use super::{CREDENTIALS, OUTPUT, Output, SECURITY, SOURCE, TRANSFER, VOLUME, values};
-use crate::builder::order::ImageSource;
+use crate::builder::order::{ImageSource, MirrorOf};
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::key::Claims;
 use larder_model::platform::Platform;
@@ -30,9 +30,12 @@ After Ctrl-C, the same command resumes the volume; a second Ctrl-C quits
 immediately. With --output json, closing the reading end of standard output
 stops the build like Ctrl-C (exit 130).
 
-Credentials are searched in --pull-secret, --docker-config,
-$REGISTRY_AUTH_FILE, podman's auth.json, and ~/.docker/config.json or
-$DOCKER_CONFIG, with their credential helpers.";
+Credentials are searched in this order:
+  1. the secrets of --pull-secret
+  2. --authfile, then --docker-config
+  3. without these two: $DOCKER_CONFIG/config.json or ~/.docker/config.json,
+     then $REGISTRY_AUTH_FILE or $XDG_RUNTIME_DIR/containers/auth.json
+Credential helpers in these files are used.";
 
 /// Arguments of `larder build` and `larder plan`.
 #[derive(Debug, Default, Args)]
@@ -51,6 +54,8 @@ pub(in crate::cli) struct BuildArgs {
     pub(in crate::cli) options: BuildOptions,
     #[command(flatten)]
     pub(in crate::cli) credentials: CredentialArgs,
+    #[command(flatten)]
+    pub(in crate::cli) hosts: HostArgs,
     /// Maximum number of connections per host [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = TRANSFER)]
     pub(in crate::cli) connections_per_host: Option<u16>,
@@ -161,6 +166,9 @@ pub(in crate::cli) struct DiskArgs {
 /// Options for registry credentials.
 #[derive(Clone, Debug, Default, Args)]
 pub(in crate::cli) struct CredentialArgs {
+    /// File with registry credentials, as podman login and docker login write it, for example auth.json
+    #[arg(long = "authfile", value_name = "FILE", help_heading = CREDENTIALS)]
+    pub(in crate::cli) auth_file: Option<PathBuf>,
     /// Directory with a docker config.json; repeatable, tried in order after the pull secrets
     #[arg(long = "docker-config", value_name = "DIR", help_heading = CREDENTIALS)]
     pub(in crate::cli) docker_configs: Vec<PathBuf>,
@@ -170,6 +178,24 @@ pub(in crate::cli) struct CredentialArgs {
     /// Pull secret in --secrets, as namespace:name; repeatable, tried in order
     #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME", help_heading = CREDENTIALS)]
     pub(in crate::cli) pull_secrets: Vec<PullSecretName>,
+}
+
+/// Options for connections to the registries of the images. They take precedence over `[[registry.host]]`.
+#[derive(Clone, Debug, Default, Args)]
+pub(in crate::cli) struct HostArgs {
+    /// Verify the certificates of registries and mirrors, and use HTTPS only [default: true, but loopback can
+    /// use plain HTTP]
+    ///
+    /// With --tls-verify=false, any certificate is accepted, and plain HTTP if a server does not support TLS.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        help_heading = TRANSFER)]
+    pub(in crate::cli) tls_verify: Option<bool>,
+    /// Additional certificate authority of registries and mirrors, a PEM file; repeatable
+    #[arg(long = "ca", value_name = "FILE", help_heading = TRANSFER)]
+    pub(in crate::cli) authorities: Vec<PathBuf>,
+    /// Mirror to try before REGISTRY, by default before every registry; repeatable, tried in order
+    #[arg(long = "mirror", value_name = "[REGISTRY=]URL", help_heading = TRANSFER)]
+    pub(in crate::cli) mirrors: Vec<MirrorOf>,
 }
 
 /// Options for the layers on the volume.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cli::exit;
 use larder_model::escape::escape;
-use larder_model::event::{Failure, Outcome};
+use larder_model::event::{Explanation, Failure, Outcome};
 use larder_model::size::ByteSize;
 
 /// Formats the summary of a sealed volume, for standard output.
@@ -31,16 +31,7 @@ pub(in crate::cli) fn sealed(outcome: &Outcome, volume: &Path) -> String {
 pub(in crate::cli) fn failed(failures: &[Failure], message: &str, exit_code: u8) -> String {
     let mut out = String::new();
     for failure in failures {
-        if failure.images.is_empty() {
-            out.push_str("larder: ");
-        } else {
-            let images: Vec<String> = failure.images.iter().map(|image| escape(image)).collect();
-            let _ = write!(out, "larder: {}: ", images.join(", "));
-        }
-        if let Some(layer) = &failure.layer {
-            let _ = write!(out, "layer {layer}: ");
-        }
-        let _ = writeln!(out, "{}", escape(&failure.message));
+        add_failure(&mut out, failure);
     }
     if failures.is_empty() {
         let _ = writeln!(out, "larder: {}", escape(message));
@@ -49,11 +40,59 @@ pub(in crate::cli) fn failed(failures: &[Failure], message: &str, exit_code: u8)
     out
 }
 
+/// Appends what failed, why, each mirror that was tried, and a hint.
+fn add_failure(out: &mut String, failure: &Failure) {
+    out.push_str("larder: ");
+    if !failure.images.is_empty() {
+        let images: Vec<String> = failure.images.iter().map(|image| escape(image)).collect();
+        let _ = write!(out, "{}: ", images.join(", "));
+    }
+    if let Some(layer) = &failure.layer {
+        let _ = write!(out, "layer {layer}: ");
+    }
+    let Some(explanation) = &failure.explanation else {
+        let _ = writeln!(out, "{}", escape(&failure.message));
+        return;
+    };
+    let Explanation { operation, reason, hint, mirrors } = &**explanation;
+    let _ = writeln!(out, "{} failed", escape(operation));
+    let _ = writeln!(out, "  {}", escape(reason));
+    for mirror in mirrors {
+        let _ = writeln!(out, "  mirror {}", escape(mirror));
+    }
+    if let Some(hint) = hint {
+        let _ = writeln!(out, "  hint: {}", escape(hint));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use larder_model::class::Class;
     use larder_model::digest::Digest;
+
+    #[test]
+    fn a_registrys_failure_is_what_why_and_hint() {
+        let explanation = Explanation {
+            operation: String::new(),
+            reason: "r.io: not found (404 Not Found: MANIFEST_UNKNOWN)".into(),
+            hint: Some("check the tag".into()),
+            mirrors: vec!["m.io: refused\nhint: run this".into()],
+        };
+        let image = "r.io/a:1".parse().unwrap();
+        let failure = Failure::image(&image, Class::NotFound, "one line");
+        let shown = failed(&[failure.explained("fetching the manifest", Some(explanation))], "", 64);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(
+            lines[..4],
+            [
+                "larder: r.io/a:1: fetching the manifest failed",
+                "  r.io: not found (404 Not Found: MANIFEST_UNKNOWN)",
+                "  mirror m.io: refused\\u{a}hint: run this",
+                "  hint: check the tag",
+            ]
+        );
+    }
 
     #[test]
     fn every_failed_image_is_named() {
@@ -64,8 +103,15 @@ mod tests {
                 images: vec!["a:1".into(), "b:1".into()],
                 layer: Some(layer.clone()),
                 message: "entry \x1b: bad".into(),
+                explanation: None,
             },
-            Failure { class: Class::Denied, images: vec!["c:1".into()], layer: None, message: "401".into() },
+            Failure {
+                class: Class::Denied,
+                images: vec!["c:1".into()],
+                layer: None,
+                message: "401".into(),
+                explanation: None,
+            },
         ];
         assert_eq!(
             failed(&failures, "", 65),

@@ -139,7 +139,7 @@ impl World {
             runtime.block_on(async { (real.section(unique("larder")).await, real.address().await) });
         let admin = real.admin.clone();
         let served = Served::at(address, [image()]);
-        let host = Host { name: served.registry.host(), plain_http: true, ..Host::default() };
+        let host = Host { name: served.registry.host(), plain_http: Some(true), ..Host::default() };
         let mut world = World::of(runtime, served, section, names, (admin, None, Some(real)));
         world.turn = Some(turn);
         world.config.registry.host.push(host);

@@ -74,17 +74,23 @@ impl Registry {
     /// Starts a registry with HTTPS for clients with a certificate, and pushes `image`. Certificates and keys
     /// are `server.pem`, `server.key` and `ca.pem` in `certificates`.
     pub(crate) fn with_tls(certificates: &Path, image: &Image, repository: &str, tag: &str) -> Self {
+        let clients = format!(", clientcas: [{}]", certificates.join("ca.pem").display());
+        Registry::with_https(certificates, &clients, image, repository, tag)
+    }
+
+    /// Starts a registry with HTTPS for all clients, and pushes `image`.
+    pub(crate) fn with_certificate(certificates: &Path, image: &Image, repository: &str, tag: &str) -> Self {
+        Registry::with_https(certificates, "", image, repository, tag)
+    }
+
+    fn with_https(certificates: &Path, more: &str, image: &Image, repository: &str, tag: &str) -> Self {
         let open = Registry::open();
         open.push(image, repository, tag);
         let dir = Arc::clone(&open.dir);
         drop(open);
         let at = |name: &str| certificates.join(name).display().to_string();
-        let tls = format!(
-            ", tls: {{certificate: {}, key: {}, clientcas: [{}]}}",
-            at("server.pem"),
-            at("server.key"),
-            at("ca.pem")
-        );
+        let (certificate, key) = (at("server.pem"), at("server.key"));
+        let tls = format!(", tls: {{certificate: {certificate}, key: {key}{more}}}");
         Registry::start(dir, &tls, "", Authentication::None)
     }
 

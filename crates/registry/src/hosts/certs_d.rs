@@ -99,7 +99,6 @@ fn parse(text: &str, directory: &Path) -> Result<Host, Error> {
     });
     Ok(Host {
         mirrors: mirrors.collect(),
-        plain_http: false,
         server: server(file.server.unwrap_or_default(), file.own, directory),
     })
 }
@@ -117,6 +116,7 @@ fn server(url: String, table: Table, directory: &Path) -> Server {
     let headers = table.header.into_iter();
     Server {
         url,
+        plain_http: None,
         override_path: table.override_path,
         tls: Tls {
             ca: table.ca.map(many).unwrap_or_default().iter().map(|file| directory.join(file)).collect(),

@@ -233,7 +233,7 @@ async fn a_tenant_cannot_reach_loopback_in_any_way() {
     let mut options = tenant(&[home.host()]);
     let mirror = hosts::Server { url: format!("http://{}", other.host()), ..hosts::Server::default() };
     let mirror = hosts::Mirror { server: mirror, prefix: None, resolve: true };
-    let host = hosts::Host { mirrors: vec![mirror], plain_http: true, ..hosts::Host::default() };
+    let host = hosts::Host { mirrors: vec![mirror], ..hosts::Host::default() };
     options.hosts.registries.insert(home.host(), host);
     let (mirrored, ..) = client(options, vec![]);
     pull(&mirrored, &home).await.unwrap();

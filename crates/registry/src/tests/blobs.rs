@@ -161,7 +161,7 @@ async fn a_layer_that_is_too_slow_fails() {
     let mut mirrored = options();
     let near = hosts::Server { url: format!("http://{}", mirror.host()), ..hosts::Server::default() };
     let near = hosts::Mirror { server: near, prefix: None, resolve: false };
-    let host = hosts::Host { mirrors: vec![near], plain_http: true, ..hosts::Host::default() };
+    let host = hosts::Host { mirrors: vec![near], ..hosts::Host::default() };
     mirrored.hosts.registries.insert(server.host(), host);
     let (mirrored, ..) = client(mirrored, vec![]);
     assert_eq!(drain(mirrored.blob(&image(&server), &descriptor(&digest, 300_000), 0)).await.unwrap(), bytes);

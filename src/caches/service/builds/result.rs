@@ -204,6 +204,7 @@ mod tests {
             images: images.iter().map(|image| (*image).to_owned()).collect(),
             layer: None,
             message: message.to_owned(),
+            explanation: None,
         };
         let outcome = Outcome {
             message: "first".into(),
