@@ -4,9 +4,9 @@
 //! while too many events are unread. The number of other events is limited by the number of images and
 //! layers.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;

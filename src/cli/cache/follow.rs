@@ -128,7 +128,8 @@ fn passes(error: &ClientError) -> bool {
 fn join(details: &Details, renderer: &mut dyn Renderer) {
     let Some(mut rest) = details.fetch_bytes else { return };
     // Layers that were already on the volume are not part of the bytes to fetch.
-    let done = |layer: &&LayerDetails| layer.state == LayerState::Committed && layer.origin != Origin::Present;
+    let done =
+        |layer: &&LayerDetails| layer.state == LayerState::Committed && layer.origin != Origin::Present;
     for layer in details.layers.iter().filter(done) {
         rest = rest.saturating_sub(layer.compressed_size);
     }
@@ -245,6 +246,49 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    /// Records the bytes to fetch and the events.
+    #[derive(Default)]
+    struct Recorder(u64, Vec<Event>);
+
+    impl Renderer for Recorder {
+        fn join(&mut self, fetch_bytes: u64) {
+            self.0 = fetch_bytes;
+        }
+
+        fn show(&mut self, line: &Line) -> std::io::Result<()> {
+            self.1.push(line.event.clone());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_late_client_does_not_count_reused_layers() {
+        let layer = |name: &str, state: &str, origin: &str| {
+            json!({
+                "blob": larder_model::digest::Digest::sha256(name.as_bytes()), "images": [], "compressed_size": 100,
+                "size": 0, "received": 0, "state": state, "origin": origin, "elapsed_ms": 0,
+            })
+        };
+        let layers = [
+            layer("a", "committed", "present"),
+            layer("b", "committed", "fetched"),
+            layer("c", "committed", "reused"),
+            layer("d", "running", "reused"),
+            layer("e", "running", "fetched"),
+        ];
+        let details = json!({
+            "refreshing": false, "attempts": 1, "fetch_bytes": 400, "images": [], "layers": layers, "events": [],
+        });
+        let mut recorder = Recorder::default();
+        join(&serde_json::from_value(details).unwrap(), &mut recorder);
+        assert_eq!(recorder.0, 200, "the layers that are running");
+        let copied = recorder.1.iter().filter_map(|event| match event {
+            Event::LayerStarted { from, .. } => Some(from.is_some()),
+            _ => None,
+        });
+        assert_eq!(copied.collect::<Vec<_>>(), [true, false]);
+    }
 
     #[test]
     fn ends() {

@@ -21,7 +21,7 @@ pub(in crate::cli) const TICK_INTERVAL: Duration = Duration::from_secs(1);
 pub(in crate::cli) struct Display {
     pub(in crate::cli) output: Output,
     pub(in crate::cli) progress: ProgressFormat,
-    /// Whether a summary is omitted.
+    /// Omits the summary on standard output.
     pub(in crate::cli) quiet: bool,
 }
 
@@ -65,8 +65,8 @@ impl Display {
         }
     }
 
-    /// Returns the renderer of a command without layers. The sandbox forbids it to measure the terminal, so it
-    /// has no bars.
+    /// Returns the renderer of a command without layers. It has no bars, because the sandbox of the command
+    /// forbids measuring the terminal.
     pub(in crate::cli) fn of_plan(self, console: &Console) -> Box<dyn Renderer> {
         let progress = match (self.progress, self.output) {
             (ProgressFormat::Auto, Output::Text) => ProgressFormat::Plain,

@@ -126,13 +126,14 @@ impl Progress {
     /// Returns the line to print now. `None` if it is not due.
     pub(super) fn due(&mut self, now: Instant) -> Option<String> {
         self.sample(now);
-        // The last line of the layers: it is due once, and without a delay.
+        // The last line of the layers is due once and without a delay, unless the build was short.
         if matches!(self.phase, Phase::Syncing | Phase::Sealed)
             && let Some(started) = self.started.take()
         {
             self.printed = Some((now, 100));
-            let time = format_time(now.duration_since(started));
-            return (self.committed > 0).then(|| format!("{}, in {time}", self.counts()));
+            let time = now.duration_since(started);
+            let is_shown = self.committed > 0 && time >= MIN_INTERVAL;
+            return is_shown.then(|| format!("{}, in {}", self.counts(), format_time(time)));
         }
         let (last, percent) = self.printed?;
         let passed = now.duration_since(last);
@@ -296,7 +297,10 @@ mod tests {
         assert_eq!(script.at(2.5, &received("a", 60 * MIB)), None, "less than a second later");
         assert_eq!(script.idle(3.0).as_deref(), Some("0/2 layers, 60 MiB of 200 MiB, 20 MiB/s, 7 s left"));
         assert_eq!(script.idle(12.9), None);
-        assert_eq!(script.idle(13.0).as_deref(), Some("0/2 layers, 60 MiB of 200 MiB, 4.61 MiB/s, 30 s left"));
+        assert_eq!(
+            script.idle(13.0).as_deref(),
+            Some("0/2 layers, 60 MiB of 200 MiB, 4.61 MiB/s, 30 s left")
+        );
         assert_eq!(script.idle(33.0).as_deref(), Some("0/2 layers, 60 MiB of 200 MiB, 0 B/s"));
     }
 
@@ -323,7 +327,7 @@ mod tests {
         script.at(0.2, &committed("b"));
         script.at(0.2, &committed("b"));
         assert_eq!(script.progress.layers().unwrap(), "0/1 layers");
-        assert_eq!(script.at(0.3, &committed("a")).as_deref(), Some("1/1 layers, 100 B of 100 B, in 0 s"));
+        assert_eq!(script.at(1.0, &committed("a")).as_deref(), Some("1/1 layers, 100 B of 100 B, in 1 s"));
     }
 
     #[test]
@@ -336,11 +340,19 @@ mod tests {
     }
 
     #[test]
+    fn a_short_build_prints_nothing() {
+        let mut script = Script::planned(1, 0, 100);
+        script.at(0.1, &started("a", 100, None));
+        assert_eq!(script.at(0.2, &received("a", 90)), None);
+        assert_eq!(script.at(0.9, &committed("a")), None);
+    }
+
+    #[test]
     fn a_build_that_fetches_nothing_prints_nothing() {
         let mut script = Script::planned(2, 1, 200);
         script.at(0.0, &started("b", 200, Some("other")));
-        assert_eq!(script.at(0.1, &committed("b")), None);
-        assert_eq!(script.at(0.2, &sealed()), None);
+        assert_eq!(script.at(2.0, &committed("b")), None);
+        assert_eq!(script.at(2.2, &sealed()), None);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Renderer for Plain {
     }
 }
 
-/// Only the warnings.
+/// The warnings, and no other lines.
 #[derive(Debug)]
 pub(super) struct Warnings(pub(super) Console);
 
