@@ -347,14 +347,15 @@ fn progress_is_printed_without_a_terminal() {
     isolated(&[], || {
         let layer = Layer::from(LayerBuilder::new().file("large", random(1, 1 << 20)).gzip());
         let served = Served::new([Image::builder(Format::Oci).layer(layer).build()]);
-        let errors_of = |volume: &str, arguments: &[&str]| {
-            let mut build = served.build(&served.beside(volume), 256 << 20);
+        let reference = format!("{}/app-0:1", served.registry.host());
+        let streams_of = |volume: &str, arguments: &[&str]| {
+            let mut build = build(&served.beside(volume), &[&reference]);
             let output = build.args(["--limit-rate", "256KiB/s"]).args(arguments).output().unwrap();
             assert!(output.status.success(), "{output:?}");
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
         };
 
-        let (_, plain) = errors_of("plain", &[]);
+        let (_, plain) = streams_of("plain", &[]);
         assert!(
             plain.lines().any(|line| line.starts_with("0/1 layers, ") && line.contains("/s, ")),
             "{plain}"
@@ -362,14 +363,14 @@ fn progress_is_printed_without_a_terminal() {
         let last = plain.lines().rfind(|line| line.contains(" layers, ")).unwrap();
         assert!(last.starts_with("1/1 layers, ") && last.contains(", in "), "{plain}");
 
-        let (summary, json) = errors_of("json", &["--progress", "json"]);
+        let (summary, json) = streams_of("json", &["--progress", "json"]);
         assert!(summary.starts_with("sealed "), "{summary}");
         let events = json.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let kinds: Vec<Value> = events.map(|event| event["event"].clone()).collect();
         assert!(kinds.contains(&Value::from("layer_progress")), "{json}");
         assert_eq!(kinds.last(), Some(&Value::from("result")), "{json}");
 
-        let (summary, quiet) = errors_of("quiet", &["-q"]);
+        let (summary, quiet) = streams_of("quiet", &["-q"]);
         assert!(summary.is_empty() && !quiet.contains(" layers, "), "{summary}{quiet}");
     });
 }
