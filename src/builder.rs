@@ -20,7 +20,6 @@ pub mod order;
 pub mod outcome;
 mod pipeline;
 mod prepare;
-pub mod progress;
 mod publish;
 pub mod registry;
 pub mod remote;

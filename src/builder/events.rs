@@ -4,8 +4,10 @@
 //! while too many events are unread. The number of other events is limited by the number of images and
 //! layers.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use chrono::Utc;
 
@@ -28,6 +30,17 @@ pub struct Lines {
     unread: Arc<AtomicUsize>,
 }
 
+/// The result of waiting for a line.
+#[derive(Debug)]
+pub enum NextLine {
+    /// The next line.
+    Line(Line),
+    /// There was no line in time.
+    Timeout,
+    /// Every [`Events`] is dropped and all lines are read.
+    Ended,
+}
+
 /// Creates a channel of events.
 pub fn channel() -> (Events, Lines) {
     let (sender, receiver) = mpsc::channel();
@@ -45,6 +58,20 @@ impl Events {
         // Incremented before the event is sent, so that the reader never counts below zero.
         self.unread.fetch_add(1, Ordering::Relaxed);
         let _ = self.sender.send(Line { v: VERSION, time: Utc::now(), event });
+    }
+}
+
+impl Lines {
+    /// Waits for the next line, but not longer than `limit`.
+    pub fn next_within(&mut self, limit: Duration) -> NextLine {
+        match self.receiver.recv_timeout(limit) {
+            Ok(line) => {
+                self.unread.fetch_sub(1, Ordering::Relaxed);
+                NextLine::Line(line)
+            }
+            Err(RecvTimeoutError::Timeout) => NextLine::Timeout,
+            Err(RecvTimeoutError::Disconnected) => NextLine::Ended,
+        }
     }
 }
 

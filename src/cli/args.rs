@@ -252,6 +252,20 @@ pub(super) enum ConfigAction {
     Crd,
 }
 
+/// Format of the progress on standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProgressFormat {
+    /// Bars on a terminal, otherwise plain; none with --output json
+    #[default]
+    Auto,
+    /// Lines of text: one every 10 seconds or 10 percent
+    Plain,
+    /// The events of the build as NDJSON
+    Json,
+    /// Warnings and errors only
+    None,
+}
+
 /// Format of the standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 
-use super::args::{BuildArgs, Output};
+use super::args::BuildArgs;
 use super::outcome::{carry_out, end, refuse, usage_outcome};
+use super::output::display::Display;
 use super::supervisor::BuildParams;
 use super::usage::UsageError;
 use super::{confine, merge, supervisor};
@@ -51,9 +52,9 @@ impl Error {
 /// Runs the command and returns its exit code. `argv` is the command line, from which the children of the
 /// build read the same flags.
 pub(super) fn run(args: BuildArgs, argv: Vec<OsString>, config: Config, console: &Console) -> u8 {
-    let output = args.options.output;
+    let display = Display::of(&args.options);
     let fail = |result: Option<&Path>, error: Error| {
-        refuse(result, output, error.class(), &error.to_string(), console)
+        refuse(result, display, error.class(), &error.to_string(), console)
     };
     let job = match start(&args) {
         Ok(job) => job,
@@ -65,8 +66,8 @@ pub(super) fn run(args: BuildArgs, argv: Vec<OsString>, config: Config, console:
         Err(error) => return fail(result.as_deref(), error),
     };
     let volume = params.request.volume.clone();
-    let outcome = supervise(params, output, console);
-    end(&outcome, result.as_deref(), output, &volume, console)
+    let outcome = supervise(params, display, console);
+    end(&outcome, result.as_deref(), display, &volume, console)
 }
 
 /// Prepares this process and reads the job. `None` if no job is given.
@@ -112,7 +113,7 @@ fn archive_on_stdin(source: &ImageSource) -> Result<Option<File>, archive::Error
     }
 }
 
-fn supervise(params: BuildParams, output: Output, console: &Console) -> Outcome {
+fn supervise(params: BuildParams, display: Display, console: &Console) -> Outcome {
     // This thread starts the children, and Linux ties them to it. The runtime's thread handles signals even
     // while this one waits for a slow reader of events.
     let runtime = match blocking::multi_thread(Some(1), blocking::MAX_THREADS) {
@@ -122,7 +123,7 @@ fn supervise(params: BuildParams, output: Output, console: &Console) -> Outcome 
     let (events, lines) = events::channel();
     let sender = events.clone();
     let work = move |cancel| supervisor::supervise(params, sender, cancel);
-    let outcome = carry_out(&runtime, work, None, (events, lines), output, console);
+    let outcome = carry_out(&runtime, work, None, (events, lines), display, console);
     runtime.shutdown_background();
     outcome
 }

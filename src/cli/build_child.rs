@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 use super::args::internal::{BuildChildArgs, ChildRole};
 use super::args::{BuildArgs, Output};
 use super::outcome::{carry_out, refuse};
+use super::output::display::Display;
 use super::output::json::Json;
 use super::output::{Renderer as _, stdout};
 use super::{confine, exit, merge, plan};
@@ -35,7 +36,7 @@ pub(super) fn run(mut args: BuildArgs, child: BuildChildArgs, config: Config, co
     args.options.output = Output::Json;
     args.options.result_file = None;
     args.die_with_parent = Some(Some(child.supervisor));
-    let fail = |class, message: String| refuse(None, Output::Json, class, &message, console);
+    let fail = |class, message: String| refuse(None, Display::CHILD, class, &message, console);
     if let Err(e) = confine::settle(&args) {
         return fail(e.class(), e.to_string());
     }
@@ -140,7 +141,7 @@ impl Task {
 
     /// Runs a role that works on the volume.
     fn extract(mut self, role: ChildRole, fetching: Option<FetcherConnection>, console: &Console) -> u8 {
-        let fail = |class, message: &str| refuse(None, Output::Json, class, message, console);
+        let fail = |class, message: &str| refuse(None, Display::CHILD, class, message, console);
         self.request.fetcher = fetching;
         let (events, lines) = events::channel();
         let confinement = match confine::extractor(&self.request) {
@@ -162,7 +163,7 @@ impl Task {
                 (None, _) => sweep(request, Trust::ThisBoot, cancel).await,
             }
         };
-        let outcome = carry_out(&runtime, work, deadline, (events, lines), Output::Json, console);
+        let outcome = carry_out(&runtime, work, deadline, (events, lines), Display::CHILD, console);
         // Do not wait for a thread that is blocked on another process.
         runtime.shutdown_background();
         outcome.exit_code

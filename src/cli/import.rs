@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::args::ImportArgs;
 use super::outcome::{carry_out, end, usage_outcome};
+use super::output::display::Display;
 use super::usage::UsageError;
 use super::{build, exit};
 use crate::blocking;
@@ -51,10 +52,10 @@ pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console
             Err(e) => usage_outcome(Class::Internal, &format!("the import failed: {e}")),
         }
     };
-    let outcome =
-        carry_out(&runtime, work, args.options.deadline, events::channel(), args.options.output, console);
+    let display = Display::of(&args.options);
+    let outcome = carry_out(&runtime, work, args.options.deadline, events::channel(), display, console);
     runtime.shutdown_background();
-    end(&outcome, args.options.result_file.as_deref(), args.options.output, &args.volume, console)
+    end(&outcome, args.options.result_file.as_deref(), display, &args.volume, console)
 }
 
 fn interrupted(cancel: &Cancel, outcome: Outcome) -> Outcome {

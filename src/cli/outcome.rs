@@ -1,18 +1,15 @@
 //! Runs a build, shows its events, and reports its outcome.
 
 use std::path::Path;
-use std::{io, thread};
 
 use chrono::{DateTime, Utc};
 use tokio::runtime::Runtime;
 
 use super::args::{BuildArgs, Output};
-use super::output::json::Json;
-use super::output::terminal::Terminal;
-use super::output::text::Text;
-use super::output::{Renderer, result_file, stdout, summary};
+use super::output::display::{self, Display};
+use super::output::{result_file, stdout, summary};
 use super::{exit, merge, signals};
-use crate::builder::cancel::{Cancel, Reason};
+use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events, Lines};
 use crate::telemetry::Console;
 use larder_model::class::Class;
@@ -22,7 +19,7 @@ use larder_model::event::{Event, Failure, Outcome, Status};
 pub(super) fn end(
     outcome: &Outcome,
     result: Option<&Path>,
-    output: Output,
+    display: Display,
     volume: &Path,
     console: &Console,
 ) -> u8 {
@@ -30,8 +27,11 @@ pub(super) fn end(
         result_file::write(path, outcome);
     }
     match outcome.status {
-        Status::Ok if output == Output::Text => stdout::print(console, &summary::sealed(outcome, volume)),
+        Status::Ok if display.output == Output::Text && !display.quiet => {
+            stdout::print(console, &summary::sealed(outcome, volume))
+        }
         Status::Ok => outcome.exit_code,
+        Status::Failed if display.is_json_progress() => outcome.exit_code,
         Status::Failed => {
             console.print(&summary::failed(&outcome.failures, &outcome.message, outcome.exit_code));
             outcome.exit_code
@@ -45,19 +45,11 @@ pub(super) fn carry_out<F: Future<Output = Outcome>>(
     work: impl FnOnce(Cancel) -> F,
     deadline: Option<DateTime<Utc>>,
     (events, lines): (Events, Lines),
-    output: Output,
+    display: Display,
     console: &Console,
 ) -> Outcome {
     let cancel = Cancel::new();
-    let renderer: Box<dyn Renderer> = match output {
-        Output::Json => Box::new(Json(io::stdout())),
-        Output::Text if console.is_terminal() => Box::new(Terminal::new(console.clone())),
-        Output::Text => Box::new(Text(console.clone())),
-    };
-    let shown = thread::spawn({
-        let cancel = cancel.clone();
-        move || show(lines, renderer, &cancel)
-    });
+    let shown = display::spawn(lines, display.of_build(console), cancel.clone());
     let outcome = runtime.block_on(Box::pin(async {
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
             return usage_outcome(Class::Internal, &format!("listening for signals: {e}"));
@@ -75,26 +67,10 @@ pub(super) fn carry_out<F: Future<Output = Outcome>>(
     outcome
 }
 
-/// Shows events up to the result. If the output is closed, cancels the build, because its reader is its
-/// owner.
-fn show(lines: Lines, mut renderer: Box<dyn Renderer>, cancel: &Cancel) {
-    for line in lines {
-        if let Err(error) = renderer.show(&line) {
-            tracing::warn!(%error, "writing events");
-            cancel.cancel(Reason::ReaderGone);
-            return;
-        }
-        if matches!(line.event, Event::Result(_)) {
-            return;
-        }
-    }
-}
-
-/// Reports a build that never started: on standard error, in the result file and, for JSON output, as the
-/// last event.
+/// Reports a build that never started: on standard error, in the result file and, as JSON, as the last event.
 pub(super) fn refuse(
     result: Option<&Path>,
-    output: Output,
+    display: Display,
     class: Class,
     message: &str,
     console: &Console,
@@ -103,13 +79,14 @@ pub(super) fn refuse(
     if let Some(path) = result {
         result_file::write(path, &outcome);
     }
-    if output == Output::Json {
-        let (events, lines) = events::channel();
-        events.emit(Event::Result(outcome));
-        drop(events);
-        show(lines, Box::new(Json(io::stdout())), &Cancel::new());
+    let (events, lines) = events::channel();
+    events.emit(Event::Result(outcome));
+    drop(events);
+    display::show(lines, display.of_build(console), &Cancel::new());
+    match display.is_json_progress() {
+        true => class.exit_code(),
+        false => exit::fail(console, class, message),
     }
-    exit::fail(console, class, message)
 }
 
 /// Writes a configuration error to the result file, if the job has one.

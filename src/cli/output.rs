@@ -1,7 +1,9 @@
 //! Standard output and standard error, as text and as JSON.
 
 pub(super) mod bar;
+pub(super) mod display;
 pub(super) mod json;
+mod progress;
 pub(super) mod result_file;
 pub(super) mod stdout;
 pub(super) mod summary;
@@ -20,4 +22,7 @@ pub(super) trait Renderer: Send {
 
     /// Shows one line. An error means that the output is closed.
     fn show(&mut self, line: &Line) -> io::Result<()>;
+
+    /// Updates what depends on the time. Called about once per second while there are no lines.
+    fn tick(&mut self) {}
 }

@@ -5,6 +5,7 @@ use std::num::NonZero;
 use std::thread;
 
 use super::args::{BuildArgs, Output};
+use super::output::display::{self, Display};
 use super::output::{stdout, summary};
 use super::{confine, exit, merge, signals};
 use crate::blocking;
@@ -14,14 +15,14 @@ use crate::config::Config;
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
-use larder_model::event::Failure;
+use larder_model::event::{Event, Failure, Outcome};
 use larder_model::plan_report::{PlanFailed, PlanReport, VERSION};
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
 /// Runs the command and returns its exit code.
 pub(super) fn run(args: BuildArgs, config: Config, console: &Console) -> u8 {
-    let output = args.options.output;
+    let display = Display::of(&args.options);
     if let Err(e) = confine::settle(&args) {
         return exit::fail(console, e.class(), &e.to_string());
     }
@@ -34,8 +35,9 @@ pub(super) fn run(args: BuildArgs, config: Config, console: &Console) -> u8 {
     };
     let (sizing, deadline) = (order.sizing, order.deadline);
     let confinement = confine::resolver(&order);
-    let (events, _) = events::channel();
-    let prepared = Prepared::new(order, config, events);
+    let (events, lines) = events::channel();
+    let prepared = Prepared::new(order, config, events.clone());
+    let renderer = display.of_plan(console);
     // The runtime counts processors by reading files that are not accessible once the process is confined.
     let workers = thread::available_parallelism().map_or(1, NonZero::get);
     let _confined = match sandboxed.then(|| confinement.enter()).transpose() {
@@ -47,6 +49,7 @@ pub(super) fn run(args: BuildArgs, config: Config, console: &Console) -> u8 {
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };
     let cancel = Cancel::new();
+    let shown = display::spawn(lines, renderer, cancel.clone());
     let planned = runtime.block_on(Box::pin(async {
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
             let message = format!("handling signals: {e}");
@@ -58,21 +61,33 @@ pub(super) fn run(args: BuildArgs, config: Config, console: &Console) -> u8 {
         prepared.plan(cancel.clone()).await
     }));
     runtime.shutdown_background();
+    events.emit(Event::Result(outcome(&planned)));
+    // As for a build, a panic in the display does not change the result.
+    let _ = shown.join();
     match planned {
-        Ok(report) => answer(&report, sizing, output, console),
-        Err(failures) => fail(failures, &cancel, output, console),
+        Ok(report) => answer(&report, sizing, display, console),
+        Err(failures) => fail(failures, &cancel, display, console),
+    }
+}
+
+fn outcome(planned: &Result<PlanReport, Vec<Failure>>) -> Outcome {
+    match planned {
+        Ok(_) => Outcome::succeeded("planned"),
+        Err(failures) => Outcome::failed(failures.clone()),
     }
 }
 
 /// Reports the failures of a plan and returns the exit code.
-fn fail(failures: Vec<Failure>, cancel: &Cancel, output: Output, console: &Console) -> u8 {
+fn fail(failures: Vec<Failure>, cancel: &Cancel, display: Display, console: &Console) -> u8 {
     let class = Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal);
     let code = match class {
         Class::Cancelled => cancel.exit_code().unwrap_or(class.exit_code()),
         class => class.exit_code(),
     };
-    console.print(&summary::failed(&failures, "the plan failed", code));
-    if output == Output::Json
+    if !display.is_json_progress() {
+        console.print(&summary::failed(&failures, "the plan failed", code));
+    }
+    if display.output == Output::Json
         && let Ok(json) = json(Err(failures))
     {
         stdout::print(console, &json);
@@ -92,8 +107,9 @@ pub(super) fn json(planned: Result<PlanReport, Vec<Failure>>) -> serde_json::Res
     Ok(text? + "\n")
 }
 
-fn answer(report: &PlanReport, sizing: Sizing, output: Output, console: &Console) -> u8 {
-    let text = match output {
+fn answer(report: &PlanReport, sizing: Sizing, display: Display, console: &Console) -> u8 {
+    let text = match display.output {
+        Output::Text if display.quiet => String::new(),
         Output::Text => text(report),
         Output::Json => match serde_json::to_string_pretty(report) {
             Ok(json) => json + "\n",

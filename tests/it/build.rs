@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::harness::layers::{Member, Packing, layer};
 use crate::harness::podman::Podman;
 use crate::harness::registry::Registry;
+use crate::harness::served::{Served, random};
 use crate::harness::tree::{Tolerance, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, skopeo, succeed};
 
@@ -338,5 +339,38 @@ fn corners_of_tar_split_come_out_bit_for_bit() {
         registry.stop();
         succeed(larder().arg("verify").arg(&volume));
         assert_eq!(skopeo::copy_out(&volume, &reference, dir.path()), diff_ids(&image));
+    });
+}
+
+#[case]
+fn progress_is_printed_without_a_terminal() {
+    isolated(&[], || {
+        let layer = Layer::from(LayerBuilder::new().file("large", random(1, 1 << 20)).gzip());
+        let served = Served::new([Image::builder(Format::Oci).layer(layer).build()]);
+        let reference = format!("{}/app-0:1", served.registry.host());
+        let streams_of = |volume: &str, arguments: &[&str]| {
+            let mut build = build(&served.beside(volume), &[&reference]);
+            let output = build.args(["--limit-rate", "256KiB/s"]).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+        };
+
+        let (_, plain) = streams_of("plain", &[]);
+        assert!(
+            plain.lines().any(|line| line.starts_with("0/1 layers, ") && line.contains("/s, ")),
+            "{plain}"
+        );
+        let last = plain.lines().rfind(|line| line.contains(" layers, ")).unwrap();
+        assert!(last.starts_with("1/1 layers, ") && last.contains(", in "), "{plain}");
+
+        let (summary, json) = streams_of("json", &["--progress", "json"]);
+        assert!(summary.starts_with("sealed "), "{summary}");
+        let events = json.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let kinds: Vec<Value> = events.map(|event| event["event"].clone()).collect();
+        assert!(kinds.contains(&Value::from("layer_progress")), "{json}");
+        assert_eq!(kinds.last(), Some(&Value::from("result")), "{json}");
+
+        let (summary, quiet) = streams_of("quiet", &["-q"]);
+        assert!(summary.is_empty() && !quiet.contains(" layers, "), "{summary}{quiet}");
     });
 }

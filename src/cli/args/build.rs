@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
-use super::{CREDENTIALS, OUTPUT, Output, SECURITY, SOURCE, TRANSFER, VOLUME, values};
+use super::{CREDENTIALS, OUTPUT, Output, ProgressFormat, SECURITY, SOURCE, TRANSFER, VOLUME, values};
 use crate::builder::order::{ImageSource, MirrorOf};
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::key::Claims;
@@ -109,9 +109,15 @@ pub(in crate::cli) struct BuildOptions {
     /// Maximum number of layers in parallel [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = TRANSFER)]
     pub(in crate::cli) concurrency: Option<u16>,
-    /// Format of the standard output; json also disables the progress on standard error
+    /// Format of the standard output
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", help_heading = OUTPUT)]
     pub(in crate::cli) output: Output,
+    /// Format of the progress on standard error
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", help_heading = OUTPUT)]
+    pub(in crate::cli) progress: ProgressFormat,
+    /// Print only warnings and errors: --progress none, and no summary on standard output
+    #[arg(short, long, conflicts_with = "progress", help_heading = OUTPUT)]
+    pub(in crate::cli) quiet: bool,
     #[command(flatten)]
     pub(in crate::cli) layers: LayerArgs,
     /// Work without the privileges that a layer needs; `inspect` shows what could not be preserved

@@ -12,7 +12,7 @@ use crate::api::wire::beyond::Detailed;
 use crate::caches::progress::LayerState;
 use crate::caches::record::{CacheEvent, Origin};
 use crate::caches::service::{Details, LayerDetails};
-use crate::cli::output::terminal::Terminal;
+use crate::cli::output::display::{TICK_INTERVAL, automatic};
 use crate::cli::output::text::Text;
 use crate::cli::output::{Renderer, stdout};
 use crate::client::error::Error as ClientError;
@@ -48,11 +48,7 @@ pub(super) async fn until(
     limit: Option<Duration>,
     console: &Console,
 ) -> Result<Option<Answer>, Error> {
-    let mut renderer: Box<dyn Renderer> = if console.is_terminal() {
-        Box::new(Terminal::new(console.clone()))
-    } else {
-        Box::new(Text(console.clone()))
-    };
+    let mut renderer = automatic(console);
     let waiting = wait(client, id, wanted, &mut *renderer);
     let Some(limit) = limit else { return waiting.await };
     timeout(limit, waiting).await.unwrap_or_else(|_| {
@@ -85,10 +81,15 @@ async fn wait(
         }
         // Status events are numbered, so each is shown once. Builder events have no number.
         if let Ok(mut events) = client.follow(&id.to_string(), sequence).await {
-            while let Some(event) = events.next().await {
+            loop {
+                let Ok(event) = timeout(TICK_INTERVAL, events.next()).await else {
+                    renderer.tick();
+                    continue;
+                };
                 match event {
-                    StreamEvent::Status { sequence: number, .. } => sequence = number,
-                    StreamEvent::Build(line) => {
+                    None => break,
+                    Some(StreamEvent::Status { sequence: number, .. }) => sequence = number,
+                    Some(StreamEvent::Build(line)) => {
                         // A closed terminal must not end the wait.
                         let _ = renderer.show(&line);
                     }
@@ -126,15 +127,17 @@ fn passes(error: &ClientError) -> bool {
 /// Shows the running layers of a build that started before this client connected.
 fn join(details: &Details, renderer: &mut dyn Renderer) {
     let Some(mut rest) = details.fetch_bytes else { return };
-    for layer in details.layers.iter().filter(|layer| layer.origin == Origin::Fetched) {
-        if layer.state == LayerState::Committed {
-            rest = rest.saturating_sub(layer.compressed_size);
-        }
+    // Layers that were already on the volume are not part of the bytes to fetch.
+    let done =
+        |layer: &&LayerDetails| layer.state == LayerState::Committed && layer.origin != Origin::Present;
+    for layer in details.layers.iter().filter(done) {
+        rest = rest.saturating_sub(layer.compressed_size);
     }
     renderer.join(rest);
     for layer in details.layers.iter().filter(|layer| layer.state == LayerState::Running) {
-        let LayerDetails { blob, compressed_size, images, from, received, .. } = layer.clone();
-        let from = from.map(|id| id.to_string());
+        let LayerDetails { blob, compressed_size, images, from, received, origin, .. } = layer.clone();
+        // A layer can be reused from the volume itself.
+        let from = (origin == Origin::Reused).then(|| from.map_or_else(String::new, |id| id.to_string()));
         let started = Event::LayerStarted { blob: blob.clone(), compressed_size, images, from };
         for event in [started, Event::LayerProgress { blob, received, written: 0 }] {
             let _ = renderer.show(&Line { v: VERSION, time: Utc::now(), event });
@@ -243,6 +246,49 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    /// Records the bytes to fetch and the events.
+    #[derive(Default)]
+    struct Recorder(u64, Vec<Event>);
+
+    impl Renderer for Recorder {
+        fn join(&mut self, fetch_bytes: u64) {
+            self.0 = fetch_bytes;
+        }
+
+        fn show(&mut self, line: &Line) -> std::io::Result<()> {
+            self.1.push(line.event.clone());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_late_client_does_not_count_reused_layers() {
+        let layer = |name: &str, state: &str, origin: &str| {
+            json!({
+                "blob": larder_model::digest::Digest::sha256(name.as_bytes()), "images": [], "compressed_size": 100,
+                "size": 0, "received": 0, "state": state, "origin": origin, "elapsed_ms": 0,
+            })
+        };
+        let layers = [
+            layer("a", "committed", "present"),
+            layer("b", "committed", "fetched"),
+            layer("c", "committed", "reused"),
+            layer("d", "running", "reused"),
+            layer("e", "running", "fetched"),
+        ];
+        let details = json!({
+            "refreshing": false, "attempts": 1, "fetch_bytes": 400, "images": [], "layers": layers, "events": [],
+        });
+        let mut recorder = Recorder::default();
+        join(&serde_json::from_value(details).unwrap(), &mut recorder);
+        assert_eq!(recorder.0, 200, "the layers that are running");
+        let copied = recorder.1.iter().filter_map(|event| match event {
+            Event::LayerStarted { from, .. } => Some(from.is_some()),
+            _ => None,
+        });
+        assert_eq!(copied.collect::<Vec<_>>(), [true, false]);
+    }
 
     #[test]
     fn ends() {

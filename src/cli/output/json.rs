@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::Renderer;
+use crate::telemetry::Console;
 use larder_model::event::Line;
 
 /// Writes every event to a `W` as a JSON line.
@@ -15,6 +16,18 @@ impl<W: Write + Send> Renderer for Json<W> {
         json.push(b'\n');
         self.0.write_all(&json)?;
         self.0.flush()
+    }
+}
+
+/// Writes every event to standard error as a JSON line. Unlike standard output, it may be closed.
+#[derive(Debug)]
+pub(super) struct JsonProgress(pub(super) Console);
+
+impl Renderer for JsonProgress {
+    fn show(&mut self, line: &Line) -> io::Result<()> {
+        let json = serde_json::to_string(line)?;
+        self.0.print(&format!("{json}\n"));
+        Ok(())
     }
 }
 

@@ -1,14 +1,16 @@
 //! Short lines on standard error, for the events that matter to a person.
 
 use std::io;
+use std::time::Instant;
 
 use super::Renderer;
+use super::progress::Progress;
 use crate::telemetry::Console;
 use larder_model::escape::escape;
 use larder_model::event::{Event, Line};
 use larder_model::size::ByteSize;
 
-/// Plain output, for a standard error that is not a terminal.
+/// The lines of the events, without progress.
 #[derive(Debug)]
 pub(in crate::cli) struct Text(pub(in crate::cli) Console);
 
@@ -18,6 +20,52 @@ impl Renderer for Text {
             self.0.print(&format!("{text}\n"));
         }
         Ok(())
+    }
+}
+
+/// The lines of the events, and a line of progress now and then, for a standard error that is not a terminal.
+#[derive(Debug)]
+pub(super) struct Plain {
+    text: Text,
+    progress: Progress,
+}
+
+impl Plain {
+    /// Creates a renderer without progress.
+    pub(super) fn new(console: Console) -> Self {
+        Plain { text: Text(console), progress: Progress::default() }
+    }
+}
+
+impl Renderer for Plain {
+    fn join(&mut self, fetch_bytes: u64) {
+        self.progress.join(fetch_bytes, Instant::now());
+    }
+
+    fn show(&mut self, line: &Line) -> io::Result<()> {
+        self.text.show(line)?;
+        self.progress.observe(&line.event, Instant::now());
+        self.tick();
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        if let Some(line) = self.progress.due(Instant::now()) {
+            self.text.0.print(&format!("{line}\n"));
+        }
+    }
+}
+
+/// The warnings, and no other lines.
+#[derive(Debug)]
+pub(super) struct Warnings(pub(super) Console);
+
+impl Renderer for Warnings {
+    fn show(&mut self, line: &Line) -> io::Result<()> {
+        match line.event {
+            Event::Warning { .. } => Text(self.0.clone()).show(line),
+            _ => Ok(()),
+        }
     }
 }
 
