@@ -76,7 +76,9 @@ impl Prepared {
             events.emit(Event::RegistryAnswers { host, code, requests });
         }
         match built {
-            Ok(sealed) => outcome::sealed(&sealed, started.elapsed()),
+            Ok(Built { sealed, already }) => {
+                Outcome { already_sealed: already, ..outcome::sealed(&sealed, started.elapsed()) }
+            }
             Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
         }
     }
@@ -91,13 +93,20 @@ impl Prepared {
     }
 }
 
+/// A sealed volume.
+struct Built {
+    sealed: CacheManifest,
+    /// `true` if an earlier build sealed it.
+    already: bool,
+}
+
 async fn build(
     mut order: BuildRequest,
     config: &Config,
     source: OpenedSource,
     events: &Events,
     cancel: &Cancel,
-) -> Result<CacheManifest, Vec<Failure>> {
+) -> Result<Built, Vec<Failure>> {
     if !order.layer_format_given
         && let Some(format) = volume::job::format_at(&order.volume)
     {
@@ -112,6 +121,7 @@ async fn build(
     // Failure is ignored: with a low soft limit, fewer layers can be processed at a time.
     let _ = process::raise_open_files();
 
+    let wanted = order.size;
     let source = prepare_source(source, &mut order, cancel).await?;
     let order = &order;
     let identity = order.identity();
@@ -119,12 +129,13 @@ async fn build(
     let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
         Opened::Sealed(sealed) => {
             source.check_sealed(order, &sealed)?;
+            check_size(order, &sealed, wanted)?;
             check_signed(order).await?;
             if order.verify_after {
                 verify(order).await?;
             }
             events.emit(Event::Sealed { digest: sealed.digest.clone() });
-            return Ok(*sealed);
+            return Ok(Built { sealed: *sealed, already: true });
         }
         Opened::Filling(volume) => Arc::new(unsynced::verify(order, *volume, events, cancel).await?),
     };
@@ -177,7 +188,18 @@ async fn build(
         return Err(fails);
     }
     events.emit(Event::Sealed { digest: sealed.digest.clone() });
-    Ok(sealed)
+    Ok(Built { sealed, already: false })
+}
+
+/// Checks that a sealed volume has the size `wanted`. Zero means a size that Larder computes, which matches
+/// every size.
+fn check_size(order: &BuildRequest, sealed: &CacheManifest, wanted: ByteSize) -> Result<(), Vec<Failure>> {
+    let have = sealed.content.size;
+    if wanted == ByteSize(0) || wanted == have {
+        return Ok(());
+    }
+    let path = order.volume.display().to_string();
+    Err(vec![volume::Error::OtherSize { path, have, wanted }.into()])
 }
 
 async fn plan(

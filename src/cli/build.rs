@@ -16,7 +16,7 @@ use crate::builder::order::ImageSource;
 use crate::config::Config;
 use crate::keys;
 use crate::telemetry::Console;
-use crate::volume::disk;
+use crate::volume::{self, disk};
 use larder_model::class::Class;
 use larder_model::event::Outcome;
 use larder_model::key::Claims;
@@ -34,6 +34,8 @@ enum Error {
     Archive(Box<archive::Error>),
     #[error(transparent)]
     Disk(Box<disk::Error>),
+    #[error(transparent)]
+    Volume(#[from] volume::Error),
 }
 
 impl Error {
@@ -44,6 +46,7 @@ impl Error {
             Error::Key(e) => e.class(),
             Error::Archive(e) => e.class(),
             Error::Disk(e) => e.class(),
+            Error::Volume(e) => e.class(),
         }
     }
 }
@@ -83,12 +86,15 @@ fn prepare(
     argv: Vec<OsString>,
     config: Config,
 ) -> Result<BuildParams, Error> {
-    let disk_options = args.options.disk;
+    let (disk_options, starts_over) = (args.options.disk, args.options.force);
     let claims = Claims { name: args.sign_name.clone(), sequence: args.sign_sequence };
     let request = merge::build_request(args, job, &config, merge::Purpose::Build)
         .map_err(|e| Error::Usage(Box::new(e)))?;
     let key = request.sign_key.as_deref().map(keys::signing).transpose()?;
     let archive = archive_on_stdin(&request.source).map_err(|e| Error::Archive(Box::new(e)))?;
+    if starts_over {
+        volume::start_over(&request.volume, request.volume_kind)?;
+    }
     if request.volume_kind.is_disk() {
         let share = request.share.as_ref().map(|share| &*share.dir);
         supervisor::enter_namespace(share).map_err(|e| Error::Disk(Box::new(e)))?;

@@ -41,6 +41,25 @@ impl Identity {
         // Serialization of strings and booleans cannot fail.
         Digest::sha256(&serde_json::to_vec(self).unwrap_or_default())
     }
+
+    /// Returns the first difference between this job, to which a volume belongs, and `wanted`, for the
+    /// message of an error.
+    pub(super) fn difference(&self, wanted: &Identity) -> String {
+        let with = |given: bool| if given { "with" } else { "without" };
+        if self.images != wanted.images {
+            format!("images: {}", self.images.join(", "))
+        } else if self.platform != wanted.platform {
+            format!("platform {}, not {}", self.platform, wanted.platform)
+        } else if self.layer_format != wanted.layer_format {
+            format!("layer format {}, not {}", self.layer_format.word(), wanted.layer_format.word())
+        } else if self.verity != wanted.verity {
+            format!("{} --verity, not {}", with(self.verity), with(wanted.verity))
+        } else if self.tar_split != wanted.tar_split {
+            format!("{} --no-tar-split, not {}", with(!self.tar_split), with(!wanted.tar_split))
+        } else {
+            format!("{} --rootless, not {}", with(self.rootless), with(wanted.rootless))
+        }
+    }
 }
 
 /// One reference and the digests that it is resolved to on this volume.

@@ -191,6 +191,9 @@ pub struct Outcome {
     /// Totals of the sealed volume.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub totals: Option<Totals>,
+    /// `true` if an earlier build sealed the volume, so that this one changed nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub already_sealed: bool,
     /// Wall time of the build, milliseconds.
     pub elapsed_ms: u64,
     /// `true` if lists or messages were cut to keep the line under its limit.
@@ -276,6 +279,7 @@ impl Outcome {
             images: Vec::new(),
             digest: None,
             totals: None,
+            already_sealed: false,
             elapsed_ms: 0,
             truncated: false,
         }

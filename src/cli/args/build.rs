@@ -95,6 +95,12 @@ pub(in crate::cli) struct BuildOptions {
     /// import: ten times the compressed images]
     #[arg(long, value_name = "SIZE", value_parser = values::size, help_heading = VOLUME)]
     pub(in crate::cli) size: Option<ByteSize>,
+    /// Start over: delete everything on the volume first, whatever job it belongs to
+    ///
+    /// Files that Larder did not create are kept. A volume that is attached, mounted or used by another build
+    /// is not changed, and the command exits with 75. With kind block, use --format-device.
+    #[arg(long, help_heading = VOLUME)]
+    pub(in crate::cli) force: bool,
     /// Action if the volume is smaller than three times the compressed images [default: enforce]
     #[arg(long, value_enum, value_name = "POLICY", help_heading = VOLUME)]
     pub(in crate::cli) sizing: Option<Sizing>,
