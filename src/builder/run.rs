@@ -121,7 +121,6 @@ async fn build(
     // Failure is ignored: with a low soft limit, fewer layers can be processed at a time.
     let _ = process::raise_open_files();
 
-    let wanted = order.size;
     let source = prepare_source(source, &mut order, cancel).await?;
     let order = &order;
     let identity = order.identity();
@@ -129,7 +128,7 @@ async fn build(
     let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
         Opened::Sealed(sealed) => {
             source.check_sealed(order, &sealed)?;
-            check_size(order, &sealed, wanted)?;
+            check_size(order, &sealed)?;
             check_signed(order).await?;
             if order.verify_after {
                 verify(order).await?;
@@ -191,11 +190,10 @@ async fn build(
     Ok(Built { sealed, already: false })
 }
 
-/// Checks that a sealed volume has the size `wanted`. Zero means a size that Larder computes, which matches
-/// every size.
-fn check_size(order: &BuildRequest, sealed: &CacheManifest, wanted: ByteSize) -> Result<(), Vec<Failure>> {
-    let have = sealed.content.size;
-    if wanted == ByteSize(0) || wanted == have {
+/// Checks that a sealed volume has the size that the user gave.
+fn check_size(order: &BuildRequest, sealed: &CacheManifest) -> Result<(), Vec<Failure>> {
+    let (have, wanted) = (sealed.content.size, order.size);
+    if order.size_is_computed || wanted == have {
         return Ok(());
     }
     let path = order.volume.display().to_string();

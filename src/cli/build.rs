@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::args::{BuildArgs, Output};
 use super::outcome::{carry_out, end, refuse, usage_outcome};
@@ -19,6 +20,7 @@ use crate::telemetry::Console;
 use crate::volume::{self, disk};
 use larder_model::class::Class;
 use larder_model::event::Outcome;
+use larder_model::job::VolumeKind;
 use larder_model::key::Claims;
 
 /// The reason why a build cannot start.
@@ -92,6 +94,9 @@ fn prepare(
         .map_err(|e| Error::Usage(Box::new(e)))?;
     let key = request.sign_key.as_deref().map(keys::signing).transpose()?;
     let archive = archive_on_stdin(&request.source).map_err(|e| Error::Archive(Box::new(e)))?;
+    if starts_over && request.volume_kind == VolumeKind::Block {
+        return Err(Error::Usage(Box::new(UsageError::ForceForBlock)));
+    }
     if starts_over {
         volume::start_over(&request.volume, request.volume_kind)?;
     }
@@ -107,6 +112,7 @@ fn prepare(
         job: job.map(|job| String::from_utf8_lossy(job).into_owned()),
         signer: key.map(|key| key.with_claims(claims)),
         archive,
+        computed_size: OnceLock::new(),
     })
 }
 

@@ -58,7 +58,7 @@ pub fn start_over(path: &Path, kind: VolumeKind) -> Result<(), Error> {
     clear(&root, &larder)
 }
 
-/// Returns how a volume is used. A file system that is mounted on `path` itself is a volume of kind `mounted`.
+/// Returns how a volume is used. For kind `mounted`, the file system on `path` itself is no other use.
 fn use_of(path: &Path, kind: VolumeKind) -> io::Result<Option<String>> {
     let path = path.canonicalize()?;
     let own = (kind == VolumeKind::Mounted).then(|| Use::Covered(path.clone()));

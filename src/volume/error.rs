@@ -53,7 +53,9 @@ pub enum Error {
         have: u64,
     },
     /// The directory contains a disk.
-    #[error("{path} was created with --volume-kind disk: use the same flag, or another directory")]
+    #[error(
+        "{path} was created with --volume-kind disk: use the same flag, another directory, or --force to start over"
+    )]
     IsDisk {
         /// Path of the directory.
         path: String,

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use super::journal::{self, Trust};
 use super::{Volume, layout};
 use larder_model::digest::Digest;
 use larder_model::io_error::Context as _;
@@ -97,10 +98,15 @@ pub(super) fn write(larder: &Dir, record: &Record) -> Result<(), Error> {
     Ok(atomic::write(larder, layout::JOB, &bytes, 0o600).context("writing", "job.json")?)
 }
 
-/// Returns the format of the layers of the volume at `path`; `None` if there is no volume or its record
-/// cannot be read.
+/// Returns the format of the layers of the volume at `path`; `None` if there is no volume, it has no layers,
+/// or its record cannot be read.
 pub fn format_at(path: &Path) -> Option<LayerFormat> {
-    let larder = Dir::open(path).ok()?.open_dir(layout::LARDER).ok()?;
+    let root = Dir::open(path).ok()?;
+    let larder = root.open_dir(layout::LARDER).ok()?;
+    let is_sealed = root.try_stat(layout::CACHE).ok()?.is_some();
+    if !is_sealed && !journal::has_layers(&larder, Trust::ThisBoot).ok()? {
+        return None;
+    }
     Some(read(&larder).ok()??.identity.layer_format)
 }
 

@@ -16,6 +16,7 @@ use super::digest::Digest;
 use super::platform::Platform;
 use super::reference::ImageReference;
 use super::seal::Totals;
+use super::size::ByteSize;
 use super::sizing::Admission;
 
 /// The current version of the event format.
@@ -56,6 +57,11 @@ pub enum Event {
         layers: usize,
         /// Compressed size of the image's distinct layers, bytes.
         compressed_size: u64,
+    },
+    /// The size of the volume was computed from the images, because no size was given.
+    Sized {
+        /// Size limit of the volume, bytes.
+        size: ByteSize,
     },
     /// Every image is resolved and the 3x rule has been applied.
     Planned {
