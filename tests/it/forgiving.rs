@@ -74,10 +74,15 @@ fn a_disk_without_layers_is_removed_and_another_job_can_start() {
 
 #[case]
 fn a_volume_with_layers_is_refused_and_the_difference_named() {
-    with_image(|registry, reference, volume| {
+    with_image(|registry, _, volume| {
         let other = registry.push(&three_layers(Packing::Zstd), "team/other", "1");
-        // Interrupted after the first layers.
-        let slow = ["--limit-rate", "64KiB/s", "--deadline", "3s"];
+        let large = "x".repeat(1 << 20);
+        let layers = [Member::file("base", "small"), Member::file("top", &large)];
+        let layers = layers.map(|member| layer(&[member], Packing::Plain));
+        let image = Image::builder(Format::Oci).layers(layers).build();
+        let reference = &registry.push(&image, "team/slow", "1");
+        // Interrupted after the first layer.
+        let slow = ["--limit-rate", "128KiB/s", "--deadline", "4s"];
         exits(75, build(volume, "256MiB", reference).args(slow));
         let has_layers = fs::read_dir(volume.join("overlay-layers")).unwrap().count() > 1;
         assert!(has_layers, "the deadline came before the first layer");
