@@ -26,6 +26,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> BuildRequest {
         images: vec![reference.parse().expect("the reference is valid")],
         volume: volume.to_owned(),
         size: ByteSize(8 << 30),
+        size_is_computed: false,
         sizing: Sizing::Enforce,
         platform: Platform::host(),
         volume_kind: VolumeKind::Directory,

@@ -22,6 +22,7 @@
 //! else.
 
 pub mod budget;
+mod clear;
 pub mod disk;
 pub mod error;
 pub mod fingerprint;
@@ -46,6 +47,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use budget::Budget;
+pub use clear::start_over;
 pub use error::Error;
 pub use journal::Trust;
 pub use open::{CapEnforcement, Opened, VolumeOptions, open};

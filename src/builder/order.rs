@@ -29,9 +29,10 @@ pub struct BuildRequest {
     pub images: Vec<ImageReference>,
     /// Directory of the volume, or its device. Empty for a plan without a volume.
     pub volume: PathBuf,
-    /// Maximum size of the volume. Zero for a plan without a size, and for an import, where a default is
-    /// computed.
+    /// Maximum size of the volume. Zero for a plan without a size, and before it is computed.
     pub size: ByteSize,
+    /// `true` if the user did not give the size. A sealed volume can then have another one.
+    pub size_is_computed: bool,
     /// Action if the 3x rule is violated.
     pub sizing: Sizing,
     /// Platform of the images.

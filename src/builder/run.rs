@@ -76,7 +76,9 @@ impl Prepared {
             events.emit(Event::RegistryAnswers { host, code, requests });
         }
         match built {
-            Ok(sealed) => outcome::sealed(&sealed, started.elapsed()),
+            Ok(Built { sealed, already }) => {
+                Outcome { already_sealed: already, ..outcome::sealed(&sealed, started.elapsed()) }
+            }
             Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
         }
     }
@@ -91,13 +93,20 @@ impl Prepared {
     }
 }
 
+/// A sealed volume.
+struct Built {
+    sealed: CacheManifest,
+    /// `true` if an earlier build sealed it.
+    already: bool,
+}
+
 async fn build(
     mut order: BuildRequest,
     config: &Config,
     source: OpenedSource,
     events: &Events,
     cancel: &Cancel,
-) -> Result<CacheManifest, Vec<Failure>> {
+) -> Result<Built, Vec<Failure>> {
     if !order.layer_format_given
         && let Some(format) = volume::job::format_at(&order.volume)
     {
@@ -119,12 +128,13 @@ async fn build(
     let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
         Opened::Sealed(sealed) => {
             source.check_sealed(order, &sealed)?;
+            check_size(order, &sealed)?;
             check_signed(order).await?;
             if order.verify_after {
                 verify(order).await?;
             }
             events.emit(Event::Sealed { digest: sealed.digest.clone() });
-            return Ok(*sealed);
+            return Ok(Built { sealed: *sealed, already: true });
         }
         Opened::Filling(volume) => Arc::new(unsynced::verify(order, *volume, events, cancel).await?),
     };
@@ -177,7 +187,17 @@ async fn build(
         return Err(fails);
     }
     events.emit(Event::Sealed { digest: sealed.digest.clone() });
-    Ok(sealed)
+    Ok(Built { sealed, already: false })
+}
+
+/// Checks that a sealed volume has the size that the user gave.
+fn check_size(order: &BuildRequest, sealed: &CacheManifest) -> Result<(), Vec<Failure>> {
+    let (have, wanted) = (sealed.content.size, order.size);
+    if order.size_is_computed || wanted == have {
+        return Ok(());
+    }
+    let path = order.volume.display().to_string();
+    Err(vec![volume::Error::OtherSize { path, have, wanted }.into()])
 }
 
 async fn plan(

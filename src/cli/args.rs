@@ -7,7 +7,7 @@ mod import;
 pub(super) mod internal;
 mod key;
 mod node;
-mod values;
+pub(in crate::cli) mod values;
 mod volume;
 
 use std::path::PathBuf;

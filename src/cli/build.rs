@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::args::BuildArgs;
 use super::outcome::{carry_out, end, refuse, usage_outcome};
@@ -17,9 +18,10 @@ use crate::builder::order::ImageSource;
 use crate::config::Config;
 use crate::keys;
 use crate::telemetry::Console;
-use crate::volume::disk;
+use crate::volume::{self, disk};
 use larder_model::class::Class;
 use larder_model::event::Outcome;
+use larder_model::job::VolumeKind;
 use larder_model::key::Claims;
 
 /// The reason why a build cannot start.
@@ -35,6 +37,8 @@ enum Error {
     Archive(Box<archive::Error>),
     #[error(transparent)]
     Disk(Box<disk::Error>),
+    #[error(transparent)]
+    Volume(#[from] volume::Error),
 }
 
 impl Error {
@@ -45,6 +49,7 @@ impl Error {
             Error::Key(e) => e.class(),
             Error::Archive(e) => e.class(),
             Error::Disk(e) => e.class(),
+            Error::Volume(e) => e.class(),
         }
     }
 }
@@ -84,12 +89,18 @@ fn prepare(
     argv: Vec<OsString>,
     config: Config,
 ) -> Result<BuildParams, Error> {
-    let disk_options = args.options.disk;
+    let (disk_options, starts_over) = (args.options.disk, args.options.force);
     let claims = Claims { name: args.sign_name.clone(), sequence: args.sign_sequence };
     let request = merge::build_request(args, job, &config, merge::Purpose::Build)
         .map_err(|e| Error::Usage(Box::new(e)))?;
     let key = request.sign_key.as_deref().map(keys::signing).transpose()?;
     let archive = archive_on_stdin(&request.source).map_err(|e| Error::Archive(Box::new(e)))?;
+    if starts_over && request.volume_kind == VolumeKind::Block {
+        return Err(Error::Usage(Box::new(UsageError::ForceForBlock)));
+    }
+    if starts_over {
+        volume::start_over(&request.volume, request.volume_kind)?;
+    }
     if request.volume_kind.is_disk() {
         let share = request.share.as_ref().map(|share| &*share.dir);
         supervisor::enter_namespace(share).map_err(|e| Error::Disk(Box::new(e)))?;
@@ -102,6 +113,7 @@ fn prepare(
         job: job.map(|job| String::from_utf8_lossy(job).into_owned()),
         signer: key.map(|key| key.with_claims(claims)),
         archive,
+        computed_size: OnceLock::new(),
     })
 }
 

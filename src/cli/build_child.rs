@@ -28,6 +28,7 @@ use crate::telemetry::Console;
 use crate::volume::Trust;
 use larder_model::class::Class;
 use larder_model::event::Event;
+use larder_model::size::ByteSize;
 use larder_sys::confine::{Confined, Confinement};
 
 /// Does the task of `child`, with the flags of its supervisor, and returns the exit code.
@@ -52,6 +53,10 @@ pub(super) fn run(mut args: BuildArgs, child: BuildChildArgs, config: Config, co
     };
     if let Some(volume) = child.mounted_at {
         request.volume = volume;
+    }
+    if let Some(size) = child.size {
+        request.size = ByteSize(size);
+        request.size_is_computed = true;
     }
     let mut connection = None;
     for (what, descriptor) in greeting.descriptors.iter().zip(descriptors) {

@@ -17,6 +17,7 @@ use crate::builder::{events, outcome};
 use crate::config::Config;
 use crate::export::{self, Monitor};
 use crate::telemetry::Console;
+use crate::volume;
 use larder_model::class::Class;
 use larder_model::event::Outcome;
 
@@ -29,12 +30,17 @@ pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console
         let error = UsageError::SignKeyForImage;
         return exit::fail(console, error.class(), &error.to_string());
     }
+    if args.options.force
+        && let Err(e) = volume::start_over(&args.volume, args.options.volume_kind.unwrap_or_default())
+    {
+        return exit::fail(console, e.class(), &e.to_string());
+    }
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(2);
     let runtime = match blocking::multi_thread(Some(workers), blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };
-    let (input, volume) = (args.input, args.volume.clone());
+    let (input, at) = (args.input, args.volume.clone());
     let work = |cancel: Cancel| async move {
         let started = Instant::now();
         let monitor = Arc::new(Monitor::new());
@@ -44,7 +50,7 @@ pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console
             asked.cancelled().await;
             watched.stop();
         });
-        let done = crate::blocking::spawn(move || export::restore(&input, &volume, &monitor)).await;
+        let done = crate::blocking::spawn(move || export::restore(&input, &at, &monitor)).await;
         watch.abort();
         match done {
             Ok(Ok(sealed)) => outcome::sealed(&sealed, started.elapsed()),

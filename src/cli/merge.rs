@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use super::args::values::VolumeSize;
 use super::args::{BuildArgs, CredentialArgs, HostArgs};
 use super::usage::UsageError;
 use crate::builder::order::{BuildRequest, HostOverrides, ImageSource, RegistryOptions, Sharing};
@@ -88,6 +89,7 @@ pub(super) fn build_request(
         images,
         volume,
         size,
+        size_is_computed: size == ByteSize(0),
         sizing: options.sizing.unwrap_or(config.build.sizing),
         platform: options.platform.unwrap_or_else(Platform::host),
         volume_kind,
@@ -137,7 +139,7 @@ fn add_job(args: &mut BuildArgs, text: &[u8]) -> Result<NetworkRules, UsageError
         args.credentials.pull_secrets = job.pull_secrets;
     }
     let options = &mut args.options;
-    options.size = options.size.or(job.size);
+    options.size = options.size.or(job.size.map(VolumeSize::Given));
     options.sizing = options.sizing.or(job.sizing);
     options.platform = options.platform.take().or(job.platform);
     options.volume_kind = options.volume_kind.or(job.volume_kind);
@@ -158,16 +160,19 @@ fn check_images(images: &[ImageReference], source: &ImageSource) -> Result<(), U
     }
 }
 
-/// Returns the volume and its size. A plan needs neither, and an import computes a size.
+/// Returns the volume and its size, which is 0 if it is computed. A plan needs neither.
 fn volume_and_size(
     volume: Option<PathBuf>,
-    size: Option<ByteSize>,
+    size: Option<VolumeSize>,
     source: &ImageSource,
     purpose: Purpose,
 ) -> Result<(PathBuf, ByteSize), UsageError> {
-    if size == Some(ByteSize(0)) {
-        return Err(UsageError::ZeroSize);
-    }
+    let size = match size {
+        Some(VolumeSize::Given(ByteSize(0))) => return Err(UsageError::ZeroSize),
+        Some(VolumeSize::Given(size)) => Some(size),
+        Some(VolumeSize::Auto) => Some(ByteSize(0)),
+        None => None,
+    };
     match (purpose, source) {
         (Purpose::Plan, _) => Ok((volume.unwrap_or_default(), size.unwrap_or_default())),
         (Purpose::Build, ImageSource::Registries) => {
@@ -322,6 +327,15 @@ mod tests {
             error(&format!("--volume v --size 1G {many}"), None),
             UsageError::TooManyImages { given: 257 }
         ));
+    }
+
+    #[test]
+    fn an_automatic_size_is_computed_later() {
+        assert_eq!(merged("--volume v --size auto a", None).unwrap().size, ByteSize(0));
+        assert_eq!(
+            merged("--job j --volume v --secrets s --size auto", Some(JOB)).unwrap().size,
+            ByteSize(0)
+        );
     }
 
     #[test]

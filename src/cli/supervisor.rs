@@ -26,7 +26,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use tokio::time::timeout;
@@ -38,11 +38,13 @@ use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
 use crate::builder::order::{BuildRequest, ImageSource};
 use crate::config::Config;
+use crate::volume;
 use child::{Child, ChildReport};
 pub(super) use disk::enter_namespace;
 use larder_model::class::Class;
 use larder_model::event::{Event, Outcome, Status};
 use larder_model::key::SigningKey;
+use larder_model::size::ByteSize;
 use requests::RequestHandler;
 
 /// Parameters of a build that this process supervises.
@@ -61,6 +63,15 @@ pub(super) struct BuildParams {
     pub(super) signer: Option<SigningKey>,
     /// The archive that was read from standard input.
     pub(super) archive: Option<File>,
+    /// Size of the volume, if it was computed.
+    pub(super) computed_size: OnceLock<ByteSize>,
+}
+
+impl BuildParams {
+    /// Returns the size limit of the volume.
+    fn size(&self) -> ByteSize {
+        *self.computed_size.get().unwrap_or(&self.request.size)
+    }
 }
 
 /// Runs a build. Errors are part of the outcome.
@@ -91,10 +102,39 @@ struct Supervisor {
 impl Supervisor {
     /// Runs the build. An `Err` is the outcome of a step before or after the child.
     async fn run(&self) -> Result<Outcome, Outcome> {
+        self.compute_size().await?;
         match self.params.request.volume_kind.is_disk() {
             true => self.build_on_disk().await,
             false => Ok(self.build_in_directory().await),
         }
+    }
+
+    /// Computes the size of the volume from the images, if it is not given. A sealed volume keeps its size.
+    /// The reader of an archive computes the size itself.
+    async fn compute_size(&self) -> Result<(), Outcome> {
+        let request = &self.params.request;
+        if request.size != ByteSize(0) || request.source != ImageSource::Registries {
+            return Ok(());
+        }
+        let (handler, path) = (Arc::clone(&self.handler), request.volume.clone());
+        let resolving = crate::blocking::spawn(move || match volume::seal::read(&path) {
+            Ok(sealed) => Ok((sealed.content.size, true)),
+            Err(_) => handler.resolve().map(|report| (report.admission.automatic_size(), false)),
+        });
+        let resolved = tokio::select! {
+            resolved = resolving => resolved,
+            () = self.cancel.cancelled() => return Err(usage_outcome(Class::Cancelled, "interrupted")),
+        };
+        let resolved = resolved.map_err(|e| {
+            usage_outcome(Class::Internal, &format!("the task that computes the size failed: {e}"))
+        })?;
+        let (size, is_sealed) = resolved.map_err(Outcome::failed)?;
+        if !is_sealed {
+            self.events.emit(Event::Sized { size });
+        }
+        // Only this function sets it.
+        let _ = self.params.computed_size.set(size);
+        Ok(())
     }
 
     async fn build_in_directory(&self) -> Outcome {

@@ -27,9 +27,7 @@ pub(super) enum UsageError {
     #[error("no volume given: add --volume DIR, with an empty directory or that of an earlier build")]
     NoVolume,
     /// Neither the command nor the job has a size.
-    #[error(
-        "no size given: add --size, for example --size 20GiB (`larder plan` shows the minimum), or \"size\" in the job"
-    )]
+    #[error("no size given: add --size, for example --size 20GiB or --size auto, or \"size\" in the job")]
     NoSize,
     /// The size is zero.
     #[error("the size is 0: use at least three times the size of the images, for example --size 20GiB")]
@@ -45,6 +43,9 @@ pub(super) enum UsageError {
         "a volume of kind disk or block needs {0}, because the disk is created before the archive is read (`larder plan` with a job shows the content)"
     )]
     DiskFromArchive(&'static str),
+    /// `--force` is given for a device.
+    #[error("--force does not work with --volume-kind block: use --format-device, which erases the device")]
+    ForceForBlock,
     /// The directory of `--share` cannot be used.
     #[error(
         "--share {dir}: {reason}: use a directory that contains volumes/, and a --volume directly in that"

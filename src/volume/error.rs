@@ -53,26 +53,50 @@ pub enum Error {
         have: u64,
     },
     /// The directory contains a disk.
-    #[error("{path} was created with --volume-kind disk: use the same flag, or another directory")]
+    #[error(
+        "{path} was created with --volume-kind disk: use the same flag, another directory, or --force to start over"
+    )]
     IsDisk {
         /// Path of the directory.
         path: String,
     },
     /// The volume belongs to another job.
     #[error(
-        "{path} is the volume of another job (images: {images}): use another directory, or the same images, platform and format"
+        "{path} is the volume of another job ({difference}): use another directory, the same job, or --force to start over"
     )]
     OtherJob {
         /// Path of the volume.
         path: String,
-        /// Image references of that job.
-        images: String,
+        /// The first property of that job which differs from the one of this job.
+        difference: String,
     },
     /// Another builder is using the volume.
     #[error("{path} is locked by another builder: wait until it finishes")]
     Locked {
         /// Path of the volume.
         path: String,
+    },
+    /// The volume is attached, mounted or read.
+    #[error("{path} is in use: {how}")]
+    InUse {
+        /// Path of the volume.
+        path: String,
+        /// The first use that was found.
+        how: String,
+    },
+    /// The sealed volume has another size.
+    #[error(
+        "{path} is already sealed with --size {}, not {}: use the same size, another directory, or --force to start over",
+        have.exact(),
+        wanted.exact()
+    )]
+    OtherSize {
+        /// Path of the volume.
+        path: String,
+        /// Size limit of the sealed volume.
+        have: ByteSize,
+        /// Requested size limit.
+        wanted: ByteSize,
     },
     /// The volume has no seal.
     #[error("{path} is not sealed (it has no cache.json): run the build to completion")]
@@ -159,8 +183,9 @@ impl Error {
             | Error::IsDisk { .. }
             | Error::NotMounted { .. }
             | Error::OtherJob { .. }
+            | Error::OtherSize { .. }
             | Error::NotSealed { .. } => Class::Conflict,
-            Error::Locked { .. } => Class::Busy,
+            Error::Locked { .. } | Error::InUse { .. } => Class::Busy,
             Error::Seal { .. } | Error::Forged { .. } => Class::Corrupt,
             Error::Trust { source, .. } => source.class(),
             Error::Full { .. } | Error::TooSmall { .. } => Class::NoSpace,

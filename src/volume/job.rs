@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use super::journal::{self, Trust};
 use super::{Volume, layout};
 use larder_model::digest::Digest;
 use larder_model::io_error::Context as _;
@@ -40,6 +41,25 @@ impl Identity {
     pub fn digest(&self) -> Digest {
         // Serialization of strings and booleans cannot fail.
         Digest::sha256(&serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// Returns the first difference between this job, to which a volume belongs, and `wanted`, for the
+    /// message of an error.
+    pub(super) fn difference(&self, wanted: &Identity) -> String {
+        let with = |given: bool| if given { "with" } else { "without" };
+        if self.images != wanted.images {
+            format!("images: {}", self.images.join(", "))
+        } else if self.platform != wanted.platform {
+            format!("platform {}, not {}", self.platform, wanted.platform)
+        } else if self.layer_format != wanted.layer_format {
+            format!("layer format {}, not {}", self.layer_format.word(), wanted.layer_format.word())
+        } else if self.verity != wanted.verity {
+            format!("{} --verity, not {}", with(self.verity), with(wanted.verity))
+        } else if self.tar_split != wanted.tar_split {
+            format!("{} --no-tar-split, not {}", with(!self.tar_split), with(!wanted.tar_split))
+        } else {
+            format!("{} --rootless, not {}", with(self.rootless), with(wanted.rootless))
+        }
     }
 }
 
@@ -78,10 +98,15 @@ pub(super) fn write(larder: &Dir, record: &Record) -> Result<(), Error> {
     Ok(atomic::write(larder, layout::JOB, &bytes, 0o600).context("writing", "job.json")?)
 }
 
-/// Returns the format of the layers of the volume at `path`; `None` if there is no volume or its record
-/// cannot be read.
+/// Returns the format of the layers of the volume at `path`; `None` if there is no volume, it has no layers,
+/// or its record cannot be read.
 pub fn format_at(path: &Path) -> Option<LayerFormat> {
-    let larder = Dir::open(path).ok()?.open_dir(layout::LARDER).ok()?;
+    let root = Dir::open(path).ok()?;
+    let larder = root.open_dir(layout::LARDER).ok()?;
+    let is_sealed = root.try_stat(layout::CACHE).ok()?.is_some();
+    if !is_sealed && !journal::has_layers(&larder, Trust::ThisBoot).ok()? {
+        return None;
+    }
     Some(read(&larder).ok()??.identity.layer_format)
 }
 

@@ -65,10 +65,7 @@ impl Journal {
     /// Opens the journal of a volume: reads it, and rewrites it with the trusted layers only.
     pub(super) fn open(larder: &Dir, trust: Trust) -> Result<(Self, Trusted), Error> {
         let boot = process::boot_id().context("reading", "the boot ID")?;
-        let bytes = match larder.read_file(layout::JOURNAL, MAX) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            other => other.context("reading", "the journal")?,
-        };
+        let bytes = read(larder)?;
         let trusted = trusted(&bytes, (trust == Trust::ThisBoot).then_some(boot.as_str()));
         let mut rewritten = Vec::new();
         for layer in &trusted.layers {
@@ -124,6 +121,21 @@ impl Journal {
         }
         self.len = len;
         Ok(())
+    }
+}
+
+/// Reports whether the journal of a volume has a layer that a build would keep. Changes nothing.
+pub(super) fn has_layers(larder: &Dir, trust: Trust) -> Result<bool, Error> {
+    let boot = process::boot_id().context("reading", "the boot ID")?;
+    let boot = (trust == Trust::ThisBoot).then_some(boot.as_str());
+    Ok(!trusted(&read(larder)?, boot).layers.is_empty())
+}
+
+/// Returns the bytes of the journal; empty if there is none.
+fn read(larder: &Dir) -> Result<Vec<u8>, Error> {
+    match larder.read_file(layout::JOURNAL, MAX) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => Ok(other.context("reading", "the journal")?),
     }
 }
 

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use super::error::Error;
 use super::job::{self, Identity, Record};
-use super::journal::{Journal, Trust};
+use super::journal::{self, Journal, Trust};
 use super::lock::lock;
 use super::place::LayerDirs;
-use super::{Budget, Index, Volume, disk, isolate, layout, seal};
+use super::{Budget, Index, Volume, clear, disk, isolate, layout, seal};
 use larder_model::chain::ChainId;
 use larder_model::io_error::Context as _;
 use larder_model::seal::{CacheManifest, Layer};
@@ -51,7 +51,7 @@ pub struct VolumeOptions<'a> {
 }
 
 /// Opens the volume at `path` for a job, and creates the directory if missing. A volume of another job is not
-/// changed.
+/// changed, unless nothing is committed on it. Then it becomes a volume of this job.
 ///
 /// # Errors
 /// [`Error::OtherJob`], [`Error::Foreign`], [`Error::Locked`], [`Error::IsDisk`], and those of the file
@@ -85,13 +85,7 @@ pub fn open(path: &Path, opening: &VolumeOptions<'_>) -> Result<Opened, Error> {
     }
     // Readers cannot create this file.
     larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
-    match job::read(&larder)? {
-        Some(record) if record.identity != *identity => {
-            return Err(other_job(&shown, record.identity.images.iter().map(String::as_str)));
-        }
-        Some(_) => {}
-        None => job::write(&larder, &Record { identity: identity.clone(), resolved: Vec::new() })?,
-    }
+    claim(&root, &larder, opening, &shown)?;
     let place = LayerDirs::open(&root, identity.layer_format)?;
 
     // Remove the staging directory first, because the journal may have no space otherwise.
@@ -139,15 +133,35 @@ fn sealed(root: &Dir, identity: &Identity, path: &str) -> Result<Option<Box<Cach
         return Ok(None);
     }
     let sealed = seal::read_from(root, path)?;
-    if sealed.content.job != identity.digest() {
-        let images = sealed.content.images.iter().map(|image| image.reference.as_str());
-        return Err(other_job(path, images));
+    if sealed.content.job == identity.digest() {
+        return Ok(Some(Box::new(sealed)));
     }
-    Ok(Some(Box::new(sealed)))
+    // A copied volume can lack the record. Then only its images are known.
+    let record = root.open_dir(layout::LARDER).ok().and_then(|larder| job::read(&larder).ok()?);
+    let difference = match record {
+        Some(record) if record.identity != *identity => record.identity.difference(identity),
+        _ => {
+            let images = sealed.content.images.iter().map(|image| image.reference.as_str());
+            format!("images: {}", images.collect::<Vec<_>>().join(", "))
+        }
+    };
+    Err(Error::OtherJob { path: path.to_owned(), difference })
 }
 
-fn other_job<'a>(path: &str, images: impl Iterator<Item = &'a str>) -> Error {
-    Error::OtherJob { path: path.to_owned(), images: images.collect::<Vec<_>>().join(", ") }
+/// Records the job of an unsealed volume. A volume of another job is refused if it has layers, and cleared
+/// otherwise.
+fn claim(root: &Dir, larder: &Dir, opening: &VolumeOptions<'_>, path: &str) -> Result<(), Error> {
+    let identity = opening.identity;
+    match job::read(larder)? {
+        Some(record) if record.identity == *identity => return Ok(()),
+        Some(record) if journal::has_layers(larder, opening.trust)? => {
+            let difference = record.identity.difference(identity);
+            return Err(Error::OtherJob { path: path.to_owned(), difference });
+        }
+        Some(_) => clear::clear(root, larder)?,
+        None => {}
+    }
+    job::write(larder, &Record { identity: identity.clone(), resolved: Vec::new() })
 }
 
 /// Refuses a directory without `.larder` that is not empty, except for files of mkfs. Returns whether the

@@ -23,6 +23,7 @@ mod erofs;
 mod events;
 mod export;
 mod faults;
+mod forgiving;
 mod front_door;
 mod harness;
 mod image;

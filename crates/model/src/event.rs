@@ -16,6 +16,7 @@ use super::digest::Digest;
 use super::platform::Platform;
 use super::reference::ImageReference;
 use super::seal::Totals;
+use super::size::ByteSize;
 use super::sizing::Admission;
 
 /// The current version of the event format.
@@ -56,6 +57,11 @@ pub enum Event {
         layers: usize,
         /// Compressed size of the image's distinct layers, bytes.
         compressed_size: u64,
+    },
+    /// The size of the volume was computed from the images, because no size was given.
+    Sized {
+        /// Size limit of the volume, bytes.
+        size: ByteSize,
     },
     /// Every image is resolved and the 3x rule has been applied.
     Planned {
@@ -191,6 +197,9 @@ pub struct Outcome {
     /// Totals of the sealed volume.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub totals: Option<Totals>,
+    /// `true` if an earlier build sealed the volume, so that this one changed nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub already_sealed: bool,
     /// Wall time of the build, milliseconds.
     pub elapsed_ms: u64,
     /// `true` if lists or messages were cut to keep the line under its limit.
@@ -303,6 +312,7 @@ impl Outcome {
             images: Vec::new(),
             digest: None,
             totals: None,
+            already_sealed: false,
             elapsed_ms: 0,
             truncated: false,
         }

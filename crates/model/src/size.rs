@@ -56,6 +56,17 @@ impl FromStr for ByteSize {
     }
 }
 
+impl ByteSize {
+    /// Returns the exact size, as it can be given on the command line: in the largest unit in which it is
+    /// whole.
+    pub fn exact(self) -> String {
+        let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        let unit = units.into_iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
+        let (unit, factor) = unit.unwrap_or(("B", 1));
+        format!("{}{unit}", self.0 / factor)
+    }
+}
+
 impl fmt::Display for ByteSize {
     /// Writes the size in the largest binary unit in which it is at least 1, with two decimals unless it is
     /// whole.
@@ -116,6 +127,14 @@ mod tests {
         for bad in ["", "GiB", "-1", "1.", "1..2G", "1XB", "99999999999999TiB", "1e9"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn exact_sizes_can_be_read_again() {
+        for size in ["20GiB", "1537B", "0B", "3MiB"] {
+            assert_eq!(size.parse::<ByteSize>().unwrap().exact(), size);
+        }
+        assert_eq!(ByteSize(1024 << 30).exact(), "1TiB");
     }
 
     #[test]

@@ -37,6 +37,13 @@ impl Admission {
         Admission { images_bytes, need: ByteSize(images_bytes.saturating_mul(FACTOR)), have }
     }
 
+    /// Returns the size of a volume for which no size was given: what the rule requires, rounded up to MiB.
+    /// Tiny images need more, because the file system and the index files also take space.
+    pub fn automatic_size(&self) -> ByteSize {
+        const MIN: u64 = 16 << 20;
+        ByteSize(self.need.0.checked_next_multiple_of(1 << 20).unwrap_or(u64::MAX).max(MIN))
+    }
+
     /// Reports whether the volume is large enough by the rule.
     pub fn fits(&self) -> bool {
         self.have >= self.need
@@ -51,6 +58,9 @@ mod tests {
     fn three_times_the_size_is_enough() {
         assert!(Admission::new([10, 20], ByteSize(90)).fits());
         assert!(!Admission::new([10, 20], ByteSize(89)).fits());
+        let automatic = |size| Admission::new([size], ByteSize(0)).automatic_size();
+        assert_eq!(automatic((20 << 20) + 1), ByteSize(61 << 20));
+        assert_eq!((automatic(1), automatic(u64::MAX)), (ByteSize(16 << 20), ByteSize(u64::MAX)));
         assert!(!Admission::new([u64::MAX, 1], ByteSize(u64::MAX - 1)).fits());
     }
 }

@@ -96,24 +96,33 @@ impl Mounts {
     /// Returns the first way in which the directory at `path` is used; `None` if no user is visible. `path`
     /// must be absolute and free of symbolic links.
     pub fn use_of(&self, path: &Path) -> Option<Use> {
-        if let Some(found) = self.backing.iter().find(|backing| backing.file.starts_with(path)) {
-            return Some(Use::Attached(found.device.display().to_string()));
-        }
-        let own = self.namespaces.first()?;
-        let holder = own.iter().rev().find(|mount| path.starts_with(&mount.point))?;
-        let inside = holder.root.join(path.strip_prefix(&holder.point).ok()?);
-        self.namespaces.iter().flatten().find_map(|mount| {
-            let point = || mount.point.clone();
-            if mount.point.starts_with(path) {
-                Some(Use::Covered(point()))
-            } else if mount.device == holder.device && mount.root.starts_with(&inside) {
-                Some(Use::Mounted(point()))
-            } else if mount.has_layer_in(path) {
-                Some(Use::Layered(point()))
-            } else {
-                None
-            }
-        })
+        self.uses_of(path).next()
+    }
+
+    /// Returns all ways in which the directory at `path` is used, as [`Mounts::use_of`] does.
+    pub fn uses_of(&self, path: &Path) -> impl Iterator<Item = Use> {
+        let attached = self.backing.iter().filter(move |backing| backing.file.starts_with(path));
+        let attached = attached.map(|backing| Use::Attached(backing.device.display().to_string()));
+        let own = self.namespaces.iter().take(1).flatten();
+        let holder = own.filter(|mount| path.starts_with(&mount.point)).last();
+        let held = holder.and_then(|holder| {
+            Some((&holder.device, holder.root.join(path.strip_prefix(&holder.point).ok()?)))
+        });
+        let mounted = held.into_iter().flat_map(move |(device, inside)| {
+            self.namespaces.iter().flatten().filter_map(move |mount| {
+                let point = || mount.point.clone();
+                if mount.point.starts_with(path) {
+                    Some(Use::Covered(point()))
+                } else if mount.device == *device && mount.root.starts_with(&inside) {
+                    Some(Use::Mounted(point()))
+                } else if mount.has_layer_in(path) {
+                    Some(Use::Layered(point()))
+                } else {
+                    None
+                }
+            })
+        });
+        attached.chain(mounted)
     }
 
     /// Returns the mount point of an overlay with a layer at `path` or below it.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
+use super::values::VolumeSize;
 use super::{CREDENTIALS, OUTPUT, Output, ProgressFormat, SECURITY, SOURCE, TRANSFER, VOLUME, values};
 use crate::builder::order::{ImageSource, MirrorOf};
 use larder_model::job::{LayerFormat, VolumeKind};
@@ -12,7 +13,6 @@ use larder_model::key::Claims;
 use larder_model::platform::Platform;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
-use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
 pub(super) const BUILD_USAGE: &str = "larder build [OPTIONS] --volume <DIR> --size <SIZE> <IMAGE>...\n\
@@ -96,10 +96,20 @@ pub(in crate::cli) struct BuildOptions {
     pub(in crate::cli) volume_kind: Option<VolumeKind>,
     #[command(flatten)]
     pub(in crate::cli) disk: DiskArgs,
-    /// Maximum size of the volume, for example 20GiB. Required by build, unless the job sets it [default of
-    /// import: ten times the compressed images]
-    #[arg(long, value_name = "SIZE", value_parser = values::size, help_heading = VOLUME)]
-    pub(in crate::cli) size: Option<ByteSize>,
+    /// Maximum size of the volume, for example 20GiB, or auto. Required by build, unless the job sets it
+    /// [default of import: ten times the compressed images]
+    ///
+    /// `auto` is three times the compressed images, rounded up to MiB, at least 16 MiB. The command prints it.
+    /// The images are resolved once more for that. For `import`, `auto` is the default. A sealed volume
+    /// keeps its size.
+    #[arg(long, value_name = "SIZE", value_parser = values::volume_size, help_heading = VOLUME)]
+    pub(in crate::cli) size: Option<VolumeSize>,
+    /// Start over: delete everything on the volume first, whatever job it belongs to
+    ///
+    /// Files that Larder did not create are kept. A volume that is attached, mounted or used by another build
+    /// is not changed, and the command exits with 75. With kind block, use --format-device.
+    #[arg(long, help_heading = VOLUME)]
+    pub(in crate::cli) force: bool,
     /// Action if the volume is smaller than three times the compressed images [default: enforce]
     #[arg(long, value_enum, value_name = "POLICY", help_heading = VOLUME)]
     pub(in crate::cli) sizing: Option<Sizing>,

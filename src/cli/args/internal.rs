@@ -41,6 +41,9 @@ pub(in crate::cli) struct BuildChildArgs {
     /// Directory where the supervisor mounted the device
     #[arg(long)]
     pub(in crate::cli) mounted_at: Option<PathBuf>,
+    /// Size of the volume in bytes, which the supervisor computed
+    #[arg(long)]
+    pub(in crate::cli) size: Option<u64>,
     /// Arguments of the supervisor, without the name of the program
     #[arg(last = true, required = true)]
     pub(in crate::cli) arguments: Vec<OsString>,
@@ -64,7 +67,7 @@ pub(in crate::cli) enum ChildRole {
     Prove,
     /// Fetch layers for the extractor.
     Fetch,
-    /// Resolve the images again, so that the supervisor can compare them.
+    /// Resolve the images, so that the supervisor can compare them or compute a size.
     Resolve,
 }
 
@@ -74,7 +77,8 @@ impl BuildChildArgs {
         let supervisor = self.supervisor.to_string();
         let role = ["build-child", self.role.name(), "--supervisor", &supervisor].map(OsString::from);
         let mounted_at = self.mounted_at.iter().flat_map(|path| ["--mounted-at".into(), path.into()]);
-        let first = iter::once(NAME.into()).chain(role).chain(mounted_at);
+        let size = self.size.iter().flat_map(|size| ["--size".into(), size.to_string().into()]);
+        let first = iter::once(NAME.into()).chain(role).chain(mounted_at).chain(size);
         first.chain(iter::once("--".into())).chain(self.arguments.iter().cloned()).collect()
     }
 }
@@ -98,10 +102,10 @@ mod tests {
     #[test]
     fn a_child_parses_what_its_supervisor_writes() {
         for role in ChildRole::value_variants() {
-            for mounted_at in [None, Some("/run/--x".into())] {
+            for (mounted_at, size) in [(None, None), (Some("/run/--x".into()), Some(7))] {
                 let arguments = ["--config", "c", "build", "--volume", "v", "--", "a:1"].map(OsString::from);
-                let args =
-                    BuildChildArgs { role: *role, supervisor: 7, mounted_at, arguments: arguments.into() };
+                let arguments = arguments.into();
+                let args = BuildChildArgs { role: *role, supervisor: 7, mounted_at, size, arguments };
                 let InternalCommand::BuildChild(parsed) =
                     InternalCli::try_parse_from(args.to_arguments()).unwrap().command
                 else {

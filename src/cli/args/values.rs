@@ -14,6 +14,20 @@ pub(super) fn size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|_| "not a size: use a number and a unit, for example 20GiB".to_owned())
 }
 
+/// The size of a volume as given on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum VolumeSize {
+    /// Larder computes the size from the images.
+    Auto,
+    /// This size.
+    Given(ByteSize),
+}
+
+/// Parses a size with a unit, or `auto`.
+pub(super) fn volume_size(text: &str) -> Result<VolumeSize, String> {
+    if text == "auto" { Ok(VolumeSize::Auto) } else { size(text).map(VolumeSize::Given) }
+}
+
 /// Parses a size that is a whole number of GiB, and returns that number.
 pub(super) fn gib(text: &str) -> Result<u32, String> {
     let ByteSize(bytes) = size(text)?;
@@ -76,6 +90,9 @@ mod tests {
         assert_eq!(size("1048576B"), Ok(ByteSize(1 << 20)));
         assert!(size("20").unwrap_err().contains("20GiB"));
         assert!(size("").is_err() && size("GiB").is_err());
+        assert_eq!(volume_size("auto"), Ok(VolumeSize::Auto));
+        assert_eq!(volume_size("1MiB"), Ok(VolumeSize::Given(ByteSize(1 << 20))));
+        assert!(volume_size("20").is_err());
         assert_eq!((gib("20GiB"), gib("1TiB")), (Ok(20), Ok(1024)));
         for bad in ["20", "1.5GiB", "512MiB", "9999999TiB"] {
             assert!(gib(bad).is_err(), "{bad}");

@@ -11,13 +11,22 @@ use larder_model::size::ByteSize;
 
 /// Formats the summary of a sealed volume, for standard output.
 pub(in crate::cli) fn sealed(outcome: &Outcome, volume: &Path) -> String {
-    let mut out = format!("sealed {}", escape(&volume.display().to_string()));
+    let volume = escape(&volume.display().to_string());
+    let mut out = match outcome.already_sealed {
+        true => format!("{volume} is already sealed, nothing to do"),
+        false => format!("sealed {volume}"),
+    };
     if let Some(totals) = &outcome.totals {
         let (size, compressed) = (ByteSize(totals.size), ByteSize(totals.compressed_size));
         let (images, layers) = (outcome.images.len(), totals.layers);
         let _ = write!(out, ": {images} images, {layers} layers, {size} unpacked, {compressed} compressed");
     }
-    let _ = writeln!(out, ", in {:.1} s", Duration::from_millis(outcome.elapsed_ms).as_secs_f64());
+    match outcome.already_sealed {
+        true => out.push('\n'),
+        false => {
+            let _ = writeln!(out, ", in {:.1} s", Duration::from_millis(outcome.elapsed_ms).as_secs_f64());
+        }
+    }
     for image in &outcome.images {
         let _ = writeln!(out, "  {}  {}", escape(&image.reference), image.manifest);
     }
@@ -92,6 +101,14 @@ mod tests {
                 "  hint: check the tag",
             ]
         );
+    }
+
+    #[test]
+    fn a_volume_that_was_already_sealed_is_not_reported_as_new() {
+        let new = Outcome::succeeded("");
+        assert_eq!(sealed(&new, Path::new("v")), "sealed v, in 0.0 s\n");
+        let old = Outcome { already_sealed: true, ..new };
+        assert_eq!(sealed(&old, Path::new("v")), "v is already sealed, nothing to do\n");
     }
 
     #[test]

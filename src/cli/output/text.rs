@@ -76,6 +76,9 @@ pub(super) fn line_of(event: &Event) -> Option<String> {
             let (platform, size) = (platform.to_string(), ByteSize(*compressed_size));
             format!("{}: {manifest} ({}, {layers} layers, {size})", escape(reference), escape(&platform))
         }
+        Event::Sized { size } => {
+            format!("size: {} (three times the compressed images, at least 16 MiB)", size.exact())
+        }
         Event::Planned { admission, layers, present, fetch_bytes } => format!(
             "{layers} layers, {present} already on the volume, {} to download; the volume needs {} and has {}",
             ByteSize(*fetch_bytes),

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::BuildParams;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
-use crate::builder::supervisor::{DescriptorPurpose, Greeting, MAX_LINE, Refusal};
+use crate::builder::supervisor::{DescriptorPurpose, Greeting, MAX_LINE};
 use crate::builder::wire;
 use crate::caches::runner::child::{event, next_line};
 use crate::cli::args::internal::{BuildChildArgs, ChildRole};
@@ -26,7 +26,7 @@ use crate::cli::outcome::usage_outcome;
 use crate::config::environment;
 use crate::telemetry;
 use larder_model::class::Class;
-use larder_model::event::{Event, Outcome};
+use larder_model::event::{Event, Failure, Outcome};
 use larder_model::plan_report::{PlanFailed, PlanReport};
 use larder_sys::signal;
 
@@ -66,11 +66,13 @@ pub(super) struct ChildReport {
     pub(super) outcome: Outcome,
     /// The event that the volume is sealed. It is forwarded only once the disk is sealed too.
     pub(super) sealed: Option<Event>,
+    /// `true` if the child committed a layer or found one on the volume.
+    pub(super) has_layers: bool,
 }
 
 impl ChildReport {
     pub(super) fn failed(class: Class, message: &str) -> Self {
-        ChildReport { outcome: usage_outcome(class, message), sealed: None }
+        ChildReport { outcome: usage_outcome(class, message), sealed: None, has_layers: false }
     }
 }
 
@@ -104,6 +106,7 @@ impl Child {
             role,
             supervisor: std::process::id(),
             mounted_at,
+            size: params.computed_size.get().map(|size| size.0),
             arguments: params.argv.iter().skip(1).cloned().collect(),
         };
         command
@@ -154,7 +157,10 @@ impl Child {
                             Event::Result(outcome) => result = Some(outcome),
                             event @ Event::Sealed { .. } => report.sealed = Some(event),
                             event @ Event::Warning { .. } => self.warn(events, event),
-                            event if self.role == ChildRole::Fill => events.emit(event),
+                            event if self.role == ChildRole::Fill => {
+                                report.has_layers |= has_layer(&event);
+                                events.emit(event);
+                            }
                             _ => {}
                         },
                     },
@@ -210,8 +216,8 @@ impl Child {
         }
     }
 
-    /// Returns the report of a child that resolves images.
-    pub(super) async fn report(mut self) -> Result<PlanReport, Refusal> {
+    /// Returns the report of a child that resolves images, or the failures.
+    pub(super) async fn report(mut self) -> Result<PlanReport, Vec<Failure>> {
         let mut text = Vec::new();
         let read = timeout(RESOLVE, (&mut self.output).take(MAX_REPORT).read_to_end(&mut text)).await;
         if read.is_err() {
@@ -220,19 +226,14 @@ impl Child {
         let read = read.unwrap_or_else(|e| Err(e.into()));
         let status = self.ended().await;
         let failed =
-            |what: String| Refusal::new(Class::Internal, format!("resolving the images again: {what}"));
+            |what: String| vec![Failure::job(Class::Internal, format!("resolving the images: {what}"))];
         read.map_err(|e| failed(e.to_string()))?;
         if let Ok(report) = serde_json::from_slice::<PlanReport>(&text) {
             return Ok(report);
         }
         match (serde_json::from_slice::<PlanFailed>(&text), status) {
-            (Ok(PlanFailed { failures, .. }), _) => {
-                let class = Class::decisive(failures.iter().map(|failure| failure.class));
-                let messages: Vec<String> = failures.into_iter().map(|failure| failure.message).collect();
-                let message = format!("resolving the images again: {}", messages.join("; "));
-                Err(Refusal::new(class.unwrap_or(Class::Internal), message))
-            }
-            (Err(_), Ok(status)) => Err(failed(format!("it ended with {status}"))),
+            (Ok(PlanFailed { failures, .. }), _) => Err(failures),
+            (Err(_), Ok(status)) => Err(failed(format!("the process ended with {status}"))),
             (Err(_), Err(e)) => Err(failed(e.to_string())),
         }
     }
@@ -273,6 +274,11 @@ impl Child {
         }
         status
     }
+}
+
+/// Reports whether an event means that the volume has a layer.
+fn has_layer(event: &Event) -> bool {
+    matches!(event, Event::LayerCommitted { .. } | Event::LayerPresent { .. })
 }
 
 /// Copies a child's standard error to that of this process, without control characters.

@@ -56,8 +56,15 @@ impl Supervisor {
             Left::New => disk,
             _ => self.sweep(disk).await?,
         };
+        let is_new = disk.left() == Left::New;
         let MountedRun { disk, report, seal } = self.run_mounted(disk, ChildRole::Fill).await?;
-        let Some((seal, direct)) = seal else { return Ok(report.outcome) };
+        let Some((seal, direct)) = seal else {
+            if is_new && !report.has_layers {
+                // The directory is then free for another job, and the host gets its space back.
+                blocking(move || disk.discard()).await?;
+            }
+            return Ok(report.outcome);
+        };
         let shrink = self.params.disk_options.shrink;
         blocking(move || disk.seal(&seal, shrink, direct)).await?;
         Ok(self.finish(report))
@@ -110,7 +117,7 @@ impl Supervisor {
 impl BuildParams {
     fn take(&self) -> Result<Taken, Error> {
         let job = self.request.identity().digest();
-        let (path, size, sparse) = (&*self.request.volume, self.request.size.0, self.disk_options.sparse);
+        let (path, size, sparse) = (&*self.request.volume, self.size().0, self.disk_options.sparse);
         let request = Request { path, job: &job, size, sparse };
         match self.request.volume_kind {
             VolumeKind::Block => disk::take_device(&request, self.disk_options.format_device)

@@ -17,6 +17,7 @@ use crate::builder::supervisor::{Greeting, Refusal, Reply, Request, credentials_
 use crate::builder::wire;
 use crate::cli::args::internal::ChildRole;
 use larder_model::class::Class;
+use larder_model::event::Failure;
 use larder_model::plan_report::PlanReport;
 use larder_model::seal::CacheManifest;
 use larder_model::trust::SealSignature;
@@ -107,16 +108,24 @@ impl RequestHandler {
         {
             return Err(Refusal::new(Class::Internal, "the builder wrote a cache.json of another job"));
         }
-        compare(&self.resolve()?, &sealed)?;
+        let resolved = self.resolve().map_err(|failures| {
+            let class = Class::decisive(failures.iter().map(|failure| failure.class));
+            let messages: Vec<String> = failures.into_iter().map(|failure| failure.message).collect();
+            let message = format!("resolving the images again: {}", messages.join("; "));
+            Refusal::new(class.unwrap_or(Class::Internal), message)
+        })?;
+        compare(&resolved, &sealed)?;
         let signature = SealSignature::new(cache_json, signer).to_json();
         signature.map_err(|e| Refusal::new(Class::Internal, e.to_string()))
     }
 }
 
 impl RequestHandler {
-    /// Resolves the images of the order again, in a process that has read no layer.
-    fn resolve(self: &Arc<Self>) -> Result<PlanReport, Refusal> {
-        let failed = |e: io::Error| Refusal::new(Class::Internal, format!("resolving the images again: {e}"));
+    /// Resolves the images of the order, in a process that has read no layer. Blocks.
+    pub(super) fn resolve(self: &Arc<Self>) -> Result<PlanReport, Vec<Failure>> {
+        let failed = |e: io::Error| {
+            vec![Failure::job(Class::Internal, format!("starting a process that resolves the images: {e}"))]
+        };
         let _context = self.runtime.enter();
         let greeting = self.greeting();
         let (child, stream) =

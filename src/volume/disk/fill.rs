@@ -70,6 +70,17 @@ impl Disk {
         self.image.file().sync_all().map_err(|e| lost("flushing", e))
     }
 
+    /// Removes the file of the unmounted disk. A device is kept as it is.
+    ///
+    /// # Errors
+    /// Those of unlink(2).
+    pub fn discard(self) -> Result<(), Error> {
+        match self.backing {
+            Backing::Image => Ok(self.below.unlink(IMAGE).context("removing", self.shown())?),
+            Backing::Device(_) => Ok(()),
+        }
+    }
+
     /// Returns a hint about the likely cause of lost writes.
     fn hint(&self) -> String {
         match (&self.backing, space::free(&self.below)) {

@@ -297,7 +297,7 @@ pub(super) fn refuse_foreign(below: &Dir, shown: &str) -> Result<(), Error> {
     let ours = larder.is_some_and(|stat| stat.is_dir());
     for name in below.names().context("listing", shown)? {
         if ours && name == layout::OVERLAY {
-            let fault = "was created with --volume-kind directory: use the same flag, or another directory"
+            let fault = "was created with --volume-kind directory: use the same flag, another directory, or --force to start over"
                 .to_owned();
             return Err(Error::Other { path: shown.to_owned(), fault });
         }
@@ -403,7 +403,7 @@ impl Disk {
             found.format == Format::Ext4 && found.uuid == self.name.uuid && found.label == self.name.label
         }) else {
             return Err(other(
-                "is not a disk of Larder, or is one of another job: use another directory, or remove it"
+                "is not a disk of Larder, or is one of another job: use another directory, or --force to start over"
                     .into(),
             ));
         };

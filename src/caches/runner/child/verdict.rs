@@ -59,6 +59,7 @@ mod tests {
             images: Vec::new(),
             digest: None,
             totals: None,
+            already_sealed: false,
             elapsed_ms: 0,
             truncated: false,
         }
