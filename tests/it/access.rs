@@ -126,7 +126,7 @@ fn only_who_may_read_the_images_attaches_them() {
             let wrong = wrong(dir.path(), &registry.host());
             let (class, _, text) = refused(&content, &wrong, &config());
             assert_eq!(class, Class::Denied, "{text}");
-            assert!(text.contains("refused: check them"), "{text}");
+            assert!(text.contains("refused; check the credentials"), "{text}");
 
             check_blocking(Policy::Any, &content, &no_credentials(), &config()).unwrap();
         }
