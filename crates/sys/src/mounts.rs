@@ -104,7 +104,7 @@ impl Mounts {
         let attached = self.backing.iter().filter(move |backing| backing.file.starts_with(path));
         let attached = attached.map(|backing| Use::Attached(backing.device.display().to_string()));
         let own = self.namespaces.iter().take(1).flatten();
-        let holder = own.filter(|mount| path.starts_with(&mount.point)).last();
+        let holder = own.rev().find(|mount| path.starts_with(&mount.point));
         let held = holder.and_then(|holder| {
             Some((&holder.device, holder.root.join(path.strip_prefix(&holder.point).ok()?)))
         });

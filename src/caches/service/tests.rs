@@ -115,6 +115,7 @@ fn outcome(status: BuildStatus) -> Outcome {
         images: Vec::new(),
         digest: None,
         totals: None,
+        already_sealed: false,
         elapsed_ms: 1,
         truncated: false,
     }
