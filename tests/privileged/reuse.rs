@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::harness::served::random;
 use crate::harness::{larder, succeed};
-use crate::served::{MIB, events, wait_for_release, with_disks};
+use crate::served::{events, wait_for_release, with_disks};
 
 struct Shared {
     dir: TempDir,
