@@ -415,6 +415,7 @@ mod tests {
             images: vec!["x".repeat(200); 30],
             layer: Some(Digest::sha256(b"x")),
             message: "é".repeat(4000),
+            explanation: None,
         };
         let outcome = Outcome {
             message: "m".repeat(9000),
