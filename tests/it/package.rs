@@ -1,0 +1,73 @@
+//! The Debian package: built from the program under test, checked by lintian, and installed, used and removed in
+//! a new Debian system.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{Need, isolated, succeed};
+
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Program("dh"),
+    Need::Program("lintian"),
+    Need::Program("debootstrap"),
+    Need::Program("apt-cache"),
+];
+
+/// Returns the address of the mirror from which this machine installs Debian's main packages.
+fn mirror(suite: &str) -> String {
+    let policy = succeed(Command::new("apt-cache").arg("policy"));
+    let main = format!(" {suite}/main ");
+    let line = policy.lines().find(|line| line.contains(&main)).unwrap_or_else(|| panic!("{policy}"));
+    line.split_whitespace().find(|word| word.starts_with("http")).unwrap().to_owned()
+}
+
+/// Returns the code name of this Debian release.
+fn suite() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap();
+    let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    name.unwrap().trim_matches('"').to_owned()
+}
+
+/// Builds the package and returns its path.
+fn package() -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/deb.sh");
+    let printed = succeed(Command::new(script).arg(env!("CARGO_BIN_EXE_larder")));
+    let name = printed.lines().last().unwrap();
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+#[case]
+fn the_debian_package_is_installed_and_removed() {
+    isolated(NEEDS, || {
+        let package = package();
+        succeed(Command::new("lintian").args(["--fail-on", "error", "--allow-root"]).arg(&package));
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("debian");
+        let suite = suite();
+        let mut debootstrap = Command::new("debootstrap");
+        debootstrap.args(["--variant=minbase", "--include=systemd-standalone-sysusers", &suite]);
+        succeed(debootstrap.arg(&root).arg(mirror(&suite)));
+        fs::copy(&package, root.join("tmp/larder.deb")).unwrap();
+        let inside = |command: &str| succeed(Command::new("chroot").arg(&root).args(["sh", "-ec", command]));
+
+        inside("dpkg --install /tmp/larder.deb");
+        assert!(inside("larder version").contains(&format!("larder {}\n", env!("CARGO_PKG_VERSION"))));
+        inside("larder config check");
+        assert!(inside("larder config show").contains("socket_group = \"larder\""));
+        inside("getent group larder");
+        inside("test -s /usr/share/man/man1/larder-cache-ls.1.gz");
+        inside("bash -n /usr/share/bash-completion/completions/larder");
+        let enabled = root.join("etc/systemd/system/multi-user.target.wants");
+        assert!(fs::symlink_metadata(enabled.join("larder.service")).is_ok());
+        assert!(fs::symlink_metadata(enabled.join("larder-snapshotter.service")).is_err(), "it is opt-in");
+
+        // A changed configuration outlives the program, until it is purged.
+        inside("echo '# changed' >> /etc/larder/larder.toml && dpkg --remove larder");
+        assert!(!root.join("usr/bin/larder").exists() && root.join("etc/larder/larder.toml").exists());
+        inside("dpkg --purge larder");
+        assert!(!root.join("etc/larder").exists());
+        assert!(fs::symlink_metadata(enabled.join("larder.service")).is_err());
+    });
+}
