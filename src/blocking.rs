@@ -47,7 +47,7 @@ mod tests {
 
     use super::*;
 
-    /// As many layers as a build can have wait for each other without a thread to spare.
+    /// Layers wait for each other, as many as a build can have at a time.
     #[test]
     fn work_that_waits_for_other_work_gets_threads() {
         let runtime = current_thread().unwrap();

@@ -1,5 +1,5 @@
-//! `larder completions` and `larder man`: files for shells and for man(1), from the description of the command
-//! line.
+//! `larder completions` and `larder man`: files for shells and for man(1), from the description of the
+//! command line.
 
 use std::fs;
 use std::path::Path;

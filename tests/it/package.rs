@@ -1,5 +1,5 @@
-//! The Debian package: built from the program under test, checked by lintian, and installed, used and removed in
-//! a new Debian system.
+//! The Debian package: built from the program under test, checked by lintian, and installed, used and
+//! removed in a new Debian system.
 
 use std::fs;
 use std::path::{Path, PathBuf};
