@@ -75,7 +75,12 @@ fn a_build_keeps_its_form_when_the_configuration_changes() {
         let image = registry.push(&image(&[0, 1, 2, 3]), "team/app", "1");
         let mut daemon = Daemon::start(&[A], &format!("{ROOMY}build.layer_format = 'erofs'\n"));
         let id = daemon.order(A, "web", &[image]);
-        let begun = || volumes(&daemon).iter().any(|volume| volume.join(".larder/job.json").exists());
+        // Before the first layer is committed, the volume takes the new format.
+        let committed = |volume: &PathBuf| {
+            fs::read_to_string(volume.join(".larder/journal"))
+                .is_ok_and(|journal| journal.contains("sha256:"))
+        };
+        let begun = || volumes(&daemon).iter().any(committed);
         let deadline = Instant::now() + LIMIT;
         while !begun() {
             assert!(Instant::now() < deadline, "{}", daemon.log());
