@@ -1,7 +1,9 @@
 //! `larder completions` and `larder man`: files for shells and for man(1), from the description of the
 //! command line.
 
-use std::fs;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use clap_complete::Shell;
@@ -36,7 +38,8 @@ fn write_pages(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
     let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
     let mut page = Vec::new();
     Man::new(command.clone()).section("1").manual("Larder Manual").render(&mut page)?;
-    fs::write(dir.join(format!("{name}.1")), page)?;
+    let path = dir.join(format!("{name}.1"));
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?.write_all(&page)?;
     for child in command.get_subcommands().filter(|child| !child.is_hide_set() && child.get_name() != "help")
     {
         write_pages(child, dir)?;

@@ -64,10 +64,14 @@ def test_tokens_by_curl(stage, a, b):
     id = stage.sdk(a).create("web", [stage.image], stage.cluster).image_cache.id
     status, body = curl(stage, "-H", f"X-Auth-Token: {a.token}", url)
     assert status == 200 and id in body
+    status, body = curl(stage, "-H", f"Authorization: Bearer {a.token}", url)
+    assert status == 200 and id in body
     status, body = curl(stage, "-H", f"X-Auth-Token: {b.token}", url)
     assert status == 200 and id not in body
+    status, body = curl(stage, "-H", f"Authorization: Bearer {b.token}", url)
+    assert status == 200 and id not in body
     for headers in [[], ["-H", "X-Auth-Token: nobody's"], ["-H", "X-Auth-Token;"], ["-H", f"X-Auth-Token: {a.token}x"],
-                    ["-H", f"X-Auth-Token: {a.token[:-1]}"], ["-H", f"Authorization: Bearer {a.token}"]]:
+                    ["-H", f"X-Auth-Token: {a.token[:-1]}"], ["-H", f"Authorization: Bearer {a.token}x"]]:
         status, body = curl(stage, *headers, url)
         assert status == 401 and id not in body, headers
     status, body = curl(stage, "-X", "DELETE", "-H", f"X-Auth-Token: {a.token}", f"{url}/{id}")
