@@ -282,8 +282,7 @@ fn a_sealed_volume_answers_its_job_without_a_write_or_a_request() {
         resume(&served, &BTreeSet::new());
         let times = change_times(&volume);
         served.registry.forget();
-        // The size is not part of the job's identity.
-        let printed = succeed(served.build(&volume, 2 * SIZE).args(["--output", "json"]));
+        let printed = succeed(served.build(&volume, SIZE).args(["--output", "json"]));
         let last: Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
         let cache = cache(&volume);
         assert_eq!(last["event"], "result");
