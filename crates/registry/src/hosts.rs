@@ -288,7 +288,6 @@ mod tests {
         let host = Host {
             server: Server { plain_http: Some(true), ..Server::default() },
             mirrors: vec![mirror("https://all.io/x", None, false), mirror("team.io", Some("team"), true)],
-            ..Host::default()
         };
         let hosts = Hosts { registries: BTreeMap::from([("r.io".to_owned(), host)]), certs_d: vec![] };
         assert_eq!(
