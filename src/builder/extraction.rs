@@ -287,7 +287,8 @@ async fn from_pipe(
     Ok(ReadyLayer { staging, extracted, blob: blob.clone() })
 }
 
-/// Extracts one layer into a new staging directory, which is removed if this fails.
+/// Extracts one layer into a new staging directory. If this fails, the directory is removed, on disks by the
+/// next run.
 pub(super) fn run<S: ChunkSource>(
     shared: &Shared,
     decoder: Decoder<S>,

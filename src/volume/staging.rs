@@ -22,6 +22,7 @@ pub struct Staging {
     name: String,
     dir: Dir,
     account: Arc<Account>,
+    /// `true` if the directory must stay when this value is dropped.
     placed: bool,
 }
 

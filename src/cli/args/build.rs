@@ -99,10 +99,9 @@ pub(in crate::cli) struct BuildOptions {
     /// Maximum size of the volume, for example 20GiB, or auto. Required by build, unless the job sets it
     /// [default of import: ten times the compressed images]
     ///
-    /// `auto` is three times the compressed images, rounded up to MiB, at least 16 MiB. The command prints
-    /// it.
-    /// The images are resolved once more for that. For `import`, `auto` is the default. A sealed volume
-    /// keeps its size.
+    /// `auto` is three times the compressed images, rounded up to MiB, at least 16 MiB, for `import` ten
+    /// times. The command prints it. The images are resolved once more for that. A sealed volume keeps its
+    /// size.
     #[arg(long, value_name = "SIZE", value_parser = values::volume_size, help_heading = VOLUME)]
     pub(in crate::cli) size: Option<VolumeSize>,
     /// Start over: delete everything on the volume first, whatever job it belongs to

@@ -67,7 +67,7 @@ pub(super) fn without_parameters(content_type: &str) -> String {
     essence.trim().to_ascii_lowercase()
 }
 
-/// The properties that the media type of a layer states. The decoder uses magic bytes, and compares.
+/// The properties that the media type of a layer states. The decoder uses only magic bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerMediaType {
     /// Compression stated by the media type.
