@@ -15,7 +15,7 @@ const MISSING: &str = "the volume of this image cache is missing: the cache beco
                        again; otherwise, delete the cache and order it again";
 
 impl Janitor {
-    /// Makes an Available cache Unavailable if its volume is missing. Returns `false` if the volume is missing.
+    /// Makes an Available cache Unavailable if its volume is missing. Returns `true` if it is present.
     pub(in crate::caches::service) async fn check_present(
         &self,
         record: &Record,
