@@ -70,7 +70,7 @@ pub fn main() -> ExitCode {
     // Tests wait more than they compute.
     if arguments.test_threads.is_none() && env::var_os("RUST_TEST_THREADS").is_none() {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        arguments.test_threads = Some(processors + processors.div_ceil(2));
+        arguments.test_threads = Some(2 * processors);
     }
     let mut trials: Vec<Trial> = cases()
         .filter(|case| !case.is_hidden)
