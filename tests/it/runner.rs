@@ -191,14 +191,19 @@ fn until(ready: impl Fn() -> bool) {
     }
 }
 
-/// Returns the `larder` process with the volume on its command line.
+/// Returns the builder of the volume: the `larder` process that this process started with the volume on its
+/// command line. Its children, and those of a killed builder that are about to end, have the same arguments.
 fn process_of(volume: &Path) -> Option<Pid> {
     let volume = volume.to_str().unwrap();
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let pid = pids.find(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.starts_with(b"larder\0") && String::from_utf8_lossy(&line).contains(volume)
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let parent = format!("PPid:\t{}\n", std::process::id());
+        line.starts_with(b"larder\0")
+            && String::from_utf8_lossy(&line).contains(volume)
+            && status.contains(&parent)
     });
     pid.map(Pid::from_raw)
 }
