@@ -45,7 +45,7 @@ use std::process::ExitCode;
 use clap::FromArgMatches as _;
 
 use crate::config::{Config, ConfigError};
-use crate::telemetry::{self, Console};
+use crate::telemetry::{self, Console, Destination};
 use args::internal::NAME;
 use args::{Cli, Command, ConfigAction, Global};
 use exit::USAGE;
@@ -98,7 +98,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
             return exit::fail(console, class, &error.to_string());
         }
     };
-    let logs = match start_logs(&cli.global, &config, console) {
+    let logs = match start_logs(&cli.global, &config, cli.command.log_destination(), console) {
         Ok(logs) => logs,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
@@ -150,13 +150,18 @@ fn load_config(path: Option<&Path>, default: Option<&Path>) -> Result<Config, Co
 }
 
 /// Starts logging. A flag takes precedence over a variable, and a variable over the file.
-fn start_logs(global: &Global, config: &Config, console: &Console) -> Result<serve::Logs, UsageError> {
+fn start_logs(
+    global: &Global,
+    config: &Config,
+    destination: Destination,
+    console: &Console,
+) -> Result<serve::Logs, UsageError> {
     let level = match (&global.log_level, std::env::var(telemetry::LEVEL_VARIABLE)) {
         (Some(level), _) => level.clone(),
         (None, Ok(level)) if !level.is_empty() => level.parse()?,
         _ => config.log.level.into(),
     };
     let format = global.log_format.unwrap_or(config.log.format);
-    telemetry::init(&level, format, console);
+    telemetry::init(&level, format, destination, console);
     Ok(serve::Logs { level: level.to_string(), format })
 }

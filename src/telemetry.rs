@@ -65,10 +65,21 @@ impl FromStr for Level {
     }
 }
 
-/// Starts logging to `console`. A second call in the same process has no effect.
-pub fn init(level: &Level, format: Format, console: &Console) {
+/// The destination of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard error.
+    Console,
+    /// The systemd journal if standard error is connected to it, else standard error. Only for services: a
+    /// process that reads layers needs no socket of the journal.
+    Journal,
+}
+
+/// Starts logging. A second call in the same process has no effect.
+pub fn init(level: &Level, format: Format, destination: Destination, console: &Console) {
     let filter = level.0.parse::<EnvFilter>().unwrap_or_default();
-    if format == Format::Text
+    if destination == Destination::Journal
+        && format == Format::Text
         && journal::is_stderr()
         && let Ok(journal) = Journal::connect(console)
     {

@@ -5,6 +5,8 @@
 
 #[path = "files/found.rs"]
 mod found;
+#[path = "files/monitors.rs"]
+mod monitors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -39,6 +41,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use monitors::{PodMonitor, PrometheusRule, ServiceMonitor};
+
 /// Namespaces of agents, and of the objects that they create.
 const NODES: [&str; 2] = ["larder-nodes", "larder-volumes"];
 
@@ -65,95 +69,6 @@ struct Generator {
     name: String,
     namespace: String,
     files: Vec<String>,
-}
-
-/// The fields of a ServiceMonitor of the Prometheus operator (monitoring.coreos.com/v1) that the shipped one
-/// uses.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct ServiceMonitor {
-    api_version: String,
-    kind: String,
-    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    spec: Monitored,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Monitored {
-    selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
-    endpoints: Vec<Endpoint>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Endpoint {
-    port: String,
-    path: String,
-    scheme: String,
-    authorization: Authorization,
-    tls_config: Tls,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Authorization {
-    credentials: k8s_openapi::api::core::v1::SecretKeySelector,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Tls {
-    server_name: String,
-    ca: Authority,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Authority {
-    secret: k8s_openapi::api::core::v1::SecretKeySelector,
-}
-
-/// The fields of a PodMonitor that the shipped one uses.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct PodMonitor {
-    api_version: String,
-    kind: String,
-    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    spec: MonitoredPods,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct MonitoredPods {
-    selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
-    namespace_selector: MonitoredNamespaces,
-    pod_metrics_endpoints: Vec<PodEndpoint>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct MonitoredNamespaces {
-    match_names: Vec<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PodEndpoint {
-    port: String,
-    path: String,
-    scheme: String,
-}
-
-/// The fields of a PrometheusRule that the shipped one uses. `promtool` checks the rules themselves.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct PrometheusRule {
-    api_version: String,
-    kind: String,
-    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    spec: Value,
 }
 
 /// A document and its file.

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::log::Format;
-use crate::telemetry::Level;
+use crate::telemetry::{Destination, Level};
 
 pub(super) use bench::BenchKind;
 use build::{BUILD_EXAMPLES, BUILD_USAGE};
@@ -228,6 +228,14 @@ pub(super) enum Command {
 }
 
 impl Command {
+    /// Returns the destination of the log: the journal for services.
+    pub(super) fn log_destination(&self) -> Destination {
+        match self {
+            Command::Serve | Command::Snapshotter(_) | Command::Node(_) => Destination::Journal,
+            _ => Destination::Console,
+        }
+    }
+
     /// Returns `true` if the command reads the default configuration file.
     pub(super) fn reads_configuration(&self) -> bool {
         !matches!(

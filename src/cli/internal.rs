@@ -10,7 +10,7 @@ use super::args::internal::{BuildChildArgs, InternalCli, InternalCommand};
 use super::args::{Cli, Command, Global};
 use super::{CONFIG_FILE, build_child, exit, load_config, start_logs, verify};
 use crate::config::Config;
-use crate::telemetry::Console;
+use crate::telemetry::{Console, Destination};
 use larder_model::class::Class;
 use larder_sys::process;
 
@@ -55,7 +55,7 @@ fn run_build_child(mut child: BuildChildArgs, console: &Console) -> u8 {
 fn set_up(global: &Global, console: &Console) -> Result<Config, u8> {
     let config = load_config(global.config.as_deref(), Some(Path::new(CONFIG_FILE)))
         .map_err(|error| exit::fail(console, error.class(), &error.to_string()))?;
-    start_logs(global, &config, console)
+    start_logs(global, &config, Destination::Console, console)
         .map_err(|error| exit::fail(console, error.class(), &error.to_string()))?;
     Ok(config)
 }

@@ -248,7 +248,7 @@ pub struct Explanation {
     pub operation: String,
     /// Host and its reason.
     pub reason: String,
-    /// Action that can help, for the user.
+    /// Remedy, as an instruction to the user.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hint: Option<String>,
     /// Mirrors that were tried before, each with its reason.

@@ -53,15 +53,7 @@ mod tests {
         Outcome {
             status: if exit_code == 0 { Status::Ok } else { Status::Failed },
             exit_code,
-            message: String::new(),
-            class: None,
-            failures: Vec::new(),
-            images: Vec::new(),
-            digest: None,
-            totals: None,
-            already_sealed: false,
-            elapsed_ms: 0,
-            truncated: false,
+            ..Outcome::succeeded("")
         }
     }
 

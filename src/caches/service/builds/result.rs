@@ -220,19 +220,7 @@ mod tests {
     }
 
     fn failed(class: Option<Class>) -> Outcome {
-        Outcome {
-            status: BuildStatus::Failed,
-            exit_code: 1,
-            message: "why".into(),
-            class,
-            failures: Vec::new(),
-            images: Vec::new(),
-            digest: None,
-            totals: None,
-            already_sealed: false,
-            elapsed_ms: 0,
-            truncated: false,
-        }
+        Outcome { status: BuildStatus::Failed, exit_code: 1, class, ..Outcome::succeeded("why") }
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Janitor {
         Ok(blockers)
     }
 
-    /// Records once, for the tenant, why a deletion is delayed.
+    /// Records the reason for a delayed deletion, which the tenant can read. Does not record it twice.
     async fn record_in_use(&self, record: &Record) -> Result<(), StoreError> {
         const MESSAGE: &str = "the volume is in use: it is deleted when its last user releases it";
         if record.message.as_deref() == Some(MESSAGE) {
