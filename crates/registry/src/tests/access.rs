@@ -186,9 +186,9 @@ async fn tls_is_spoken_as_configured() {
     let server = fake::Registry::start().await;
     let tls = |ca: &[&str]| hosts::Tls { ca: ca.iter().map(Into::into).collect(), ..hosts::Tls::default() };
     for (tls, class, expected) in [
-        (tls(&[]), Class::Transient, "again later"),
+        (tls(&[]), Class::Invalid, "does not support TLS"),
         (tls(&["/nonexistent/ca.pem"]), Class::Invalid, "/nonexistent/ca.pem"),
-        (hosts::Tls { skip_verify: true, ..hosts::Tls::default() }, Class::Transient, "again later"),
+        (hosts::Tls { skip_verify: true, ..hosts::Tls::default() }, Class::Invalid, "does not support TLS"),
     ] {
         let mut options = fast();
         let url = format!("https://{}", server.host());
