@@ -10,6 +10,8 @@
 //! |---|---|---|
 //! | `/v5/imagecaches` | GET POST | a tenant |
 //! | `/v5/imagecaches/{id}` | GET DELETE | a tenant |
+//! | `/larder/v1/caches` | GET | a tenant; with `tenants=all` the tenant `admin` |
+//! | `/larder/v1/host` | GET | the tenant `admin` |
 //! | `/larder/v1/caches/{id}` | GET | a tenant |
 //! | `/larder/v1/caches/{id}/events` | GET | a tenant |
 //! | `/larder/v1/caches/{id}/cancel`, `…/refresh` | POST | a tenant |

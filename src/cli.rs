@@ -5,6 +5,7 @@
 
 mod args;
 mod attach;
+mod attached;
 mod bench;
 mod build;
 mod build_child;
@@ -34,7 +35,9 @@ mod sandbox;
 mod serve;
 mod signals;
 mod snapshotter;
+mod status;
 mod supervisor;
+mod table;
 mod usage;
 mod verify;
 
@@ -110,6 +113,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
             let reload: serve::Reload = Box::new(move || load_config(path.as_deref(), default));
             serve::run(&config, &reload, logs, console)
         }
+        Command::Ls(args) => status::run(&args, &config, console),
         Command::Cache(args) => cache::run(args, console),
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
@@ -128,7 +132,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Explain(args) => explain::run(&args, console),
         Command::Completions { shell } => completions::completions(shell, console),
         Command::Man { dir } => completions::man(&dir, console),
-        Command::Version { json } => config::version(json, console),
+        Command::Version { output } => config::version(output.is_json(), console),
         Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),

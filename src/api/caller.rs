@@ -23,6 +23,7 @@ use super::listen::standing::ConnectionState;
 use super::query::Query;
 use crate::caches::error::Error;
 use crate::caches::store::IdempotencyKey;
+use crate::config::tenant::ADMIN;
 use larder_model::digest::hex;
 use larder_model::image_cache::{CacheId, TenantName};
 
@@ -221,6 +222,14 @@ impl Caller {
     /// Returns `true` if the request can start something ([`may_begin`]).
     pub(super) fn may_begin(&self, app: &App) -> Result<bool, Problem> {
         may_begin(app, &self.tenant, self.stamp)
+    }
+
+    /// Refuses a request of a tenant other than `admin`.
+    pub(super) fn must_be_admin(&self) -> Result<(), Problem> {
+        if self.tenant.as_str() == ADMIN {
+            return Ok(());
+        }
+        Err(Problem::new(Code::Forbidden, "only the tenant admin can read this"))
     }
 
     /// Refuses a request that starts something if its signature might have been used before.

@@ -13,8 +13,8 @@ use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::errors::Envelope;
-use super::wire::beyond::{Detailed, Health, Match, Matched, Planned, Snapshots};
-use super::wire::order::CreateRequest;
+use super::wire::beyond::{Detailed, Health, Host, Listed, Match, Matched, Overviews, Planned, Snapshots};
+use super::wire::order::{CreateRequest, PlanRequest};
 use super::wire::{BuildingConfig, ImageCache, Many, One};
 use super::{health, import, routes, sse};
 
@@ -29,6 +29,8 @@ use super::{health, import, routes, sse};
         routes::list,
         routes::show,
         routes::remove,
+        routes::overview,
+        routes::host,
         routes::details,
         sse::events,
         routes::cancel,
@@ -43,8 +45,8 @@ use super::{health, import, routes, sse};
         document
     ),
     components(schemas(
-        Envelope, CreateRequest, BuildingConfig, ImageCache, One, Many, Detailed, Match, Matched, Planned,
-        Snapshots, Health
+        Envelope, CreateRequest, PlanRequest, BuildingConfig, ImageCache, One, Many, Detailed, Match, Matched, Planned,
+        Snapshots, Health, Host, Listed, Overviews
     )),
     modifiers(&Errors)
 )]

@@ -13,6 +13,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v5/imagecaches", get(routes::list).post(routes::create))
         .route("/v5/imagecaches/{id}", get(routes::show).delete(routes::remove))
+        .route("/larder/v1/caches", get(routes::overview))
+        .route("/larder/v1/host", get(routes::host))
         .route("/larder/v1/caches/{id}", get(routes::details))
         .route("/larder/v1/caches/{id}/events", get(sse::events))
         .route("/larder/v1/caches/{id}/cancel", post(routes::cancel))

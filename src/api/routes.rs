@@ -11,9 +11,12 @@ use axum::response::Response;
 use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
-use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
-use super::wire::order::CreateRequest;
+use super::wire::beyond::{Detailed, Host, Listed, Matched, Overviews, Planned, Snapshots};
+use super::wire::order::{CreateRequest, PlanRequest};
 use super::wire::{ImageCache, Many, One};
+use crate::caches::record::Record;
+use crate::caches::service::Whose;
+use crate::version::VERSION;
 use larder_model::image_cache::spec::MAX_IMAGES;
 use larder_model::reference::ImageReference;
 
@@ -69,13 +72,47 @@ pub(super) async fn remove(State(app): State<Arc<App>>, caller: Caller) -> Accep
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
 
+/// Lists image caches with their builds, space and attachments.
+#[utoipa::path(get, path = "/larder/v1/caches", operation_id = "ListOverviews", tag = "larder",
+    params(("name" = Option<String>, Query, description = "Only image caches with exactly this name"),
+        ("tenants" = Option<String>, Query, description = "`all` lists those of all tenants, for the tenant `admin`"),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
+    responses((status = 200, description = "Oldest first", body = Overviews),
+        (status = 304, description = "Unchanged since the answer with this ETag")))]
+pub(super) async fn overview(State(app): State<Arc<App>>, caller: Caller) -> Result<Response, Problem> {
+    let whose = match caller.query.one("tenants")? {
+        None => Whose::Own(&caller.tenant),
+        Some("all") => {
+            caller.must_be_admin()?;
+            Whose::All
+        }
+        Some(_) => return Err(Problem::invalid("query: tenants: want all, or nothing for your own")),
+    };
+    let list = |record: &Record, overview| Listed { image_cache: record.into(), overview };
+    let mut image_caches = app.parts.service.overview(whose, list).await?;
+    if let Some(name) = caller.query.one("name")? {
+        image_caches.retain(|listed| listed.image_cache.name.as_str() == name);
+    }
+    caller.tagged(&Overviews { image_caches })
+}
+
+/// Returns the space of the host and the number of builds.
+#[utoipa::path(get, path = "/larder/v1/host", operation_id = "ShowHost", tag = "larder",
+    responses((status = 200, description = "For the tenant `admin`", body = Host)))]
+pub(super) async fn host(State(app): State<Arc<App>>, caller: Caller) -> Answer<Host> {
+    caller.must_be_admin()?;
+    Ok(Json(Host { version: VERSION.version.to_owned(), host: app.parts.service.host().await? }))
+}
+
 /// Returns all details of an image cache.
 #[utoipa::path(get, path = "/larder/v1/caches/{id}", operation_id = "ShowDetails", tag = "larder",
     params(("id" = uuid::Uuid, Path)),
     responses((status = 200, description = "The vendor's object and the details", body = Detailed)))]
 pub(super) async fn details(State(app): State<Arc<App>>, caller: Caller) -> Answer<Detailed> {
-    let (record, details) = app.parts.service.details(&caller.tenant, caller.cache()?).await?;
-    Ok(Json(Detailed { image_cache: record.into(), details }))
+    let service = &app.parts.service;
+    let (record, details) = service.details(&caller.tenant, caller.cache()?).await?;
+    let overview = service.overview_of(&caller.tenant, &record).await?;
+    Ok(Json(Detailed { image_cache: record.into(), details, overview }))
 }
 
 /// Cancels the build or the refresh of an image cache.
@@ -124,9 +161,9 @@ pub(super) async fn find(State(app): State<Arc<App>>, caller: Caller) -> Answer<
 
 /// Reports what a create would fetch and whether it fits. Nothing is stored.
 #[utoipa::path(post, path = "/larder/v1/plan", operation_id = "PlanImageCache", tag = "larder",
-    request_body = CreateRequest, responses((status = 200, description = "The plan", body = Planned)))]
+    request_body = PlanRequest, responses((status = 200, description = "The plan", body = Planned)))]
 pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<Planned> {
-    let spec = CreateRequest::parse(caller.json()?)?.into_spec()?;
+    let spec = CreateRequest::parse_plan(caller.json()?)?.into_spec()?;
     let _share = app.plans.take(&caller.tenant).ok_or_else(|| {
         Problem::new(Code::TooMany, "this tenant has reached its maximum number of concurrent plans")
             .retry_after(PLAN_PAUSE)

@@ -111,12 +111,15 @@ pub struct Work {
     /// The external condition that the build waits for. `None` if it is not waiting.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub waiting: Option<String>,
+    /// The error of the last attempt. `None` if none has failed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_error: Option<String>,
 }
 
 impl Work {
     /// Creates the work on a volume, before the first attempt.
     pub fn new(generation: u32) -> Self {
-        Work { generation, attempts: 0, waiting: None }
+        Work { generation, attempts: 0, waiting: None, last_error: None }
     }
 }
 

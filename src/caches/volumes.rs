@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::attachments::AttachmentError;
+use super::attachments::{Attachment, AttachmentError};
 use super::imports::Imports;
 use super::record::{ClusterSnapshot, Record};
 use crate::builder::share;
@@ -60,6 +60,18 @@ pub trait Volumes: fmt::Debug + Send + Sync {
         Box::pin(async { Ok(None) })
     }
 
+    /// Lists the volumes that are attached to this host. Empty in a cluster, where the nodes' agents attach
+    /// snapshots.
+    fn attached(&self) -> BoxFuture<'_, Result<Vec<AttachedVolume>, StateError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Returns the free space of the file system that contains the volumes, bytes. `None` in a cluster, where
+    /// each volume has a disk of its own.
+    fn free_bytes(&self) -> Result<Option<u64>, StateError> {
+        Ok(None)
+    }
+
     /// Starts to delete discarded volumes in the background; `discarded` is `true` if there are new ones.
     /// This takes time, so deletions, starts and stops do not wait for it. The next start continues an
     /// interrupted deletion.
@@ -76,6 +88,15 @@ pub struct BuildDirs {
     pub volume: PathBuf,
     /// Directory that builders of the tenant share (`larder build --share`).
     pub share: PathBuf,
+}
+
+/// A volume that is attached to this host.
+#[derive(Clone, Debug)]
+pub struct AttachedVolume {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Where and since when it is attached.
+    pub attachment: Attachment,
 }
 
 /// The description of a sealed volume.

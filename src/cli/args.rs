@@ -7,6 +7,7 @@ mod import;
 pub(super) mod internal;
 mod key;
 mod node;
+mod output;
 pub(in crate::cli) mod values;
 mod volume;
 
@@ -20,13 +21,14 @@ use crate::telemetry::{Destination, Level};
 pub(super) use bench::BenchKind;
 use build::{BUILD_EXAMPLES, BUILD_USAGE};
 pub(super) use build::{BuildArgs, BuildOptions, CredentialArgs, DiskArgs, HostArgs, LayerArgs};
-pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CreateArgs};
+pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CreateArgs, PlanArgs, StatusArgs};
 use import::IMPORT_EXAMPLES;
 pub(super) use import::ImportArgs;
 pub(super) use key::KeyAction;
 pub(super) use node::{
     AgentArgs, AttachArgs, DetachArgs, MatchArgs, NodeRole, PreloadArgs, SnapshotterArgs, SourceArgs,
 };
+pub(super) use output::{ListFormat, ListOutputArgs, OutputArgs};
 use volume::EXPORT_EXAMPLES;
 pub(super) use volume::{ExportArgs, InspectArgs, MountArgs, PrefetchArgs, UmountArgs, VerifyArgs};
 
@@ -99,6 +101,12 @@ pub(super) enum Command {
     /// Reads the whole configuration (`larder config show`). SIGHUP reloads it. SIGTERM stops the daemon;
     /// unfinished builds resume on the next start. Exits with 73 if another daemon uses the state directory.
     Serve,
+    /// List the image caches of this host, the attached volumes and the space
+    ///
+    /// Root sees the image caches of all tenants, others those of their own. Without a daemon, only the
+    /// attached volumes are listed.
+    #[command(visible_alias = "status", after_help = cache::STATUS_EXAMPLES)]
+    Ls(StatusArgs),
     /// Manage the daemon's image caches
     #[command(after_help = cache::EXAMPLES)]
     Cache(CacheArgs),
@@ -215,9 +223,8 @@ pub(super) enum Command {
     },
     /// Print the version, commit, compiler and features of this program
     Version {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Check or show the configuration
     Config {

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
+use serde_json::json;
 
 use super::args::{AttachArgs, DetachArgs};
 use super::output::stdout;
 use super::usage::UsageError;
-use super::{cache, exit, matching, merge};
+use super::{attached, cache, exit, matching, merge};
 use crate::api::wire::beyond::Snapshots;
 use crate::blocking;
 use crate::caches::attachments::Attachments;
@@ -23,6 +24,7 @@ use crate::node::snapshotter;
 use crate::telemetry::Console;
 use crate::volume::proofs::Proofs;
 use larder_model::class::Class;
+use larder_model::digest::Digest;
 use larder_model::runtime::Containerd;
 use larder_model::trust::Trust;
 
@@ -74,19 +76,39 @@ const STATE: &str = "LARDER_STATE__DIR";
 
 /// Runs `attach` and returns its exit code.
 pub(super) fn attach(args: AttachArgs, config_file: Option<&Path>, config: &Config, console: &Console) -> u8 {
-    match attached(args, config_file, config, console) {
-        Ok(text) => stdout::print(console, &text),
+    let as_json = args.output.is_json();
+    if args.list {
+        return attached::run(as_json, config, console);
+    }
+    match attach_volume(args, config_file, config, console) {
+        Ok(Attached::Planned(plan)) if as_json => {
+            let steps: Vec<&str> = plan.lines().collect();
+            stdout::print_json(console, &json!({"dry_run": true, "steps": steps}))
+        }
+        Ok(Attached::Planned(plan)) => stdout::print(console, &plan),
+        Ok(Attached::Done { at, volume, digest }) if as_json => {
+            stdout::print_json(console, &json!({"at": at, "volume": volume, "digest": digest}))
+        }
+        Ok(Attached::Done { at, .. }) => stdout::print(console, &format!("{}\n", at.display())),
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     }
 }
 
-/// Attaches the volume and returns the text for standard output.
-fn attached(
+/// The result of an attach.
+enum Attached {
+    /// A dry run: the steps as text.
+    Planned(String),
+    /// The volume is attached.
+    Done { at: PathBuf, volume: PathBuf, digest: Digest },
+}
+
+/// Attaches the volume, or only plans to.
+fn attach_volume(
     args: AttachArgs,
     config_file: Option<&Path>,
     config: &Config,
     console: &Console,
-) -> Result<String, Error> {
+) -> Result<Attached, Error> {
     let order = AttachOptions {
         volume: wanted(&args, config, console)?,
         at: args.at.clone(),
@@ -105,16 +127,20 @@ fn attached(
     let plan = Plan::make(&order, &host(&args.node_root, config))?;
     access::check_blocking(args.access, plan.content(), &merge::registry(args.credentials, config)?, config)?;
     if args.dry_run {
-        return Ok(plan.to_string());
+        return Ok(Attached::Planned(plan.to_string()));
     }
     for note in plan.notes() {
         console.print(&format!("note: {note}\n"));
     }
-    let at = plan.at().to_owned();
+    let done = Attached::Done {
+        at: plan.at().to_owned(),
+        volume: plan.volume().to_owned(),
+        digest: plan.cache().clone(),
+    };
     for skipped in plan.carry_out()?.iter().flat_map(|report| report.skipped()) {
         console.print(&format!("warning: {skipped}\n"));
     }
-    Ok(format!("{}\n", at.display()))
+    Ok(done)
 }
 
 /// Runs `detach` and returns its exit code.
@@ -129,6 +155,10 @@ pub(super) fn detach(args: &DetachArgs, config: &Config, console: &Console) -> u
     };
     match done() {
         Ok(detached) => {
+            if args.output.is_json() {
+                let document = json!({"at": detached.at, "notes": detached.notes});
+                return stdout::print_json(console, &document);
+            }
             detached.notes.iter().for_each(|note| console.print(&format!("note: {note}\n")));
             0
         }

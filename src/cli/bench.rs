@@ -24,7 +24,7 @@ use larder_model::size::ByteSize;
 /// Runs the command and returns its exit code.
 pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
     let (kind, dir, args) = kind.into_order();
-    let output = args.options.output;
+    let output = args.options.output.format();
     let order = match merge::build_request(args, None, &config, merge::Purpose::Plan) {
         Ok(order) => order,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),

@@ -34,7 +34,7 @@ use larder_sys::confine::{Confined, Confinement};
 /// Does the task of `child`, with the flags of its supervisor, and returns the exit code.
 pub(super) fn run(mut args: BuildArgs, child: BuildChildArgs, config: Config, console: &Console) -> u8 {
     // The remaining arguments only concern the supervisor.
-    args.options.output = Output::Json;
+    args.options.output = Output::Json.into();
     args.options.result_file = None;
     args.die_with_parent = Some(Some(child.supervisor));
     let fail = |class, message: String| refuse(None, Display::CHILD, class, &message, console);

@@ -2,20 +2,23 @@
 
 mod follow;
 mod import;
+pub(super) mod list;
 mod table;
 
 use std::path::Path;
 use std::time::Duration;
 
+use chrono::Utc;
 use reqwest::Method;
 use serde::de::DeserializeOwned;
 
-use super::args::{CacheArgs, CacheCommand, CreateArgs};
+use super::args::{CacheArgs, CacheCommand, CreateArgs, ListFormat, PlanArgs};
 use super::exit;
 use super::output::stdout;
+use super::table as tables;
 use super::usage::UsageError;
 use crate::api::wire::beyond::Matched;
-use crate::api::wire::order::CreateRequest;
+use crate::api::wire::order::{CreateRequest, PlanRequest};
 use crate::api::wire::{BuildingConfig, Many, One};
 use crate::blocking;
 use crate::client::address::{self, Address};
@@ -26,6 +29,7 @@ use follow::Wanted;
 use larder_model::class::Class;
 use larder_model::image_cache::CacheId;
 use larder_model::reference::ImageReference;
+use list::Scope;
 
 /// The errors of `larder cache`.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +69,8 @@ pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };
     let done = runtime.block_on(Box::pin(async {
-        let client = connect(args.host.as_ref(), args.ca.as_deref())?;
-        Session { client, as_json: args.json, console }.run(&args.command).await
+        let client = connect(args.daemon.host.as_ref(), args.daemon.ca.as_deref())?;
+        Session { client, format: args.output.format(), console }.run(&args.command).await
     }));
     runtime.shutdown_background();
     match done {
@@ -78,7 +82,7 @@ pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
 /// A connection to the daemon, and the format of its answers.
 struct Session<'a> {
     client: Client,
-    as_json: bool,
+    format: ListFormat,
     console: &'a Console,
 }
 
@@ -100,7 +104,7 @@ impl Session<'_> {
             CacheCommand::Wait { caches, timeout } => self.wait(caches, *timeout).await,
             CacheCommand::Events { cache } => {
                 let id = resolve(&self.client, cache).await?;
-                follow::print(&self.client, id, self.as_json, self.console).await?;
+                follow::print(&self.client, id, self.format == ListFormat::Json, self.console).await?;
                 Ok(String::new())
             }
             CacheCommand::Refresh { cache, wait } => {
@@ -116,8 +120,8 @@ impl Session<'_> {
                 self.format(&answer, table::one)
             }
             CacheCommand::Match { images } => self.find(images).await,
-            CacheCommand::Plan { order } => {
-                let request = Request::new(Method::POST, "/larder/v1/plan").with_body(&order.body())?;
+            CacheCommand::Plan(plan) => {
+                let request = Request::new(Method::POST, "/larder/v1/plan").with_body(&plan.body())?;
                 self.format(&self.client.call(request).await?, table::plan)
             }
         }
@@ -125,7 +129,10 @@ impl Session<'_> {
 
     /// Formats an answer as JSON, or as `text` does. The JSON has all fields that the daemon sent.
     fn format<T: DeserializeOwned>(&self, answer: &Answer, text: fn(&T) -> String) -> Result<String, Error> {
-        if self.as_json { Ok(format!("{answer}\n")) } else { Ok(text(&answer.read()?)) }
+        match self.format {
+            ListFormat::Json => Ok(format!("{answer}\n")),
+            _ => Ok(text(&answer.read()?)),
+        }
     }
 
     /// Sends a request for the cache with the ID or name `cache`.
@@ -157,9 +164,14 @@ impl Session<'_> {
     }
 
     async fn list(&self, name: Option<&str>) -> Result<String, Error> {
-        let query: Vec<(&str, &str)> = name.iter().map(|name| ("name", *name)).collect();
-        let request = Request { query: &query, ..Request::new(Method::GET, "/v5/imagecaches") };
-        self.format(&self.client.call(request).await?, table::list)
+        let answer = list::request(&self.client, Scope::Own, name).await?;
+        match self.format {
+            ListFormat::Json => Ok(format!("{answer}\n")),
+            ListFormat::Name => Ok(list::names(&answer.read()?)),
+            format => {
+                Ok(list::table(&answer.read()?, format, Scope::Own, Utc::now(), tables::terminal_width()))
+            }
+        }
     }
 
     async fn remove(&self, caches: &[String], wait: bool) -> Result<String, Error> {
@@ -231,14 +243,29 @@ impl CreateArgs {
     fn body(&self) -> CreateRequest {
         CreateRequest {
             name: self.name.to_string(),
-            images: self.images.iter().map(|image| image.given().to_owned()).collect(),
-            image_cache_size: self.size,
+            images: self.content.images(),
+            image_cache_size: self.content.size,
             retention_days: self.retention_days,
-            building_config: BuildingConfig {
-                cluster: self.cluster.clone(),
-                image_pull_secrets: self.pull_secrets.clone(),
-            },
+            building_config: self.content.building_config(),
         }
+    }
+}
+
+impl PlanArgs {
+    fn body(&self) -> PlanRequest {
+        PlanRequest {
+            images: self.images(),
+            image_cache_size: self.size,
+            building_config: self.building_config(),
+        }
+    }
+
+    fn images(&self) -> Vec<String> {
+        self.images.iter().map(|image| image.given().to_owned()).collect()
+    }
+
+    fn building_config(&self) -> BuildingConfig {
+        BuildingConfig { cluster: self.cluster.clone(), image_pull_secrets: self.pull_secrets.clone() }
     }
 }
 

@@ -141,7 +141,7 @@ fn report_result(
     elapsed: Duration,
     console: &Console,
 ) -> u8 {
-    let text = match args.output {
+    let text = match args.output.format() {
         Output::Text => text(&args.out, report, elapsed),
         Output::Json => {
             let elapsed_ms = milliseconds(elapsed);

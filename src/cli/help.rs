@@ -12,7 +12,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
         "Build",
         &["build", "plan", "import", "export", "verify", "inspect", "mount", "umount", "prefetch", "bench"],
     ),
-    ("Daemon", &["serve", "cache"]),
+    ("Daemon", &["serve", "ls", "cache"]),
     ("Node", &["match", "attach", "detach", "preload", "snapshotter", "node"]),
     ("Keys", &["key"]),
     ("Other", &["config", "explain", "completions", "version"]),

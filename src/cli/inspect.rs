@@ -47,7 +47,7 @@ pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
         Ok(placement) => placement,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let text = if args.json {
+    let text = if args.output.is_json() {
         // The digest covers compact JSON in field order, so `cache.json` is printed exactly as on the volume,
         // without the added fields.
         let document =

@@ -53,7 +53,7 @@ pub(super) fn run(args: &MatchArgs, config: &Config, console: &Console) -> u8 {
         Ok(found) => found,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let shown = match (&found, args.json) {
+    let shown = match (&found, args.output.is_json()) {
         (_, true) => {
             stdout::print(console, &format!("{:#}\n", json!({"match": found.as_ref().map(document)})))
         }

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use serde_json::json;
+
 use super::args::PrefetchArgs;
 use super::output::stdout;
 use super::{exit, sandbox};
@@ -26,6 +28,11 @@ pub(super) fn run(args: PrefetchArgs, console: &Console) -> u8 {
         Ok(totals) => totals,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
+    if args.output.is_json() {
+        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let document = json!({"files": totals.files, "bytes": totals.bytes, "elapsed_ms": elapsed_ms});
+        return stdout::print_json(console, &document);
+    }
     let (files, bytes, seconds) = (totals.files, ByteSize(totals.bytes), began.elapsed().as_secs_f64());
     stdout::print(console, &format!("{files} files, {bytes} in {seconds:.3} s\n"))
 }

@@ -1,5 +1,7 @@
 //! `larder preload`: registers the images of an attached volume in containerd, without a registry.
 
+use serde_json::json;
+
 use super::args::PreloadArgs;
 use super::exit;
 use super::output::stdout;
@@ -23,6 +25,9 @@ pub(super) fn run(args: &PreloadArgs, console: &Console) -> u8 {
         }
     });
     match done {
+        Ok(report) if args.output.is_json() => {
+            stdout::print_json(console, &json!({"images": report.records}))
+        }
         Ok(report) => stdout::print(console, &report.to_string()),
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     }

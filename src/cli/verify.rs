@@ -1,5 +1,7 @@
 //! `larder verify`: verifies the contents of a volume.
 
+use serde_json::json;
+
 use super::args::VerifyArgs;
 use super::args::internal::VerifyChildArgs;
 use super::output::stdout;
@@ -38,6 +40,19 @@ pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
     if let Some(expected) = args.digest.as_ref().filter(|expected| **expected != report.digest) {
         let message = format!("the volume contains the cache {}, not {expected}", report.digest);
         return exit::fail(console, Class::Corrupt, &message);
+    }
+    if args.output.is_json() {
+        let document = json!({
+            "volume": args.volume.display().to_string(),
+            "digest": report.digest,
+            "images": report.images,
+            "layers": report.layers,
+            "entries": report.entries,
+            "bytes": report.bytes,
+            "signed_by": report.signed_by.as_ref().map(ToString::to_string),
+            "trusted": report.signed_by.is_some() && trust.required,
+        });
+        return stdout::print_json(console, &document);
     }
     let volume = escape(&args.volume.display().to_string());
     let (images, layers, entries, bytes) =

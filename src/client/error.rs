@@ -137,6 +137,16 @@ impl Error {
         }
     }
 
+    /// Returns `true` if there is no daemon at the address.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Error::Unreachable { .. })
+    }
+
+    /// Returns `true` if the credential is valid, but does not allow the request.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Error::Refused(refusal) if refusal.status == 403)
+    }
+
     /// Returns `true` if the daemon reports that the object does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::Refused(refusal) if refusal.status == 404)

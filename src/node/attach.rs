@@ -253,6 +253,11 @@ impl Plan {
         &self.manifest.digest
     }
 
+    /// Returns the path of the volume, without symbolic links.
+    pub fn volume(&self) -> &Path {
+        &self.record.volume
+    }
+
     /// Returns the mount point of the volume.
     pub fn at(&self) -> &Path {
         &self.record.at

@@ -44,12 +44,12 @@ fn an_operator_over_the_socket() {
         let socket = format!("unix://{}", daemon.config().with_file_name("larder.sock").display());
         let run = |arguments: &[&str]| daemon.explain(|| succeed(&mut cache(&socket, arguments)));
 
-        let planned = run(&["plan", "web", &reference]);
+        let planned = run(&["plan", &reference]);
         assert!(planned.contains("fits") && planned.contains(&reference), "{planned}");
         let created = run(&["create", "web", &reference, "--wait", "--json"]);
         assert_eq!(json(&created)["image_cache"]["status"], "Available");
         let id = json(&created)["image_cache"]["id"].as_str().unwrap().to_owned();
-        let listed = run(&["ls"]);
+        let listed = run(&["ls", "-o", "wide"]);
         assert!(
             listed.starts_with("NAME") && listed.contains("Available") && listed.contains(&id),
             "{listed}"
@@ -87,8 +87,9 @@ fn an_operator_over_the_socket() {
         assert!(run(&["snapshots", "web"]).contains("in use"));
         unmount(mount.path());
         // A plan is refused for the same reasons as a create.
-        let planned = daemon.explain(|| exits(73, &mut cache(&socket, &["plan", "web", &reference])));
-        assert!(planned.contains("taken"), "{planned}");
+        let too_big = ["plan", &reference, "--size", "500GiB"];
+        let planned = daemon.explain(|| exits(64, &mut cache(&socket, &too_big)));
+        assert!(planned.contains("image_cache_size"), "{planned}");
 
         // Each failure has the exit code of its class and a hint.
         let fails =

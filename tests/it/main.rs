@@ -54,6 +54,7 @@ mod secrets;
 mod serve;
 mod sign;
 mod snapshotter;
+mod status;
 mod store;
 mod supply;
 mod tamper;

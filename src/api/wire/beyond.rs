@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::ImageCache;
 use crate::caches::matching::Found;
-use crate::caches::service::Details;
+use crate::caches::service::{Details, HostOverview, Overview};
 use crate::caches::volumes::Snapshot;
 use larder_model::digest::Digest;
 use larder_model::plan_report::PlanReport;
@@ -20,6 +20,37 @@ pub struct Detailed {
     /// Digests, and for each image and layer: sizes, state, bytes, time and source.
     #[schema(value_type = Object)]
     pub details: Details,
+    /// Build, space and attachments.
+    #[schema(value_type = Object)]
+    pub overview: Overview,
+}
+
+/// An image cache in a list.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Listed {
+    /// The image cache as the vendor's object.
+    #[serde(flatten)]
+    pub image_cache: ImageCache,
+    /// Build, space and attachments.
+    #[schema(value_type = Object)]
+    pub overview: Overview,
+}
+
+/// A list of image caches with their builds, space and attachments.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Overviews {
+    /// The image caches, oldest first.
+    pub image_caches: Vec<Listed>,
+}
+
+/// The host of the daemon.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Host {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its space and builds, of all tenants together.
+    #[schema(value_type = Object)]
+    pub host: HostOverview,
 }
 
 /// The best cache for a workload.
@@ -104,6 +135,10 @@ mod tests {
             },
             "details": {
                 "refreshing": false, "attempts": 1, "images": [], "layers": [], "events": [], "new": "x",
+            },
+            "overview": {
+                "tenant": "a", "ordered_at": "2026-01-01T00:00:00Z", "used_bytes": 0, "reserved_bytes": 1,
+                "attached": [], "new": 1,
             },
             "new": 1,
         })

@@ -11,10 +11,10 @@ use utoipa::ToSchema;
 use super::{BuildingConfig, json};
 use crate::api::errors::Problem;
 use crate::api::query::Query;
-use larder_model::image_cache::Spec;
 use larder_model::image_cache::spec::{
     MAX_IMAGES, MAX_PULL_SECRETS, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MIN_SIZE_GIB, SpecError,
 };
+use larder_model::image_cache::{CacheId, Spec};
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
 
@@ -45,9 +45,38 @@ pub struct CreateRequest {
     pub building_config: BuildingConfig,
 }
 
+/// A dry run of an order: the fields of [`CreateRequest`], of which the name is optional.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PlanRequest {
+    /// References of the images.
+    #[schema(min_items = 1, max_items = 20, example = json!(["nginx:1.27"]))]
+    pub images: Vec<String>,
+    /// Size of the volume, GiB.
+    #[schema(required = false, nullable, minimum = 20, maximum = 400, default = 20)]
+    pub image_cache_size: u32,
+    /// The build settings of the image cache.
+    pub building_config: BuildingConfig,
+}
+
 impl CreateRequest {
     /// Parses the body of a create.
     pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, Problem> {
+        CreateRequest::parse_with(body, |given| text("name", given))
+    }
+
+    /// Parses the body of a plan, whose name is optional. Without one, only the images and the space are
+    /// checked.
+    pub(in crate::api) fn parse_plan(body: &[u8]) -> Result<Self, Problem> {
+        CreateRequest::parse_with(body, |given| match given {
+            None | Some(Value::Null) => Ok(format!("plan-{}", CacheId::random())),
+            given => text("name", given),
+        })
+    }
+
+    fn parse_with(
+        body: &[u8],
+        name: impl FnOnce(Option<&Value>) -> Result<String, Problem>,
+    ) -> Result<Self, Problem> {
         let json = json::parse(body).map_err(|e| {
             if e.is_data() {
                 return Problem::invalid(format!("body: {e}"));
@@ -59,7 +88,7 @@ impl CreateRequest {
         let building = object("building_config", fields.get("building_config"))?;
         let integer = |name, default, range| integer(name, fields.get(name), default, range);
         Ok(CreateRequest {
-            name: text("name", fields.get("name"))?,
+            name: name(fields.get("name"))?,
             images: list("images", fields.get("images"), MAX_IMAGES)?
                 .ok_or_else(|| wrong("images", fields.get("images"), "an array of image references"))?,
             image_cache_size: integer("image_cache_size", MIN_SIZE_GIB, (MIN_SIZE_GIB, MAX_SIZE_GIB))?,

@@ -50,6 +50,14 @@ impl Record {
         replaces
     }
 
+    /// Keeps the error of an attempt that is followed by another one, and appends an event.
+    pub fn retry_build(&mut self, now: DateTime<Utc>, event: impl Into<String>, message: &str) {
+        if let Some(work) = &mut self.work {
+            work.last_error = Some(cut(message, MAX_EVENT).to_owned());
+        }
+        self.note(now, event);
+    }
+
     /// Ends the work without a result. A new cache fails; a refreshed cache keeps its content.
     pub fn fail_build(&mut self, now: DateTime<Utc>, class: Class, message: &str) {
         self.end_work();

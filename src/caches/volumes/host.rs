@@ -9,7 +9,7 @@ use std::{fs, io};
 use chrono::DateTime;
 use futures_util::future::BoxFuture;
 
-use super::{BuildDirs, Discarded, Kind, Sealed, Snapshot, StateError, VolumeId, Volumes};
+use super::{AttachedVolume, BuildDirs, Discarded, Kind, Sealed, Snapshot, StateError, VolumeId, Volumes};
 use crate::builder::share;
 use crate::caches::attachments::Attachments;
 use crate::caches::imports::Imports;
@@ -124,6 +124,14 @@ impl Volumes for HostVolumes {
         self.on_disk(move |disk| disk.discard(&volume))
     }
 
+    fn attached(&self) -> BoxFuture<'_, Result<Vec<AttachedVolume>, StateError>> {
+        self.on_disk(Disk::attached)
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>, StateError> {
+        self.0.free_bytes().map(Some)
+    }
+
     fn tidy(&self, discarded: bool) {
         let disk = Arc::clone(&self.0);
         crate::blocking::spawn(move || {
@@ -176,6 +184,35 @@ impl Disk {
         let total = Dir::open(root).and_then(|dir| space::total(&dir));
         let failed = |source| StateError::Io { doing: "reading the size of", path: root.to_owned(), source };
         Ok(total.map_err(failed)? >> 30)
+    }
+
+    /// Returns the free space of the file system that contains the volumes, bytes.
+    fn free_bytes(&self) -> Result<u64, StateError> {
+        let root = self.layout.root();
+        let free = Dir::open(root).and_then(|dir| space::free(&dir));
+        free.map_err(|source| StateError::Io {
+            doing: "reading the free space of",
+            path: root.to_owned(),
+            source,
+        })
+    }
+
+    /// Lists the attached volumes of image caches. Other attached volumes are not listed.
+    fn attached(&self) -> Result<Vec<AttachedVolume>, StateError> {
+        let tenants = self.layout.tenants();
+        // The records have no symbolic links in their paths.
+        let tenants = fs::canonicalize(&tenants);
+        let tenants = tenants.map_err(|source| StateError::Io {
+            doing: "resolving",
+            path: self.layout.tenants(),
+            source,
+        })?;
+        let records = Attachments::new(self.layout.attached()).list()?;
+        let of_caches = records.into_iter().filter_map(|attachment| {
+            let volume = volume_at(attachment.volume.strip_prefix(&tenants).ok()?)?;
+            Some(AttachedVolume { volume, attachment })
+        });
+        Ok(of_caches.collect())
     }
 
     /// Creates the directories that builders of a tenant share.
@@ -283,6 +320,15 @@ impl Disk {
     }
 }
 
+/// Parses the path of a volume below the directory of all tenants: `<tenant>/volumes/<id>.<generation>`.
+fn volume_at(path: &Path) -> Option<VolumeId> {
+    let mut names = path.components().map(|name| name.as_os_str().to_str());
+    let tenant = names.next()??.parse().ok()?;
+    names.next()?.filter(|name| *name == "volumes")?;
+    let (id, generation) = layout::parse_volume(names.next()??)?;
+    names.next().is_none().then_some(VolumeId { tenant, id, generation })
+}
+
 fn create(dir: &Path) -> Result<(), StateError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|source| StateError::Io { doing: "creating", path: dir.to_owned(), source })
@@ -308,6 +354,30 @@ fn names(dir: &Path) -> Result<Vec<String>, StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attached_volumes_of_caches_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("state"));
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let volumes = HostVolumes::take(Layout::new(&link)).unwrap();
+        let id = larder_model::image_cache::CacheId::random();
+        let records = Attachments::new(volumes.layout().attached());
+        let attach = |volume: &Path, at: &str| {
+            let record =
+                crate::caches::attachments::Attachment::new(volume, Path::new(at), DateTime::UNIX_EPOCH);
+            records.note(&record).unwrap();
+        };
+        let tenants = fs::canonicalize(volumes.layout().tenants()).unwrap();
+        attach(&tenants.join(format!("team/volumes/{id}.2")), "/icv");
+        attach(&tenants.join(format!("team/volumes/{id}.2/overlay")), "/icv2");
+        attach(Path::new("/srv/cache"), "/icv3");
+        let found = volumes.0.attached().unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].volume, VolumeId { tenant: "team".parse().unwrap(), id, generation: 2 });
+        assert_eq!(found[0].attachment.at, Path::new("/icv"));
+    }
 
     #[test]
     fn concurrent_emptying_of_the_trash_succeeds() {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{BuildArgs, BuildOptions, CredentialArgs, LayerArgs, Output};
+use super::{BuildArgs, BuildOptions, CredentialArgs, LayerArgs, OutputArgs};
 use larder_model::bench_report::Kind;
 use larder_model::job::LayerFormat;
 use larder_model::platform::Platform;
@@ -46,9 +46,8 @@ pub(in crate::cli) struct MeasureArgs {
     /// Maximum number of connections per host [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     connections_per_host: Option<u16>,
-    /// Format of the standard output; json also disables the progress on standard error
-    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
-    output: Output,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 
 use super::values::VolumeSize;
-use super::{CREDENTIALS, OUTPUT, Output, ProgressFormat, SECURITY, SOURCE, TRANSFER, VOLUME, values};
+use super::{CREDENTIALS, OUTPUT, OutputArgs, ProgressFormat, SECURITY, SOURCE, TRANSFER, VOLUME, values};
 use crate::builder::order::{ImageSource, MirrorOf};
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::key::Claims;
@@ -119,9 +119,8 @@ pub(in crate::cli) struct BuildOptions {
     /// Maximum number of layers in parallel [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = TRANSFER)]
     pub(in crate::cli) concurrency: Option<u16>,
-    /// Format of the standard output
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", help_heading = OUTPUT)]
-    pub(in crate::cli) output: Output,
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
     /// Format of the progress on standard error
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT", help_heading = OUTPUT)]
     pub(in crate::cli) progress: ProgressFormat,

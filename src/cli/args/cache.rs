@@ -5,10 +5,17 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::values;
+use super::{ListOutputArgs, values};
 use crate::client::address::Address;
 use larder_model::image_cache::CacheName;
 use larder_model::reference::ImageReference;
+
+pub(super) const STATUS_EXAMPLES: &str = "\
+Examples:
+  larder ls
+  larder ls -o json
+
+The variables are those of `larder cache`.";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -25,9 +32,9 @@ Available, the code of the failure when it Failed, 64 when it was deleted, 73
 when it is Unavailable, and 75 after --timeout. Waiting and events reconnect if
 the daemon restarts within a minute.";
 
-/// Arguments of `larder cache`: the daemon's address, the output format and the subcommand.
+/// The daemon of a command that is its client.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct CacheArgs {
+pub(in crate::cli) struct DaemonArgs {
     /// Address of the daemon: unix:///path, http://host:port or https://host:port [default: $LARDER_HOST,
     /// then unix:///run/larder/larder.sock]
     #[arg(long, global = true, value_name = "ADDRESS")]
@@ -35,9 +42,31 @@ pub(in crate::cli) struct CacheArgs {
     /// PEM file with extra certificate authorities [default: $LARDER_CA]
     #[arg(long, global = true, value_name = "FILE")]
     pub(in crate::cli) ca: Option<PathBuf>,
-    /// Print the daemon's JSON response
-    #[arg(long, global = true)]
-    pub(in crate::cli) json: bool,
+}
+
+impl DaemonArgs {
+    /// Returns `true` if a flag names the daemon.
+    pub(in crate::cli) fn is_named(&self) -> bool {
+        self.host.is_some()
+    }
+}
+
+/// Arguments of `larder ls`.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct StatusArgs {
+    #[command(flatten)]
+    pub(in crate::cli) daemon: DaemonArgs,
+    #[command(flatten)]
+    pub(in crate::cli) output: ListOutputArgs,
+}
+
+/// Arguments of `larder cache`: the daemon's address, the output format and the subcommand.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct CacheArgs {
+    #[command(flatten)]
+    pub(in crate::cli) daemon: DaemonArgs,
+    #[command(flatten)]
+    pub(in crate::cli) output: ListOutputArgs,
     /// Subcommand of `larder cache`
     #[command(subcommand)]
     pub(in crate::cli) command: CacheCommand,
@@ -125,10 +154,24 @@ pub(in crate::cli) enum CacheCommand {
         images: Vec<ImageReference>,
     },
     /// Show what a create would download and whether it fits (dry run)
-    Plan {
-        #[command(flatten)]
-        order: CreateArgs,
-    },
+    Plan(PlanArgs),
+}
+
+/// The content of a new image cache, and where it is built.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct PlanArgs {
+    /// Images, 1 to 20
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(in crate::cli) images: Vec<ImageReference>,
+    /// Size of the volume, 20GiB to 400GiB
+    #[arg(long, default_value = "20GiB", value_parser = values::gib, value_name = "SIZE")]
+    pub(in crate::cli) size: u32,
+    /// UID of the cluster that builds it, as in the daemon's configuration
+    #[arg(long, default_value = "local", value_name = "UID")]
+    pub(in crate::cli) cluster: String,
+    /// Pull secret as namespace:name; repeatable
+    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
+    pub(in crate::cli) pull_secrets: Vec<String>,
 }
 
 /// Parameters of a new image cache.
@@ -136,21 +179,11 @@ pub(in crate::cli) enum CacheCommand {
 pub(in crate::cli) struct CreateArgs {
     /// Name: 1 to 128 of a-z 0-9 -, starting with a letter
     pub(in crate::cli) name: CacheName,
-    /// Images, 1 to 20
-    #[arg(required = true, value_name = "IMAGE")]
-    pub(in crate::cli) images: Vec<ImageReference>,
-    /// Size of the volume, 20GiB to 400GiB
-    #[arg(long, default_value = "20GiB", value_parser = values::gib, value_name = "SIZE")]
-    pub(in crate::cli) size: u32,
+    #[command(flatten)]
+    pub(in crate::cli) content: PlanArgs,
     /// Days until it expires; 0 means never
     #[arg(long, default_value_t = 0, value_name = "DAYS")]
     pub(in crate::cli) retention_days: u32,
-    /// UID of the cluster that builds it, as in the daemon's configuration
-    #[arg(long, default_value = "local", value_name = "UID")]
-    pub(in crate::cli) cluster: String,
-    /// Pull secret as namespace:name; repeatable
-    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
-    pub(in crate::cli) pull_secrets: Vec<String>,
     /// Repeating the request with the same key returns the first result instead of creating a second cache
     #[arg(long, value_name = "TEXT")]
     pub(in crate::cli) idempotency_key: Option<String>,

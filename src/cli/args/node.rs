@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{CredentialArgs, RUNTIME, SECURITY, SOURCE};
+use super::{CredentialArgs, OutputArgs, RUNTIME, SECURITY, SOURCE};
 use crate::client::address::Address;
 use crate::node::access::Policy;
 use crate::node::snapshotter;
@@ -44,9 +44,8 @@ pub(in crate::cli) struct MatchArgs {
     pub(in crate::cli) require: bool,
     #[command(flatten)]
     pub(in crate::cli) sources: SourceArgs,
-    /// Print the result as JSON
-    #[arg(long)]
-    pub(in crate::cli) json: bool,
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
 }
 
 /// Sources of caches, in addition to the state directory of this host.
@@ -94,8 +93,15 @@ pub(in crate::cli) struct SnapshotterArgs {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct AttachArgs {
     /// Image cache of the local daemon, directory of a volume, image file or block device
-    #[arg(value_name = "CACHE|VOLUME", required_unless_present = "matches", conflicts_with = "matches")]
+    #[arg(
+        value_name = "CACHE|VOLUME",
+        required_unless_present_any = ["matches", "list"],
+        conflicts_with_all = ["matches", "list"]
+    )]
     pub(in crate::cli) source: Option<String>,
+    /// List the attached volumes, and change nothing
+    #[arg(long, conflicts_with = "matches", help_heading = SOURCE)]
+    pub(in crate::cli) list: bool,
     /// Attach the best cache for this image instead of naming one; repeatable, as with `larder match`
     #[arg(long = "match", value_name = "IMAGE", help_heading = SOURCE)]
     pub(in crate::cli) matches: Vec<ImageReference>,
@@ -151,6 +157,8 @@ pub(in crate::cli) struct AttachArgs {
     /// Show what would be done, and change nothing
     #[arg(long, help_heading = RUNTIME)]
     pub(in crate::cli) dry_run: bool,
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
     /// Root of the node's file system, if larder runs in a container
     #[arg(long, value_name = "DIR", default_value = "/", help_heading = RUNTIME)]
     pub(in crate::cli) node_root: PathBuf,
@@ -176,6 +184,8 @@ pub(in crate::cli) struct DetachArgs {
     /// Root of the node's file system, if larder runs in a container
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub(in crate::cli) node_root: PathBuf,
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -188,6 +198,8 @@ pub(in crate::cli) struct PreloadArgs {
     /// Remove the records of the volume's images, unless containers use it
     #[arg(long)]
     pub(in crate::cli) forget: bool,
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
 }
 
 /// Options for the connection to containerd.

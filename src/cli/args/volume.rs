@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Output;
+use super::OutputArgs;
 use crate::export;
 use larder_model::digest::Digest;
 use larder_model::reference::ImageReference;
@@ -33,6 +33,8 @@ pub(in crate::cli) struct VerifyArgs {
     /// Reject (65) a volume whose cache.json does not have this digest
     #[arg(long, value_name = "DIGEST")]
     pub(in crate::cli) digest: Option<Digest>,
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -53,18 +55,18 @@ pub(in crate::cli) struct ExportArgs {
     /// Replace OUT if it exists
     #[arg(long)]
     pub(in crate::cli) force: bool,
-    /// Format of the summary, which goes to standard error if OUT is -
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub(in crate::cli) output: Output,
+    // The summary goes to standard error if OUT is -.
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct InspectArgs {
     /// Directory of the volume, image file or block device
     pub(in crate::cli) volume: PathBuf,
-    /// Print cache.json as JSON instead of a summary
-    #[arg(long)]
-    pub(in crate::cli) json: bool,
+    // The JSON is that of cache.json.
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
     /// Also report layer fragmentation (extents); opens every file. With --json, in the field `placement`
     #[arg(long)]
     pub(in crate::cli) extents: bool,
@@ -99,4 +101,6 @@ pub(in crate::cli) struct PrefetchArgs {
     /// Also read every file of the images' layers, after the files on the list
     #[arg(long)]
     pub(in crate::cli) all: bool,
+    #[command(flatten)]
+    pub(in crate::cli) output: OutputArgs,
 }

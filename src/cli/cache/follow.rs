@@ -147,7 +147,7 @@ fn join(details: &Details, renderer: &mut dyn Renderer) {
 
 /// Returns the final result, or `None` if the cache can still change.
 fn ended(answer: &Detailed, wanted: Wanted) -> Option<Result<(), Error>> {
-    let Detailed { image_cache, details } = answer;
+    let Detailed { image_cache, details, .. } = answer;
     let fail = |class: Option<Class>| {
         let message = match &image_cache.message {
             Some(message) => escape(message),

@@ -4,47 +4,20 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
+use super::list;
 use crate::api::wire::beyond::{Detailed, Matched, Planned, Snapshots};
-use crate::api::wire::{ImageCache, Many, One};
+use crate::api::wire::{ImageCache, One};
 use crate::caches::progress::LayerState;
 use crate::caches::record::{ImageDetails, Origin};
 use crate::caches::service::LayerDetails;
 use crate::caches::volumes::{Kind, Snapshot};
+use crate::cli::table::{bytes, rows};
 use larder_model::escape::escape;
 use larder_model::plan_report::PlannedImage;
-use larder_model::size::ByteSize;
 
 /// Formats a time as in the daemon's JSON.
 pub(super) fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
-fn bytes(bytes: u64) -> String {
-    ByteSize(bytes).to_string()
-}
-
-/// Formats rows under a header, with columns as wide as their content.
-fn rows(head: &[&str], rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut out = String::new();
-    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut written = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            let _ = write!(written, "{cell:<width$}  ");
-        }
-        out.push_str(written.trim_end());
-        out.push('\n');
-    };
-    line(&mut head.iter().copied());
-    for row in rows {
-        line(&mut row.iter().map(String::as_str));
-    }
-    out
 }
 
 const HEAD: [&str; 6] = ["NAME", "STATUS", "SIZE", "IMAGES", "ID", "MESSAGE"];
@@ -57,35 +30,29 @@ fn row(cache: &ImageCache) -> Vec<String> {
     vec![
         cache.name.to_string(),
         cache.status.to_string(),
-        format!("{}GiB", cache.image_cache_size),
+        format!("{} GiB", cache.image_cache_size),
         images,
         cache.id.to_string(),
         escape(cache.message.as_deref().unwrap_or_default()),
     ]
 }
 
-/// Formats a list of caches.
-pub(super) fn list(answer: &Many) -> String {
-    let caches: Vec<Vec<String>> = answer.image_caches.iter().map(row).collect();
-    rows(&HEAD, &caches)
-}
-
 /// Formats a single cache.
 pub(super) fn one(answer: &One) -> String {
-    rows(&HEAD, &[row(&answer.image_cache)])
+    rows(&HEAD, &[row(&answer.image_cache)], None)
 }
 
 /// Formats the best cache for a workload.
 pub(super) fn matched(answer: &Matched) -> String {
     let Some(found) = &answer.found else { return String::new() };
-    let mut out = rows(&HEAD, &[row(&found.image_cache)]);
+    let mut out = rows(&HEAD, &[row(&found.image_cache)], None);
     let _ = writeln!(out, "contains {} of the images, {} compressed", found.images, bytes(found.bytes));
     out
 }
 
 /// Formats a cache with its images and layers.
 pub(super) fn details(answer: &Detailed) -> String {
-    let Detailed { image_cache: cache, details } = answer;
+    let Detailed { image_cache: cache, details, overview } = answer;
     let mut out = String::new();
     let mut field = |name: &str, value: String| {
         if !value.is_empty() {
@@ -96,23 +63,34 @@ pub(super) fn details(answer: &Detailed) -> String {
     field("id", cache.id.to_string());
     field("status", cache.status.to_string());
     field("message", escape(cache.message.as_deref().unwrap_or_default()));
-    field("created_at", escape(&cache.created_at));
+    if let Some(build) = &overview.build {
+        field("attempts", build.attempts.to_string());
+        field("last_error", escape(build.last_error.as_deref().unwrap_or_default()));
+    }
+    field("created_at", rfc3339(overview.ordered_at));
     field("size", format!("{} GiB", cache.image_cache_size));
+    field("used", bytes(overview.used_bytes));
+    field("reserved", bytes(overview.reserved_bytes));
+    field("attached", list::attached(overview));
     field("expires_at", details.expires_at.map(rfc3339).unwrap_or_default());
     field("sealed_at", details.sealed_at.map(rfc3339).unwrap_or_default());
     field("digest", details.digest.as_ref().map(ToString::to_string).unwrap_or_default());
     if details.refreshing {
         field("refreshing", "yes".into());
     }
-    let images: Vec<Vec<String>> = details.images.iter().map(image).collect();
+    let mut images: Vec<Vec<String>> = details.images.iter().map(image).collect();
+    // Images that no build has resolved yet.
+    let resolved = |name: &&String| details.images.iter().any(|image| image.reference == **name);
+    let unresolved = cache.images.iter().filter(|name| !resolved(name));
+    images.extend(unresolved.map(|name| vec![escape(name), "-".into(), "-".into(), "-".into()]));
     if !images.is_empty() {
         out.push('\n');
-        out.push_str(&rows(&["IMAGE", "LAYERS", "COMPRESSED", "MANIFEST"], &images));
+        out.push_str(&rows(&["IMAGE", "LAYERS", "COMPRESSED", "MANIFEST"], &images, None));
     }
     let layers: Vec<Vec<String>> = details.layers.iter().map(layer).collect();
     if !layers.is_empty() {
         out.push('\n');
-        out.push_str(&rows(&["LAYER", "COMPRESSED", "SIZE", "SECONDS", "STATE", "ORIGIN"], &layers));
+        out.push_str(&rows(&["LAYER", "COMPRESSED", "SIZE", "SECONDS", "STATE", "ORIGIN"], &layers, None));
     }
     out
 }
@@ -147,7 +125,7 @@ fn layer(layer: &LayerDetails) -> Vec<String> {
 /// Formats the sealed volumes of a cache.
 pub(super) fn snapshots(answer: &Snapshots) -> String {
     let snapshots: Vec<Vec<String>> = answer.snapshots.iter().map(snapshot).collect();
-    rows(&["SNAPSHOT", "STATE", "SEALED", "LAYERS", "KIND", "DIGEST", "PATH"], &snapshots)
+    rows(&["SNAPSHOT", "STATE", "SEALED", "LAYERS", "KIND", "DIGEST", "PATH"], &snapshots, None)
 }
 
 fn snapshot(snapshot: &Snapshot) -> Vec<String> {
@@ -182,7 +160,7 @@ fn snapshot(snapshot: &Snapshot) -> Vec<String> {
 pub(super) fn plan(answer: &Planned) -> String {
     let plan = &answer.plan;
     let images: Vec<Vec<String>> = plan.images.iter().map(planned).collect();
-    let mut out = rows(&["IMAGE", "LAYERS", "COMPRESSED", "MANIFEST"], &images);
+    let mut out = rows(&["IMAGE", "LAYERS", "COMPRESSED", "MANIFEST"], &images, None);
     let fits = if plan.fits == Some(true) { "fits" } else { "does not fit" };
     let _ = writeln!(
         out,
@@ -198,33 +176,4 @@ pub(super) fn plan(answer: &Planned) -> String {
 fn planned(image: &PlannedImage) -> Vec<String> {
     let layers = image.layers.len().to_string();
     vec![escape(&image.reference), layers, bytes(image.compressed_size), image.manifest.to_string()]
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use larder_model::image_cache::CacheId;
-
-    #[test]
-    fn columns_line_up_and_nothing_reaches_the_terminal() {
-        let id = CacheId::random();
-        let cache = |name: &str, images: &[&str]| {
-            json!({
-                "name": name, "id": id, "created_at": "", "images": images, "image_cache_size": 20,
-                "retention_days": 0, "building_config": {"cluster": "c"}, "status": "Available", "new": 1,
-            })
-        };
-        let answer =
-            json!({"image_caches": [cache("a", &["nginx:1"]), cache("longer", &["a\u{1b}[2J", "b"])]});
-        let answer = serde_json::from_value(answer).unwrap();
-        let lines: Vec<String> = list(&answer).lines().map(str::to_owned).collect();
-        assert_eq!(
-            lines[0],
-            "NAME    STATUS     SIZE   IMAGES                 ID                                    MESSAGE"
-        );
-        assert_eq!(lines[1], format!("a       Available  20GiB  nginx:1                {id}"));
-        assert_eq!(lines[2], format!("longer  Available  20GiB  a\\u{{1b}}[2J and 1 more  {id}"));
-    }
 }

@@ -36,7 +36,7 @@ impl Display {
             true => ProgressFormat::None,
             false => options.progress,
         };
-        Display { output: options.output, progress, quiet: options.quiet }
+        Display { output: options.output.format(), progress, quiet: options.quiet }
     }
 
     /// Reports whether failures are part of the events on standard error, which must stay JSON.

@@ -275,6 +275,10 @@ pub struct Work {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub waiting: Option<String>,
+    /// Error of the last attempt. Absent if none has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub last_error: Option<String>,
 }
 
 /// An event in the history of the image cache.

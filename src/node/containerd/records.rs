@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use serde::Serialize;
 use tonic::Code;
 
 use super::call::{Call, Session};
@@ -26,15 +27,19 @@ const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
 /// The result for one name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
 pub enum Outcome {
     /// The record was created.
+    #[serde(rename = "registered")]
     Made,
     /// A record that Larder made already existed.
+    #[serde(rename = "already_registered")]
     Kept,
     /// A record that Larder made for another cache and another image was replaced.
     Replaced,
     /// Another client has made the same record.
+    #[serde(rename = "registered_by_another_client")]
     Known,
     /// Another client has made a record of another image, which is kept.
     Skipped {
@@ -44,15 +49,17 @@ pub enum Outcome {
     /// The record was removed.
     Removed,
     /// The record is kept, because other caches have the image, or because it was pulled under another name.
+    #[serde(rename = "kept")]
     Left,
 }
 
 /// A name of an image in containerd, and the result for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Record {
     /// The name of the image.
     pub name: String,
     /// The result for this name.
+    #[serde(flatten)]
     pub outcome: Outcome,
 }
 

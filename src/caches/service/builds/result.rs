@@ -116,7 +116,7 @@ impl Builds {
         let seconds = pause.as_secs();
         let event = format!("attempt {attempts} failed, the next is in {seconds} s: {}", cut(&message, 512));
         // If it was cancelled or deleted while it failed, that is reported instead, and there is no retry.
-        match self.change(id, volume.generation, |record| record.note(now, event.clone())).await? {
+        match self.change(id, volume.generation, |record| record.retry_build(now, &event, &message)).await? {
             true => Ok((Some(pause), BuildResult::Retried)),
             false => Ok((None, BuildResult::Stopped)),
         }
