@@ -95,6 +95,7 @@ lint: tools
 	$(CARGO) deny --offline --locked check bans licenses sources
 	$(CARGO) machete --skip-target-dir
 	scripts/containerd-api.sh --check
+	$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
 docs:
 	mdbook build docs --dest-dir ../target/book

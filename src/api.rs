@@ -13,7 +13,7 @@
 //! | `/larder/v1/caches` | GET | a tenant; with `tenants=all` the tenant `admin` |
 //! | `/larder/v1/host` | GET | the tenant `admin` |
 //! | `/larder/v1/caches/{id}` | GET | a tenant |
-//! | `/larder/v1/caches/{id}/events` | GET | a tenant |
+//! | `/larder/v1/caches/{id}/events`, `…/timeline` | GET | a tenant |
 //! | `/larder/v1/caches/{id}/cancel`, `…/refresh` | POST | a tenant |
 //! | `/larder/v1/import` | POST | a tenant |
 //! | `/larder/v1/match` | GET | a tenant |

@@ -160,8 +160,8 @@ fn start_logs(
     destination: Destination,
     console: &Console,
 ) -> Result<serve::Logs, UsageError> {
-    let level = match (&global.log_level, std::env::var(telemetry::LEVEL_VARIABLE)) {
-        (Some(level), _) => level.clone(),
+    let level = match (global.level(), std::env::var(telemetry::LEVEL_VARIABLE)) {
+        (Some(level), _) => level,
         (None, Ok(level)) if !level.is_empty() => level.parse()?,
         _ => config.log.level.into(),
     };

@@ -13,7 +13,9 @@ use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::errors::Envelope;
-use super::wire::beyond::{Detailed, Health, Host, Listed, Match, Matched, Overviews, Planned, Snapshots};
+use super::wire::beyond::{
+    BuildTimeline, Detailed, Health, Host, Listed, Match, Matched, Overviews, Planned, Snapshots, StageTime,
+};
 use super::wire::order::{CreateRequest, PlanRequest};
 use super::wire::{BuildingConfig, ImageCache, Many, One};
 use super::{health, import, routes, sse};
@@ -32,6 +34,7 @@ use super::{health, import, routes, sse};
         routes::overview,
         routes::host,
         routes::details,
+        routes::timeline,
         sse::events,
         routes::cancel,
         routes::refresh,
@@ -46,7 +49,7 @@ use super::{health, import, routes, sse};
     ),
     components(schemas(
         Envelope, CreateRequest, PlanRequest, BuildingConfig, ImageCache, One, Many, Detailed, Match, Matched, Planned,
-        Snapshots, Health, Host, Listed, Overviews
+        Snapshots, Health, Host, Listed, Overviews, BuildTimeline, StageTime
     )),
     modifiers(&Errors)
 )]

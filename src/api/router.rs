@@ -16,6 +16,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/larder/v1/caches", get(routes::overview))
         .route("/larder/v1/host", get(routes::host))
         .route("/larder/v1/caches/{id}", get(routes::details))
+        .route("/larder/v1/caches/{id}/timeline", get(routes::timeline))
         .route("/larder/v1/caches/{id}/events", get(sse::events))
         .route("/larder/v1/caches/{id}/cancel", post(routes::cancel))
         .route("/larder/v1/caches/{id}/refresh", post(routes::refresh))

@@ -11,7 +11,7 @@ use axum::response::Response;
 use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
-use super::wire::beyond::{Detailed, Host, Listed, Matched, Overviews, Planned, Snapshots};
+use super::wire::beyond::{BuildTimeline, Detailed, Host, Listed, Matched, Overviews, Planned, Snapshots};
 use super::wire::order::{CreateRequest, PlanRequest};
 use super::wire::{ImageCache, Many, One};
 use crate::caches::record::Record;
@@ -113,6 +113,14 @@ pub(super) async fn details(State(app): State<Arc<App>>, caller: Caller) -> Answ
     let (record, details) = service.details(&caller.tenant, caller.cache()?).await?;
     let overview = service.overview_of(&caller.tenant, &record).await?;
     Ok(Json(Detailed { image_cache: record.into(), details, overview }))
+}
+
+/// Returns the timeline of the build in progress, or else of the last one.
+#[utoipa::path(get, path = "/larder/v1/caches/{id}/timeline", operation_id = "ShowTimeline", tag = "larder",
+    params(("id" = uuid::Uuid, Path)),
+    responses((status = 200, description = "The timeline and its critical path", body = BuildTimeline)))]
+pub(super) async fn timeline(State(app): State<Arc<App>>, caller: Caller) -> Answer<BuildTimeline> {
+    Ok(Json(app.parts.service.timeline(&caller.tenant, caller.cache()?).await?.into()))
 }
 
 /// Cancels the build or the refresh of an image cache.

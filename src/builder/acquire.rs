@@ -97,6 +97,7 @@ impl Acquire {
                 let ready = extraction::reuse(&self.shared, layer, &counters).await;
                 self.running.lock().remove(&blob);
                 let ready = ready.map_err(|fail| self.damaged(chain_id, fail))?;
+                self.events.emit(counters.extracted(blob.clone()));
                 self.reused(blob, change, from, size);
                 return Ok(ready);
             }
@@ -176,6 +177,7 @@ impl Acquire {
         let ready = extraction::copy(&self.shared, copy, change, blob, &counters).await;
         self.running.lock().remove(&blob.digest);
         let ready = ready?;
+        self.events.emit(counters.extracted(blob.digest.clone()));
         self.reused(blob.digest.clone(), change, from, size);
         Ok(Some(ready))
     }
@@ -191,6 +193,7 @@ impl Acquire {
         let ready = extraction::fetch(&self.shared, &self.source, change, &counters, &self.events).await;
         self.running.lock().remove(&blob.digest);
         let ready = ready?;
+        self.events.emit(counters.extracted(blob.digest.clone()));
         // Without a tar-split file other builders cannot use it.
         if let Some(lock) = lock
             && ready.extracted.tar_split_size.is_some()

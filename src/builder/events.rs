@@ -98,7 +98,7 @@ mod tests {
             events.emit(Event::LayerProgress { blob: blob.clone(), received, written: 0 });
         }
         for layers in 0..10 {
-            events.emit(Event::Synced { layers });
+            events.emit(Event::Synced { layers, elapsed_ms: 0 });
         }
         drop(events);
         let all: Vec<Line> = lines.collect();

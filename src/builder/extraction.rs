@@ -7,6 +7,7 @@ mod sources;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -30,26 +31,64 @@ use larder_layer::space::Space;
 use larder_layer::{erofs, erofs_sink, overlay};
 use larder_model::class::Class;
 use larder_model::digest::Digest;
-use larder_model::event::{Event, Failure};
+use larder_model::event::{Event, Failure, milliseconds};
 use larder_model::job::LayerFormat;
 use larder_model::manifest::Descriptor;
 use larder_model::reference::ImageReference;
 use larder_model::shortage::Shortage;
 pub(super) use reuse::{copy, reuse};
 pub(super) use sources::Bounded;
-use sources::{Counted, Message, Received, Transfer};
+use sources::{Counted, Message, Received, Timed, Transfer};
 
 /// Maximum number of chunks in the channel. A chunk is one read from the socket, so this limits memory to a
 /// few MiB per layer.
 const MAX_CHUNKS: usize = 8;
 
 /// Progress of a layer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Counters {
     /// Number of compressed bytes received.
     pub(super) received: AtomicU64,
     /// Number of content bytes written.
     pub(super) written: AtomicU64,
+    /// Start of the transfer.
+    started: Instant,
+    /// Time from the start until the last byte, milliseconds.
+    received_ms: AtomicU64,
+    /// Time in which the extraction waited for data, nanoseconds.
+    waited_ns: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters {
+            received: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            started: Instant::now(),
+            received_ms: AtomicU64::new(0),
+            waited_ns: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Counters {
+    /// Returns the event for an extracted layer.
+    pub(super) fn extracted(&self, blob: Digest) -> Event {
+        Event::LayerExtracted {
+            blob,
+            received_ms: self.received_ms.load(Ordering::Relaxed),
+            waited_ms: self.waited_ns.load(Ordering::Relaxed) / 1_000_000,
+        }
+    }
+
+    /// Records that the extraction waited for a chunk, or for the end of the data.
+    fn waited(&self, waited: Duration, is_end: bool) {
+        let nanoseconds = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        self.waited_ns.fetch_add(nanoseconds, Ordering::Relaxed);
+        if is_end {
+            self.received_ms.store(milliseconds(self.started.elapsed()), Ordering::Relaxed);
+        }
+    }
 }
 
 /// State that all layers of a build share.
@@ -180,7 +219,8 @@ async fn fetch_from(
     let blocking = {
         let (shared, counters) = (Arc::clone(shared), Arc::clone(counters));
         crate::blocking::spawn(move || {
-            let decoder = Decoder::new(Received(receiver), expected.blob.algorithm(), shared.limits.ratio);
+            let source = Timed { source: Received(receiver), counters: Arc::clone(&counters) };
+            let decoder = Decoder::new(source, expected.blob.algorithm(), shared.limits.ratio);
             let decoder = decoder.ahead();
             run(&shared, decoder, &expected, &counters)
         })
@@ -229,6 +269,7 @@ async fn from_file(
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let blocking = crate::blocking::spawn(move || {
         let source = Bounded { left: expected.size, source: file, cancel: sharing.cancel.clone() };
+        let source = Timed { source, counters: Arc::clone(&counters) };
         let source = Counted { source, counters: Arc::clone(&counters) };
         let decoder = Decoder::new(source, expected.blob.algorithm(), sharing.limits.ratio).ahead();
         run(&sharing, decoder, &expected, &counters)
@@ -258,6 +299,7 @@ async fn from_pipe(
         let (sharing, counters, failure) = (Arc::clone(shared), Arc::clone(counters), Arc::clone(&failure));
         crate::blocking::spawn(move || {
             let source = Transfer::new(piped, failure);
+            let source = Timed { source, counters: Arc::clone(&counters) };
             let source = Counted { source, counters: Arc::clone(&counters) };
             let decoder = Decoder::new(source, expected.blob.algorithm(), sharing.limits.ratio).ahead();
             run(&sharing, decoder, &expected, &counters)

@@ -7,7 +7,7 @@
 
 use std::future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::events::Events;
 use crate::volume::Volume;
 use larder_model::class::Class;
-use larder_model::event::{Event, Failure};
+use larder_model::event::{Event, Failure, milliseconds};
 
 /// Pause between two flushes. Shorter ones gain nothing, and a flush includes the data of other programs on
 /// the same file system.
@@ -69,10 +69,10 @@ impl Flusher {
 
 /// Flushes the volume and reports the layers that became durable.
 pub(super) async fn flush(volume: &Arc<Volume>, events: &Events) -> Result<(), Failure> {
-    let volume = Arc::clone(volume);
+    let (volume, began) = (Arc::clone(volume), Instant::now());
     let layers = crate::blocking::spawn(move || volume.sync()).await.map_err(|e| panicked(&e))??;
     if layers > 0 {
-        events.emit(Event::Synced { layers });
+        events.emit(Event::Synced { layers, elapsed_ms: milliseconds(began.elapsed()) });
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ use larder_layer::overlay::attributes::Rights;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_model::event::{Event, Failure, Outcome};
-use larder_model::job::LayerFormat;
+use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::manifest::Descriptor;
 use larder_model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use larder_model::pull_secret::{PullSecretName, no_credential_in};
@@ -143,7 +143,14 @@ async fn build(
     let resolved = resolve(order, &source, events, cancel, cache).await;
     let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let layers = Layers::of(&images);
-    admit(order, &volume, &images, &layers, events)?;
+    let admission = admit(order, &volume, &images, &layers, events)?;
+    if let Some(supervisor) = order.supervisor.clone().filter(|_| order.volume_kind == VolumeKind::Disk) {
+        let bytes = admission.need.min(order.size).0;
+        let checked = blocking(move || {
+            supervisor.check_space(bytes).map_err(|refusal| Failure::job(refusal.class, refusal.message))
+        });
+        checked.await?;
+    }
     keep_documents(&volume, &identity, &images).await?;
 
     let share = match &order.share {
@@ -324,7 +331,7 @@ fn admit(
     images: &[ResolvedImage],
     layers: &Layers,
     events: &Events,
-) -> Result<(), Vec<Failure>> {
+) -> Result<Admission, Vec<Failure>> {
     let blobs = layers::distinct_blobs(images);
     let admission = Admission::new(blobs.values().copied(), order.size);
     let present = layers.links.iter().filter(|link| volume.has(&link.chain_id)).count();
@@ -352,13 +359,13 @@ fn admit(
         events.emit(Event::Warning { message });
     }
     if admission.fits() {
-        return Ok(());
+        return Ok(admission);
     }
     let message = rule_message(&admission);
     match order.sizing {
         Sizing::Warn => {
             events.emit(Event::Warning { message });
-            Ok(())
+            Ok(admission)
         }
         Sizing::Enforce => {
             let images = order.images.iter().map(|image| image.given().to_owned()).collect();

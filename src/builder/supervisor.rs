@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! supervisor ──► child   greeting: the job, and descriptors          once, first
-//! child ──► supervisor   mount | sign + cache.json | credentials
+//! child ──► supervisor   mount | sign + cache.json | credentials | check space
 //! supervisor ──► child   reply + result
 //! ```
 //! Frames ([`super::wire`]) are sent over a socket that is the child's standard input. The connection ends
@@ -61,6 +61,11 @@ pub enum Request {
     Mount(VolumeName),
     /// Sign the `cache.json` in the body. The body of the reply is `cache.json.sig`.
     Sign,
+    /// Check that the host has this space for the disk of the volume.
+    CheckSpace {
+        /// Space that the images need on the disk, bytes.
+        bytes: u64,
+    },
     /// Look up credentials for a repository. They are in the body of the reply.
     Credentials {
         /// The registry, as in references.
@@ -125,6 +130,14 @@ impl SupervisorClient {
     /// The supervisor refuses because the images in it are not those of the order, or the connection fails.
     pub fn sign(&self, cache_json: &[u8]) -> Result<Vec<u8>, Refusal> {
         Ok(self.request(&Request::Sign, cache_json)?.body)
+    }
+
+    /// Requests a check that the host has `bytes` for the disk of the volume, or has reserved them. Blocks.
+    ///
+    /// # Errors
+    /// The host has less space, or the connection fails.
+    pub fn check_space(&self, bytes: u64) -> Result<(), Refusal> {
+        self.request(&Request::CheckSpace { bytes }, &[]).map(drop)
     }
 
     fn credentials(&self, registry: String, repository: String) -> Result<Vec<Credential>, Refusal> {

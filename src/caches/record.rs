@@ -13,6 +13,7 @@ use larder_model::digest::Digest;
 use larder_model::event::SealedImage;
 use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
 use larder_model::seal::Totals;
+use larder_model::timeline::Timeline;
 
 /// Maximum number of events that a record keeps. The oldest are dropped first.
 pub const MAX_EVENTS: usize = 64;
@@ -64,6 +65,9 @@ pub struct Record {
     /// is written periodically where several daemons share the records, and never on a host.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub progress: Vec<ImageDetails>,
+    /// The timeline of the last attempt at a build. A cluster does not store it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub timeline: Option<Box<Timeline>>,
 }
 
 /// The interface through which a cache was ordered. It determines which pull secrets the cache can name.
@@ -238,6 +242,7 @@ impl Record {
             sequence: 0,
             ordered_by: RequestOrigin::default(),
             progress: Vec::new(),
+            timeline: None,
         };
         record.note(now, "ordered");
         record

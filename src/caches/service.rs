@@ -57,6 +57,7 @@ use larder_model::class::Class;
 use larder_model::image_cache::{CacheId, Spec, TenantName};
 use larder_model::plan_report::PlanReport;
 use larder_model::reference::ImageReference;
+use larder_model::timeline::Timeline;
 use larder_sys::clock::Clock;
 
 /// The image caches of this host. Clones share the same state.
@@ -234,6 +235,15 @@ impl Service {
         let record = self.get(tenant, id).await?;
         let details = self.0.builds.progress(id, |progress| Details::of(&record, progress));
         Ok((record, details))
+    }
+
+    /// Returns the timeline of the build in progress, or else of the last one.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFound`] if the tenant has no such cache.
+    pub async fn timeline(&self, tenant: &TenantName, id: CacheId) -> Result<Option<Box<Timeline>>, Error> {
+        let stored = self.get(tenant, id).await?.timeline;
+        Ok(self.0.builds.timeline(id).or(stored))
     }
 
     /// Follows a cache, starting after the event with number `after`.

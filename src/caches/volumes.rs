@@ -93,9 +93,9 @@ pub struct BuildDirs {
 /// A volume that is attached to this host.
 #[derive(Clone, Debug)]
 pub struct AttachedVolume {
-    /// The volume.
+    /// Identity of the volume.
     pub volume: VolumeId,
-    /// Where and since when it is attached.
+    /// Record of its mount point and of the runtimes that use it.
     pub attachment: Attachment,
 }
 

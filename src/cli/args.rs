@@ -13,9 +13,9 @@ mod volume;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::log::Format;
+use crate::config::log::{Format, Level as ConfigLevel};
 use crate::telemetry::{Destination, Level};
 
 pub(super) use bench::BenchKind;
@@ -68,6 +68,9 @@ pub(super) struct Global {
     /// [default: $LARDER_LOG, then log.level of the configuration, info]
     #[arg(long, global = true, value_name = "LEVEL", help_heading = GLOBAL)]
     pub(super) log_level: Option<Level>,
+    /// Log more: -v means --log-level debug, -vv trace
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "log_level", help_heading = GLOBAL)]
+    pub(super) verbose: u8,
     /// Format of the log lines on standard error [default: log.format of the configuration, text]
     #[arg(long, global = true, value_enum, value_name = "FORMAT", help_heading = GLOBAL)]
     pub(super) log_format: Option<Format>,
@@ -232,6 +235,17 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: ConfigAction,
     },
+}
+
+impl Global {
+    /// Returns the level that the flags set.
+    pub(super) fn level(&self) -> Option<Level> {
+        match self.verbose {
+            0 => self.log_level.clone(),
+            1 => Some(ConfigLevel::Debug.into()),
+            _ => Some(ConfigLevel::Trace.into()),
+        }
+    }
 }
 
 impl Command {

@@ -18,7 +18,7 @@ use crate::builder::order::ImageSource;
 use crate::config::Config;
 use crate::keys;
 use crate::telemetry::Console;
-use crate::volume::{self, disk};
+use crate::volume::disk;
 use larder_model::class::Class;
 use larder_model::event::Outcome;
 use larder_model::job::VolumeKind;
@@ -37,8 +37,6 @@ enum Error {
     Archive(Box<archive::Error>),
     #[error(transparent)]
     Disk(Box<disk::Error>),
-    #[error(transparent)]
-    Volume(#[from] volume::Error),
 }
 
 impl Error {
@@ -49,7 +47,6 @@ impl Error {
             Error::Key(e) => e.class(),
             Error::Archive(e) => e.class(),
             Error::Disk(e) => e.class(),
-            Error::Volume(e) => e.class(),
         }
     }
 }
@@ -98,9 +95,6 @@ fn prepare(
     if starts_over && request.volume_kind == VolumeKind::Block {
         return Err(Error::Usage(Box::new(UsageError::ForceForBlock)));
     }
-    if starts_over {
-        volume::start_over(&request.volume, request.volume_kind)?;
-    }
     if request.volume_kind.is_disk() {
         let share = request.share.as_ref().map(|share| &*share.dir);
         supervisor::enter_namespace(share).map_err(|e| Error::Disk(Box::new(e)))?;
@@ -113,6 +107,7 @@ fn prepare(
         job: job.map(|job| String::from_utf8_lossy(job).into_owned()),
         signer: key.map(|key| key.with_claims(claims)),
         archive,
+        starts_over,
         computed_size: OnceLock::new(),
     })
 }

@@ -145,7 +145,20 @@ impl Session<'_> {
         let request = Request::new(Method::POST, "/v5/imagecaches").with_body(&order.body())?;
         let request = Request { key: order.idempotency_key.as_deref(), ..request };
         let answer = self.client.call(request).await?;
+        if self.format == ListFormat::Text {
+            self.console.print(&format!("{}\n", self.reservation(order.content.size).await));
+        }
         self.created(answer, wait).await
+    }
+
+    /// Describes what a new cache of `size_gib` reserves. Only root can read the space of the host.
+    async fn reservation(&self, size_gib: u32) -> String {
+        let host = list::host(&self.client).await.ok().flatten().map(|host| host.host);
+        let all = host.and_then(|host| Some((host.reserved_bytes, host.capacity_bytes?)));
+        let all = all.map(|(reserved, capacity)| {
+            format!("; all caches reserve {} of {}", tables::bytes(reserved), tables::bytes(capacity))
+        });
+        format!("reserves {size_gib} GiB{}", all.unwrap_or_default())
     }
 
     /// Formats the cache in `answer`, which is being built. With `wait`, waits until it is Available.

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::args::values::VolumeSize;
 use super::args::{BuildArgs, CredentialArgs, HostArgs};
 use super::usage::UsageError;
 use crate::builder::order::{BuildRequest, HostOverrides, ImageSource, RegistryOptions, Sharing};
@@ -14,7 +13,7 @@ use crate::config::Config;
 use larder_model::job::{Job, MAX_IMAGES, NetworkAccess};
 use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
-use larder_model::size::ByteSize;
+use larder_model::size::{ByteSize, VolumeSize};
 
 /// Maximum size of a job, bytes. 256 references of 1024 bytes are a quarter of it.
 const MAX_JOB: u64 = 1 << 20;
@@ -139,7 +138,7 @@ fn add_job(args: &mut BuildArgs, text: &[u8]) -> Result<NetworkRules, UsageError
         args.credentials.pull_secrets = job.pull_secrets;
     }
     let options = &mut args.options;
-    options.size = options.size.or(job.size.map(VolumeSize::Given));
+    options.size = options.size.or(job.size);
     options.sizing = options.sizing.or(job.sizing);
     options.platform = options.platform.take().or(job.platform);
     options.volume_kind = options.volume_kind.or(job.volume_kind);
@@ -332,6 +331,8 @@ mod tests {
     #[test]
     fn an_automatic_size_is_computed_later() {
         assert_eq!(merged("--volume v --size auto a", None).unwrap().size, ByteSize(0));
+        let job = r#"{"images":["a"],"size":"auto"}"#;
+        assert_eq!(merged("--job j --volume v", Some(job)).unwrap().size, ByteSize(0));
         assert_eq!(
             merged("--job j --volume v --secrets s --size auto", Some(JOB)).unwrap().size,
             ByteSize(0)

@@ -1,7 +1,6 @@
 //! `larder ls`: the image caches of this host, the attached volumes and the space.
 
 use chrono::Utc;
-use reqwest::Method;
 use serde_json::json;
 
 use super::args::{ListFormat, StatusArgs};
@@ -14,12 +13,11 @@ use crate::blocking;
 use crate::caches::attachments::{Attachment, Attachments};
 use crate::caches::layout::Layout;
 use crate::caches::service::HostOverview;
-use crate::client::{Client, Request};
 use crate::config::Config;
 use crate::telemetry::Console;
 use larder_model::class::Class;
 
-/// What the command prints.
+/// The content of the output.
 #[derive(Default)]
 struct Status {
     host: Option<Host>,
@@ -55,19 +53,10 @@ pub(super) fn run(args: &StatusArgs, config: &Config, console: &Console) -> u8 {
 /// Requests the host and the caches: those of all tenants if the daemon allows it.
 async fn ask(args: &StatusArgs) -> Result<(Option<Host>, Overviews), Error> {
     let client = cache::connect(args.daemon.host.as_ref(), args.daemon.ca.as_deref())?;
-    let host = host(&client).await?;
+    let host = list::host(&client).await?;
     let scope = if host.is_some() { Scope::AllTenants } else { Scope::Own };
     let caches = list::request(&client, scope, None).await?.read()?;
     Ok((host, caches))
-}
-
-/// Requests the host. `None` if only root can read it.
-async fn host(client: &Client) -> Result<Option<Host>, Error> {
-    match client.call(Request::new(Method::GET, "/larder/v1/host")).await {
-        Ok(answer) => Ok(Some(answer.read()?)),
-        Err(error) if error.is_forbidden() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 fn format(status: &Status, format: ListFormat) -> String {

@@ -44,6 +44,7 @@ pub(super) use disk::enter_namespace;
 use larder_model::class::Class;
 use larder_model::event::{Event, Outcome, Status};
 use larder_model::key::SigningKey;
+use larder_model::plan_report::PlanReport;
 use larder_model::size::ByteSize;
 use requests::RequestHandler;
 
@@ -63,6 +64,8 @@ pub(super) struct BuildParams {
     pub(super) signer: Option<SigningKey>,
     /// The archive that was read from standard input.
     pub(super) archive: Option<File>,
+    /// `true` if the content of the volume is deleted first.
+    pub(super) starts_over: bool,
     /// Size of the volume, if it was computed.
     pub(super) computed_size: OnceLock<ByteSize>,
 }
@@ -102,39 +105,69 @@ struct Supervisor {
 impl Supervisor {
     /// Runs the build. An `Err` is the outcome of a step before or after the child.
     async fn run(&self) -> Result<Outcome, Outcome> {
-        self.compute_size().await?;
+        let resolved = if self.params.starts_over { self.start_over().await? } else { None };
+        self.compute_size(resolved).await?;
         match self.params.request.volume_kind.is_disk() {
             true => self.build_on_disk().await,
             false => Ok(self.build_in_directory().await),
         }
     }
 
+    /// Deletes the content of the volume. The images of registries are resolved first, and returned, so that
+    /// a wrong name deletes nothing.
+    async fn start_over(&self) -> Result<Option<PlanReport>, Outcome> {
+        let request = &self.params.request;
+        let resolved = match request.source {
+            ImageSource::Registries => Some(self.resolve().await?),
+            ImageSource::Archive { .. } => None,
+        };
+        let (path, kind) = (request.volume.clone(), request.volume_kind);
+        let cleared = crate::blocking::spawn(move || volume::start_over(&path, kind)).await;
+        let cleared = cleared.map_err(|e| {
+            usage_outcome(Class::Internal, &format!("the task that clears the volume failed: {e}"))
+        })?;
+        cleared.map_err(|e| usage_outcome(e.class(), &e.to_string()))?;
+        Ok(resolved)
+    }
+
     /// Computes the size of the volume from the images, if it is not given. A sealed volume keeps its size.
     /// The reader of an archive computes the size itself.
-    async fn compute_size(&self) -> Result<(), Outcome> {
+    async fn compute_size(&self, resolved: Option<PlanReport>) -> Result<(), Outcome> {
         let request = &self.params.request;
         if request.size != ByteSize(0) || request.source != ImageSource::Registries {
             return Ok(());
         }
-        let (handler, path) = (Arc::clone(&self.handler), request.volume.clone());
-        let resolving = crate::blocking::spawn(move || match volume::seal::read(&path) {
-            Ok(sealed) => Ok((sealed.content.size, true)),
-            Err(_) => handler.resolve().map(|report| (report.admission.automatic_size(), false)),
-        });
+        let path = request.volume.clone();
+        let sealed = crate::blocking::spawn(move || volume::seal::read(&path).ok()).await.ok().flatten();
+        let size = match (sealed, resolved) {
+            (Some(sealed), _) => sealed.content.size,
+            (None, resolved) => {
+                let report = match resolved {
+                    Some(report) => report,
+                    None => self.resolve().await?,
+                };
+                let size = report.admission.automatic_size();
+                self.events.emit(Event::Sized { size });
+                size
+            }
+        };
+        // Only this function sets it.
+        let _ = self.params.computed_size.set(size);
+        Ok(())
+    }
+
+    /// Resolves the images in another process.
+    async fn resolve(&self) -> Result<PlanReport, Outcome> {
+        let handler = Arc::clone(&self.handler);
+        let resolving = crate::blocking::spawn(move || handler.resolve());
         let resolved = tokio::select! {
             resolved = resolving => resolved,
             () = self.cancel.cancelled() => return Err(usage_outcome(Class::Cancelled, "interrupted")),
         };
         let resolved = resolved.map_err(|e| {
-            usage_outcome(Class::Internal, &format!("the task that computes the size failed: {e}"))
+            usage_outcome(Class::Internal, &format!("the task that resolves the images failed: {e}"))
         })?;
-        let (size, is_sealed) = resolved.map_err(Outcome::failed)?;
-        if !is_sealed {
-            self.events.emit(Event::Sized { size });
-        }
-        // Only this function sets it.
-        let _ = self.params.computed_size.set(size);
-        Ok(())
+        resolved.map_err(Outcome::failed)
     }
 
     async fn build_in_directory(&self) -> Outcome {

@@ -65,8 +65,8 @@ impl Default for Caches {
     fn default() -> Self {
         Caches {
             volume_kind: CacheVolumeKind::Auto,
-            sparse: false,
-            shrink: false,
+            sparse: true,
+            shrink: true,
             max_per_tenant: 50,
             max_gib_per_tenant: 0,
             capacity: ByteSize(0),

@@ -180,6 +180,7 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
         import: None,
         ordered_by: word("orderedBy", &status.ordered_by)?,
         progress: Vec::new(),
+        timeline: None,
     };
     if record.work.is_some() {
         record.progress = progress.collect::<Result<_, _>>()?;

@@ -63,6 +63,7 @@ use larder_model::image_cache::TenantName;
 use larder_model::job::{Job, LayerFormat};
 use larder_model::plan_report::PlanReport;
 use larder_model::pull_secret::PullSecretName;
+use larder_model::size::VolumeSize;
 
 /// Maximum size of a result in an annotation, bytes. All annotations of an object together are limited to 256
 /// KiB (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).
@@ -327,7 +328,7 @@ impl Build<'_> {
         let secret =
             secret.map_err(|e| StepFailure::Ended(Ended::NotStarted(format!("writing its job: {e}"))))?;
         self.apply::<Secret>("the secret", &self.name, &secret).await?;
-        let size_gib = self.order.job.size.map_or(0, |size| size.0 >> 30);
+        let size_gib = self.order.job.size.and_then(VolumeSize::given).map_or(0, |size| size.0 >> 30);
         self.apply::<PersistentVolumeClaim>("the volume claim", &self.name, &parts.claim(job, size_gib))
             .await?;
         Ok(())

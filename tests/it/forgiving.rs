@@ -147,6 +147,9 @@ fn force_starts_over_and_keeps_foreign_files() {
         succeed(&mut build(volume, "256MiB", reference));
         fs::write(volume.join("precious"), "data").unwrap();
         let erofs = ["--force", "--layer-format", "erofs"];
+        // A wrong tag deletes nothing.
+        exits(64, build(volume, "512MiB", &registry.reference("team/other:2")).args(erofs));
+        assert_eq!(sealed(volume).content.images[0].reference, reference);
         succeed(build(volume, "512MiB", &other).args(erofs));
         assert_eq!(sealed(volume).content.images[0].reference, other);
         assert!(!volume.join("overlay").exists());

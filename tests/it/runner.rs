@@ -19,7 +19,7 @@ use larder_model::class::Class;
 use larder_model::event::{Event, Line, Outcome, Status};
 use larder_model::image_cache::CacheId;
 use larder_model::job::Job;
-use larder_model::size::ByteSize;
+use larder_model::size::{ByteSize, VolumeSize};
 use larder_model::sizing::Sizing;
 use larder_sys::cgroup::Cgroups;
 use larder_testing::image::{Format as ImageFormat, Image, Layer};
@@ -430,7 +430,7 @@ fn plans_are_reports_or_failures() {
         assert_eq!(host.served.registry.served(&host.served.images[0].layers[0].digest), 0);
 
         // A volume that is too small can still be planned.
-        (job.size, job.sizing) = (Some(ByteSize(1)), Some(Sizing::Enforce));
+        (job.size, job.sizing) = (Some(VolumeSize::Given(ByteSize(1))), Some(Sizing::Enforce));
         assert_eq!(plan(&host, job.clone()).unwrap().fits, Some(false));
 
         job.images = vec![format!("{}/none:1", host.served.registry.host()).parse().unwrap()];

@@ -1,4 +1,4 @@
-//! `larder ls`, `larder cache ls` and `larder attach --list`: what is on this host, for whom.
+//! `larder ls`, `larder cache ls` and `larder attach --list`, as root and as a tenant.
 
 use std::path::Path;
 use std::process::Command;
@@ -33,6 +33,34 @@ fn tenant(daemon: &Daemon, tenant: Tenant, arguments: &[&str]) -> Command {
     let mut command = operator(daemon, arguments);
     command.env("LARDER_HOST", daemon.endpoint()).env("LARDER_TOKEN", tenant.token());
     command
+}
+
+/// Checks that docs/reference/json.md names every field of a document, at any depth.
+fn documented(document: &Value) {
+    const PAGE: &str = include_str!("../../docs/reference/json.md");
+    // Fields of objects whose schema is elsewhere: the vendor's image cache.
+    const VENDOR: [&str; 9] = [
+        "name",
+        "id",
+        "created_at",
+        "images",
+        "image_cache_size",
+        "retention_days",
+        "building_config",
+        "status",
+        "cluster",
+    ];
+    match document {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let named = PAGE.contains(&format!("`{name}`")) || PAGE.contains(&format!("].{name}`"));
+                assert!(named || VENDOR.contains(&name.as_str()), "{name} is not documented: {document}");
+                documented(value);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(documented),
+        _ => {}
+    }
 }
 
 #[case]
@@ -72,10 +100,15 @@ fn root_sees_all_tenants_and_a_tenant_its_own() {
         };
         let mut attaching = attach("attach", &volume);
         let printed = json(&succeed(attaching.arg("--at").arg(&at).args(["--no-unit", "--json"])));
+        documented(&printed);
         assert_eq!(printed["at"], at.to_str().unwrap());
         assert_eq!(printed["volume"], volume.to_str().unwrap());
 
         let listed = json(&succeed(&mut operator(&daemon, &["ls", "--json"])));
+        documented(&listed);
+        for command in [&["verify", "--json"][..], &["prefetch", "--json"]] {
+            documented(&json(&succeed(operator(&daemon, command).arg(&volume))));
+        }
         assert_eq!(listed["host"]["host"]["reserved_bytes"], 40u64 << 30, "{listed}");
         assert_eq!(listed["attached"][0]["at"], at.to_str().unwrap(), "{listed}");
         let place = &listed["image_caches"][0]["overview"]["attached"][0];
@@ -96,6 +129,7 @@ fn root_sees_all_tenants_and_a_tenant_its_own() {
         let list = succeed(&mut operator(&daemon, &["attach", "--list"]));
         assert!(list.starts_with("ATTACHED AT") && list.contains(volume.to_str().unwrap()), "{list}");
         let detached = json(&succeed(attach("detach", &at).arg("--json")));
+        documented(&detached);
         assert_eq!(detached["at"], at.to_str().unwrap());
         assert_eq!(
             json(&succeed(&mut operator(&daemon, &["attach", "--list", "--json"])))["attached"],

@@ -106,6 +106,15 @@ pub enum Event {
         /// Size of the tar, bytes.
         size: u64,
     },
+    /// A layer is extracted and verified. It waits until its parents are on the volume.
+    LayerExtracted {
+        /// Digest of the blob.
+        blob: Digest,
+        /// Time from the start of the transfer until its last byte, milliseconds.
+        received_ms: u64,
+        /// Part of that time in which the extraction waited for data, milliseconds.
+        waited_ms: u64,
+    },
     /// A layer is on the volume and verified.
     LayerCommitted {
         /// Digest of the blob.
@@ -163,6 +172,9 @@ pub enum Event {
     Synced {
         /// Number of layers that this sync covered.
         layers: usize,
+        /// Duration of the sync, milliseconds.
+        #[serde(default)]
+        elapsed_ms: u64,
     },
     /// The volume is sealed.
     Sealed {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::platform::Platform;
 use super::pull_secret::PullSecretName;
 use super::reference::ImageReference;
-use super::size::ByteSize;
+use super::size::{ByteSize, VolumeSize};
 use super::sizing::Sizing;
 
 /// The version of the job format that this build reads and writes.
@@ -41,9 +41,9 @@ pub struct Job {
     /// Archive that contains the images; `None` if registries do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// Maximum size of the volume at any time, as a number of bytes or a string with a unit.
+    /// Maximum size of the volume at any time, as a number of bytes or a string with a unit, or `auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<ByteSize>,
+    pub size: Option<VolumeSize>,
     /// Action if the volume is smaller than the 3x rule requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sizing: Option<Sizing>,
@@ -220,7 +220,10 @@ mod tests {
             "deadline":"2026-11-23T18:00:00Z","result_file":"/dev/termination-log","tar_split":true,
             "reach":"tenant","min_layer_rate":"256KiB"}"#;
         let job = Job::parse(full).unwrap();
-        assert_eq!((job.size, job.reach), (Some(ByteSize(20 << 30)), NetworkAccess::Tenant));
+        assert_eq!(
+            (job.size, job.reach),
+            (Some(VolumeSize::Given(ByteSize(20 << 30))), NetworkAccess::Tenant)
+        );
         let archive = Job::parse(br#"{"source":{"docker-archive":"/a.tar"}}"#).unwrap();
         assert_eq!(archive.source, Some(Source::DockerArchive("/a.tar".into())));
         assert!(archive.images.is_empty());

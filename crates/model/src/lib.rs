@@ -27,4 +27,5 @@ pub mod shortage;
 pub mod signature;
 pub mod size;
 pub mod sizing;
+pub mod timeline;
 pub mod trust;

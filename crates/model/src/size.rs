@@ -93,15 +93,63 @@ impl Serialize for ByteSize {
 impl<'de> Deserialize<'de> for ByteSize {
     /// Accepts a number of bytes or a string with a unit.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Given {
-            Bytes(u64),
-            Text(String),
-        }
-        match Given::deserialize(deserializer)? {
+        Given::deserialize(deserializer)?.size().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A size as given: bytes, or a text with a unit.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Given {
+    Bytes(u64),
+    Text(String),
+}
+
+impl Given {
+    fn size(self) -> Result<ByteSize, ParseSizeError> {
+        match self {
             Given::Bytes(bytes) => Ok(ByteSize(bytes)),
-            Given::Text(text) => text.parse().map_err(serde::de::Error::custom),
+            Given::Text(text) => text.parse(),
+        }
+    }
+}
+
+/// The size of a volume in a job or on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeSize {
+    /// Larder computes the size from the images. The text form is `auto`.
+    Auto,
+    /// The given size.
+    Given(ByteSize),
+}
+
+impl VolumeSize {
+    /// Returns the given size; `None` if it is computed.
+    pub fn given(self) -> Option<ByteSize> {
+        match self {
+            VolumeSize::Auto => None,
+            VolumeSize::Given(size) => Some(size),
+        }
+    }
+}
+
+const AUTO: &str = "auto";
+
+impl Serialize for VolumeSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            VolumeSize::Auto => serializer.serialize_str(AUTO),
+            VolumeSize::Given(size) => size.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for VolumeSize {
+    /// Accepts `auto`, a number of bytes, or a string with a unit.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Given::deserialize(deserializer)? {
+            Given::Text(text) if text == AUTO => Ok(VolumeSize::Auto),
+            given => given.size().map(VolumeSize::Given).map_err(serde::de::Error::custom),
         }
     }
 }
@@ -109,6 +157,24 @@ impl<'de> Deserialize<'de> for ByteSize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_of_volumes() {
+        let read = |json: &str| serde_json::from_str::<VolumeSize>(json);
+        for (json, size) in [
+            (r#""auto""#, VolumeSize::Auto),
+            (r#""1MiB""#, VolumeSize::Given(ByteSize(1 << 20))),
+            ("7", VolumeSize::Given(ByteSize(7))),
+        ] {
+            let found = read(json).unwrap();
+            assert_eq!(found, size);
+            assert_eq!(read(&serde_json::to_string(&found).unwrap()).unwrap(), size);
+        }
+        assert_eq!((VolumeSize::Auto.given(), read("7").unwrap().given()), (None, Some(ByteSize(7))));
+        for bad in [r#""automatic""#, r#""Auto""#, "-1", "[]"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn units() {

@@ -11,6 +11,7 @@ use crate::caches::volumes::Snapshot;
 use larder_model::digest::Digest;
 use larder_model::plan_report::PlanReport;
 use larder_model::reference::ImageReference;
+use larder_model::timeline::{Stage, Step, Timeline};
 
 /// An image cache with all its details.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -48,7 +49,7 @@ pub struct Overviews {
 pub struct Host {
     /// Version of the daemon.
     pub version: String,
-    /// Its space and builds, of all tenants together.
+    /// Space and builds of all tenants together.
     #[schema(value_type = Object)]
     pub host: HostOverview,
 }
@@ -88,6 +89,42 @@ pub struct Planned {
     /// The report of `larder plan`.
     #[schema(value_type = Object)]
     pub plan: PlanReport,
+}
+
+/// The timeline of a build, and what determined its duration.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct BuildTimeline {
+    /// Null if no build has started since the daemon knows the cache.
+    #[schema(value_type = Object)]
+    pub timeline: Option<Box<Timeline>>,
+    /// Steps that determined the duration, in order of time.
+    #[schema(value_type = Vec<Object>)]
+    pub critical_path: Vec<Step>,
+    /// Time of each stage on the critical path, the longest first.
+    pub bound_by: Vec<StageTime>,
+}
+
+/// The time that a stage takes on the critical path.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct StageTime {
+    /// `resolve`, `network`, `unpack`, `commit` or `seal`.
+    #[schema(value_type = String)]
+    pub stage: Stage,
+    /// Duration on the critical path, milliseconds.
+    pub elapsed_ms: u64,
+}
+
+impl From<Option<Box<Timeline>>> for BuildTimeline {
+    fn from(timeline: Option<Box<Timeline>>) -> Self {
+        let critical_path = timeline.as_ref().map(|timeline| timeline.critical_path());
+        let bound_by = timeline.as_ref().map(|timeline| timeline.bound_by()).unwrap_or_default();
+        let bound_by = bound_by.into_iter().map(|(stage, elapsed_ms)| StageTime { stage, elapsed_ms });
+        BuildTimeline {
+            critical_path: critical_path.unwrap_or_default(),
+            bound_by: bound_by.collect(),
+            timeline,
+        }
+    }
 }
 
 /// The snapshots of an image cache.

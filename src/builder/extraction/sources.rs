@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
@@ -66,6 +67,21 @@ impl<S: ChunkSource> ChunkSource for Counted<S> {
         let chunk = self.source.next()?;
         let len = chunk.as_ref().map_or(0, Bytes::len) as u64;
         self.counters.received.fetch_add(len, Ordering::Relaxed);
+        Ok(chunk)
+    }
+}
+
+/// Measures the time that the extraction waits for a source.
+pub(super) struct Timed<S> {
+    pub(super) source: S,
+    pub(super) counters: Arc<Counters>,
+}
+
+impl<S: ChunkSource> ChunkSource for Timed<S> {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let began = Instant::now();
+        let chunk = self.source.next()?;
+        self.counters.waited(began.elapsed(), chunk.is_none());
         Ok(chunk)
     }
 }

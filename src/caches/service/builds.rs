@@ -10,7 +10,7 @@ mod attempt;
 mod result;
 mod slots;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,7 +35,11 @@ use crate::caches::volumes::Volumes;
 use crate::telemetry::metrics::Metrics;
 use larder_model::image_cache::{CacheId, Spec, TenantName};
 use larder_model::plan_report::PlanReport;
+use larder_model::timeline::{Recorder, Timeline};
 use larder_sys::clock::Clock;
+
+/// Maximum number of timelines that are kept in memory.
+const MAX_TIMELINES: usize = 64;
 
 /// Runs builders. Clones share the same state.
 #[derive(Clone, Debug)]
@@ -60,6 +64,8 @@ pub(super) struct Uses {
 struct Inner {
     uses: Uses,
     live: Mutex<HashMap<CacheId, Live>>,
+    /// Timelines of ended attempts, oldest first, because a cluster does not store them.
+    timelines: Mutex<VecDeque<(CacheId, Box<Timeline>)>>,
     /// Notified when a build has ended.
     ended: Notify,
 }
@@ -69,6 +75,7 @@ struct Inner {
 struct Live {
     cancel: CancellationToken,
     progress: Progress,
+    recorder: Recorder,
     /// The external condition that the build waits for.
     waiting: Option<String>,
     /// `true` if another build was requested before this one ended.
@@ -77,7 +84,12 @@ struct Live {
 
 impl Builds {
     pub(super) fn new(uses: Uses) -> Self {
-        Builds(Arc::new(Inner { uses, live: Mutex::default(), ended: Notify::new() }))
+        Builds(Arc::new(Inner {
+            uses,
+            live: Mutex::default(),
+            timelines: Mutex::default(),
+            ended: Notify::new(),
+        }))
     }
 
     /// Assigns the next build in the queue to each free builder, until the daemon stops.
@@ -138,6 +150,31 @@ impl Builds {
     /// Reads the progress of a build; `None` if there is none.
     pub(super) fn progress<T>(&self, id: CacheId, read: impl FnOnce(Option<&Progress>) -> T) -> T {
         read(self.live().get(&id).map(|live| &live.progress))
+    }
+
+    /// Returns the timeline of the build in progress, or else of the last attempt that this daemon knows.
+    pub(super) fn timeline(&self, id: CacheId) -> Option<Box<Timeline>> {
+        let live = self.live().get(&id).and_then(|live| live.recorder.timeline().cloned());
+        let known =
+            || self.timelines().iter().rev().find(|(of, _)| *of == id).map(|(_, timeline)| timeline.clone());
+        live.map(Box::new).or_else(known)
+    }
+
+    /// Keeps the timeline of an attempt that ends, and returns it.
+    fn keep_timeline(&self, id: CacheId) -> Option<Box<Timeline>> {
+        let timeline =
+            self.live().get(&id).and_then(|live| live.recorder.timeline().cloned()).map(Box::new)?;
+        let mut timelines = self.timelines();
+        timelines.retain(|(of, _)| *of != id);
+        timelines.push_back((id, timeline.clone()));
+        if timelines.len() > MAX_TIMELINES {
+            timelines.pop_front();
+        }
+        Some(timeline)
+    }
+
+    fn timelines(&self) -> MutexGuard<'_, VecDeque<(CacheId, Box<Timeline>)>> {
+        self.0.timelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until a build has ended.

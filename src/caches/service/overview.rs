@@ -1,4 +1,4 @@
-//! Overviews of caches for lists: how far a build is, what a cache uses and reserves, and where it is attached.
+//! Overviews of caches for lists: progress of builds, space and attachments.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::config::tenant::ADMIN;
 use larder_model::image_cache::{CacheId, TenantName};
 use larder_model::runtime::Runtime;
 
-/// What a list shows of a cache besides the vendor's object.
+/// Build, space and attachments of a cache, for lists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overview {
     /// The tenant that owns it.
@@ -34,11 +34,11 @@ pub struct Overview {
     pub used_bytes: u64,
     /// Space that is reserved for it, bytes.
     pub reserved_bytes: u64,
-    /// Where its volumes are attached on this host.
+    /// Places on this host where its volumes are attached.
     pub attached: Vec<AttachedAt>,
 }
 
-/// How far a build is.
+/// Progress of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildOverview {
     /// Number of builders started for it. 0 while it is queued.
@@ -90,7 +90,7 @@ pub struct HostOverview {
     pub building: usize,
 }
 
-/// Where volumes are attached, by cache.
+/// Places where volumes are attached, by cache.
 type Attached = HashMap<CacheId, Vec<AttachedAt>>;
 
 /// The caches that a list contains.

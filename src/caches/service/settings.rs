@@ -14,6 +14,7 @@ use crate::config::{Config, cluster};
 use larder_model::image_cache::{Spec, TenantName};
 use larder_model::job::{Job, NetworkAccess};
 use larder_model::pull_secret::PullSecretName;
+use larder_model::size::VolumeSize;
 
 /// The current settings. A reload replaces them as a whole.
 #[derive(Debug)]
@@ -100,7 +101,7 @@ impl Settings {
             version: larder_model::job::VERSION,
             source: None,
             images: spec.images.clone(),
-            size: Some(spec.size()),
+            size: Some(VolumeSize::Given(spec.size())),
             sizing: None,
             platform: None,
             volume_kind: None,

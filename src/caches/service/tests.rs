@@ -127,7 +127,7 @@ fn seal(order: &RunnerJob) -> Vec<u8> {
         job: Digest::sha256(b"job"),
         layer_format: Default::default(),
         tar_split: true,
-        size: order.job.size.unwrap(),
+        size: order.job.size.unwrap().given().unwrap(),
         images: Vec::new(),
         layers: Vec::new(),
         totals: Default::default(),
@@ -282,7 +282,7 @@ async fn from_order_to_content() {
     assert_eq!((record.message, record.work), (None, None));
     assert_eq!(host.volumes(), [format!("{}.1", record.id)]);
     let order = host.runner.orders.lock().unwrap()[0].clone();
-    assert_eq!(order.job.size.unwrap().0, 20 << 30);
+    assert_eq!(order.job.size.unwrap().given().unwrap().0, 20 << 30);
     assert_eq!(order.job.deadline.unwrap(), host.clock.now() + chrono::TimeDelta::minutes(120));
     let found = host.service.find(&team(), &["nginx:1".parse().unwrap()]).await.unwrap();
     assert_eq!(found.unwrap().record.id, record.id);

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
-use super::values::VolumeSize;
 use super::{CREDENTIALS, OUTPUT, OutputArgs, ProgressFormat, SECURITY, SOURCE, TRANSFER, VOLUME, values};
 use crate::builder::order::{ImageSource, MirrorOf};
 use larder_model::job::{LayerFormat, VolumeKind};
@@ -13,6 +12,7 @@ use larder_model::key::Claims;
 use larder_model::platform::Platform;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
+use larder_model::size::VolumeSize;
 use larder_model::sizing::Sizing;
 
 pub(super) const BUILD_USAGE: &str = "larder build [OPTIONS] --volume <DIR> --size <SIZE> <IMAGE>...\n\
@@ -108,7 +108,7 @@ pub(in crate::cli) struct BuildOptions {
     ///
     /// Files that Larder did not create are kept. A volume that is attached, mounted or used by another build
     /// is not changed, and the command exits with 75. With kind block, use --format-device.
-    #[arg(long, help_heading = VOLUME)]
+    #[arg(short, long, help_heading = VOLUME)]
     pub(in crate::cli) force: bool,
     /// Action if the volume is smaller than three times the compressed images [default: enforce]
     #[arg(long, value_enum, value_name = "POLICY", help_heading = VOLUME)]

@@ -63,6 +63,21 @@ fn clap_errors_go_to_stderr_and_help_does_not() {
 }
 
 #[test]
+fn verbose_sets_the_log_level() {
+    for (line, level) in [
+        ("larder verify v", None),
+        ("larder -v verify v", Some("debug")),
+        ("larder verify v -vv", Some("trace")),
+        ("larder verify v -vvv", Some("trace")),
+        ("larder verify v --log-level warn", Some("warn")),
+    ] {
+        let given = parse(line).unwrap().global.level().map(|level| level.to_string());
+        assert_eq!(given.as_deref(), level, "{line}");
+    }
+    assert!(parse("larder verify v -v --log-level warn").is_err());
+}
+
+#[test]
 fn the_public_commands_have_no_hidden_flags() {
     fn check(command: &clap::Command) {
         let hidden: Vec<_> = command.get_arguments().filter(|arg| arg.is_hide_set()).collect();

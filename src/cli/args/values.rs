@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use larder_model::size::ByteSize;
+use larder_model::size::{ByteSize, VolumeSize};
 
 /// Parses a size with a unit. A bare number is refused, because some tools mean bytes and others GiB.
 pub(super) fn size(text: &str) -> Result<ByteSize, String> {
@@ -12,15 +12,6 @@ pub(super) fn size(text: &str) -> Result<ByteSize, String> {
         return Err(format!("the unit is missing: use {text}GiB, {text}MiB or {text}B"));
     }
     text.parse().map_err(|_| "not a size: use a number and a unit, for example 20GiB".to_owned())
-}
-
-/// The size of a volume as given on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cli) enum VolumeSize {
-    /// Larder computes the size from the images.
-    Auto,
-    /// This size.
-    Given(ByteSize),
 }
 
 /// Parses a size with a unit, or `auto`.

@@ -5,7 +5,7 @@ use reqwest::Method;
 
 use super::Error;
 use super::table::rfc3339;
-use crate::api::wire::beyond::{Listed, Overviews};
+use crate::api::wire::beyond::{Host, Listed, Overviews};
 use crate::caches::service::{BuildOverview, Overview};
 use crate::cli::args::ListFormat;
 use crate::cli::table::{age, bytes, rows};
@@ -16,9 +16,9 @@ use larder_model::image_cache::Status;
 /// The caches to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cli) enum Scope {
-    /// Those of the caller.
+    /// The caches of the caller.
     Own,
-    /// Those of all tenants, each with its tenant.
+    /// The caches of all tenants, each with its tenant.
     AllTenants,
 }
 
@@ -34,6 +34,15 @@ pub(in crate::cli) async fn request(
     }
     let request = Request { query: &query, ..Request::new(Method::GET, "/larder/v1/caches") };
     Ok(client.call(request).await?)
+}
+
+/// Requests the host. `None` if only root can read it.
+pub(in crate::cli) async fn host(client: &Client) -> Result<Option<Host>, Error> {
+    match client.call(Request::new(Method::GET, "/larder/v1/host")).await {
+        Ok(answer) => Ok(Some(answer.read()?)),
+        Err(error) if error.is_forbidden() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Formats the names, one per line.

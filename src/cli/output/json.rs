@@ -48,7 +48,7 @@ mod tests {
                 reason: "429\n\u{1b}[2J".into(),
                 wait_ms: 5,
             },
-            Event::Synced { layers: 3 },
+            Event::Synced { layers: 3, elapsed_ms: 0 },
         ] {
             Json(&mut out).show(&Line { v: VERSION, time: DateTime::UNIX_EPOCH, event }).unwrap();
         }

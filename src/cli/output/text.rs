@@ -105,6 +105,6 @@ mod tests {
     fn outside_text_is_escaped_and_progress_is_quiet() {
         let warning = Event::Warning { message: "a\x1b[1mb".into() };
         assert_eq!(line_of(&warning).unwrap(), "warning: a\\u{1b}[1mb");
-        assert_eq!(line_of(&Event::Synced { layers: 1 }), None);
+        assert_eq!(line_of(&Event::Synced { layers: 1, elapsed_ms: 0 }), None);
     }
 }

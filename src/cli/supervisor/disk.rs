@@ -57,6 +57,10 @@ impl Supervisor {
             _ => self.sweep(disk).await?,
         };
         let is_new = disk.left() == Left::New;
+        let (disk, space) = blocking(move || disk.host_space().map(|space| (disk, space))).await?;
+        if let Some(space) = space {
+            self.handler.set_host_space(space);
+        }
         let MountedRun { disk, report, seal } = self.run_mounted(disk, ChildRole::Fill).await?;
         let Some((seal, direct)) = seal else {
             if is_new && !report.has_layers {

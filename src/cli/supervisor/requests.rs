@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::{io, thread};
 
 use tokio::runtime::Handle;
@@ -16,6 +16,7 @@ use crate::builder::registry::{repositories, secrets};
 use crate::builder::supervisor::{Greeting, Refusal, Reply, Request, credentials_body};
 use crate::builder::wire;
 use crate::cli::args::internal::ChildRole;
+use crate::volume::disk::HostSpace;
 use larder_model::class::Class;
 use larder_model::event::Failure;
 use larder_model::plan_report::PlanReport;
@@ -39,6 +40,8 @@ pub(super) struct RequestHandler {
     repositories: Repositories,
     /// Number of signatures issued.
     signed: AtomicU32,
+    /// The space of the host for the disk that is being filled.
+    host_space: OnceLock<HostSpace>,
     runtime: Handle,
 }
 
@@ -51,9 +54,16 @@ impl RequestHandler {
             // If the configuration is invalid, the fetcher reports it.
             repositories: repositories(&params.request, &params.config).unwrap_or_default(),
             signed: AtomicU32::new(0),
+            host_space: OnceLock::new(),
             params: Arc::clone(params),
             runtime: Handle::current(),
         }
+    }
+
+    /// Sets the space of the host, before a child fills the disk.
+    pub(super) fn set_host_space(&self, space: HostSpace) {
+        // A build fills one disk, and its directory does not change.
+        let _ = self.host_space.set(space);
     }
 
     /// Serves the child of `role` at the other end of `stream`, on a thread that ends with the child.
@@ -85,6 +95,11 @@ impl RequestHandler {
                 Ok(Vec::new())
             }
             Request::Sign => self.sign(body),
+            Request::CheckSpace { bytes } => {
+                let checked = self.host_space.get().map_or(Ok(()), |host| host.check(bytes));
+                checked.map_err(|e| Refusal::new(e.class(), e.to_string()))?;
+                Ok(Vec::new())
+            }
             Request::Credentials { registry, repository } => {
                 let found = self.runtime.block_on(self.secrets.lookup(&registry, &repository));
                 let found = found.map_err(|e| Refusal::new(Class::Denied, e.to_string()))?;
@@ -145,11 +160,12 @@ impl RequestHandler {
     }
 }
 
-/// Checks whether a child of `role` can make the request. The extractor can request mounts and signatures.
+/// Checks whether a child of `role` can make the request. The extractor can request mounts, signatures and a
+/// check of the space.
 /// Fetchers can request the credentials of the order's repositories.
 fn check(role: ChildRole, request: &Request, repositories: &Repositories) -> Result<(), Refusal> {
     match (role, request) {
-        (ChildRole::Fill, Request::Mount(_) | Request::Sign) => Ok(()),
+        (ChildRole::Fill, Request::Mount(_) | Request::Sign | Request::CheckSpace { .. }) => Ok(()),
         (ChildRole::Fetch | ChildRole::Resolve, Request::Credentials { registry, repository }) => {
             let is_in_order = repositories.contains(&(registry.clone(), repository.clone()));
             let refusal = || Refusal::new(Class::Denied, "the order has no image in this repository");
@@ -199,6 +215,7 @@ mod tests {
         let all = [ChildRole::Fill, ChildRole::Sweep, ChildRole::Prove, ChildRole::Fetch, ChildRole::Resolve];
         for (request, permitted) in [
             (Request::Sign, &[ChildRole::Fill][..]),
+            (Request::CheckSpace { bytes: 1 }, &[ChildRole::Fill]),
             (credentials("r.io", "team/app"), &[ChildRole::Fetch, ChildRole::Resolve]),
             (credentials("r.io", "team/other"), &[]),
             (credentials("other.io", "team/app"), &[]),

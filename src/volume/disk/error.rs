@@ -74,6 +74,20 @@ pub enum Error {
         /// Available space, in bytes.
         have: u64,
     },
+    /// The host has not enough space for the images.
+    #[error(
+        "the images need {} on the disk {path}, but the file system of the host has {} left: free some space",
+        ByteSize(*need),
+        ByteSize(*have)
+    )]
+    HostShort {
+        /// Path of the disk.
+        path: String,
+        /// Needed space that is not allocated yet, in bytes.
+        need: u64,
+        /// Available space, in bytes.
+        have: u64,
+    },
     /// A device or file system is smaller than the requested size.
     #[error("{path} has {}, but --size is {}: use a larger one, or a smaller --size", ByteSize(*have), ByteSize(*need))]
     TooSmall {
@@ -141,7 +155,7 @@ impl Error {
             Error::Foreign { .. } | Error::Other { .. } => Class::Conflict,
             Error::Tampered { .. } | Error::Unsafe { .. } => Class::Corrupt,
             Error::Locked { .. } | Error::InUse { .. } => Class::Busy,
-            Error::HostFull { .. } | Error::TooSmall { .. } => Class::NoSpace,
+            Error::HostFull { .. } | Error::HostShort { .. } | Error::TooSmall { .. } => Class::NoSpace,
             Error::NoProgram { .. } | Error::Size { .. } => Class::Invalid,
             Error::Program { .. } => Class::Internal,
             Error::Mount { source, .. } => class(&source.source, FileRole::Named),

@@ -137,6 +137,7 @@ impl Builds {
         measured.take(&self.0.uses.metrics, &line);
         if let Some(live) = self.live().get_mut(&id) {
             live.progress.take(&line);
+            live.recorder.take(&line);
             match &line.event {
                 Event::Waiting { reason } => {
                     live.waiting = reason.as_ref().map(|reason| escape_to(reason, MAX_LOGGED));

@@ -101,6 +101,7 @@ impl Builds {
     ) -> Result<(Option<Duration>, BuildResult), StoreError> {
         let Failed { class, message, images, heals } = failed;
         let (id, now) = (record.id, self.now());
+        let timeline = self.keep_timeline(id);
         let logged = escape_to(&message, MAX_LOGGED);
         tracing::warn!(cache = %id, tenant = %record.tenant, ?images, ?class, attempts, "attempt failed: {logged}");
         let (retries, seconds) = self
@@ -109,7 +110,11 @@ impl Builds {
             .settings
             .read(|values| (values.caches.build_retries, values.caches.build_retry_pause_seconds));
         if !heals || attempts > retries {
-            self.change(id, volume.generation, |record| record.fail_build(now, class, &message)).await?;
+            let fail = |record: &mut Record| {
+                record.fail_build(now, class, &message);
+                record.timeline.clone_from(&timeline);
+            };
+            self.change(id, volume.generation, fail).await?;
             return Ok((None, BuildResult::Failed));
         }
         let pause = pause(Duration::from_secs(seconds), attempts);
@@ -130,6 +135,7 @@ impl Builds {
     ) -> Result<(), StoreError> {
         let Uses { volumes, .. } = &self.0.uses;
         let (id, generation) = (volume.id, volume.generation);
+        let timeline = self.keep_timeline(id);
         let progress = self.live().get(&id).map(|live| live.progress.clone()).unwrap_or_default();
         let (layers, snapshot) = match volumes.sealed(volume).await {
             Ok(Sealed { content, snapshot }) => {
@@ -154,7 +160,10 @@ impl Builds {
             snapshot,
         };
         let mut refreshed = false;
-        let edit = |record: &mut Record| refreshed = record.finish_build(now, content.clone());
+        let edit = |record: &mut Record| {
+            refreshed = record.finish_build(now, content.clone());
+            record.timeline.clone_from(&timeline);
+        };
         // Deleted, cancelled or restarted in the meantime: no record needs the volume, and the sweep deletes
         // it.
         if self.change(id, generation, edit).await? {
