@@ -59,12 +59,12 @@ impl ChunkSource for Chunks {
     }
 }
 
-fn layer_decoder(blob: &Bytes) -> Decoder<Chunks> {
+fn layer_decoder(blob: &Bytes) -> Decoder<'static> {
     Decoder::new(Chunks(blob.clone()), Algorithm::Sha256, Ratio::default())
 }
 
 /// Reads the whole layer and checks its digests. Returns its size.
-fn drain(mut decoder: Decoder<Chunks>) -> u64 {
+fn drain(mut decoder: Decoder<'static>) -> u64 {
     loop {
         let length = decoder.fill_buf().expect("the sample is whole").len();
         if length == 0 {

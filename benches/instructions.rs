@@ -78,7 +78,7 @@ fn work(what: &str, dir: &Path, times: usize) -> io::Result<()> {
     Ok(())
 }
 
-fn decoder(blob: &Bytes) -> Decoder<Chunks> {
+fn decoder(blob: &Bytes) -> Decoder<'static> {
     Decoder::new(Chunks(blob.clone()), Algorithm::Sha256, Ratio::default())
 }
 

@@ -61,7 +61,7 @@ impl Sample {
         Sample { name, files, size: tar.len() as u64, blob, expected }
     }
 
-    fn decoder(&self) -> Decoder<Chunks> {
+    fn decoder(&self) -> Decoder<'static> {
         Decoder::new(Chunks(self.blob.clone()), Algorithm::Sha256, Ratio::default())
     }
 }

@@ -22,7 +22,7 @@ use crate::volume::staging::Staging;
 use crate::volume::{Volume, layout};
 pub(super) use error::RunError;
 use larder_layer::cores::Cores;
-use larder_layer::decode::{ChunkSource, Decoder};
+use larder_layer::decode::Decoder;
 use larder_layer::erofs_sink::apply::Image;
 use larder_layer::extract::{Expected, Extracted, TarSplitTarget, Target, extract};
 use larder_layer::limits::Limits;
@@ -331,9 +331,9 @@ async fn from_pipe(
 
 /// Extracts one layer into a new staging directory. If this fails, the directory is removed, on disks by the
 /// next run.
-pub(super) fn run<S: ChunkSource>(
+pub(super) fn run(
     shared: &Shared,
-    decoder: Decoder<S>,
+    decoder: Decoder<'_>,
     expected: &Expected,
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {

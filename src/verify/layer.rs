@@ -21,7 +21,7 @@ use larder_model::digest::{Algorithm, Hasher};
 use larder_model::seal::{Compression, Layer};
 use larder_sys::{Dir, Timestamp};
 
-type Tar = Reader<Decoder<Rebuilt>, Offset>;
+type Tar = Reader<Decoder<'static>, Offset>;
 
 /// Verifies a layer whose parents are verified, and adds its files with several names to `names`.
 pub(super) fn verify(root: &Dir, layers: &[Layer], layer: &Layer, names: &mut Names) -> Result<(), Error> {

@@ -75,45 +75,46 @@ trait Codec: Send {
 /// Tar bytes after which a layer is worth another thread.
 const MIN_BYTES_FOR_THREAD: u64 = 8 << 20;
 
-/// The decoder of one blob, a [`BufRead`] over its tar. Errors are [`io::Error`] values that wrap an
+/// The decoder of one blob, a [`BufRead`] over its tar. It is not generic over its source, which returns large
+/// chunks, so that this crate contains all code that runs for each byte. Errors are [`io::Error`] values that wrap an
 /// [`Error`].
-pub struct Decoder<S> {
-    location: Location<S>,
+pub struct Decoder<'a> {
+    location: Location<'a>,
     cores: Option<Arc<Cores>>,
     /// Moves the inflater to its own thread; `None` if the source must not move.
-    take_ahead: Option<TakeAhead<S>>,
+    take_ahead: Option<TakeAhead<'a>>,
     /// Bytes that the reader has not consumed yet.
     tar: Bytes,
     /// Bytes that were returned to the reader, or are in `tar`.
     size: u64,
 }
 
-type TakeAhead<S> = fn(Box<Inflater<S>>) -> Result<Ahead, Box<Inflater<S>>>;
+type TakeAhead<'a> = fn(Box<Inflater<'a>>) -> Result<Ahead, Box<Inflater<'a>>>;
 
 /// The thread on which the inflater runs.
-enum Location<S> {
-    CallerThread(Box<Inflater<S>>),
+enum Location<'a> {
+    CallerThread(Box<Inflater<'a>>),
     OwnThread(Ahead),
     /// In transit to another thread.
     Moving,
 }
 
-impl<S> std::fmt::Debug for Decoder<S> {
+impl std::fmt::Debug for Decoder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Decoder").field("size", &self.size).finish_non_exhaustive()
     }
 }
 
-impl<S: ChunkSource> Decoder<S> {
+impl<'a> Decoder<'a> {
     /// Creates a decoder that computes the digest of the blob with `algorithm`.
-    pub fn new(source: S, algorithm: Algorithm, ratio: Ratio) -> Self {
-        let inflater = Inflater::new(source, algorithm, ratio);
+    pub fn new(source: impl ChunkSource + Send + 'a, algorithm: Algorithm, ratio: Ratio) -> Self {
+        let inflater = Inflater::new(Box::new(source), algorithm, ratio);
         let location = Location::CallerThread(Box::new(inflater));
         Decoder { location, cores: None, take_ahead: None, tar: Bytes::new(), size: 0 }
     }
 
     /// Creates a decoder for a tar that is not compressed, regardless of its first bytes.
-    pub fn uncompressed(source: S, algorithm: Algorithm) -> Self {
+    pub fn uncompressed(source: impl ChunkSource + Send + 'a, algorithm: Algorithm) -> Self {
         let mut decoder = Decoder::new(source, algorithm, Ratio::default());
         decoder.with_inflater(Inflater::set_plain);
         decoder
@@ -128,16 +129,6 @@ impl<S: ChunkSource> Decoder<S> {
         self
     }
 
-    /// Allows the inflater and its source to move to a thread of their own.
-    #[must_use]
-    pub fn ahead(mut self) -> Self
-    where
-        S: Send + 'static,
-    {
-        self.take_ahead = Some(Ahead::start);
-        self
-    }
-
     /// Uses the portable decompressor even if this program was built with a faster one, for comparison.
     #[must_use]
     pub fn portable(mut self) -> Self {
@@ -145,7 +136,7 @@ impl<S: ChunkSource> Decoder<S> {
         self
     }
 
-    fn with_inflater(&mut self, change: impl FnOnce(&mut Inflater<S>)) {
+    fn with_inflater(&mut self, change: impl FnOnce(&mut Inflater<'a>)) {
         if let Location::CallerThread(inflater) = &mut self.location {
             change(inflater);
         }
@@ -223,13 +214,22 @@ impl<S: ChunkSource> Decoder<S> {
     }
 }
 
+impl Decoder<'static> {
+    /// Allows the inflater and its source to move to a thread of their own.
+    #[must_use]
+    pub fn ahead(mut self) -> Self {
+        self.take_ahead = Some(Ahead::start);
+        self
+    }
+}
+
 /// Decompresses a blob to its end without hashing: the lower bound for a decoder in benchmarks. Returns only
 /// the size of the tar in bytes, because the content is not verified.
 ///
 /// # Errors
 /// The same errors as [`Decoder`].
-pub fn inflate_only<S: ChunkSource>(source: S, ratio: Ratio) -> Result<u64, Error> {
-    let mut inflater = Inflater::new(source, Algorithm::Sha256, ratio);
+pub fn inflate_only(source: impl ChunkSource + Send, ratio: Ratio) -> Result<u64, Error> {
+    let mut inflater = Inflater::new(Box::new(source), Algorithm::Sha256, ratio);
     inflater.hashing = Hashing::none();
     let mut size = 0;
     while let Some(tar) = inflater.next()? {
@@ -238,7 +238,7 @@ pub fn inflate_only<S: ChunkSource>(source: S, ratio: Ratio) -> Result<u64, Erro
     Ok(size)
 }
 
-impl<S: ChunkSource> BufRead for Decoder<S> {
+impl BufRead for Decoder<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.tar.is_empty() {
             self.refill().map_err(io::Error::from)?;
@@ -251,7 +251,7 @@ impl<S: ChunkSource> BufRead for Decoder<S> {
     }
 }
 
-impl<S: ChunkSource> Read for Decoder<S> {
+impl Read for Decoder<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = self.fill_buf()?.read(out)?;
         self.consume(n);

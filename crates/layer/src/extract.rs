@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read};
 
 use super::applied::Applied;
 use super::apply::Failure;
-use super::decode::{ChunkSource, Decoded, Decoder};
+use super::decode::{Decoded, Decoder};
 use super::error::Error as SinkError;
 use super::limits::Limits;
 use super::overlay::replaced::Replaced;
@@ -145,8 +145,8 @@ impl From<Failure> for Error {
 ///
 /// # Errors
 /// See [`Error`]. A partial tree may remain in the target.
-pub fn extract<S: ChunkSource>(
-    decoder: Decoder<S>,
+pub fn extract(
+    decoder: Decoder<'_>,
     target: Target<'_>,
     split: Option<TarSplitTarget<'_>>,
     limits: &Limits,
@@ -187,11 +187,11 @@ impl<'a> Target<'a> {
     }
 
     /// Writes every member and reads the tar to its end.
-    fn fill<S: ChunkSource, R: Record>(
+    fn fill<'d, R: Record>(
         self,
-        mut reader: Reader<Decoder<S>, R>,
+        mut reader: Reader<Decoder<'d>, R>,
         expected: &Expected,
-    ) -> Result<(Applied, Remaining<'a>, Decoder<S>, R), Error> {
+    ) -> Result<(Applied, Remaining<'a>, Decoder<'d>, R), Error> {
         let written = self.write(&mut reader).map_err(Error::from);
         let drained = written.and_then(|written| reader.drain().map(|()| written).map_err(Error::Tar));
         match drained {
@@ -262,7 +262,7 @@ impl Remaining<'_> {
 
 /// Returns the reason why a layer cannot be read: `error` if the blob is the expected one, otherwise the
 /// mismatch.
-fn blame<S: ChunkSource>(error: Error, decoder: Decoder<S>, expected: &Expected) -> Error {
+fn blame(error: Error, decoder: Decoder<'_>, expected: &Expected) -> Error {
     if error.class() != Class::Corrupt {
         return error;
     }

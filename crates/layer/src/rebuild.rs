@@ -1,11 +1,11 @@
 //! Rebuilds the tar of a layer from its tar-split file and its tree. This serves to verify the tree, or to
 //! apply the same change set on other parents without fetching it again.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::decode::ChunkSource;
 use super::path::{self, escape};
@@ -17,7 +17,7 @@ use larder_sys::advice;
 /// Size of one read, bytes.
 const CHUNK: usize = 1 << 17;
 
-type Open = Box<dyn FnMut(&[u8]) -> io::Result<TrackedFile>>;
+type Open = Box<dyn FnMut(&[u8]) -> io::Result<TrackedFile> + Send>;
 
 /// A tar that is being rebuilt.
 pub struct Rebuilt {
@@ -28,28 +28,28 @@ pub struct Rebuilt {
 
 /// The files from which the tar was rebuilt so far: the offset of their content in the tar, and their path.
 #[derive(Clone, Debug, Default)]
-pub struct FilesRead(Rc<RefCell<HashMap<u64, Vec<u8>>>>);
+pub struct FilesRead(Arc<Mutex<HashMap<u64, Vec<u8>>>>);
 
 impl FilesRead {
     /// Returns the path of the file whose content starts at `offset`, or `None` if there is none.
     pub fn at(&self, offset: u64) -> Option<Vec<u8>> {
-        self.0.borrow().get(&offset).cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&offset).cloned()
     }
 }
 
 /// An offset in a tar; clones share it. Used as a [`tar::Record`], it follows the reader: after a member
 /// header has been read, it is the offset of the member's content.
 #[derive(Clone, Debug, Default)]
-pub struct Offset(Rc<Cell<u64>>);
+pub struct Offset(Arc<AtomicU64>);
 
 impl Offset {
     /// Returns the offset in bytes from the start of the tar.
     pub fn get(&self) -> u64 {
-        self.0.get()
+        self.0.load(Ordering::Relaxed)
     }
 
     fn add(&self, len: usize) {
-        self.0.set(self.0.get() + len as u64);
+        self.0.fetch_add(len as u64, Ordering::Relaxed);
     }
 }
 
@@ -123,7 +123,7 @@ struct TrackedFile {
 impl Read for TrackedFile {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         if let Some((name, read, offset)) = self.record.take() {
-            read.0.borrow_mut().insert(offset.get(), name);
+            read.0.lock().unwrap_or_else(PoisonError::into_inner).insert(offset.get(), name);
         }
         self.file.read(to)
     }

@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use bytes::Bytes;
 
 use super::inflater::Inflater;
-use super::{ChunkSource, Decoded, Error};
+use super::{Decoded, Error};
 use larder_model::digest::Digest;
 
 /// Maximum number of buffers queued for the reader. Bounds memory and absorbs short-term differences in
@@ -27,12 +27,10 @@ type Rest = Box<dyn FnOnce() -> Option<(Digest, u64)> + Send>;
 
 impl Ahead {
     /// Moves the inflater to a new thread; returns it if the system cannot start one.
-    pub(super) fn start<S: ChunkSource + Send + 'static>(
-        inflater: Box<Inflater<S>>,
-    ) -> Result<Self, Box<Inflater<S>>> {
+    pub(super) fn start(inflater: Box<Inflater<'static>>) -> Result<Self, Box<Inflater<'static>>> {
         let (sender, pieces) = sync_channel(WAITING);
         // The closure of a thread that fails to start is dropped, so the inflater is sent separately.
-        let (hand_over, handed_over) = sync_channel::<Box<Inflater<S>>>(1);
+        let (hand_over, handed_over) = sync_channel::<Box<Inflater<'static>>>(1);
         let work = move || {
             let nothing = || -> Rest { Box::new(|| None) };
             let mut inflater = handed_over.recv().map_err(|_| nothing())?;
@@ -79,7 +77,7 @@ impl Ahead {
 }
 
 /// Decodes until the end. Returns `true` if the blob was complete and the reader received all of it.
-fn inflate<S: ChunkSource>(inflater: &mut Inflater<S>, pieces: &SyncSender<Piece>) -> bool {
+fn inflate(inflater: &mut Inflater<'_>, pieces: &SyncSender<Piece>) -> bool {
     loop {
         let piece = inflater.next();
         let is_whole = matches!(piece, Ok(None));

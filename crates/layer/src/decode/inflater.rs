@@ -24,8 +24,8 @@ enum Stage {
     Failed,
 }
 
-pub(super) struct Inflater<S> {
-    source: S,
+pub(super) struct Inflater<'a> {
+    source: Box<dyn ChunkSource + Send + 'a>,
     input: Bytes,
     ended: bool,
     pub(super) hashing: Hashing,
@@ -37,8 +37,8 @@ pub(super) struct Inflater<S> {
     pub(super) portable: bool,
 }
 
-impl<S: ChunkSource> Inflater<S> {
-    pub(super) fn new(source: S, algorithm: Algorithm, ratio: Ratio) -> Self {
+impl<'a> Inflater<'a> {
+    pub(super) fn new(source: Box<dyn ChunkSource + Send + 'a>, algorithm: Algorithm, ratio: Ratio) -> Self {
         Inflater {
             source,
             input: Bytes::new(),

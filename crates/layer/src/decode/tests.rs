@@ -41,7 +41,7 @@ fn decode_within(blob: &[u8], chunk: usize, ratio: Ratio) -> Result<(Vec<u8>, De
     fastest
 }
 
-fn read(mut decoder: Decoder<Chunks>) -> Result<(Vec<u8>, Decoded), Error> {
+fn read(mut decoder: Decoder<'static>) -> Result<(Vec<u8>, Decoded), Error> {
     let mut tar = Vec::new();
     if let Err(error) = decoder.read_to_end(&mut tar) {
         return Err(error.downcast::<Error>().unwrap());
