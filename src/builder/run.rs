@@ -149,7 +149,14 @@ async fn build(
         let checked = blocking(move || {
             supervisor.check_space(bytes).map_err(|refusal| Failure::job(refusal.class, refusal.message))
         });
-        checked.await?;
+        match (checked.await, order.sizing) {
+            (Err(failures), Sizing::Warn) if failures.iter().all(|one| one.class == Class::NoSpace) => {
+                for Failure { message, .. } in failures {
+                    events.emit(Event::Warning { message });
+                }
+            }
+            (checked, _) => checked?,
+        }
     }
     keep_documents(&volume, &identity, &images).await?;
 

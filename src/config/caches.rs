@@ -66,7 +66,7 @@ impl Default for Caches {
         Caches {
             volume_kind: CacheVolumeKind::Auto,
             sparse: true,
-            shrink: true,
+            shrink: false,
             max_per_tenant: 50,
             max_gib_per_tenant: 0,
             capacity: ByteSize(0),

@@ -17,6 +17,7 @@
 //! that gets DIR there finds an ordinary volume. Nothing of that outlives the builder: when its last process
 //! ends, the kernel unmounts cleanly and detaches the loop device.
 
+mod dir_times;
 mod enter;
 mod error;
 mod examine;

@@ -7,13 +7,14 @@ use std::process::Command;
 
 use larder_model::digest::Digest;
 use larder_testing::image::{self, Format, Image};
+use larder_testing::layer::LayerBuilder;
 use serde_json::Value;
 
 use crate::harness::filesystem::unmount;
 use crate::harness::layers::{Member, Packing, layer};
 use crate::harness::podman::Podman;
 use crate::harness::registry::Registry;
-use crate::harness::served::{Served, change_times};
+use crate::harness::served::{Served, change_times, random};
 use crate::harness::tree::{Tolerance, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, skopeo, succeed};
 use crate::served::{MIB, SIZE, build, events, image, occupied, wait_for_release, with_disks};
@@ -200,6 +201,34 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
         }
         // The same job finds it sealed, whatever its size.
         succeed(build(&served, &volume, 1 << 30).arg("--shrink"));
+    });
+}
+
+/// resize2fs gives a directory the current time if it moves an inode that the directory names.
+#[case]
+fn a_shrunk_disk_keeps_the_times_of_its_directories() {
+    with_disks(|| {
+        let layer = (0..300).fold(LayerBuilder::new(), |layer, number| {
+            layer.dir(format!("{number}/a/b")).file(format!("{number}/a/b/file"), random(number, 5000))
+        });
+        let served = Served::new([Image::builder(Format::Oci).layer(layer.gzip().into()).build()]);
+        let volume = served.volume();
+        succeed(build(&served, &volume, 20 << 30).args(["--sparse", "--shrink"]));
+        assert!(fs::metadata(volume.join("disk.img")).unwrap().len() < 100 * MIB);
+        succeed(larder().arg("verify").arg(&volume));
+    });
+}
+
+#[case]
+fn a_sealed_disk_returns_what_it_does_not_use() {
+    with_disks(|| {
+        let served = Served::new([image(2, 1000)]);
+        let volume = served.volume();
+        succeed(&mut build(&served, &volume, 1 << 30));
+        let disk = volume.join("disk.img");
+        assert_eq!(fs::metadata(&disk).unwrap().len(), 1 << 30);
+        assert!(occupied(&disk) < 40 * MIB, "{}", occupied(&disk));
+        succeed(larder().arg("verify").arg(&volume));
     });
 }
 

@@ -119,8 +119,8 @@ fn a_smaller_size_is_refused_for_a_disk_that_is_there() {
         let served = Served::new([Image::builder(Format::Oci).layers([large(1, 30), large(2, 60)]).build()]);
         let volume = served.volume();
         // One layer after the other, so that the first is committed when the second does not fit.
-        exits(73, build(&served, &volume, 64 * MIB).args(["--concurrency", "1"]));
-        let said = exits(73, &mut build(&served, &volume, 48 * MIB));
+        exits(73, build(&served, &volume, 80 * MIB).args(["--concurrency", "1"]));
+        let said = exits(73, &mut build(&served, &volume, 72 * MIB));
         assert!(said.contains("--size is"), "{said}");
         succeed(&mut build(&served, &volume, 128 * MIB));
     });

@@ -27,6 +27,7 @@ pub mod signal;
 pub mod socket;
 pub mod space;
 pub mod stat;
+pub mod trim;
 pub mod unnamed;
 pub mod walk;
 pub mod xattr;

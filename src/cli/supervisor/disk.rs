@@ -87,6 +87,9 @@ impl Supervisor {
         let reads = role == ChildRole::Fill && report.outcome.status == Status::Ok;
         let unmounting = move || {
             let seal = if reads { Some(mounted.seal()) } else { None };
+            if reads {
+                mounted.trim()?;
+            }
             disk.unmount(mounted)?;
             Ok((disk, seal.transpose()?))
         };

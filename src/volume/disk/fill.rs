@@ -14,7 +14,7 @@ use larder_model::io_error::Context as _;
 use larder_model::size::ByteSize;
 use larder_sys::loop_device::{Access, LoopDevice};
 use larder_sys::mount::{self, Ext4, Mount};
-use larder_sys::{Dir, atomic, space};
+use larder_sys::{Dir, atomic, space, trim};
 
 /// Maximum number of shrink passes; usually the third finds nothing to do.
 const SHRINKING_PASSES: u32 = 5;
@@ -155,6 +155,7 @@ impl Disk {
         if !shrink {
             return clean(tools::examine(file)?);
         }
+        let times = self.dir_times()?;
         // One pass leaves space that the next can remove, mostly block groups that became empty.
         for pass in 0..SHRINKING_PASSES {
             // resize2fs accepts only a file system that a writing check has passed.
@@ -174,6 +175,7 @@ impl Disk {
                 done => done?,
             }
         }
+        self.restore_dir_times(times)?;
         clean(tools::examine(file)?)
     }
 
@@ -194,6 +196,17 @@ impl Mounted {
     /// Reports whether writes bypass the page cache of the host. Writes to a device always do.
     pub fn is_direct(&self) -> bool {
         self.device.as_ref().is_none_or(LoopDevice::is_direct)
+    }
+
+    /// Returns the space of free blocks to the host. Nothing is written to the disk after this.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn trim(&self) -> Result<(), Error> {
+        if self.device.is_some() {
+            trim::free_blocks(&self.root).context("discarding the free blocks of", self.at.display())?;
+        }
+        Ok(())
     }
 
     /// Reads the seal of the volume on the disk, without checking it.
