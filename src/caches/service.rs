@@ -52,7 +52,7 @@ use super::volumes::{StateError, Volumes};
 use crate::config::Config;
 use crate::telemetry::metrics::Metrics;
 use larder_model::class::Class;
-use larder_model::image_cache::{CacheId, Spec, TenantName};
+use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
 use larder_model::plan_report::PlanReport;
 use larder_model::reference::ImageReference;
 use larder_sys::clock::Clock;
@@ -280,6 +280,11 @@ impl Service {
         metrics.caches(|status| records.iter().filter(|record| record.status == status).count());
         let content = records.iter().filter_map(|record| record.content.as_ref());
         let reserved: u64 = records.iter().map(|record| record.reserved_gib()).sum();
+        let exist = records.iter().filter(|record| record.status != Status::Deleting);
+        metrics.last_successes(exist.filter_map(|record| {
+            let sealed_at = record.content.as_ref()?.sealed_at.timestamp();
+            Some((record.tenant.as_str(), record.spec.name.as_str(), sealed_at))
+        }));
         metrics.disk(
             content.map(|content| content.totals.size).sum(),
             reserved.saturating_mul(1 << 30),

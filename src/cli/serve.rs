@@ -126,6 +126,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let mut signals = Signals::listen().map_err(Error::Signals)?;
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
     let tenants = SharedTenants::new(tenants(config)?);
+    metrics.registries(&config.registry);
     if config.api.tcp.is_some() && !tenants.current().any_credential() {
         tracing::warn!(
             "no tenant has a token or an access key: api.tcp serves only /healthz, /readyz and /metrics"
@@ -146,14 +147,14 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let tcp = listeners.tcp_address().map(tracing::field::display);
     tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "serving requests");
     let service = backend.service().clone();
-    let parts = api::Parts { service, tenants: tenants.clone(), clock, metrics };
+    let parts = api::Parts { service, tenants: tenants.clone(), clock, metrics: metrics.clone() };
     let stop = CancellationToken::new();
     let tls = listeners.tls();
     let serving = Api::new(parts, config.api.clone()).serve(listeners, stop.clone());
     tokio::pin!(serving);
     notify::ready();
     let alive = tokio::spawn(notify::stay_alive());
-    let apply = || apply_config(reload, backend.service(), &backend, &tenants, tls.as_ref());
+    let apply = || apply_config(reload, &metrics, &backend, &tenants, tls.as_ref());
     let running = backend.run(&stop);
     tokio::pin!(running);
     let failed = until_end(&backend, serving.as_mut(), running.as_mut(), &mut signals, apply).await;
@@ -226,7 +227,7 @@ fn tenants(config: &Config) -> Result<Tenants, TenantError> {
 /// Applies a reloaded configuration. If it has an error, nothing changes.
 fn apply_config(
     reload: &Reload,
-    service: &Service,
+    metrics: &Metrics,
     backend: &Backend,
     shared: &SharedTenants,
     tls: Option<&Tls>,
@@ -250,7 +251,8 @@ fn apply_config(
         return tracing::error!(%error, "cannot reload the configuration; keeping the current one");
     }
     shared.replace(tenants);
-    service.reload(&config);
+    backend.service().reload(&config);
+    metrics.registries(&config.registry);
     tracing::info!(
         "configuration reloaded; changes to state, log, listeners and the number of builders need a restart"
     );

@@ -86,8 +86,10 @@ fn metrics_count_the_work() {
         let images = [format!("{}/team/app:1", registry.host())];
         let token = Digest::sha256(b"scrape");
         let more = format!(
-            "{ROOMY}api.metrics_token_sha256 = ['{}']\ncaches.build_retry_pause_seconds = 1\n",
-            token.hex()
+            "{ROOMY}api.metrics_token_sha256 = ['{}']\ncaches.build_retry_pause_seconds = 1\n\
+             registry.host = [{{ name = '{}', plain_http = true }}]\n",
+            token.hex(),
+            registry.host()
         );
         let daemon = Daemon::start(&[A], &more);
         // Fetched at the second attempt, reused, and never available.

@@ -93,6 +93,8 @@ impl Builds {
             tokio::select! {
                 biased;
                 line = lines.recv(), if open => match line {
+        let mut open = true;
+        let mut measured = BuildMetrics::new(order.job.source.is_some());
                     Some(line) => self.handle_line(&tenant, id, &mut measured, line),
                     None => open = false,
                 },

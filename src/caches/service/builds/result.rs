@@ -88,7 +88,12 @@ impl Builds {
                 let again = !self.0.uses.tasks.is_stopping() && self.is_wanted(record.id).await?;
                 Ok((again.then_some(Duration::ZERO), BuildResult::Stopped))
             }
-            Verdict::Failed(failed) => self.record_failure(record, &volume, attempts, failed).await,
+            Verdict::Failed(failed) => {
+                let class = failed.class;
+                let (pause, result) = self.record_failure(record, &volume, attempts, failed).await?;
+                self.0.uses.metrics.build_failure(class, result);
+                Ok((pause, result))
+            }
         }
     }
 
