@@ -19,7 +19,7 @@ use crate::api::{self, Api};
 use crate::blocking;
 use crate::caches::layout::Layout;
 use crate::caches::runner::child::ChildRunnerError;
-use crate::caches::service::{Service, StartError};
+use crate::caches::service::StartError;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::StateError;
 use crate::caches::volumes::host::HostVolumes;
@@ -28,6 +28,7 @@ use crate::config::{Config, ConfigError};
 use crate::kubernetes::daemon;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
+use crate::version::{VERSION, Version};
 use larder_model::class::Class;
 use larder_sys::clock::SystemClock;
 
@@ -46,15 +47,15 @@ pub(super) struct Logs {
     pub(super) format: crate::config::log::Format,
 }
 
-/// Runs the command and returns its exit code.
-pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, console: &Console) -> u8 {
+/// Runs the command and returns its exit code. `source` is the origin of the configuration, for the log.
+pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, source: &str, console: &Console) -> u8 {
     let runtime = match blocking::multi_thread(None, blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => {
             return exit::fail(console, Class::Internal, &format!("starting the threads of the daemon: {e}"));
         }
     };
-    let code = match runtime.block_on(serve(config, reload, logs)) {
+    let code = match runtime.block_on(serve(config, reload, logs, source)) {
         Ok(code) => code,
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     };
@@ -122,11 +123,11 @@ impl Signals {
     }
 }
 
-async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error> {
+async fn serve(config: &Config, reload: &Reload, logs: Logs, source: &str) -> Result<u8, Error> {
     let mut signals = Signals::listen().map_err(Error::Signals)?;
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
-    let tenants = SharedTenants::new(tenants(config)?);
     metrics.registries(&config.registry);
+    let tenants = SharedTenants::new(tenants(config)?);
     if config.api.tcp.is_some() && !tenants.current().any_credential() {
         tracing::warn!(
             "no tenant has a token or an access key: api.tcp serves only /healthz, /readyz and /metrics"
@@ -144,8 +145,10 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
             (Backend::cluster(cluster, config, logs, clock.clone(), metrics.clone()).await?, listeners)
         }
     };
-    let tcp = listeners.tcp_address().map(tracing::field::display);
-    tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "serving requests");
+    let Version { version, commit, .. } = VERSION;
+    let (tcp, tls) = (listeners.tcp_address().map(tracing::field::display), listeners.tls().is_some());
+    let (socket, state) = (config.api.socket.display(), config.state.dir.display());
+    tracing::info!(version, commit, config = source, %socket, tcp, tls, %state, "serving requests");
     let service = backend.service().clone();
     let parts = api::Parts { service, tenants: tenants.clone(), clock, metrics: metrics.clone() };
     let stop = CancellationToken::new();
@@ -254,6 +257,6 @@ fn apply_config(
     backend.service().reload(&config);
     metrics.registries(&config.registry);
     tracing::info!(
-        "configuration reloaded; changes to state, log, listeners and the number of builders need a restart"
+        "configuration reloaded; changes to state, log, telemetry, listeners and the number of builders need a restart"
     );
 }

@@ -19,6 +19,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::result::MAX_PAUSE;
 use self::slots::{Slot, Slots};
@@ -27,6 +28,7 @@ use super::records::Records;
 use super::settings::Settings;
 use super::tasks::Tasks;
 use crate::caches::error::Error;
+use crate::caches::logs;
 use crate::caches::progress::Progress;
 use crate::caches::record::{Record, RequestOrigin};
 use crate::caches::runner::Runner;
@@ -154,14 +156,18 @@ impl Builds {
     async fn build(self, tenant: TenantName, id: CacheId, slot: Slot) {
         let Some(cancel) = self.begin(id) else { return };
         // Contain a panic to this attempt: a cache that stays in `live` could never be deleted.
-        let pause = match AssertUnwindSafe(self.attempt(&tenant, id, cancel)).catch_unwind().await {
+        let ended = AssertUnwindSafe(attempt).catch_unwind().await;
+        let pause = span.in_scope(|| match ended {
+        // Each log line of the attempt is about this cache.
+        let span = logs::span(&tenant, id, None);
+        let attempt = self.attempt(&tenant, id, cancel).instrument(span.clone());
             Ok(Ok(pause)) => pause,
             Ok(Err(error)) => {
-                tracing::error!(cache = %id, tenant = %tenant, %error, "build postponed: its record cannot be written");
+                tracing::error!(%error, "build postponed: its record cannot be written");
                 Some(MAX_PAUSE)
             }
             Err(_) => {
-                tracing::error!(cache = %id, tenant = %tenant, "build postponed: the attempt panicked");
+                tracing::error!("build postponed: the attempt panicked");
                 Some(MAX_PAUSE)
             }
         };

@@ -8,6 +8,7 @@ use crate::caches::record::{Content, Record, cut};
 use crate::caches::runner::Ended;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{Sealed, VolumeId};
+use crate::telemetry::List;
 use crate::telemetry::metrics::BuildResult;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -107,7 +108,7 @@ impl Builds {
         let Failed { class, message, images, heals } = failed;
         let (id, now) = (record.id, self.now());
         let logged = escape_to(&message, MAX_LOGGED);
-        tracing::warn!(cache = %id, tenant = %record.tenant, ?images, ?class, attempts, "attempt failed: {logged}");
+        tracing::warn!(images = %List(&images), class = class.word(), attempts, "attempt failed: {logged}");
         let (retries, seconds) = self
             .0
             .uses
@@ -144,7 +145,7 @@ impl Builds {
             }
             Err(error) if error.class() == Class::Transient => return Err(volumes_failed(&error)),
             Err(error) => {
-                tracing::warn!(cache = %id, %error, "cannot read the layers of a sealed volume");
+                tracing::warn!(%error, "cannot read the layers of a sealed volume");
                 (Vec::new(), None)
             }
         };
@@ -165,7 +166,7 @@ impl Builds {
         if self.change(id, generation, edit).await? {
             let bytes = content.totals.compressed_size;
             let what = if refreshed { "refreshed" } else { "sealed" };
-            tracing::info!(cache = %id, digest = %content.digest, bytes, "{what}");
+            tracing::info!(digest = %content.digest, bytes, "{what}");
         }
         Ok(())
     }
