@@ -59,6 +59,7 @@ mod supply;
 mod tamper;
 mod tenants;
 mod tls;
+mod traces;
 mod unit;
 mod write_behind;
 

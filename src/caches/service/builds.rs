@@ -35,6 +35,7 @@ use crate::caches::runner::Runner;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::Volumes;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 use larder_model::image_cache::{CacheId, Spec, TenantName};
 use larder_model::plan_report::PlanReport;
 use larder_sys::clock::Clock;
@@ -54,6 +55,7 @@ pub(super) struct Uses {
     pub(super) volumes: Arc<dyn Volumes>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
+    pub(super) traces: Traces,
     /// Interval at which progress is written into the record. `None` if there are no other daemons.
     pub(super) progress_interval: Option<Duration>,
 }
@@ -155,12 +157,12 @@ impl Builds {
     /// Runs one build attempt for one cache.
     async fn build(self, tenant: TenantName, id: CacheId, slot: Slot) {
         let Some(cancel) = self.begin(id) else { return };
-        // Contain a panic to this attempt: a cache that stays in `live` could never be deleted.
-        let ended = AssertUnwindSafe(attempt).catch_unwind().await;
-        let pause = span.in_scope(|| match ended {
         // Each log line of the attempt is about this cache.
         let span = logs::span(&tenant, id, None);
         let attempt = self.attempt(&tenant, id, cancel).instrument(span.clone());
+        // Contain a panic to this attempt: a cache that stays in `live` could never be deleted.
+        let ended = AssertUnwindSafe(attempt).catch_unwind().await;
+        let pause = span.in_scope(|| match ended {
             Ok(Ok(pause)) => pause,
             Ok(Err(error)) => {
                 tracing::error!(%error, "build postponed: its record cannot be written");
@@ -170,7 +172,7 @@ impl Builds {
                 tracing::error!("build postponed: the attempt panicked");
                 Some(MAX_PAUSE)
             }
-        };
+        });
         let again = self.live().remove(&id).is_some_and(|live| live.again);
         drop(slot);
         self.0.ended.notify_one();

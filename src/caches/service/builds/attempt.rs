@@ -54,7 +54,7 @@ impl Builds {
         let volume = VolumeId { tenant: tenant.clone(), id, generation: work.generation };
         let start = Instant::now();
         let ended = match self.0.uses.volumes.places(volume.clone()).await {
-            Ok(dirs) => self.run(self.order(&record, &work, dirs), cancel).await,
+            Ok(dirs) => self.run(&record, self.order(&record, &work, dirs), cancel).await,
             Err(e) => Ended::NotStarted(e.to_string()),
         };
         let (pause, result) = self.record_result(&record, volume, work.attempts, ended).await?;
@@ -93,10 +93,10 @@ impl Builds {
             ("larder.cache.name", record.spec.name.to_string()),
         ]);
         let (sender, mut lines) = mpsc::channel(LINE_CAPACITY);
+        let mut open = true;
+        let mut measured = BuildMetrics::new(order.job.source.is_some());
         let running = self.0.uses.runner.build(order, sender, cancel);
         tokio::pin!(running);
-        let mut open = true;
-        let mut measured = BuildMetrics::default();
         let mut progress_ticks = self.0.uses.progress_interval.map(tokio::time::interval);
         let mut handle = |line: Line| {
             if let Some(trace) = &mut trace {
@@ -115,14 +115,18 @@ impl Builds {
                     while let Ok(line) = lines.try_recv() {
                         handle(line);
                     }
-                    return ended;
+                    break ended;
                 }
                 // Spawned, because a build does not wait for the store.
                 () = tick(&mut progress_ticks) => {
                     self.0.uses.tasks.spawn(self.clone().write_progress(id).in_current_span());
                 }
             }
+        };
+        if let Some(trace) = trace {
+            self.0.uses.traces.send(trace);
         }
+        ended
     }
 
     /// Writes the progress of a build, and the condition it waits for, into its record. Errors are only
