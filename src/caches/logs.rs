@@ -27,7 +27,8 @@ pub fn name(name: &CacheName) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::fs;
+    use std::sync::Arc;
 
     use super::*;
     use crate::caches::record;
@@ -36,11 +37,11 @@ mod tests {
     fn a_line_has_the_name_at_every_level() {
         let record = record::tests::record();
         for level in ["trace", "warn"] {
-            let lines = Arc::new(Mutex::new(Vec::new()));
+            let lines = tempfile::NamedTempFile::new().unwrap();
             let subscriber = tracing_subscriber::fmt()
                 .with_env_filter(level)
                 .with_ansi(false)
-                .with_writer(Arc::clone(&lines))
+                .with_writer(Arc::new(lines.reopen().unwrap()))
                 .finish();
             tracing::subscriber::with_default(subscriber, || {
                 of(&record).in_scope(|| tracing::warn!("at once"));
@@ -49,7 +50,7 @@ mod tests {
                     tracing::warn!("later");
                 });
             });
-            let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+            let text = fs::read_to_string(lines.path()).unwrap();
             let fields = format!("cache{{tenant=team cache={} cache_name=\"web\"}}", record.id);
             assert_eq!(text.matches(&fields).count(), 2, "{level}: {text}");
         }

@@ -63,7 +63,7 @@ fn with_array(line: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use serde_json::{Value, json};
     use tracing_subscriber::fmt::format::JsonFields;
@@ -71,14 +71,14 @@ mod tests {
     use super::*;
 
     fn logged(events: impl FnOnce()) -> Vec<Value> {
-        let lines = Arc::new(Mutex::new(Vec::new()));
+        let lines = tempfile::NamedTempFile::new().unwrap();
         let subscriber = tracing_subscriber::fmt()
             .fmt_fields(JsonFields::new())
             .event_format(JsonLines::new())
-            .with_writer(Arc::clone(&lines))
+            .with_writer(Arc::new(lines.reopen().unwrap()))
             .finish();
         tracing::subscriber::with_default(subscriber, events);
-        let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+        let text = std::fs::read_to_string(lines.path()).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
