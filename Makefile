@@ -12,7 +12,7 @@ FEATURES = --features isal
 # itself, from /etc/hosts and DNS; that needs glibc 2.34 or newer (Debian 12).
 STATIC = -C target-feature=+crt-static
 
-.PHONY: help deps tools check-isal build dist deb image static sbom reproducible demo test interop lint docs advisories bench instructions fuzz msrv
+.PHONY: help deps tools check-isal build dist deb image tarball static-dist static sbom reproducible demo test interop lint docs advisories bench instructions fuzz msrv
 
 help:
 	@echo "make demo    build a cache from a real registry and start a container from the sealed volume"
@@ -21,6 +21,7 @@ help:
 	@echo "make dist    target/dist/larder: the program that is shipped; the same bytes in any directory"
 	@echo "make deb     target/deb: a Debian package; needs debhelper"
 	@echo "make image   target/image: a container image of larder, as an OCI layout"
+	@echo "make tarball target/tarball: an archive of the static program with units, man pages and more, and SHA256SUMS"
 	@echo "make lint    formatting, clippy, rustdoc, prose, shellcheck, generated code, dependencies"
 	@echo "make docs    target/book: the documentation as a website; needs mdbook"
 	@echo "make fuzz    build the fuzz targets and run each for 20 s on its corpus"
@@ -60,12 +61,19 @@ reproducible:
 
 # The image has the time of the commit: the same sources, compiler and CA bundle give the same image. AUTHORITIES names a
 # CA bundle to include instead of the one of this machine.
-image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+image tarball: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 image: REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
-image: check-isal
-	scripts/release-env.sh $(CARGO) rustc --package larder --profile dist --locked $(FEATURES) --bin larder -- $(STATIC)
+image: static-dist
 	target/dist/larder image target/image --force $(if $(REVISION),--revision $(REVISION)) \
 		$(if $(AUTHORITIES),--authorities $(AUTHORITIES))
+
+# Needs no library of the system, so it runs on any Linux of this architecture.
+tarball: static-dist
+	scripts/tarball.sh
+
+# The program that is shipped, with the C library linked in.
+static-dist: check-isal
+	scripts/release-env.sh $(CARGO) rustc --package larder --profile dist --locked $(FEATURES) --bin larder -- $(STATIC)
 
 static: check-isal
 	$(CARGO) rustc --package larder --features testing $(FEATURES) --locked --bin larder -- $(STATIC) -C strip=debuginfo

@@ -17,6 +17,7 @@ pub mod error;
 pub mod hub;
 pub mod imports;
 pub mod layout;
+pub mod logs;
 pub mod matching;
 mod measured;
 pub mod progress;

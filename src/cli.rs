@@ -101,6 +101,9 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
             return exit::fail(console, class, &error.to_string());
         }
     };
+    // For the first log line of a service.
+    let source =
+        config_file(path.as_deref(), default).map_or("defaults".into(), Path::to_string_lossy).into_owned();
     let logs = match start_logs(&cli.global, &config, cli.command.log_destination(), console) {
         Ok(logs) => logs,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
@@ -111,7 +114,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Bench { kind } => bench::run(kind, config, console),
         Command::Serve => {
             let reload: serve::Reload = Box::new(move || load_config(path.as_deref(), default));
-            serve::run(&config, &reload, logs, console)
+            serve::run(&config, &reload, logs, &source, console)
         }
         Command::Ls(args) => status::run(&args, &config, console),
         Command::Cache(args) => cache::run(args, console),
@@ -125,8 +128,8 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Match(args) => matching::run(&args, &config, console),
         Command::Attach(args) => attach::attach(args, path.as_deref(), &config, console),
         Command::Detach(args) => attach::detach(&args, &config, console),
-        Command::Snapshotter(args) => snapshotter::run(args, &config, console),
-        Command::Node(args) => node::run(&args, &config, console),
+        Command::Snapshotter(args) => snapshotter::run(args, &config, &source, console),
+        Command::Node(args) => node::run(&args, &config, &source, console),
         Command::Preload(args) => preload::run(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Explain(args) => explain::run(&args, console),
@@ -143,10 +146,15 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
 /// The default path of the configuration file.
 const CONFIG_FILE: &str = "/etc/larder/larder.toml";
 
+/// Returns the configuration file to load: `path`, or `default` if it exists.
+fn config_file<'a>(path: Option<&'a Path>, default: Option<&'a Path>) -> Option<&'a Path> {
+    // If the file exists but cannot be accessed, loading it reports the error.
+    path.or_else(|| default.filter(|default| default.try_exists().unwrap_or(true)))
+}
+
 /// Loads `path`, or `default` if it exists, and applies environment variables on top.
 fn load_config(path: Option<&Path>, default: Option<&Path>) -> Result<Config, ConfigError> {
-    // If the file exists but cannot be accessed, loading it reports the error.
-    let path = path.or_else(|| default.filter(|default| default.try_exists().unwrap_or(true)));
+    let path = config_file(path, default);
     // `std::env::vars` panics on a variable that is not UTF-8. Larder's variables are all UTF-8.
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));

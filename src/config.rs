@@ -16,6 +16,7 @@ pub mod node;
 pub mod registry;
 pub mod secrets;
 pub mod state;
+pub mod telemetry;
 pub mod tenant;
 pub mod upkeep;
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub build: build::Build,
     /// Level and format of the log.
     pub log: log::Log,
+    /// Export of traces to a collector.
+    pub telemetry: telemetry::Telemetry,
 }
 
 /// One error in the configuration.
@@ -143,6 +146,7 @@ impl Config {
         config.node.check(&mut faults);
         config.registry.check(&mut faults);
         config.build.check(&mut faults);
+        config.telemetry.check(&mut faults);
         if config.build.sign_key().is_some() && cluster::kubernetes(&config.cluster).is_some() {
             let reason = "pods cannot read a file of this host: use sign_secret in [[cluster]]";
             faults.push(Fault { key: "build.sign_key".to_owned(), reason: reason.to_owned() });

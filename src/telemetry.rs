@@ -1,22 +1,27 @@
-//! Logs and metrics. Logs are lines on standard error, as text or JSON, or entries of the systemd journal if
-//! standard error is connected to it.
+//! Logs, metrics and traces. Logs are lines on standard error, as text or JSON, or entries of the systemd
+//! journal if standard error is connected to it.
 
 mod console;
 mod journal;
+mod json;
 pub mod metrics;
 pub mod notify;
+pub mod traces;
 
 use std::fmt;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub use console::Console;
+pub use json::List;
 
 use crate::config::log::Format;
 use journal::Journal;
+use json::JsonLines;
 
 /// The environment variable with the log filter, used if no flag sets one.
 pub const LEVEL_VARIABLE: &str = "LARDER_LOG";
@@ -93,7 +98,9 @@ pub fn init(level: &Level, format: Format, destination: Destination, console: &C
     // The first subscriber of a process is permanent; only tests call this more than once.
     let _ = match format {
         Format::Text => builder.finish().try_init(),
-        Format::Json => builder.json().finish().try_init(),
+        Format::Json => {
+            builder.fmt_fields(JsonFields::new()).event_format(JsonLines::new()).finish().try_init()
+        }
     };
 }
 

@@ -51,6 +51,19 @@ fn promtool_accepts_the_rules() {
     }
 }
 
+/// Each rule of the file fires for the samples that describe its problem, and not before.
+#[test]
+fn rules_fire() {
+    match Command::new("promtool")
+        .args(["test", "rules", "tests/monitoring.yaml"])
+        .current_dir(root())
+        .output()
+    {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(error) => assert!(env::var_os("LARDER_REQUIRE_ALL").is_none(), "promtool: {error}"),
+    }
+}
+
 #[test]
 fn the_object_for_the_operator_has_the_same_rules() {
     let object: Value =

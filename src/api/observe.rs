@@ -23,8 +23,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The metrics label of a request without a matching route.
 const UNMATCHED: &str = "unmatched";
-/// Frequent routes that are only logged at debug level.
-const QUIET: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// Assigns an ID to a request, passes it on, and logs it once.
 pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
@@ -36,7 +34,9 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let method = request.method().clone();
     let body = Pending::new(std::mem::take(request.body_mut()));
     request.extensions_mut().insert(body.clone());
-    let span = tracing::info_span!("request", request = %id, tenant = Empty, cache = Empty);
+    // A filter such as `warn` removes spans of lower levels, and with them the fields of its lines.
+    let span =
+        tracing::error_span!("request", request = %id, tenant = Empty, cache = Empty, cache_name = Empty);
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
     let mut response =
         answer.unwrap_or_else(|_| Problem::internal("the handler of the request panicked").into_response());
@@ -73,12 +73,7 @@ fn dress(response: &mut Response<Body>, id: &str) {
 fn log(method: &str, route: &str, status: u16, elapsed: Duration, logged: Option<Logged>) {
     let elapsed_ms = milliseconds(elapsed);
     let Some(Logged { level, code, reason }) = logged else {
-        if QUIET.contains(&route) {
-            tracing::debug!(method, route, status, elapsed_ms, "answered");
-        } else {
-            tracing::info!(method, route, status, elapsed_ms, "answered");
-        }
-        return;
+        return tracing::debug!(method, route, status, elapsed_ms, "answered");
     };
     let reason = reason.as_deref();
     match level {

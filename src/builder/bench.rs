@@ -9,25 +9,28 @@
 //! ```
 //! The build comes before the stages of the disk, and all files are removed at the very end. The reason is
 //! that an ext4 without a journal takes ten times as long to create a file if others were removed in the last
-//! minutes. The file system is flushed between stages, so that none pays for another. Files are read back
-//! from the page cache, as far as they fit.
+//! minutes. So each run has its own directory, and all are removed after the last run. The file system is
+//! flushed between stages, so that none pays for another. Files are read back from the page cache, as far as
+//! they fit.
 
 mod decode;
 mod disk;
 mod fetch;
 mod layout;
+mod load;
 mod stopwatch;
 mod workdir;
 
 use std::collections::HashMap;
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, thread};
 
 use self::decode::StoredLayers;
 use self::disk::Sample;
+use self::load::LoadMeter;
 use self::stopwatch::Stopwatch;
 use self::workdir::WorkDir;
 use super::blocking::blocking;
@@ -66,6 +69,8 @@ pub struct Request {
     /// A directory on the file system to be measured. All files are created in one directory below it, which
     /// is removed at the end.
     pub dir: PathBuf,
+    /// Number of runs to measure.
+    pub runs: u16,
     /// The image and its build options. Volume, size and source are set by the benchmark.
     pub order: BuildRequest,
 }
@@ -77,12 +82,14 @@ pub enum Step {
     Stage(StageName),
     /// All stages together.
     Together(Kind),
+    /// A run, after the first one.
+    Run(u16),
     /// Removal of the created files.
     Removing,
 }
 
 /// Callback for the start of each step.
-pub type StepCallback = Box<dyn Fn(Step) + Send + Sync>;
+pub type StepCallback = Arc<dyn Fn(Step) + Send + Sync>;
 
 /// Runs the benchmark. The created files are removed in any case.
 ///
@@ -107,33 +114,68 @@ async fn within(
     tell: StepCallback,
     cancel: Cancel,
 ) -> Result<BenchReport, Vec<Failure>> {
-    let Request { kind, dir, order } = request;
+    let Request { kind, dir, runs, order } = request;
     if kind.builds() {
         // Reported before gigabytes are moved, and not only by the build at the end.
         run::rights(&order)?;
     }
-    let workdir = Arc::new(blocking(move || WorkDir::make(&dir)).await?);
-    let bench = Bench {
+    let meter = LoadMeter::start();
+    let start = |workdir| Bench {
         kind,
-        order,
-        config,
-        events,
-        tell,
-        cancel,
-        workdir: Arc::clone(&workdir),
+        order: order.clone(),
+        config: config.clone(),
+        events: events.clone(),
+        tell: Arc::clone(&tell),
+        cancel: cancel.clone(),
+        workdir,
         stages: Vec::new(),
     };
-    // Boxed because the future contains a whole build.
-    let measured = Box::pin(bench.measure()).await;
+    let mut workdirs = Vec::new();
+    let measured = measure_all(runs, &dir, start, &mut workdirs).await;
+    let load = meter.and_then(LoadMeter::end);
+    tell(Step::Removing);
     blocking(move || {
-        workdir.remove();
+        workdirs.iter().for_each(|workdir| workdir.remove());
         Ok(())
     })
     .await?;
-    measured
+    let none = || vec![Failure::job(Class::Internal, "no run was measured")];
+    BenchReport::of_runs(measured?, load).ok_or_else(none)
 }
 
-/// State that the stages share.
+/// Measures `runs` times, and adds the directory of each run to `workdirs`.
+async fn measure_all(
+    runs: u16,
+    dir: &Path,
+    start: impl Fn(Arc<WorkDir>) -> Bench,
+    workdirs: &mut Vec<Arc<WorkDir>>,
+) -> Result<Vec<BenchReport>, Vec<Failure>> {
+    let mut reports = Vec::new();
+    for run in 1..=runs {
+        let parent = dir.to_owned();
+        let workdir = Arc::new(blocking(move || WorkDir::make(&parent)).await?);
+        workdirs.push(Arc::clone(&workdir));
+        let bench = start(workdir);
+        let events = bench.events.clone();
+        if run > 1 {
+            (bench.tell)(Step::Run(run));
+        }
+        // Boxed because the future contains a whole build.
+        match Box::pin(bench.measure()).await {
+            Ok(report) => reports.push(report),
+            // The files of earlier runs take space. A report of fewer runs is better than none.
+            Err(fails) if run > 1 && fails.iter().all(|fail| fail.class == Class::NoSpace) => {
+                let why = fails.first().map(|fail| fail.message.as_str()).unwrap_or_default();
+                events.emit(Event::Warning { message: format!("only {} of {runs} runs: {why}", run - 1) });
+                break;
+            }
+            Err(fails) => return Err(fails),
+        }
+    }
+    Ok(reports)
+}
+
+/// State that the stages of a run share.
 struct Bench {
     kind: Kind,
     order: BuildRequest,
@@ -305,7 +347,6 @@ impl Bench {
         let took = blocking(move || disk::sync(&workdir)).await?;
         let names = (names > 0).then_some(names);
         self.note(StageName::Sync, took, (Some(bytes), names), sample.of_image);
-        (self.tell)(Step::Removing);
         Ok(())
     }
 

@@ -127,6 +127,15 @@ pub fn secrets(order: &RegistryOptions) -> Secrets {
     Secrets::new(keyring, docker_configs)
 }
 
+/// Emits the totals of a registry client: its responses and the bytes of layers.
+pub fn report_traffic(registry: &Registry, events: &Events) {
+    for ((host, code), requests) in registry.answers() {
+        events.emit(Event::RegistryAnswers { host, code, requests });
+    }
+    let (registries, mirrors) = registry.received();
+    events.emit(Event::Transferred { registries, mirrors });
+}
+
 fn set_up(error: Error) -> Vec<Failure> {
     vec![Failure::job(error.class(), format!("setting up the registry client: {error}"))]
 }

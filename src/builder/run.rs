@@ -69,11 +69,10 @@ impl Prepared {
     /// Runs the order. Failures are part of the outcome.
     pub async fn run(self, cancel: Cancel) -> Outcome {
         let Prepared { order, config, events, source, started } = self;
-        let registry = source.registry();
+        let client = source.registry();
         let built = build(order, &config, source, &events, &cancel).await;
-        let answers = registry.map(|registry| registry.answers()).unwrap_or_default();
-        for ((host, code), requests) in answers {
-            events.emit(Event::RegistryAnswers { host, code, requests });
+        if let Some(client) = client {
+            registry::report_traffic(&client, &events);
         }
         match built {
             Ok(Built { sealed, already }) => {
@@ -348,7 +347,8 @@ fn admit(
         layers.changes.iter().filter(|c| missing.contains(&c.diff_id)).map(layers::ChangeSet::size).sum();
     for link in layers.links.iter().filter(|link| volume.has(&link.chain_id)) {
         if let Some(layer) = volume.layer(&link.chain_id) {
-            events.emit(Event::LayerPresent { blob: layer.blob, chain_id: layer.chain_id });
+            let (blob, chain_id) = (layer.blob, layer.chain_id);
+            events.emit(Event::LayerPresent { blob, chain_id, compressed_size: layer.compressed_size });
         }
     }
     events.emit(Event::Planned { admission, layers: layers.links.len(), present, fetch_bytes });

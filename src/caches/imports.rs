@@ -112,7 +112,7 @@ impl Drop for Spool {
         if self.named
             && let Err(error) = self.dir.unlink(self.id.to_string().as_bytes())
         {
-            tracing::warn!(cache = %self.id, %error, "cannot remove an incomplete archive");
+            tracing::warn!(archive = %self.id, %error, "cannot remove an incomplete archive");
         }
     }
 }

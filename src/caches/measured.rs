@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 
 use super::record::MAX_LAYERS;
-use crate::telemetry::metrics::{LayerOrigin, Metrics, Stage};
+use crate::telemetry::metrics::{ByteSource, LayerOrigin, Metrics, Stage};
 use larder_model::digest::Digest;
 use larder_model::event::{Event, Line};
 
 /// The state of one builder, by its own clock.
 #[derive(Debug, Default)]
 pub(super) struct BuildMetrics {
+    /// `true` if the layers come from an archive.
+    archive: bool,
     started: Option<DateTime<Utc>>,
     planned: Option<DateTime<Utc>>,
     committed: Option<DateTime<Utc>>,
@@ -20,6 +22,11 @@ pub(super) struct BuildMetrics {
 }
 
 impl BuildMetrics {
+    /// `archive` is `true` if the layers come from an archive instead of registries.
+    pub(super) fn new(archive: bool) -> Self {
+        BuildMetrics { archive, ..BuildMetrics::default() }
+    }
+
     /// Counts a line of the builder's output.
     pub(super) fn take(&mut self, metrics: &Metrics, line: &Line) {
         let stage = |stage: Stage, from: Option<DateTime<Utc>>| {
@@ -41,9 +48,22 @@ impl BuildMetrics {
                 // A layer that was already committed under another chain ID transfers no more bytes.
                 let (origin, bytes) = self.layers.remove(blob).unwrap_or((LayerOrigin::Present, 0));
                 metrics.layer(origin, if origin == LayerOrigin::Fetched { bytes } else { 0 }, *size);
+                match origin {
+                    LayerOrigin::Reused => metrics.layer_bytes(ByteSource::Reused, bytes),
+                    LayerOrigin::Fetched if self.archive => metrics.layer_bytes(ByteSource::Archive, bytes),
+                    // Counted by `Transferred` at the end of the build.
+                    LayerOrigin::Fetched | LayerOrigin::Present => {}
+                }
                 self.committed = Some(line.time);
             }
-            Event::LayerPresent { .. } => metrics.layer(LayerOrigin::Present, 0, 0),
+            Event::LayerPresent { compressed_size, .. } => {
+                metrics.layer(LayerOrigin::Present, 0, 0);
+                metrics.layer_bytes(ByteSource::Present, *compressed_size);
+            }
+            Event::Transferred { registries, mirrors } => {
+                metrics.layer_bytes(ByteSource::Registry, *registries);
+                metrics.layer_bytes(ByteSource::Mirror, *mirrors);
+            }
             Event::Sealed { .. } => {
                 if let (Some(planned), Some(committed)) = (self.planned, self.committed)
                     && let Ok(took) = (committed - planned).to_std()
@@ -55,10 +75,15 @@ impl BuildMetrics {
             Event::RegistryAnswers { host, code, requests } => {
                 metrics.registry_requests(host, *code, *requests);
             }
-            Event::Retried { host, .. } => {
-                // For a layer with its own URL, the event has the URL instead of a host.
-                let host = host.split_once("://").map_or(host.as_str(), |(_, rest)| rest);
-                metrics.registry_retry(host.split('/').next().unwrap_or_default());
+            // For a layer with its own URL, the event has the URL instead of a host.
+            Event::Retried { host, .. } => metrics.registry_retry(host),
+            Event::Result(outcome) => {
+                for failure in &outcome.failures {
+                    let explanation = failure.explanation.as_ref();
+                    if let Some(host) = explanation.and_then(|explanation| explanation.host.as_deref()) {
+                        metrics.registry_failure(host, failure.class);
+                    }
+                }
             }
             _ => {}
         }

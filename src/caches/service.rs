@@ -53,8 +53,9 @@ use super::store::{Limits, Store, StoreError, Stored};
 use super::volumes::{StateError, Volumes};
 use crate::config::Config;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 use larder_model::class::Class;
-use larder_model::image_cache::{CacheId, Spec, TenantName};
+use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
 use larder_model::plan_report::PlanReport;
 use larder_model::reference::ImageReference;
 use larder_model::timeline::Timeline;
@@ -128,6 +129,7 @@ impl Service {
             volumes: Arc::clone(&volumes),
             clock: Arc::clone(&clock),
             metrics: metrics.clone(),
+            traces: Traces::start(&config.telemetry),
             progress_interval,
         });
         let uses = janitor::Uses {
@@ -290,6 +292,11 @@ impl Service {
         let records = self.records().survey().await?;
         let records: Vec<&Record> = records.values().collect();
         metrics.caches(|status| records.iter().filter(|record| record.status == status).count());
+        let exist = records.iter().filter(|record| record.status != Status::Deleting);
+        metrics.last_successes(exist.filter_map(|record| {
+            let sealed_at = record.content.as_ref()?.sealed_at.timestamp();
+            Some((record.tenant.as_str(), record.spec.name.as_str(), sealed_at))
+        }));
         let content = records.iter().filter_map(|record| record.content.as_ref());
         let reserved: u64 = records.iter().map(|record| record.reserved_gib()).sum();
         metrics.disk(

@@ -1,6 +1,7 @@
 //! `larder bench`: measures the performance of this node.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::thread;
 
 use super::args::{BenchKind, Output};
@@ -14,7 +15,7 @@ use crate::builder::events;
 use crate::config::Config;
 use crate::telemetry::Console;
 use larder_model::bench_report::{
-    BenchFailed, BenchReport, Elapsed, Limit, LimitName, Stage, VERSION, approximate,
+    BenchFailed, BenchReport, Elapsed, Limit, LimitName, Range, Spread, Stage, VERSION, approximate,
 };
 use larder_model::class::Class;
 use larder_model::escape::escape;
@@ -23,7 +24,7 @@ use larder_model::size::ByteSize;
 
 /// Runs the command and returns its exit code.
 pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
-    let (kind, dir, args) = kind.into_order();
+    let (kind, dir, runs, args) = kind.into_order();
     let output = args.options.output.format();
     let order = match merge::build_request(args, None, &config, merge::Purpose::Plan) {
         Ok(order) => order,
@@ -40,7 +41,7 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
         thread::spawn(move || lines.into_iter().try_for_each(|line| text.show(&line)));
     }
     let cancel = Cancel::new();
-    let request = Request { kind, dir, order };
+    let request = Request { kind, dir, runs, order };
     let measured = runtime.block_on(Box::pin(async {
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
             let message = format!("listening for signals: {e}");
@@ -57,14 +58,15 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
 
 fn progress_printer(output: Output, console: &Console) -> StepCallback {
     if output == Output::Json || !console.is_terminal() {
-        return Box::new(|_| {});
+        return Arc::new(|_| {});
     }
     let console = console.clone();
-    Box::new(move |step| {
+    Arc::new(move |step| {
         let what = match step {
-            Step::Stage(stage) => stage.word(),
-            Step::Together(_) => "together",
-            Step::Removing => "removing temporary files",
+            Step::Stage(stage) => stage.word().to_owned(),
+            Step::Together(_) => "together".to_owned(),
+            Step::Run(number) => format!("run {number}"),
+            Step::Removing => "removing temporary files".to_owned(),
         };
         console.print(&format!("{what} …\n"));
     })
@@ -118,26 +120,44 @@ fn text(report: &BenchReport) -> String {
     if let Some(format) = settings.layer_format {
         let _ = write!(out, ", {}", format.word());
     }
-    let _ = writeln!(out, "\n\n               wall s  processors s          amount            rate");
+    if report.runs > 1 {
+        let _ = write!(out, "\n  median of {} runs, and the least and the most wall time", report.runs);
+    }
+    let range = if report.runs > 1 { format!(" {:>15}", "min..max") } else { String::new() };
+    let _ = writeln!(out, "\n\n               wall s{range}  processors s          amount            rate");
     for stage in &report.stages {
         let _ = writeln!(out, "{}", line(stage));
     }
     let Elapsed { wall_seconds, processor_seconds } = report.together;
+    let range = range_of(report.together_spread);
     let name = report.kind.word();
-    let _ = writeln!(out, "  {:<9} {wall_seconds:>9.3} {processor_seconds:>13.3}", "together");
+    let _ = writeln!(out, "  {:<9} {wall_seconds:>9.3}{range} {processor_seconds:>13.3}", "together");
     let _ = writeln!(out, "\n    at best s");
     for limit in &report.limits {
         let _ = writeln!(out, "  {:>11.3}  {}", limit.seconds, described(limit, report));
     }
+    let between = report.together_spread.map_or(String::new(), |spread| {
+        let Range { min, max } = spread.wall_seconds;
+        format!(" ({min:.3} to {max:.3} s in {} runs)", report.runs)
+    });
     let _ = writeln!(
         out,
-        "\n{name} took {wall_seconds:.3} s, {:.2}x the best possible {:.3} s; bottleneck: {}\n{}",
+        "\n{name} took {wall_seconds:.3} s{between}, {:.2}x the best possible {:.3} s; bottleneck: {}\n{}",
         report.times_roofline,
         report.roofline_seconds,
         report.binding.words(),
         report.advice
     );
+    if let Some(warning) = report.load.and_then(|load| load.warning()) {
+        let _ = writeln!(out, "warning: {warning}");
+    }
     out
+}
+
+/// Returns the column with the spread of the wall time; empty for a single run.
+fn range_of(spread: Option<Spread>) -> String {
+    let Some(Spread { wall_seconds: Range { min, max }, .. }) = spread else { return String::new() };
+    format!(" {:>15}", format!("{min:.3}..{max:.3}"))
 }
 
 fn line(stage: &Stage) -> String {
@@ -148,8 +168,9 @@ fn line(stage: &Stage) -> String {
         (None, None) => (String::new(), String::new()),
     };
     let mut line = format!(
-        "  {:<9} {wall_seconds:>9.3} {processor_seconds:>13.3} {amount:>15} {rate:>15}",
-        stage.stage.word()
+        "  {:<9} {wall_seconds:>9.3}{} {processor_seconds:>13.3} {amount:>15} {rate:>15}",
+        stage.stage.word(),
+        range_of(stage.spread)
     );
     if stage.share < 1.0 {
         let _ = write!(line, "  (from {:.0} % of the data)", stage.share * 100.0);
@@ -192,13 +213,13 @@ fn described(limit: &Limit, report: &BenchReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use larder_model::bench_report::{Kind, MeasuredImage, MeasuredLayer, Settings, StageName};
+    use larder_model::bench_report::{Kind, Load, MeasuredImage, MeasuredLayer, Settings, StageName};
     use larder_model::digest::Digest;
     use larder_model::platform::Platform;
     use larder_model::seal::Compression;
 
-    #[test]
-    fn a_report_names_the_bottleneck_and_escapes_control_characters() {
+    /// Returns the report of a run that took `wall` seconds for everything.
+    fn run(wall_seconds: f64) -> BenchReport {
         let layer = MeasuredLayer {
             digest: Digest::sha256(b"x"),
             compression: Compression::Gzip,
@@ -222,11 +243,16 @@ mod tests {
             layer_format: None,
             tar_split: None,
         };
-        let took = Elapsed { wall_seconds: 2.0, processor_seconds: 2.0 };
+        let took = Elapsed { wall_seconds, processor_seconds: wall_seconds };
         let stage = |name, share| Stage::new(name, Kind::Decode, took, (Some(3 << 20), None), share);
         let stages =
             vec![stage(StageName::Network, 1.0), stage(StageName::Inflate, 1.0), stage(StageName::Hash, 0.5)];
-        let text = text(&BenchReport::new(Kind::Decode, image, settings, stages, took));
+        BenchReport::new(Kind::Decode, image, settings, stages, took)
+    }
+
+    #[test]
+    fn a_report_names_the_bottleneck_and_escapes_control_characters() {
+        let text = text(&run(2.0));
         assert!(text.starts_with("a\\u{1b}:1  linux/amd64\n"), "{text}");
         for part in [
             "1 layers, 1 MiB compressed, 3 MiB uncompressed",
@@ -236,6 +262,25 @@ mod tests {
             "hashing one layer: ",
             "100 % of the bytes",
             "bottleneck: hashing one layer",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("runs") && !text.contains("warning"), "{text}");
+    }
+
+    #[test]
+    fn a_report_of_several_runs_has_their_spread() {
+        let load = Load { processors: 2, average_at_start: 3.0, others: 0.5, steal: 0.0 };
+        let report = BenchReport::of_runs(vec![run(2.0), run(1.5), run(4.0)], Some(load)).unwrap();
+        let text = text(&report);
+        for part in [
+            "\n  median of 3 runs, and the least and the most wall time\n",
+            "\n               wall s        min..max  processors s          amount            rate\n",
+            "\n  network       2.000    1.500..4.000         2.000           3 MiB      1.50 MiB/s  (not counted)\n",
+            "\n  together      2.000    1.500..4.000         2.000\n",
+            "\ndecode took 2.000 s (1.500 to 4.000 s in 3 runs), ",
+            "\nwarning: the machine was busy, so the figures are too high: the load average at the start was 3.00 per \
+             processor, other processes used 50 % of 2 processors; measure again later\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

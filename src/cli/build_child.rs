@@ -203,10 +203,10 @@ impl Task {
 }
 
 async fn fetch(connection: UnixStream, fetcher: Fetcher, events: Events) -> io::Result<()> {
-    let registry = fetcher.registry();
+    let client = fetcher.registry();
     let served = serve(connection, fetcher).await;
-    for ((host, code), requests) in registry.map(|registry| registry.answers()).unwrap_or_default() {
-        events.emit(Event::RegistryAnswers { host, code, requests });
+    if let Some(client) = client {
+        registry::report_traffic(&client, &events);
     }
     served
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::field::display;
 
 use self::attacher::NodeAttacher;
 use super::args::{AgentArgs, NodeRole};
@@ -29,6 +30,7 @@ use crate::node::attach::Host;
 use crate::node::snapshotter::{self, Server, StartError};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
+use crate::version::{VERSION, Version};
 use crate::volume::proofs::Proofs;
 use larder_model::class::Class;
 use larder_sys::lock::Lock;
@@ -81,8 +83,8 @@ impl Error {
     }
 }
 
-/// Runs the command and returns its exit code.
-pub(super) fn run(args: &AgentArgs, config: &Config, console: &Console) -> u8 {
+/// Runs the command and returns its exit code. `source` is the origin of the configuration, for the log.
+pub(super) fn run(args: &AgentArgs, config: &Config, source: &str, console: &Console) -> u8 {
     let built = blocking::multi_thread(None, THREADS);
     let runtime = match built {
         Ok(runtime) => runtime,
@@ -92,7 +94,7 @@ pub(super) fn run(args: &AgentArgs, config: &Config, console: &Console) -> u8 {
     };
     let ended = match args.role {
         Some(NodeRole::Hold) => runtime.block_on(hold()),
-        None => runtime.block_on(Box::pin(work(args, config))),
+        None => runtime.block_on(Box::pin(work(args, config, source))),
     };
     // Remaining work is not awaited. The next start resumes it.
     runtime.shutdown_background();
@@ -123,7 +125,7 @@ fn stopped() -> Result<impl Future<Output = ()>, Error> {
     })
 }
 
-async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
+async fn work(args: &AgentArgs, config: &Config, source: &str) -> Result<(), Error> {
     let stopped = stopped()?;
     let node = &config.node;
     let name = node_name(node)?;
@@ -147,9 +149,12 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
         Some(address) => Some(serve_health(address, agent.readiness(), metrics).await?),
         None => None,
     };
-    tracing::info!(node = name, "managing the image caches of this node");
+    let Version { version, commit, .. } = VERSION;
+    let (address, state) = (health.as_ref().map(|(address, _)| display(address)), layout.root().display());
+    let socket = snapshotter.as_ref().map(|_| display(args.socket.display()));
+    tracing::info!(version, commit, config = source, node = name, health = address, socket, %state, "managing image caches");
     let ended = manage(&mut agent, snapshotter, stopped).await;
-    if let Some(health) = health {
+    if let Some((_, health)) = health {
         health.abort();
     }
     ended
@@ -179,6 +184,7 @@ async fn manage(
         () = agent.run(&stop) => {}
         () = stopped => {}
     }
+    tracing::info!("shutting down");
     notify::stopping();
     stop.cancel();
     if serves {
@@ -229,15 +235,14 @@ fn attacher(args: &AgentArgs, node: &Node, layout: &Layout) -> Result<NodeAttach
     })
 }
 
-/// Serves the health endpoints in a task.
+/// Serves the health endpoints in a task. Returns its address, in which a port of 0 is resolved.
 async fn serve_health(
     address: SocketAddr,
     readiness: Arc<AtomicBool>,
     metrics: Metrics,
-) -> Result<JoinHandle<()>, Error> {
+) -> Result<(SocketAddr, JoinHandle<()>), Error> {
     let failed = |source| Error::Listen { address, source };
     let bound = Health::bind(address).await.map_err(failed)?;
-    let health = bound.address().map_err(failed)?;
-    tracing::info!(%health, "serving the health of the agent");
-    Ok(tokio::spawn(bound.serve(readiness, metrics)))
+    let address = bound.address().map_err(failed)?;
+    Ok((address, tokio::spawn(bound.serve(readiness, metrics))))
 }

@@ -19,7 +19,7 @@ use crate::api::{self, Api};
 use crate::blocking;
 use crate::caches::layout::Layout;
 use crate::caches::runner::child::ChildRunnerError;
-use crate::caches::service::{Service, StartError};
+use crate::caches::service::StartError;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::StateError;
 use crate::caches::volumes::host::HostVolumes;
@@ -28,6 +28,7 @@ use crate::config::{Config, ConfigError};
 use crate::kubernetes::daemon;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
+use crate::version::{VERSION, Version};
 use larder_model::class::Class;
 use larder_sys::clock::SystemClock;
 
@@ -46,15 +47,15 @@ pub(super) struct Logs {
     pub(super) format: crate::config::log::Format,
 }
 
-/// Runs the command and returns its exit code.
-pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, console: &Console) -> u8 {
+/// Runs the command and returns its exit code. `source` is the origin of the configuration, for the log.
+pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, source: &str, console: &Console) -> u8 {
     let runtime = match blocking::multi_thread(None, blocking::MAX_THREADS) {
         Ok(runtime) => runtime,
         Err(e) => {
             return exit::fail(console, Class::Internal, &format!("starting the threads of the daemon: {e}"));
         }
     };
-    let code = match runtime.block_on(serve(config, reload, logs)) {
+    let code = match runtime.block_on(serve(config, reload, logs, source)) {
         Ok(code) => code,
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     };
@@ -122,9 +123,10 @@ impl Signals {
     }
 }
 
-async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error> {
+async fn serve(config: &Config, reload: &Reload, logs: Logs, source: &str) -> Result<u8, Error> {
     let mut signals = Signals::listen().map_err(Error::Signals)?;
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
+    metrics.registries(&config.registry);
     let tenants = SharedTenants::new(tenants(config)?);
     if config.api.tcp.is_some() && !tenants.current().any_credential() {
         tracing::warn!(
@@ -143,17 +145,19 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
             (Backend::cluster(cluster, config, logs, clock.clone(), metrics.clone()).await?, listeners)
         }
     };
-    let tcp = listeners.tcp_address().map(tracing::field::display);
-    tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "serving requests");
+    let Version { version, commit, .. } = VERSION;
+    let (tcp, tls) = (listeners.tcp_address().map(tracing::field::display), listeners.tls().is_some());
+    let (socket, state) = (config.api.socket.display(), config.state.dir.display());
+    tracing::info!(version, commit, config = source, %socket, tcp, tls, %state, "serving requests");
     let service = backend.service().clone();
-    let parts = api::Parts { service, tenants: tenants.clone(), clock, metrics };
+    let parts = api::Parts { service, tenants: tenants.clone(), clock, metrics: metrics.clone() };
     let stop = CancellationToken::new();
     let tls = listeners.tls();
     let serving = Api::new(parts, config.api.clone()).serve(listeners, stop.clone());
     tokio::pin!(serving);
     notify::ready();
     let alive = tokio::spawn(notify::stay_alive());
-    let apply = || apply_config(reload, backend.service(), &backend, &tenants, tls.as_ref());
+    let apply = || apply_config(reload, &metrics, &backend, &tenants, tls.as_ref());
     let running = backend.run(&stop);
     tokio::pin!(running);
     let failed = until_end(&backend, serving.as_mut(), running.as_mut(), &mut signals, apply).await;
@@ -226,7 +230,7 @@ fn tenants(config: &Config) -> Result<Tenants, TenantError> {
 /// Applies a reloaded configuration. If it has an error, nothing changes.
 fn apply_config(
     reload: &Reload,
-    service: &Service,
+    metrics: &Metrics,
     backend: &Backend,
     shared: &SharedTenants,
     tls: Option<&Tls>,
@@ -250,8 +254,9 @@ fn apply_config(
         return tracing::error!(%error, "cannot reload the configuration; keeping the current one");
     }
     shared.replace(tenants);
-    service.reload(&config);
+    backend.service().reload(&config);
+    metrics.registries(&config.registry);
     tracing::info!(
-        "configuration reloaded; changes to state, log, listeners and the number of builders need a restart"
+        "configuration reloaded; changes to state, log, telemetry, listeners and the number of builders need a restart"
     );
 }

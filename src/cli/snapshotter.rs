@@ -13,6 +13,7 @@ use crate::caches::layout::Layout;
 use crate::config::Config;
 use crate::node::snapshotter::{Server, Settings};
 use crate::telemetry::{Console, notify};
+use crate::version::{VERSION, Version};
 use larder_model::class::Class;
 
 /// Maximum time to wait for requests in progress. Must be within `TimeoutStopSec` of
@@ -21,8 +22,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Number of threads that can block: the parallel requests, and some more.
 const THREADS: usize = 64;
 
-/// Runs the command and returns its exit code.
-pub(super) fn run(args: SnapshotterArgs, config: &Config, console: &Console) -> u8 {
+/// Runs the command and returns its exit code. `source` is the origin of the configuration, for the log.
+pub(super) fn run(args: SnapshotterArgs, config: &Config, source: &str, console: &Console) -> u8 {
     let layout = Layout::new(&config.state.dir);
     let settings = Settings {
         root: args.root.unwrap_or_else(|| layout.snapshotter()),
@@ -43,7 +44,10 @@ pub(super) fn run(args: SnapshotterArgs, config: &Config, console: &Console) -> 
             );
         }
     };
-    tracing::info!(socket = %settings.socket.display(), root = %settings.root.display(), "serving containerd");
+    let Version { version, commit, .. } = VERSION;
+    let (socket, root) = (settings.socket.display(), settings.root.display());
+    let state = config.state.dir.display();
+    tracing::info!(version, commit, config = source, %socket, %root, %state, "serving containerd");
     let ended = runtime.block_on(serve(server));
     // Remaining requests are not awaited. The next start removes their leftovers.
     runtime.shutdown_background();
@@ -65,6 +69,7 @@ async fn serve(server: Server) -> io::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    tracing::info!("shutting down");
     notify::stopping();
     stop.cancel();
     // Do not wait longer for clients that keep their connection open.

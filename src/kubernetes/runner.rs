@@ -184,7 +184,7 @@ impl KubeRunner {
             match Box::pin(build.advance()).await {
                 Ok(ended) | Err(StepFailure::Ended(ended)) => return ended,
                 Err(StepFailure::Fault(fault)) if fault.is_transient() || fault.is_conflict() => {
-                    tracing::warn!(cache = %order.id, "a step of a build failed, retrying: {fault}");
+                    tracing::warn!("a step of a build failed, retrying: {fault}");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(self.timing.outage);
                 }

@@ -111,10 +111,13 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let mut outer = Vec::new();
+        let mut outer: Vec<(&'static str, String)> = Vec::new();
         for span in context.event_scope(event).into_iter().flatten() {
-            if let Some(fields) = span.extensions().get::<Fields>() {
-                outer.extend(fields.rest.iter().cloned());
+            if let Some(of_span) = span.extensions().get::<Fields>() {
+                // A request and its image cache have the same tenant.
+                let new =
+                    of_span.rest.iter().filter(|pair| !outer.contains(pair) && !fields.rest.contains(pair));
+                outer.extend(new.cloned().collect::<Vec<_>>());
             }
         }
         let metadata = event.metadata();
@@ -206,6 +209,20 @@ mod tests {
         ] {
             assert!(lines.contains(&line), "{line}: {lines:?}");
         }
+    }
+
+    #[test]
+    fn a_field_of_two_spans_is_sent_once() {
+        let datagrams = sent(|| {
+            let request = tracing::info_span!("request", tenant = "a", request = 1);
+            let _entered = request.enter();
+            let cache = tracing::info_span!("cache", tenant = "a", cache_name = "web");
+            let _entered = cache.enter();
+            tracing::info!("ordered");
+        });
+        let first = datagrams[0].lines().next().unwrap();
+        assert_eq!(first, "MESSAGE=ordered tenant=a cache_name=web request=1");
+        assert_eq!(datagrams[0].matches("LARDER_TENANT=a").count(), 1, "{datagrams:?}");
     }
 
     /// A value cannot add a field.

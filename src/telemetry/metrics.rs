@@ -1,35 +1,41 @@
 //! All metrics of the daemon: names, units and labels. `docs/reference/metrics.md` documents them, and a test
 //! compares the two.
 //!
-//! The code limits the cardinality: of all label values, tenants can choose only registry hosts, and only
-//! [`MAX_HOSTS`] of these get their own label.
+//! The code limits the cardinality: of all label values, tenants can choose only the names of their image
+//! caches, whose number is limited. A registry has its own label only if the configuration names it.
 
 mod exposition;
+mod hosts;
+mod labels;
 mod process;
+mod successes;
 
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use reqwest::StatusCode;
 
 pub use exposition::Exposition;
+use hosts::Hosts;
+use labels::{
+    ApiLabels, ClassValue, Code, FailureLabels, HostFailureLabels, HostLabel, NodeCacheLabel, OriginLabel,
+    RequestLabels, ResultLabel, SourceLabel, StageLabel, StatusLabel, StatusValue,
+};
+pub use labels::{BuildResult, ByteSource, LayerOrigin, NodeCache, Stage};
 use process::ProcessCollector;
+use successes::Successes;
 
+use crate::config::registry::Registry as RegistrySection;
 use crate::version::VERSION;
+use larder_model::class::Class;
 use larder_model::image_cache::Status;
-
-/// Maximum number of registry hosts with their own label; the rest have the label `other`.
-pub const MAX_HOSTS: usize = 64;
 
 /// The metrics of one daemon. Clones share the same counters.
 #[derive(Clone)]
@@ -38,11 +44,14 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     registry: Registry,
     builds: Family<ResultLabel, Counter>,
+    build_failures: Family<FailureLabels, Counter>,
     build_duration: Histogram,
     stage_duration: Family<StageLabel, Histogram>,
     fetched: Counter,
     written: Counter,
     layers: Family<OriginLabel, Counter>,
+    sources: Family<SourceLabel, Counter>,
+    successes: Successes,
     queue: Gauge,
     running: Gauge,
     caches: Family<StatusLabel, Gauge>,
@@ -51,6 +60,7 @@ struct Inner {
     capacity: Gauge,
     registry_requests: Family<RequestLabels, Counter>,
     registry_retries: Family<HostLabel, Counter>,
+    registry_failures: Family<HostFailureLabels, Counter>,
     api_requests: Family<ApiLabels, Counter>,
     api_duration: Histogram,
     authentication_failures: Counter,
@@ -58,128 +68,8 @@ struct Inner {
     node_caches: Family<NodeCacheLabel, Gauge>,
     node_attach_duration: Histogram,
     node_failures: Counter,
-    hosts: Mutex<HashSet<String>>,
+    hosts: Hosts,
 }
-
-/// The result of a build attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BuildResult {
-    /// The volume was sealed.
-    Sealed,
-    /// The attempt failed permanently.
-    Failed,
-    /// The attempt failed and will be retried.
-    Retried,
-    /// The attempt was stopped: cancelled, deleted, or the daemon stopped.
-    Stopped,
-}
-
-/// A stage of a build.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// Time from the start of the builder to the plan.
-    Plan,
-    /// Time from the plan to the last committed layer.
-    Layers,
-    /// Time from the last committed layer to the seal.
-    Seal,
-}
-
-/// The origin of a committed layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LayerOrigin {
-    /// Fetched from a registry.
-    Fetched,
-    /// Present from an earlier attempt.
-    Present,
-    /// Copied from another volume of the tenant.
-    Reused,
-}
-
-/// The state of an image cache on a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum NodeCache {
-    /// Attached, so that containers can use it.
-    Attached,
-    /// Requested, but not yet attached.
-    Waiting,
-    /// No longer requested, but not yet detached.
-    Leaving,
-}
-
-impl NodeCache {
-    const ALL: [NodeCache; 3] = [NodeCache::Attached, NodeCache::Waiting, NodeCache::Leaving];
-}
-
-macro_rules! label_values {
-    ($type:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
-        impl EncodeLabelValue for $type {
-            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-                match self {
-                    $($type::$variant => $text,)+
-                }
-                .encode(encoder)
-            }
-        }
-    };
-}
-
-label_values!(BuildResult { Sealed => "sealed", Failed => "failed", Retried => "retried", Stopped => "stopped" });
-label_values!(Stage { Plan => "plan", Layers => "layers", Seal => "seal" });
-label_values!(LayerOrigin { Fetched => "fetched", Present => "present", Reused => "reused" });
-label_values!(NodeCache { Attached => "attached", Waiting => "waiting", Leaving => "leaving" });
-
-/// The status of an image cache as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct StatusValue(Status);
-
-impl EncodeLabelValue for StatusValue {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        match self.0 {
-            Status::Creating => "creating",
-            Status::Available => "available",
-            Status::Failed => "failed",
-            Status::Unavailable => "unavailable",
-            Status::Deleting => "deleting",
-        }
-        .encode(encoder)
-    }
-}
-
-/// The status of a registry response: a registered one (RFC 9110, 15), or `other`, because registries invent
-/// their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Code(Option<StatusCode>);
-
-impl Code {
-    fn of(code: u16) -> Self {
-        Code(StatusCode::from_u16(code).ok().filter(|code| code.canonical_reason().is_some()))
-    }
-}
-
-impl EncodeLabelValue for Code {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        self.0.as_ref().map_or("other", StatusCode::as_str).encode(encoder)
-    }
-}
-
-macro_rules! labels {
-    ($name:ident { $($label:ident: $type:ty),+ }) => {
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-        struct $name {
-            $($label: $type),+
-        }
-    };
-}
-
-labels!(ResultLabel { result: BuildResult });
-labels!(StageLabel { stage: Stage });
-labels!(OriginLabel { origin: LayerOrigin });
-labels!(StatusLabel { status: StatusValue });
-labels!(NodeCacheLabel { state: NodeCache });
-labels!(HostLabel { host: String });
-labels!(RequestLabels { host: String, code: Code });
-labels!(ApiLabels { method: &'static str, route: String, code: u16 });
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,6 +90,7 @@ impl Metrics {
         let mut inner = Inner {
             registry: Registry::default(),
             builds: Family::default(),
+            build_failures: Family::default(),
             build_duration: seconds(),
             stage_duration: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.1, 2.0, 15))
@@ -207,6 +98,8 @@ impl Metrics {
             fetched: Counter::default(),
             written: Counter::default(),
             layers: Family::default(),
+            sources: Family::default(),
+            successes: Successes::default(),
             queue: Gauge::default(),
             running: Gauge::default(),
             caches: Family::default(),
@@ -215,6 +108,7 @@ impl Metrics {
             capacity: Gauge::default(),
             registry_requests: Family::default(),
             registry_retries: Family::default(),
+            registry_failures: Family::default(),
             api_requests: Family::default(),
             api_duration: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             authentication_failures: Counter::default(),
@@ -222,9 +116,16 @@ impl Metrics {
             node_caches: Family::default(),
             node_attach_duration: seconds(),
             node_failures: Counter::default(),
-            hosts: Mutex::default(),
+            hosts: Hosts::default(),
         };
         inner.register();
+        // Prometheus sees an increase only after a first sample, so these start at 0.
+        for result in BuildResult::ALL {
+            let _ = inner.builds.get_or_create(&ResultLabel { result });
+        }
+        for class in Class::ALL.map(ClassValue) {
+            let _ = inner.build_failures.get_or_create(&FailureLabels { class, result: BuildResult::Failed });
+        }
         Metrics(Arc::new(inner))
     }
 
@@ -232,6 +133,11 @@ impl Metrics {
     pub fn build(&self, result: BuildResult, took: Duration) {
         self.0.builds.get_or_create(&ResultLabel { result }).inc();
         self.0.build_duration.observe(took.as_secs_f64());
+    }
+
+    /// Records the class of a failed build attempt. `result` is its consequence.
+    pub fn build_failure(&self, class: Class, result: BuildResult) {
+        self.0.build_failures.get_or_create(&FailureLabels { class: ClassValue(class), result }).inc();
     }
 
     /// Records the duration of a stage of a build.
@@ -244,6 +150,17 @@ impl Metrics {
         self.0.layers.get_or_create(&OriginLabel { origin }).inc();
         self.0.fetched.inc_by(fetched);
         self.0.written.inc_by(written);
+    }
+
+    /// Records the compressed bytes of layers from a source.
+    pub fn layer_bytes(&self, source: ByteSource, bytes: u64) {
+        self.0.sources.get_or_create(&SourceLabel { source }).inc_by(bytes);
+    }
+
+    /// Sets the time of the last success of all image caches, in seconds since the epoch. Each has its tenant
+    /// and its name.
+    pub fn last_successes<'a>(&self, times: impl Iterator<Item = (&'a str, &'a str, i64)>) {
+        self.0.successes.replace(times);
     }
 
     /// Sets the number of queued and of running builds.
@@ -269,15 +186,26 @@ impl Metrics {
         self.0.capacity.set(i64::try_from(capacity).unwrap_or(i64::MAX));
     }
 
+    /// Sets the configured registries, whose hosts have their own label. Reads the names in `certs_d`.
+    pub fn registries(&self, section: &RegistrySection) {
+        self.0.hosts.replace(section);
+    }
+
     /// Adds requests of a builder to a registry with the response status `code`.
     pub fn registry_requests(&self, host: &str, code: u16, requests: u64) {
-        let labels = RequestLabels { host: self.host(host), code: Code::of(code) };
+        let labels = RequestLabels { host: self.0.hosts.label(host), code: Code::of(code) };
         self.0.registry_requests.get_or_create(&labels).inc_by(requests);
     }
 
     /// Records a retry of a request to a registry.
     pub fn registry_retry(&self, host: &str) {
-        self.0.registry_retries.get_or_create(&HostLabel { host: self.host(host) }).inc();
+        self.0.registry_retries.get_or_create(&HostLabel { host: self.0.hosts.label(host) }).inc();
+    }
+
+    /// Records a request to a registry that failed at the last attempt.
+    pub fn registry_failure(&self, host: &str, class: Class) {
+        let labels = HostFailureLabels { host: self.0.hosts.label(host), class: ClassValue(class) };
+        self.0.registry_failures.get_or_create(&labels).inc();
     }
 
     /// Records a response of the API. `route` is its template, never the path itself.
@@ -320,18 +248,6 @@ impl Metrics {
         let _ = encode(&mut text, &self.0.registry);
         exposition.convert(text)
     }
-
-    /// Returns the label of a host: its name for the first [`MAX_HOSTS`], then `other`.
-    fn host(&self, host: &str) -> String {
-        let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if !hosts.contains(host) {
-            if hosts.len() == MAX_HOSTS || host.len() > 255 {
-                return "other".to_owned();
-            }
-            hosts.insert(host.to_owned());
-        }
-        host.to_owned()
-    }
 }
 
 impl Inner {
@@ -345,6 +261,11 @@ impl Inner {
         ];
         r.register("build", "Version of this program", Info::new(labels.to_vec()));
         r.register("builds", "Build attempts by result", self.builds.clone());
+        r.register(
+            "build_failures",
+            "Failed build attempts by class and result",
+            self.build_failures.clone(),
+        );
         r.register_with_unit(
             "build_duration",
             "Duration of a build attempt",
@@ -365,6 +286,8 @@ impl Inner {
         );
         r.register_with_unit("written", "Decompressed layers written", Unit::Bytes, self.written.clone());
         r.register("layers", "Committed layers by origin", self.layers.clone());
+        r.register_with_unit("layer", "Compressed layers by source", Unit::Bytes, self.sources.clone());
+        r.register_collector(Box::new(self.successes.clone()));
         r.register("queue_length", "Queued builds", self.queue.clone());
         r.register("builds_running", "Running builds", self.running.clone());
         r.register("caches", "Image caches by status", self.caches.clone());
@@ -391,6 +314,11 @@ impl Inner {
             "registry_retries",
             "Retried requests to registries by host",
             self.registry_retries.clone(),
+        );
+        r.register(
+            "registry_failures",
+            "Requests to registries that failed at the last attempt by host and class",
+            self.registry_failures.clone(),
         );
         r.register("api_requests", "Requests to the API by route and HTTP status", self.api_requests.clone());
         r.register_with_unit(

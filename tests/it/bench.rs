@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use larder_model::bench_report::{BenchReport, Kind, LimitName, Stage, StageName};
+use larder_model::bench_report::{BenchReport, Kind, LimitName, Range, Stage, StageName};
 use larder_model::digest::Digest;
 use larder_model::platform::Platform;
 use larder_testing::image::{Format, Image, Layer, push_index};
@@ -33,10 +33,15 @@ fn image() -> Image {
     Image::builder(Format::Oci).layers(layers).build()
 }
 
-/// Returns `larder bench` in `dir`.
+/// Returns `larder bench` with one run in `dir`.
 fn bench(kind: &str, reference: &str, dir: &Path) -> Command {
+    benches(kind, reference, dir, 1)
+}
+
+fn benches(kind: &str, reference: &str, dir: &Path, runs: u16) -> Command {
     let mut larder = larder();
     larder.env("LARDER_REGISTRY__RETRIES", "0").args(["bench", kind, reference, "--dir"]).arg(dir);
+    larder.args(["--runs", &runs.to_string()]);
     larder
 }
 
@@ -99,6 +104,47 @@ fn every_kind_names_its_stages_and_what_binds() {
             let times = served.iter().filter(|(digest, _)| *digest == layer.digest.to_string()).count();
             assert_eq!(times, 8, "{}", layer.digest);
         }
+    });
+}
+
+#[case]
+fn runs_have_a_median_and_a_spread() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let reference = registry.push(&image(), "app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let measured = report(&mut benches("build", &reference, dir.path(), 3));
+        assert!(is_empty(dir.path()));
+        assert_eq!((measured.runs, measured.stages.len()), (3, 6));
+        let spreads = measured.stages.iter().map(|stage| (stage.took, stage.spread));
+        for (took, spread) in spreads.chain([(measured.together, measured.together_spread)]) {
+            let Range { min, max } = spread.unwrap().wall_seconds;
+            assert!(min > 0.0 && (min..=max).contains(&took.wall_seconds), "{took:?} {spread:?}");
+        }
+        assert!(measured.load.unwrap().processors > 0);
+        // Each run fetches the image for its stage, and again for the build.
+        let digest = image().layers[0].digest.to_string();
+        assert_eq!(registry.blobs_served().iter().filter(|(served, _)| *served == digest).count(), 6);
+        let single = report(&mut bench("decode", &reference, dir.path()));
+        assert!(single.runs == 1 && single.together_spread.is_none());
+    });
+}
+
+/// The files of earlier runs stay until the end, so space can end after the first run.
+#[case]
+fn a_run_that_does_not_fit_ends_the_measurement() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let reference = registry.push(&image(), "app", "1");
+        // One run needs 32 MiB more than its files, so the second does not fit.
+        let small = FileSystem::new(filesystem::Kind::Tmpfs, 60 << 20);
+        let mut command = benches("build", &reference, &small.path(), 9);
+        let output = command.args(["--layer-format", "erofs"]).output().unwrap();
+        let (said, warned) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{warned}");
+        assert!(warned.contains(" of 9 runs: ") && said.contains("build took"), "{said}{warned}");
+        assert!(is_empty(&small.path()));
     });
 }
 

@@ -21,6 +21,7 @@ caches.capacity = '1TiB'
 registry.stall_timeout_seconds = 2
 registry.retries = 20
 registry.backoff_max_seconds = 1
+log.level = 'debug'
 ";
 
 /// A registry in which the only layer of `team/app:1` stalls half way until it is healed, and the order for

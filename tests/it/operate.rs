@@ -35,10 +35,11 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-/// Returns all fields of a log line, including those of its spans.
+/// Returns the level and all fields of a log line, including those of its spans.
 fn fields(line: &str) -> Value {
     let mut line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
     let mut fields = line["fields"].take();
+    fields["level"] = line["level"].take();
     for span in line["spans"].as_array().into_iter().flatten() {
         for (name, value) in span.as_object().unwrap() {
             fields[name] = value.clone();
@@ -58,6 +59,9 @@ fn structured_logs_name_the_tenant_and_the_cache() {
         daemon.settle(A, &made, "Available", LIMIT);
         let failed = daemon.order(A, "bad", std::slice::from_ref(&bad));
         daemon.settle(A, &failed, "Failed", LIMIT);
+        daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{made}"), None).expect(202);
+        daemon.ask(A, "POST", &format!("/larder/v1/caches/{failed}/cancel"), None).expect(409);
+        until(&daemon, "the cache is deleted", || daemon.log().contains("\"message\":\"deleted\""));
         let log = daemon.log();
         let lines: Vec<Value> = log.lines().map(fields).collect();
         let line = |wanted: &[(&str, &str)]| {
@@ -66,13 +70,40 @@ fn structured_logs_name_the_tenant_and_the_cache() {
         };
         let ordered = line(&[("message", "ordered"), ("cache", &made), ("tenant", A.0)]);
         let request = ordered["request"].as_str().unwrap();
-        assert!(ordered["images"].as_str().unwrap().contains(&good), "{ordered}");
-        line(&[("message", "answered"), ("request", request), ("tenant", A.0)]);
+        assert_eq!(ordered["images"], json!([good]), "{ordered}");
+        line(&[("message", "answered"), ("request", request), ("tenant", A.0), ("level", "DEBUG")]);
+        line(&[("message", "refused"), ("cache", &failed), ("cache_name", "bad"), ("level", "INFO")]);
+        line(&[("message", "deleted"), ("cache", &made), ("cache_name", "web"), ("level", "INFO")]);
         line(&[("message", "resolved"), ("cache", &made), ("tenant", A.0), ("image", &good)]);
-        let why = |line: &&Value| line["cache"] == *failed && line["class"] == "NotFound";
+        let why = |line: &&Value| line["cache"] == *failed && line["class"] == "not_found";
         let why = lines.iter().find(why).unwrap_or_else(|| panic!("{log}"));
         assert_eq!(why["tenant"], A.0);
-        assert!(why["images"].as_str().unwrap().contains(&bad), "{why}");
+        assert_eq!(why["images"], json!([bad]), "{why}");
+        for line in lines.iter().filter(|line| !line["cache"].is_null()) {
+            assert!(line["cache_name"].is_string(), "{line}");
+        }
+    });
+}
+
+#[case]
+fn the_log_starts_with_the_version_and_ends_with_the_stop() {
+    isolated(&[], || {
+        let mut daemon = Daemon::start(&[A], &format!("{ROOMY}log.format = 'json'\n"));
+        daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
+        daemon.stop();
+        let log = daemon.log();
+        let lines: Vec<Value> = log.lines().map(fields).collect();
+        let started: Vec<_> = lines.iter().filter(|line| line["message"] == "serving requests").collect();
+        let [started] = &started[..] else { panic!("{log}") };
+        assert_eq!(started["version"], env!("CARGO_PKG_VERSION"));
+        assert!(started["commit"].is_string(), "{started}");
+        assert_eq!(started["config"], daemon.config().display().to_string());
+        assert_eq!(started["tcp"], daemon.address().to_string());
+        for path in ["socket", "state"] {
+            assert!(started[path].as_str().unwrap().starts_with('/'), "{started}");
+        }
+        assert!(lines.last().unwrap()["message"].as_str().unwrap().starts_with("shutting down"), "{log}");
+        assert!(lines.iter().all(|line| line["message"] != "answered"), "{log}");
     });
 }
 
@@ -86,8 +117,10 @@ fn metrics_count_the_work() {
         let images = [format!("{}/team/app:1", registry.host())];
         let token = Digest::sha256(b"scrape");
         let more = format!(
-            "{ROOMY}api.metrics_token_sha256 = ['{}']\ncaches.build_retry_pause_seconds = 1\n",
-            token.hex()
+            "{ROOMY}api.metrics_token_sha256 = ['{}']\ncaches.build_retry_pause_seconds = 1\n\
+             registry.host = [{{ name = '{}', plain_http = true }}]\n",
+            token.hex(),
+            registry.host()
         );
         let daemon = Daemon::start(&[A], &more);
         // Fetched at the second attempt, reused, and never available.
@@ -98,12 +131,18 @@ fn metrics_count_the_work() {
             retry_after: Some("0".into()),
         };
         registry.fault(busy(1));
-        for name in ["first", "second"] {
+        let made = ["first", "second"].map(|name| {
             let id = daemon.order(A, name, &images);
             daemon.settle(A, &id, "Available", LIMIT);
+            id
+        });
+        // Only the configured registry has its own label.
+        let mut unknown = Registry::spawn();
+        image.push(&mut unknown, "team/app", "1").unwrap();
+        for (name, host) in [("none", registry.host()), ("elsewhere", unknown.host())] {
+            let id = daemon.order(A, name, &[format!("{host}/team/none:1")]);
+            daemon.settle(A, &id, "Failed", LIMIT);
         }
-        let id = daemon.order(A, "none", &[format!("{}/team/none:1", registry.host())]);
-        daemon.settle(A, &id, "Failed", LIMIT);
 
         let scrape = || {
             let answer =
@@ -124,15 +163,22 @@ fn metrics_count_the_work() {
         let host = registry.host();
         for (name, wanted) in [
             ("larder_builds_total{result=\"sealed\"}", 2.0),
-            ("larder_builds_total{result=\"failed\"}", 1.0),
-            ("larder_build_duration_seconds_count", 3.0),
+            ("larder_builds_total{result=\"failed\"}", 2.0),
+            ("larder_build_failures_total{class=\"not_found\",result=\"failed\"}", 2.0),
+            ("larder_build_failures_total{class=\"internal\",result=\"failed\"}", 0.0),
+            ("larder_build_duration_seconds_count", 4.0),
+            ("larder_layer_bytes_total{source=\"registry\"}", fetched),
+            ("larder_layer_bytes_total{source=\"reused\"}", fetched),
+            ("larder_layer_bytes_total{source=\"mirror\"}", 0.0),
+            (&format!("larder_registry_failures_total{{host=\"{host}\",class=\"not_found\"}}"), 1.0),
+            ("larder_registry_failures_total{host=\"other\",class=\"not_found\"}", 1.0),
             ("larder_build_stage_duration_seconds_count{stage=\"seal\"}", 2.0),
             ("larder_fetched_bytes_total", fetched),
             ("larder_layers_total{origin=\"fetched\"}", 2.0),
             ("larder_layers_total{origin=\"reused\"}", 2.0),
             ("larder_queue_length", 0.0),
             ("larder_caches{status=\"available\"}", 2.0),
-            ("larder_caches{status=\"failed\"}", 1.0),
+            ("larder_caches{status=\"failed\"}", 2.0),
             ("larder_reserved_bytes", (40u64 << 30) as f64),
             ("larder_capacity_bytes", capacity),
             (&format!("larder_registry_requests_total{{host=\"{host}\",code=\"503\"}}"), 1.0),
@@ -142,6 +188,14 @@ fn metrics_count_the_work() {
         }
         assert!(value(&text, "larder_written_bytes_total") > 1.5 * fetched, "{text}");
         assert!(value(&text, "larder_content_bytes") > 1.5 * fetched, "{text}");
+        // The time of the last success is there until the cache is deleted.
+        let sample = |name: &str| {
+            format!("larder_cache_last_success_timestamp_seconds{{tenant=\"{}\",name=\"{name}\"}}", A.0)
+        };
+        assert!(value(&text, &sample("first")) > 1.7e9 && !text.contains(&sample("none")), "{text}");
+        daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{}", made[0]), None).expect(202);
+        let text = scrape();
+        assert!(!text.contains(&sample("first")) && text.contains(&sample("second")), "{text}");
     });
 }
 

@@ -1,5 +1,5 @@
-//! The Debian package: built from the program under test, checked by lintian, and installed, used and
-//! removed in a new Debian system.
+//! The Debian package and the archive of a release, built from the program under test. The package is checked
+//! by lintian, and installed, used and removed in a new Debian system.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,4 +70,55 @@ fn the_debian_package_is_installed_and_removed() {
         assert!(!root.join("etc/larder").exists());
         assert!(fs::symlink_metadata(enabled.join("larder.service")).is_err());
     });
+}
+
+/// Packs the program under test into `out`, and returns the name of the archive.
+fn tarball(out: &Path, umask: &str) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/tarball.sh");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "umask $0; exec \"$@\"", umask])
+        .arg(script)
+        .arg(env!("CARGO_BIN_EXE_larder"))
+        .arg(out);
+    let printed = succeed(command.env("SOURCE_DATE_EPOCH", "1700000000"));
+    Path::new(printed.trim_end()).file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+#[case]
+fn the_archive_of_a_release_is_checked_and_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    let name = tarball(&first, "022");
+    assert_eq!(name, format!("larder-{}-{}-linux.tar.gz", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH));
+    let inside = |command: &str| succeed(Command::new("sh").args(["-ec", command]).current_dir(&first));
+    assert_eq!(inside("sha256sum --check SHA256SUMS"), format!("{name}: OK\n"));
+
+    // The bytes do not depend on the umask, the time or the directory.
+    assert_eq!(tarball(&second, "077"), name);
+    assert!(fs::read(first.join(&name)).unwrap() == fs::read(second.join(&name)).unwrap());
+
+    inside(&format!(
+        "TZ=UTC tar --list --verbose --numeric-owner --file={name} >list; tar --extract --file={name}"
+    ));
+    let top = first.join(name.strip_suffix(".tar.gz").unwrap());
+    for line in fs::read_to_string(first.join("list")).unwrap().lines() {
+        assert!(line.contains(" 0/0 ") && line.contains(" 2023-11-14 22:13 "), "{line}");
+    }
+    let larder = |arguments: &[&str]| succeed(Command::new(top.join("bin/larder")).args(arguments));
+    assert!(larder(&["version"]).starts_with(&format!("larder {}\n", env!("CARGO_PKG_VERSION"))));
+    larder(&["config", "check", "--config", top.join("etc/larder/larder.toml").to_str().unwrap()]);
+    for path in [
+        "LICENSE",
+        "README.md",
+        "lib/systemd/system/larder.service",
+        "lib/systemd/system/larder-snapshotter.socket",
+        "monitoring/alerts.yaml",
+        "share/man/man1/larder-cache-ls.1",
+        "share/bash-completion/completions/larder",
+        "share/fish/vendor_completions.d/larder.fish",
+        "share/zsh/site-functions/_larder",
+    ] {
+        assert!(fs::metadata(top.join(path)).unwrap().len() > 0, "{path}");
+    }
 }

@@ -106,7 +106,7 @@ fn a_fuzzer_causes_no_internal_error() {
         let certs_d = one_registry_for_all(dir.path(), &registry);
         let more =
             "caches.build_retries = 0\ncaches.failed_retention_hours = 0\ncaches.max_per_tenant = 1000\n";
-        let daemon = Daemon::start(&[A], &format!("{ROOMY}{more}{certs_d}"));
+        let daemon = Daemon::start(&[A], &format!("{ROOMY}{more}log.level = 'debug'\n{certs_d}"));
         let caches: Vec<_> =
             (0..8).map(|n| daemon.order(A, &format!("web-{n}"), std::slice::from_ref(&image))).collect();
         let work = tempfile::tempdir().unwrap();

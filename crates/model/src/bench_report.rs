@@ -7,6 +7,8 @@
 
 mod advice;
 mod limits;
+mod load;
+mod runs;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,8 @@ use super::platform::Platform;
 use super::seal::Compression;
 
 pub use limits::{Limit, LimitName};
+pub use load::Load;
+pub use runs::{Range, Spread};
 
 /// The current version of the report format.
 pub const VERSION: u32 = 1;
@@ -34,10 +38,19 @@ pub struct BenchReport {
     pub image: MeasuredImage,
     /// Settings of the measurement.
     pub settings: Settings,
+    /// Number of runs. Each time of the report is the median of the runs.
+    #[serde(default = "one")]
+    pub runs: usize,
+    /// Other work on the machine; `None` if it is unknown.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub load: Option<Load>,
     /// Stages, in the order in which they were measured.
     pub stages: Vec<Stage>,
     /// Time of the whole build: all counted stages at once.
     pub together: Elapsed,
+    /// Spread of the times of the whole build; `None` for a single run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub together_spread: Option<Spread>,
     /// Lower bounds for the build time, the largest first.
     pub limits: Vec<Limit>,
     /// Name of the largest limit, which is the bottleneck.
@@ -210,6 +223,9 @@ pub struct Stage {
     pub per_second: f64,
     /// Share of the image that was actually processed, above 0 and at most 1.
     pub share: f64,
+    /// Spread of the times; `None` for a single run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub spread: Option<Spread>,
 }
 
 impl Stage {
@@ -228,7 +244,7 @@ impl Stage {
         };
         let amount = bytes.or(entries).unwrap_or_default();
         let per_second = over(approximate(amount), took.wall_seconds);
-        Stage { stage, counted: kind.counts(stage), took, bytes, entries, per_second, share }
+        Stage { stage, counted: kind.counts(stage), took, bytes, entries, per_second, share, spread: None }
     }
 }
 
@@ -265,7 +281,7 @@ impl StageName {
 }
 
 impl BenchReport {
-    /// Creates a report and computes limits and advice from the measurements.
+    /// Creates a report of one run and computes limits and advice from the measurements.
     pub fn new(
         kind: Kind,
         image: MeasuredImage,
@@ -287,8 +303,11 @@ impl BenchReport {
             kind,
             image,
             settings,
+            runs: 1,
+            load: None,
             stages,
             together,
+            together_spread: None,
             limits,
             binding,
             roofline_seconds,
@@ -296,6 +315,10 @@ impl BenchReport {
             advice,
         }
     }
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Returns `part / whole`, or 0 if `whole` is 0, because JSON has no infinity.

@@ -29,6 +29,36 @@ pub enum Class {
 }
 
 impl Class {
+    /// All classes of errors.
+    pub const ALL: [Class; 10] = [
+        Class::Invalid,
+        Class::NotFound,
+        Class::Conflict,
+        Class::Denied,
+        Class::NoSpace,
+        Class::Transient,
+        Class::Busy,
+        Class::Corrupt,
+        Class::Cancelled,
+        Class::Internal,
+    ];
+
+    /// Returns the word for the class in events, logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Class::Invalid => "invalid",
+            Class::NotFound => "not_found",
+            Class::Conflict => "conflict",
+            Class::Denied => "denied",
+            Class::NoSpace => "no_space",
+            Class::Transient => "transient",
+            Class::Busy => "busy",
+            Class::Corrupt => "corrupt",
+            Class::Cancelled => "cancelled",
+            Class::Internal => "internal",
+        }
+    }
+
     /// Returns the process exit code after sysexits.h (`man 3head sysexits`), which is part of the builder's
     /// contract.
     pub fn exit_code(self) -> u8 {
@@ -69,6 +99,13 @@ impl Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_word_is_that_of_the_events() {
+        for class in Class::ALL {
+            assert_eq!(serde_json::to_value(class).unwrap(), class.word());
+        }
+    }
 
     #[test]
     fn a_permanent_failure_is_decisive() {

@@ -135,6 +135,16 @@ pub enum Event {
         blob: Digest,
         /// Chain ID of the layer.
         chain_id: ChainId,
+        /// Size of the blob, bytes.
+        #[serde(default)]
+        compressed_size: u64,
+    },
+    /// The bytes of layers that were received, reported once at the end of the build.
+    Transferred {
+        /// From registries, bytes.
+        registries: u64,
+        /// From mirrors of registries, bytes.
+        mirrors: u64,
     },
     /// The responses of a host with one status, reported once at the end of the build.
     RegistryAnswers {
@@ -258,6 +268,9 @@ pub struct Explanation {
     /// Failed operation, for example `fetching the manifest`.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub operation: String,
+    /// Host and port of the failed request; absent if there was no request.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<String>,
     /// Host and its reason.
     pub reason: String,
     /// Remedy, as an instruction to the user.

@@ -58,6 +58,7 @@ impl Error {
     pub fn explanation(&self) -> Explanation {
         match self {
             Error::Request { host, fault, tried, .. } => Explanation {
+                host: Some(host.clone()),
                 reason: format!("{host}: {}", fault.reason()),
                 hint: fault.hint().map(str::to_owned),
                 mirrors: tried

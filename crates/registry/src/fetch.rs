@@ -48,6 +48,10 @@ impl Source {
             Source::Foreign(url) => clean_url(url),
         }
     }
+
+    fn is_mirror(&self) -> bool {
+        matches!(self, Source::Registry(endpoint) if endpoint.namespace.is_some())
+    }
 }
 
 /// The bytes from `at` to `end`, delivered in order and without a gap.
@@ -177,6 +181,8 @@ impl Fetch {
         };
         let chunk = response.reply.chunk().await;
         let length = chunk.as_ref().map_or(0, |chunk| chunk.as_ref().map_or(0, Bytes::len));
+        let mirror = usize::from(self.blob.sources[self.source].is_mirror());
+        self.blob.inner.received[mirror].fetch_add(length as u64, Ordering::Relaxed);
         let paced = self.monitor.count(response.reply.take_waited(), length);
         let chunk = chunk?;
         // A layer that is complete is no longer too slow.

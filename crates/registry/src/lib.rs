@@ -38,6 +38,7 @@ mod warning;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -211,6 +212,8 @@ pub(crate) struct Inner {
     failed: Mutex<HashSet<String>>,
     /// Permits of [`Ranges::memory`], one per part.
     memory: Arc<Semaphore>,
+    /// Bytes of blobs from registries, and from mirrors.
+    received: [AtomicU64; 2],
 }
 
 impl fmt::Debug for Inner {
@@ -249,6 +252,7 @@ impl Registry {
             schemes: Schemes::default(),
             failed: Mutex::default(),
             memory,
+            received: Default::default(),
         };
         Ok(Registry { inner: Arc::new(inner) })
     }
@@ -256,6 +260,13 @@ impl Registry {
     /// Returns the number of responses so far by host and HTTP status.
     pub fn answers(&self) -> BTreeMap<(String, u16), u64> {
         self.inner.transport.answers()
+    }
+
+    /// Returns the bytes of blobs so far: from registries and foreign locations, and from mirrors. Bytes that
+    /// were sent again count again.
+    pub fn received(&self) -> (u64, u64) {
+        let [registries, mirrors] = &self.inner.received;
+        (registries.load(Ordering::Relaxed), mirrors.load(Ordering::Relaxed))
     }
 
     /// Reads the certificates and keys for `registries` now, for a process that cannot read them later. An

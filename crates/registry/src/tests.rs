@@ -191,6 +191,9 @@ async fn mirrors_first_then_the_upstream() {
     upstream.forget();
     assert_eq!(drain(client.blob(&image(&upstream), &wanted, 0)).await.unwrap(), bytes);
     assert_eq!(upstream.served(&digest) + 40_000, 100_000);
+    let (registries, mirrors) = client.received();
+    assert_eq!(registries, 100_000 + 60_000);
+    assert!((40_000..100_000).contains(&mirrors), "{mirrors}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The directory for all files of the benchmark. It is removed at the end.
+//! The directory for all files of one run of the benchmark. It is removed after the last run.
 //!
 //! ```text
 //! DIR/larder-bench-<UUID>/   mode 0700

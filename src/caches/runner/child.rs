@@ -282,7 +282,7 @@ impl ChildRunner {
             Err(e) => Ended::Died(format!("waiting for the builder: {e}")),
         };
         if let Ended::Died(how) = &ended {
-            tracing::warn!(cache = of, tenant = %order.tenant, "builder died: {how}");
+            tracing::warn!("builder died: {how}");
         }
         ended
     }

@@ -19,6 +19,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::result::MAX_PAUSE;
 use self::slots::{Slot, Slots};
@@ -27,12 +28,14 @@ use super::records::Records;
 use super::settings::Settings;
 use super::tasks::Tasks;
 use crate::caches::error::Error;
+use crate::caches::logs;
 use crate::caches::progress::Progress;
 use crate::caches::record::{Record, RequestOrigin};
 use crate::caches::runner::Runner;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::Volumes;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 use larder_model::image_cache::{CacheId, Spec, TenantName};
 use larder_model::plan_report::PlanReport;
 use larder_model::timeline::{Recorder, Timeline};
@@ -56,6 +59,7 @@ pub(super) struct Uses {
     pub(super) volumes: Arc<dyn Volumes>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
+    pub(super) traces: Traces,
     /// Interval at which progress is written into the record. `None` if there are no other daemons.
     pub(super) progress_interval: Option<Duration>,
 }
@@ -190,18 +194,22 @@ impl Builds {
     /// Runs one build attempt for one cache.
     async fn build(self, tenant: TenantName, id: CacheId, slot: Slot) {
         let Some(cancel) = self.begin(id) else { return };
+        // Each log line of the attempt is about this cache.
+        let span = logs::span(&tenant, id, None);
+        let attempt = self.attempt(&tenant, id, cancel).instrument(span.clone());
         // Contain a panic to this attempt: a cache that stays in `live` could never be deleted.
-        let pause = match AssertUnwindSafe(self.attempt(&tenant, id, cancel)).catch_unwind().await {
+        let ended = AssertUnwindSafe(attempt).catch_unwind().await;
+        let pause = span.in_scope(|| match ended {
             Ok(Ok(pause)) => pause,
             Ok(Err(error)) => {
-                tracing::error!(cache = %id, tenant = %tenant, %error, "build postponed: its record cannot be written");
+                tracing::error!(%error, "build postponed: its record cannot be written");
                 Some(MAX_PAUSE)
             }
             Err(_) => {
-                tracing::error!(cache = %id, tenant = %tenant, "build postponed: the attempt panicked");
+                tracing::error!("build postponed: the attempt panicked");
                 Some(MAX_PAUSE)
             }
-        };
+        });
         let again = self.live().remove(&id).is_some_and(|live| live.again);
         drop(slot);
         self.0.ended.notify_one();

@@ -3,8 +3,10 @@
 use super::Service;
 use super::admission::AdmissionLock;
 use crate::caches::error::Error;
+use crate::caches::logs;
 use crate::caches::record::Record;
 use crate::caches::store::{AdmissionDecision, Created, IdempotencyKey, StoreError, Stored};
+use crate::telemetry::List;
 use larder_model::image_cache::{CacheId, Spec, TenantName};
 
 impl Service {
@@ -63,7 +65,7 @@ impl Service {
             match service.place(&lock, record, decision, key).await? {
                 Created::New(Stored { record, .. }) => {
                     let images = &record.spec.images;
-                    tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
+                    logs::of(&record).in_scope(|| tracing::info!(images = %List(images), "ordered"));
                     Ok(record)
                 }
                 Created::Before(record) => Ok(*record),

@@ -12,8 +12,10 @@ use super::admission::Promise;
 use super::{Service, archives};
 use crate::caches::error::Error;
 use crate::caches::imports::Spool;
+use crate::caches::logs;
 use crate::caches::record::{Import, Record};
 use crate::caches::store::{Created, IdempotencyKey, StoreError, Stored};
+use crate::telemetry::List;
 use larder_model::image_cache::{Spec, TenantName};
 use larder_model::seal::Compression;
 
@@ -122,7 +124,7 @@ impl Service {
             };
             if let Ok(Created::New(Stored { record, .. })) = &created {
                 let images = &record.spec.images;
-                tracing::info!(tenant = %tenant, cache = %id, name = %record.spec.name, ?images, bytes, "import ordered");
+                logs::of(record).in_scope(|| tracing::info!(images = %List(images), bytes, "import ordered"));
             } else {
                 archives::remove(&*service.0.volumes, vec![id]).await?;
             }

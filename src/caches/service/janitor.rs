@@ -23,6 +23,7 @@ use super::builds::Builds;
 use super::records::Records;
 use super::settings::Settings;
 use super::tasks::Tasks;
+use crate::caches::logs;
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::Volumes;
@@ -168,7 +169,7 @@ impl Janitor {
         };
         records.change(record.id, expire).await?;
         builds.interrupt(record.id);
-        tracing::info!(cache = %record.id, tenant = %record.tenant, "expired");
+        logs::of(record).in_scope(|| tracing::info!("expired"));
         Ok(())
     }
 

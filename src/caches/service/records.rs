@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 
 use crate::caches::error::Error;
 use crate::caches::hub::{Hub, Watch};
+use crate::caches::logs;
 use crate::caches::record::Record;
 use crate::caches::store::{AdmissionDecision, Created, IdempotencyKey, Store, StoreError, Stored};
 use larder_model::event::Line;
@@ -44,10 +45,13 @@ impl Records {
         self.store.list(Some(tenant.clone())).await
     }
 
-    /// Returns a record of the tenant. Records of other tenants are reported as not found.
+    /// Returns a record of the tenant. Records of other tenants are reported as not found. Adds the name to
+    /// the log lines of the request.
     pub(super) async fn get_of(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
         let stored = self.store.get_of(tenant.clone(), id).await?;
-        Ok(stored.ok_or(Error::NotFound(id))?.record)
+        let record = stored.ok_or(Error::NotFound(id))?.record;
+        logs::name(&record.spec.name);
+        Ok(record)
     }
 
     /// Reads one record. `None` if it is gone.
@@ -95,7 +99,7 @@ impl Records {
         let Some(stored) = self.store.get(id).await? else { return Ok(()) };
         match self.store.remove(id, stored.version).await {
             Ok(()) => {
-                tracing::info!(cache = %id, tenant = %stored.record.tenant, "deleted");
+                logs::of(&stored.record).in_scope(|| tracing::info!("deleted"));
                 self.hub.end(id);
                 Ok(())
             }

@@ -15,10 +15,11 @@ Examples:
   larder bench decode nginx:1.27
   larder bench build nginx:1.27 --dir /var/lib/larder --layer-format erofs
 
-All files are created in a new directory in DIR, larder-bench-<UUID>, which is
+All files are created in new directories in DIR, larder-bench-<UUID>, which are
 removed at the end, also after a failure or interruption. On ext4, especially
-without a journal, wait a few minutes between runs: creating files is slow where
-others were just removed. Other load on the machine lowers the results.";
+without a journal, wait a few minutes between benchmarks: creating files is slow
+where others were just removed. Other load on the machine lowers the results,
+and is reported.";
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum BenchKind {
@@ -46,6 +47,9 @@ pub(in crate::cli) struct MeasureArgs {
     /// Maximum number of connections per host [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     connections_per_host: Option<u16>,
+    /// Number of runs; the report has the median and the spread of each figure
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    runs: u16,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -63,8 +67,8 @@ pub(in crate::cli) struct DecodeArgs {
 pub(in crate::cli) struct FillArgs {
     #[command(flatten)]
     measure: MeasureArgs,
-    /// Directory on the file system to measure; needs space for the compressed image plus twice its
-    /// decompressed size
+    /// Directory on the file system to measure; for each run, it needs space for the compressed image plus
+    /// twice its decompressed size
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Format of the layers on the volume, as for build [default: the configuration's]
@@ -79,14 +83,15 @@ pub(in crate::cli) struct FillArgs {
 }
 
 impl BenchKind {
-    /// Returns the kind of benchmark, its directory, and the arguments of the equivalent build.
-    pub(in crate::cli) fn into_order(self) -> (Kind, PathBuf, BuildArgs) {
+    /// Returns the kind of benchmark, its directory, the number of runs, and the arguments of the equivalent
+    /// build.
+    pub(in crate::cli) fn into_order(self) -> (Kind, PathBuf, u16, BuildArgs) {
         match self {
             BenchKind::Decode(DecodeArgs { measure, dir }) => {
-                (Kind::Decode, dir.unwrap_or_else(std::env::temp_dir), measure.into())
+                (Kind::Decode, dir.unwrap_or_else(std::env::temp_dir), measure.runs, measure.into())
             }
-            BenchKind::Apply(args) => (Kind::Apply, args.dir.clone(), args.into()),
-            BenchKind::Build(args) => (Kind::Build, args.dir.clone(), args.into()),
+            BenchKind::Apply(args) => (Kind::Apply, args.dir.clone(), args.measure.runs, args.into()),
+            BenchKind::Build(args) => (Kind::Build, args.dir.clone(), args.measure.runs, args.into()),
         }
     }
 }

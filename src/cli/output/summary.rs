@@ -63,7 +63,7 @@ fn add_failure(out: &mut String, failure: &Failure) {
         let _ = writeln!(out, "{}", escape(&failure.message));
         return;
     };
-    let Explanation { operation, reason, hint, mirrors } = &**explanation;
+    let Explanation { operation, reason, hint, mirrors, .. } = &**explanation;
     let _ = writeln!(out, "{} failed", escape(operation));
     let _ = writeln!(out, "  {}", escape(reason));
     for mirror in mirrors {
@@ -84,6 +84,7 @@ mod tests {
     fn a_registrys_failure_is_what_why_and_hint() {
         let explanation = Explanation {
             operation: String::new(),
+            host: Some("r.io".into()),
             reason: "r.io: not found (404 Not Found: MANIFEST_UNKNOWN)".into(),
             hint: Some("check the tag".into()),
             mirrors: vec!["m.io: refused\nhint: run this".into()],

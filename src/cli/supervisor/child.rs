@@ -197,7 +197,9 @@ impl Child {
                 Ok(Some(text)) => match event(&text) {
                     Err(fault) => break Some(fault),
                     Ok(Some(line)) => match line.event {
-                        event @ (Event::Retried { .. } | Event::RegistryAnswers { .. }) => events.emit(event),
+                        event @ (Event::Retried { .. }
+                        | Event::RegistryAnswers { .. }
+                        | Event::Transferred { .. }) => events.emit(event),
                         event @ Event::Warning { .. } => self.warn(&events, event),
                         _ => {}
                     },

@@ -61,7 +61,7 @@ impl Build<'_> {
                 waits.report(format!("the disk {disk} is still attached to the node of its builder"));
             }
         }
-        tracing::warn!(cache = %self.order.id, disk, "taking a snapshot of a disk that is still attached");
+        tracing::warn!(disk, "taking a snapshot of a disk that is still attached");
         Ok(())
     }
 

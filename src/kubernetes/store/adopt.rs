@@ -10,6 +10,7 @@ use super::super::names::NONCE;
 use super::super::upkeep::schedule;
 use super::objects::{corrupt, write_parameters};
 use super::{KubeStore, admission, annotation};
+use crate::caches::logs;
 use crate::caches::record::{Record, RequestOrigin};
 use crate::caches::store::{Limits, StoreError};
 use larder_model::image_cache::{Spec, TenantName};
@@ -69,7 +70,7 @@ impl KubeStore {
         self.objects.add_finalizer(&object).await?;
         let Some(object) = opt(request!(&doing, api.get(name)))? else { return Ok(()) };
         if convert::id(&object.metadata) == Some(id) && object.status.is_none() {
-            tracing::info!(tenant = %record.tenant, cache = %id, name, "image cache requested by an object");
+            logs::of(&record).in_scope(|| tracing::info!("image cache requested by an object"));
             self.objects.put(object, record).await?;
         }
         Ok(())

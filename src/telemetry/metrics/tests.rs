@@ -3,12 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::config::Config;
+
+/// Returns metrics in which `r.example.com` has its own label.
+fn configured() -> Metrics {
+    let text = "registry.certs_d = ''\nregistry.host = [{ name = 'r.example.com' }]\n";
+    let metrics = Metrics::new();
+    metrics.registries(&Config::parse(text, []).unwrap().registry);
+    metrics
+}
 
 /// Encodes at least one value of each metric.
 fn all() -> String {
-    let metrics = Metrics::new();
+    let metrics = configured();
     // A family is encoded only if it has a member.
     metrics.build(BuildResult::Stopped, Duration::ZERO);
+    metrics.build_failure(Class::NotFound, BuildResult::Failed);
+    metrics.layer_bytes(ByteSource::Registry, 1);
+    metrics.last_successes([("team-a", "web", 1)].into_iter());
+    metrics.registry_failure("r.example.com", Class::Transient);
     metrics.stage(Stage::Plan, Duration::ZERO);
     metrics.layer(LayerOrigin::Fetched, 1, 1);
     metrics.caches(|_| 0);
@@ -89,7 +102,7 @@ fn names_follow_the_rules() {
 
 #[test]
 fn codes_of_registries_are_bounded() {
-    let metrics = Metrics::new();
+    let metrics = configured();
     (0..=u16::MAX).for_each(|code| metrics.registry_requests("r.example.com", code, 1));
     let text = metrics.encode(Exposition::OpenMetrics);
     let rows = text.lines().filter(|line| line.starts_with("larder_registry_requests_total{"));
@@ -111,22 +124,39 @@ fn a_host_cannot_inject_a_line() {
 
 #[test]
 fn hosts_are_bounded() {
-    let metrics = Metrics::new();
-    for number in 0..MAX_HOSTS * 2 {
+    let metrics = configured();
+    for number in 0..100 {
         metrics.registry_retry(&format!("r{number}.example.com"));
     }
-    metrics.registry_retry("r0.example.com");
+    metrics.registry_retry("r.example.com");
+    metrics.registry_failure("https://user:secret@r9.example.com/v2/team?token=secret", Class::Denied);
     let text = metrics.encode(Exposition::OpenMetrics);
-    let rows = text.lines().filter(|line| line.starts_with("larder_registry_retries_total{"));
-    assert_eq!(rows.count(), MAX_HOSTS + 1);
-    assert!(text.contains(&format!("host=\"other\"}} {MAX_HOSTS}\n")));
-    assert!(text.contains("host=\"r0.example.com\"} 2\n"));
+    for line in [
+        "larder_registry_retries_total{host=\"other\"} 100",
+        "larder_registry_retries_total{host=\"r.example.com\"} 1",
+        "larder_registry_failures_total{host=\"other\",class=\"denied\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    assert_eq!(text.matches("host=").count(), 3, "{text}");
+}
+
+#[test]
+fn a_deleted_cache_has_no_time() {
+    let metrics = Metrics::new();
+    let sample = "larder_cache_last_success_timestamp_seconds{tenant=\"a\",name=\"web\"} 7\n";
+    metrics.last_successes([("a", "web", 7), ("a", "db", 8)].into_iter());
+    assert!(metrics.encode(Exposition::Text).contains(sample));
+    metrics.last_successes([("a", "db", 8)].into_iter());
+    assert!(!metrics.encode(Exposition::Text).contains("web"));
 }
 
 #[test]
 fn counts_are_encoded() {
     let metrics = Metrics::new();
     metrics.build(BuildResult::Sealed, Duration::from_secs(2));
+    metrics.build_failure(Class::NoSpace, BuildResult::Retried);
+    metrics.layer_bytes(ByteSource::Mirror, 20);
     metrics.layer(LayerOrigin::Reused, 0, 30);
     metrics.caches(|status| usize::from(status == Status::Available));
     metrics.api("GET", "/v5/imagecaches", 200, Duration::from_millis(3));
@@ -134,6 +164,10 @@ fn counts_are_encoded() {
     for line in [
         "larder_builds_total{result=\"sealed\"} 1",
         "larder_build_duration_seconds_sum 2.0",
+        "larder_build_failures_total{class=\"no_space\",result=\"retried\"} 1",
+        "larder_build_failures_total{class=\"no_space\",result=\"failed\"} 0",
+        "larder_builds_total{result=\"failed\"} 0",
+        "larder_layer_bytes_total{source=\"mirror\"} 20",
         "larder_written_bytes_total 30",
         "larder_layers_total{origin=\"reused\"} 1",
         "larder_caches{status=\"available\"} 1",

@@ -271,7 +271,15 @@ fn attached_before_any_pod_and_kept_after_the_last() {
         assert_eq!(agent.attached().len(), 2, "the volumes must stay for a while");
         // The state, for the kubelet and for Prometheus.
         let log = agent.log();
-        let address = log.lines().find_map(|line| line.split_once("health=")).unwrap().1.parse().unwrap();
+        let started = log.lines().find(|line| line.contains("managing image caches")).unwrap();
+        let field = |name: &str| {
+            let rest =
+                started.split_once(&format!(" {name}=")).unwrap_or_else(|| panic!("{name}: {started}")).1;
+            rest.split_whitespace().next().unwrap().to_owned()
+        };
+        assert!(field("version").contains(env!("CARGO_PKG_VERSION")), "{started}");
+        assert!(!field("state").is_empty() && field("config").contains(".toml"), "{started}");
+        let address = field("health").parse().unwrap();
         let ask = |path: &str| {
             let answer = crate::harness::http::send(address, "GET", path, &[], &[]).unwrap();
             (answer.status, String::from_utf8(answer.body).unwrap())

@@ -1,6 +1,7 @@
-//! Advice on relieving the bottleneck, with the names of settings.
+//! Advice on relieving the bottleneck, with the names of settings. It names a setting only if the figures of
+//! the same measurement show that the setting concerns them.
 
-use super::{Limit, LimitName, MeasuredImage, MeasuredLayer, Settings, Stage, StageName};
+use super::{Limit, LimitName, MeasuredImage, MeasuredLayer, Settings, Stage, StageName, approximate, over};
 use crate::job::LayerFormat;
 use crate::seal::Compression;
 
@@ -32,11 +33,10 @@ pub(super) fn advice(
             let layer = limit.and_then(|limit| limit.layer.as_ref());
             let layer = image.layers.iter().find(|of_image| Some(&of_image.digest) == layer);
             let gzip = layer.is_some_and(|layer| layer.compression == Compression::Gzip);
-            let zstd =
-                if gzip { ", or compress it with zstd, which decompresses faster than gzip" } else { "" };
+            let zstd = if gzip { zstd(image) } else { "" };
             format!(
                 "More processors do not help, because one processor decompresses the whole layer. Build the image with \
-                 that layer split into several{zstd}."
+                 that layer split into several.{zstd}"
             )
         }
         LimitName::LayerHash => {
@@ -49,7 +49,7 @@ pub(super) fn advice(
              creates none, or build the image with that layer split into several.{}",
             slow_names(stages)
         ),
-        LimitName::Disk => disk(settings),
+        LimitName::Disk => disk(image, settings, stages),
     }
 }
 
@@ -63,10 +63,15 @@ fn network(image: &MeasuredImage, settings: &Settings) -> String {
              several connections, up to --connections-per-host (here {connections_per_host}), or {mirror}."
         );
     }
-    format!(
-        "If the registry limits each connection, fetch more layers at once: increase --concurrency (here {concurrency}) and \
-         --connections-per-host (here {connections_per_host}). Otherwise, {mirror}."
-    )
+    let layers = image.layers.len();
+    let at_once = (*concurrency).min(*connections_per_host);
+    if layers > at_once {
+        return format!(
+            "Only {at_once} of {layers} layers are fetched at once. If the registry limits each connection, increase \
+             --concurrency (here {concurrency}) and --connections-per-host (here {connections_per_host}). Otherwise, {mirror}."
+        );
+    }
+    format!("All layers were fetched at once: {mirror}.")
 }
 
 fn processors(image: &MeasuredImage, settings: &Settings, stages: &[Stage]) -> String {
@@ -82,23 +87,39 @@ fn processors(image: &MeasuredImage, settings: &Settings, stages: &[Stage]) -> S
     let gzip = image.layers.iter().filter(|layer| layer.compression == Compression::Gzip);
     let gzip: u64 = gzip.map(MeasuredLayer::hashed_bytes).sum();
     let most = most.map(|stage| stage.stage);
+    let mut hint = "";
     let instead = match most {
         Some(StageName::Create) => {
+            hint = slow_names(stages);
             "most of the work is creating files, and --layer-format erofs creates none"
         }
         Some(StageName::Inflate) if gzip > image.hashed_bytes() / 2 => {
-            "most of the work is decompressing gzip, and zstd takes less"
+            hint = zstd(image);
+            "most of the work is decompressing gzip"
         }
         Some(StageName::Inflate) => "most of the work is decompression",
-        Some(StageName::Hash) => {
-            "most of the work is hashing, which is required; it is fastest on processors with SHA instructions"
-        }
+        Some(StageName::Hash) => "most of the work is hashing, which is required",
         Some(StageName::Network) => "most of the work is receiving",
         Some(StageName::Write | StageName::Sync) => "most of the work is writing",
         None => "there is little to do",
     };
-    let slow = if most == Some(StageName::Create) { slow_names(stages) } else { "" };
-    format!("More processors help (here {processors}, from CPU affinity and cgroup quota); {instead}.{slow}")
+    format!("More processors help (here {processors}, from CPU affinity and cgroup quota); {instead}.{hint}")
+}
+
+/// Returns advice about zstd, if the image has layers of both compressions and those of zstd were
+/// decompressed faster.
+fn zstd(image: &MeasuredImage) -> &'static str {
+    let rate = |compression| {
+        let layers = image.layers.iter().filter(|layer| layer.compression == compression);
+        let (bytes, time) =
+            layers.fold((0, 0), |(bytes, time), layer| (bytes + layer.tar_bytes, time + layer.inflate_us));
+        over(approximate(bytes), approximate(time))
+    };
+    if rate(Compression::Zstd) > rate(Compression::Gzip) {
+        " The layers with zstd were decompressed faster than those with gzip, so compress all of them with zstd."
+    } else {
+        ""
+    }
 }
 
 /// Returns advice for a file system that creates files unusually slowly.
@@ -116,13 +137,17 @@ fn slow_names(stages: &[Stage]) -> &'static str {
     }
 }
 
-fn disk(settings: &Settings) -> String {
-    match settings.layer_format {
-        Some(LayerFormat::Overlay) => {
-            "Use a faster disk, or --layer-format erofs, which writes one file per layer and so has less to sync than many \
-             small files."
-                .to_owned()
-        }
-        Some(LayerFormat::Erofs) | None => "Use a faster disk or smaller images.".to_owned(),
+fn disk(image: &MeasuredImage, settings: &Settings, stages: &[Stage]) -> String {
+    let of = |name| stages.iter().find(|stage| stage.stage == name);
+    let wall = |name| of(name).map_or(0.0, |stage| stage.took.wall_seconds);
+    let (write, sync) = (wall(StageName::Write), wall(StageName::Sync));
+    let took = format!("Writing takes {write:.3} s and syncing {sync:.3} s");
+    let (files, layers) = (image.entries().unwrap_or_default(), image.layers.len());
+    if settings.layer_format == Some(LayerFormat::Overlay) && sync > write && files >= MIN_CREATE_SAMPLE {
+        return format!(
+            "{took} for {files} files. Use a faster disk, or --layer-format erofs, which writes one file for each of the \
+             {layers} layers."
+        );
     }
+    format!("{took}. Use a faster disk or smaller images.")
 }

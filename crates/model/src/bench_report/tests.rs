@@ -108,7 +108,10 @@ fn advice_names_settings() {
     let small = || vec![layer("a", Compression::Gzip, 400, 500), layer("b", Compression::Gzip, 100, 100)];
     let advice = |kind, layers, settings, took| report(kind, image(layers), settings, took).advice;
     let network = [(9.0, 0.0), (1.0, 1.0), (1.0, 1.0), (0.1, 0.1), (0.1, 0.1), (0.1, 0.0)];
-    assert!(advice(Kind::Build, small(), SETTINGS, network).contains("--concurrency (here 4)"));
+    assert!(!advice(Kind::Build, small(), SETTINGS, network).contains("--concurrency"));
+    let many = (0..5).map(|n| layer(&n.to_string(), Compression::Gzip, 100, 100)).collect();
+    let text = advice(Kind::Build, many, SETTINGS, network);
+    assert!(text.starts_with("Only 4 of 5 layers") && text.contains("--concurrency (here 4)"), "{text}");
     let one = vec![layer("a", Compression::Gzip, 100 << 20, 200 << 20)];
     let text = advice(Kind::Build, one, SETTINGS, network);
     assert!(
@@ -128,17 +131,72 @@ fn advice_names_settings() {
     let few = Settings { concurrency: 1, ..SETTINGS };
     assert!(advice(Kind::Build, small(), few, create).starts_with("--concurrency (here 1)"));
     let inflate = [(0.1, 0.1), (3.0, 3.0), (1.0, 1.0), (0.1, 0.1), (0.1, 0.1), (0.1, 0.0)];
-    assert!(advice(Kind::Decode, small(), SETTINGS, inflate).contains("zstd"));
+    assert!(!advice(Kind::Decode, small(), SETTINGS, inflate).contains("zstd"), "no layer has zstd");
+    for (zstd_us, is_faster) in [(1, true), (1000, false)] {
+        let mut layers = vec![layer("a", Compression::Gzip, 400, 500), layer("b", Compression::Zstd, 10, 10)];
+        (layers[0].inflate_us, layers[1].inflate_us) = (1000, zstd_us);
+        let text = advice(Kind::Decode, layers, SETTINGS, inflate);
+        assert_eq!(text.contains("with zstd"), is_faster, "{text}");
+    }
 
-    let disk = [(0.1, 0.1), (1.0, 1.0), (1.0, 1.0), (0.1, 0.1), (4.0, 0.1), (4.0, 0.0)];
-    assert!(advice(Kind::Apply, small(), SETTINGS, disk).contains("--layer-format erofs"));
+    // Few files are no reason to sync fewer of them.
+    let sync = [(0.1, 0.1), (1.0, 1.0), (1.0, 1.0), (0.1, 0.1), (1.0, 0.1), (7.0, 0.0)];
+    let text = advice(Kind::Apply, small(), SETTINGS, sync);
+    assert_eq!(text, "Writing takes 1.000 s and syncing 7.000 s. Use a faster disk or smaller images.");
+    let many = || {
+        let mut layers = small();
+        layers[0].entries = Some(900);
+        layers
+    };
+    let text = advice(Kind::Apply, many(), SETTINGS, sync);
+    assert!(
+        text.contains("syncing 7.000 s for 1000 files") && text.contains("each of the 2 layers"),
+        "{text}"
+    );
+    let write = [(0.1, 0.1), (1.0, 1.0), (1.0, 1.0), (0.1, 0.1), (7.0, 0.1), (1.0, 0.0)];
     let erofs = Settings { layer_format: Some(LayerFormat::Erofs), ..SETTINGS };
-    assert!(!advice(Kind::Apply, small(), erofs, disk).contains("erofs"));
+    for (settings, took) in [(SETTINGS, write), (erofs, sync)] {
+        assert!(!advice(Kind::Apply, many(), settings, took).contains("erofs"));
+    }
+}
 
-    for (compression, zstd) in [(Compression::Gzip, true), (Compression::Zstd, false)] {
-        let mut layer = layer("a", compression, 400, 500);
-        layer.inflate_us = 20_000_000;
-        assert_eq!(advice(Kind::Build, vec![layer], SETTINGS, inflate).contains("zstd"), zstd);
+#[test]
+fn runs_have_medians_and_a_spread() {
+    let run = |wall: f64| {
+        let mut layer = layer("a", Compression::Gzip, 100, 200);
+        layer.inflate_us = 1000;
+        let together = Elapsed { wall_seconds: wall, processor_seconds: 2.0 * wall };
+        let image = image(vec![layer]);
+        let stages = stages(Kind::Build, &image, [(wall, 1.0); 6]);
+        BenchReport::new(Kind::Build, image, SETTINGS, stages, together)
+    };
+    assert_eq!(BenchReport::of_runs(Vec::new(), None), None);
+    assert_eq!(BenchReport::of_runs(vec![run(3.0)], None), Some(run(3.0)));
+    let mut moved = run(99.0);
+    moved.image.manifest = Digest::sha256(b"another");
+    let report = BenchReport::of_runs(vec![run(3.0), run(10.0), moved, run(4.0)], None).unwrap();
+    assert_eq!((report.runs, report.together.wall_seconds), (3, 4.0));
+    let spread = report.together_spread.unwrap();
+    assert_eq!((spread.wall_seconds, spread.processor_seconds.max), (Range { min: 3.0, max: 10.0 }, 20.0));
+    let network = &report.stages[0];
+    assert_eq!((network.took.wall_seconds, network.per_second), (4.0, 250.0));
+    assert_eq!(network.spread.unwrap().wall_seconds, Range { min: 3.0, max: 10.0 });
+    // Limits and advice follow from the medians.
+    assert_eq!(seconds(&report, LimitName::Network), Some(4.0));
+    assert_eq!(BenchReport::of_runs(vec![run(3.0), run(4.0)], None).unwrap().together.wall_seconds, 3.5);
+}
+
+#[test]
+fn a_busy_machine_is_reported() {
+    let idle = Load { processors: 2, average_at_start: 0.1, others: 0.05, steal: 0.0 };
+    assert_eq!(idle.warning(), None);
+    for (busy, cause) in [
+        (Load { average_at_start: 1.5, ..idle }, "the load average at the start was 1.50 per processor"),
+        (Load { others: 0.4, ..idle }, "other processes used 40 % of 2 processors"),
+        (Load { steal: 0.1, ..idle }, "the hypervisor took 10 % of the processor time"),
+    ] {
+        let text = busy.warning().unwrap();
+        assert!(text.starts_with("the machine was busy") && text.contains(cause), "{text}");
     }
 }
 

@@ -50,7 +50,7 @@ impl StderrTail {
 
 fn log(of: &str, line: &mut Vec<u8>) {
     if !line.is_empty() {
-        tracing::debug!(cache = of, "builder: {}", escape(&String::from_utf8_lossy(line)));
+        tracing::debug!(builder = of, "builder: {}", escape(&String::from_utf8_lossy(line)));
         line.clear();
     }
 }

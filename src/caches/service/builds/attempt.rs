@@ -6,9 +6,11 @@ use chrono::TimeDelta;
 use tokio::sync::mpsc;
 use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::super::details::images;
 use super::{Builds, Uses};
+use crate::caches::logs;
 use crate::caches::measured::BuildMetrics;
 use crate::caches::record::{Record, Work, cut};
 use crate::caches::runner::{Ended, RunnerJob};
@@ -34,7 +36,9 @@ impl Builds {
     ) -> Result<Option<Duration>, StoreError> {
         let now = self.now();
         let mut started = None;
+        let mut named = None;
         let record = self.0.uses.records.change(id, |record| {
+            named.get_or_insert_with(|| logs::name(&record.spec.name));
             let wanted = record.wants_build();
             started = record.work.as_mut().filter(|_| wanted).map(|work| {
                 work.attempts += 1;
@@ -50,7 +54,7 @@ impl Builds {
         let volume = VolumeId { tenant: tenant.clone(), id, generation: work.generation };
         let start = Instant::now();
         let ended = match self.0.uses.volumes.places(volume.clone()).await {
-            Ok(dirs) => self.run(self.order(&record, &work, dirs), cancel).await,
+            Ok(dirs) => self.run(&record, self.order(&record, &work, dirs), cancel).await,
             Err(e) => Ended::NotStarted(e.to_string()),
         };
         let (pause, result) = self.record_result(&record, volume, work.attempts, ended).await?;
@@ -81,31 +85,48 @@ impl Builds {
     }
 
     /// Runs the builder and handles its output.
-    async fn run(&self, order: RunnerJob, cancel: CancellationToken) -> Ended {
-        let (tenant, id) = (order.tenant.clone(), order.id);
+    async fn run(&self, record: &Record, order: RunnerJob, cancel: CancellationToken) -> Ended {
+        let id = order.id;
+        let mut trace = self.0.uses.traces.begin([
+            ("larder.tenant", record.tenant.to_string()),
+            ("larder.cache.id", id.to_string()),
+            ("larder.cache.name", record.spec.name.to_string()),
+        ]);
         let (sender, mut lines) = mpsc::channel(LINE_CAPACITY);
+        let mut open = true;
+        let mut measured = BuildMetrics::new(order.job.source.is_some());
         let running = self.0.uses.runner.build(order, sender, cancel);
         tokio::pin!(running);
-        let mut open = true;
-        let mut measured = BuildMetrics::default();
         let mut progress_ticks = self.0.uses.progress_interval.map(tokio::time::interval);
-        loop {
+        let mut handle = |line: Line| {
+            if let Some(trace) = &mut trace {
+                trace.take(&line);
+            }
+            self.handle_line(id, &mut measured, line);
+        };
+        let ended = loop {
             tokio::select! {
                 biased;
                 line = lines.recv(), if open => match line {
-                    Some(line) => self.handle_line(&tenant, id, &mut measured, line),
+                    Some(line) => handle(line),
                     None => open = false,
                 },
                 ended = &mut running => {
                     while let Ok(line) = lines.try_recv() {
-                        self.handle_line(&tenant, id, &mut measured, line);
+                        handle(line);
                     }
-                    return ended;
+                    break ended;
                 }
                 // Spawned, because a build does not wait for the store.
-                () = tick(&mut progress_ticks) => self.0.uses.tasks.spawn(self.clone().write_progress(id)),
+                () = tick(&mut progress_ticks) => {
+                    self.0.uses.tasks.spawn(self.clone().write_progress(id).in_current_span());
+                }
             }
+        };
+        if let Some(trace) = trace {
+            self.0.uses.traces.send(trace);
         }
+        ended
     }
 
     /// Writes the progress of a build, and the condition it waits for, into its record. Errors are only
@@ -128,12 +149,12 @@ impl Builds {
             news
         });
         if let Err(error) = saved.await {
-            tracing::debug!(cache = %id, %error, "cannot write build progress");
+            tracing::debug!(%error, "cannot write build progress");
         }
     }
 
-    fn handle_line(&self, tenant: &TenantName, id: CacheId, measured: &mut BuildMetrics, line: Line) {
-        log(tenant, id, &line.event);
+    fn handle_line(&self, id: CacheId, measured: &mut BuildMetrics, line: Line) {
+        log(&line.event);
         measured.take(&self.0.uses.metrics, &line);
         if let Some(live) = self.live().get_mut(&id) {
             live.progress.take(&line);
@@ -161,16 +182,16 @@ async fn tick(interval: &mut Option<Interval>) {
 }
 
 /// Logs the builder events that an operator needs. Their texts come from a builder, which is not trusted.
-fn log(tenant: &TenantName, id: CacheId, event: &Event) {
+fn log(event: &Event) {
     match event {
         Event::Resolved { reference, manifest, .. } => {
-            tracing::info!(%tenant, cache = %id, image = reference, %manifest, "resolved");
+            tracing::info!(image = reference, %manifest, "resolved");
         }
         Event::Waiting { reason: Some(reason) } => {
-            tracing::warn!(%tenant, cache = %id, "waiting: {}", escape_to(reason, MAX_LOGGED));
+            tracing::warn!("waiting: {}", escape_to(reason, MAX_LOGGED));
         }
         Event::Warning { message } => {
-            tracing::warn!(%tenant, cache = %id, "builder: {}", escape_to(message, MAX_LOGGED));
+            tracing::warn!("builder: {}", escape_to(message, MAX_LOGGED));
         }
         _ => {}
     }

@@ -8,6 +8,7 @@ use crate::caches::record::{Content, Record, cut};
 use crate::caches::runner::Ended;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{Sealed, VolumeId};
+use crate::telemetry::List;
 use crate::telemetry::metrics::BuildResult;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
@@ -88,7 +89,12 @@ impl Builds {
                 let again = !self.0.uses.tasks.is_stopping() && self.is_wanted(record.id).await?;
                 Ok((again.then_some(Duration::ZERO), BuildResult::Stopped))
             }
-            Verdict::Failed(failed) => self.record_failure(record, &volume, attempts, failed).await,
+            Verdict::Failed(failed) => {
+                let class = failed.class;
+                let (pause, result) = self.record_failure(record, &volume, attempts, failed).await?;
+                self.0.uses.metrics.build_failure(class, result);
+                Ok((pause, result))
+            }
         }
     }
 
@@ -103,7 +109,7 @@ impl Builds {
         let (id, now) = (record.id, self.now());
         let timeline = self.keep_timeline(id);
         let logged = escape_to(&message, MAX_LOGGED);
-        tracing::warn!(cache = %id, tenant = %record.tenant, ?images, ?class, attempts, "attempt failed: {logged}");
+        tracing::warn!(images = %List(&images), class = class.word(), attempts, "attempt failed: {logged}");
         let (retries, seconds) = self
             .0
             .uses
@@ -145,7 +151,7 @@ impl Builds {
             }
             Err(error) if error.class() == Class::Transient => return Err(volumes_failed(&error)),
             Err(error) => {
-                tracing::warn!(cache = %id, %error, "cannot read the layers of a sealed volume");
+                tracing::warn!(%error, "cannot read the layers of a sealed volume");
                 (Vec::new(), None)
             }
         };
@@ -169,7 +175,7 @@ impl Builds {
         if self.change(id, generation, edit).await? {
             let bytes = content.totals.compressed_size;
             let what = if refreshed { "refreshed" } else { "sealed" };
-            tracing::info!(cache = %id, digest = %content.digest, bytes, "{what}");
+            tracing::info!(digest = %content.digest, bytes, "{what}");
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 
 use super::super::StartError;
 use super::{Janitor, Uses};
+use crate::caches::logs;
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::VolumeId;
@@ -27,7 +28,7 @@ impl Janitor {
         if self.0.uses.volumes.is_sealed(volume.clone()).await? {
             return Ok(true);
         }
-        tracing::error!(cache = %record.id, tenant = %record.tenant, "the volume of this cache is missing");
+        logs::of(record).in_scope(|| tracing::error!("the volume of this cache is missing"));
         let hide = |record: &mut Record| {
             let unchanged = record.status == Status::Available && served(record).as_ref() == Some(&volume);
             if unchanged {
@@ -49,7 +50,8 @@ impl Janitor {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(error) => {
-                    tracing::warn!(cache = %record.id, %error, "cannot check whether the volume is present");
+                    logs::of(record)
+                        .in_scope(|| tracing::warn!(%error, "cannot check whether the volume is present"));
                     continue;
                 }
             }
@@ -61,7 +63,7 @@ impl Janitor {
                 unchanged
             };
             records.change(record.id, show).await?;
-            tracing::info!(cache = %record.id, tenant = %record.tenant, "the volume is present again");
+            logs::of(record).in_scope(|| tracing::info!("the volume is present again"));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::super::records::Survey;
 use super::super::volumes_failed;
 use super::Janitor;
+use crate::caches::logs;
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::VolumeId;
@@ -35,7 +36,9 @@ impl Janitor {
                 Some(reason) => {
                     *kept += 1;
                     let VolumeId { tenant, id, generation } = volume;
-                    tracing::debug!(%tenant, cache = %id, generation, "keeping a replaced volume: {reason}");
+                    let name = records.get(&id).map(|record| &record.spec.name);
+                    logs::span(&tenant, id, name)
+                        .in_scope(|| tracing::debug!(generation, "keeping a replaced volume: {reason}"));
                 }
                 None => unneeded.push(volume),
             }

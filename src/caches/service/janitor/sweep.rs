@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::super::records::Survey;
 use super::super::{archives, volumes_failed};
 use super::{Janitor, Uses};
+use crate::caches::logs;
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{Discarded, VolumeId};
@@ -100,21 +101,23 @@ impl Janitor {
         for volume in volumes {
             let result = self.0.uses.volumes.discard(volume.clone()).await;
             let VolumeId { tenant, id, generation } = volume;
+            let name = records.get(&id).map(|record| &record.spec.name);
+            let _entered = logs::span(&tenant, id, name).entered();
             match result {
                 Ok(Discarded::Gone) if orphans.contains(&id) => {
-                    tracing::warn!(%tenant, cache = %id, generation, "discarded a volume without a record");
+                    tracing::warn!(generation, "discarded a volume without a record");
                 }
-                Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
+                Ok(Discarded::Gone) => tracing::info!(generation, "volume discarded"),
                 // If a cache has two such volumes, report the one in use.
                 Ok(Discarded::InUse(used)) => {
-                    tracing::debug!(%tenant, cache = %id, generation, "keeping the volume: {used}");
+                    tracing::debug!(generation, "keeping the volume: {used}");
                     blockers.insert(id, Blocker::Used);
                 }
                 Ok(Discarded::Going) => {
                     blockers.entry(id).or_insert(Blocker::Going);
                 }
                 Err(error) => {
-                    tracing::error!(%tenant, cache = %id, generation, %error, "cannot discard a volume");
+                    tracing::error!(generation, %error, "cannot discard a volume");
                     blockers.insert(id, Blocker::Used);
                 }
             }
