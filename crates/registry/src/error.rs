@@ -14,7 +14,7 @@ const MAX_SHOWN_CHARS: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A request failed after all retries, on every host that can serve it.
-    #[error("{what} from {host}: {fault}{}", MirrorList(tried))]
+    #[error("{what} from {host}: {}{}{}", fault.reason(), Hint(hint(fault, similar_tags)), MirrorList(tried))]
     Request {
         /// Operation, with the name of the image: `reading manifest r.io/team/app:1`.
         what: String,
@@ -24,6 +24,8 @@ pub enum Error {
         fault: Fault,
         /// Mirrors that failed before.
         tried: Vec<FailedMirror>,
+        /// Tags of the repository that are similar to one that does not exist.
+        similar_tags: Vec<String>,
     },
     /// The client could not be created from its configuration.
     #[error("setting up connections to registries: {0}")]
@@ -40,6 +42,24 @@ pub struct FailedMirror {
     pub fault: Fault,
 }
 
+/// Returns the remedy for a fault.
+fn hint(fault: &Fault, similar_tags: &[String]) -> Option<String> {
+    match similar_tags {
+        [] => fault.hint().map(str::to_owned),
+        [tag] => Some(format!("did you mean the tag {tag}?")),
+        [tags @ .., last] => Some(format!("did you mean one of the tags {} and {last}?", tags.join(", "))),
+    }
+}
+
+/// The remedy in a message.
+struct Hint(Option<String>);
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |hint| write!(f, "; {hint}"))
+    }
+}
+
 /// The mirrors at the end of a message.
 struct MirrorList<'a>(&'a [FailedMirror]);
 
@@ -51,15 +71,15 @@ impl fmt::Display for MirrorList<'_> {
 
 impl Error {
     pub(crate) fn request(what: String, host: &str, fault: Fault) -> Self {
-        Error::Request { what, host: host.to_owned(), fault, tried: Vec::new() }
+        Error::Request { what, host: host.to_owned(), fault, tried: Vec::new(), similar_tags: Vec::new() }
     }
 
     /// Returns the parts of the message. The caller adds the operation.
     pub fn explanation(&self) -> Explanation {
         match self {
-            Error::Request { host, fault, tried, .. } => Explanation {
+            Error::Request { host, fault, tried, similar_tags, .. } => Explanation {
                 reason: format!("{host}: {}", fault.reason()),
-                hint: fault.hint().map(str::to_owned),
+                hint: hint(fault, similar_tags),
                 mirrors: tried
                     .iter()
                     .map(|mirror| format!("{}: {}", mirror.host, mirror.fault.reason()))
@@ -93,6 +113,9 @@ pub enum Fault {
     NotFound(String),
     /// The name service reports that the host does not exist.
     UnknownHost(String),
+    /// No connection, or no response on it: a refused connection, a failed name lookup, a server that accepts
+    /// and does not answer.
+    Unreachable(String),
     /// 408, 429, 5xx, a lost connection, a stall, a body that ended early.
     Transient {
         /// Description of the failure.
@@ -150,9 +173,10 @@ impl Fault {
                 format!("{found}; the registry or a proxy in front of it does not handle Range correctly")
             }
             Fault::Refused(why) => format!("refused: {why}"),
-            Fault::Transient { reason, .. } | Fault::Corrupt(reason) | Fault::Invalid(reason) => {
-                reason.clone()
-            }
+            Fault::Unreachable(reason)
+            | Fault::Transient { reason, .. }
+            | Fault::Corrupt(reason)
+            | Fault::Invalid(reason) => reason.clone(),
         }
     }
 
@@ -162,6 +186,9 @@ impl Fault {
             Fault::Denied { searched, .. } => searched.hint(),
             Fault::NotFound(_) => Some("check the name, the tag and whether the image was deleted"),
             Fault::UnknownHost(_) => Some("check the name of the registry"),
+            Fault::Unreachable(_) => {
+                Some("check the name of the registry and whether it runs, or try again later")
+            }
             Fault::Transient { .. } | Fault::Slow(_) => Some("try again later"),
             Fault::Untrusted(_) => Some("trust its CA with --ca or registry.host.ca"),
             Fault::NoTls => Some("for plain HTTP, use --tls-verify=false or registry.host.plain_http = true"),
@@ -174,7 +201,7 @@ impl Fault {
         match self {
             Fault::Denied { .. } => Class::Denied,
             Fault::NotFound(_) | Fault::UnknownHost(_) => Class::NotFound,
-            Fault::Transient { .. } | Fault::Slow(_) => Class::Transient,
+            Fault::Unreachable(_) | Fault::Transient { .. } | Fault::Slow(_) => Class::Transient,
             Fault::Range(_) | Fault::Corrupt(_) | Fault::Refused(_) => Class::Corrupt,
             Fault::Untrusted(_) | Fault::NoTls | Fault::Invalid(_) => Class::Invalid,
         }
@@ -184,7 +211,7 @@ impl Fault {
     pub(crate) fn retry(&self) -> Option<Option<Duration>> {
         match self {
             Fault::Transient { wait, .. } => Some(*wait),
-            Fault::Range(_) => Some(None),
+            Fault::Unreachable(_) | Fault::Range(_) => Some(None),
             _ => None,
         }
     }
