@@ -60,6 +60,7 @@ mod tamper;
 mod tenants;
 mod tls;
 mod unit;
+mod unreachable;
 mod write_behind;
 
 fn main() -> std::process::ExitCode {
