@@ -157,7 +157,7 @@ const CONFIG_FILE: &str = "/etc/larder/larder.toml";
 fn load_config(path: Option<&Path>, default: Option<&Path>) -> Result<Loaded, ConfigError> {
     // If the file exists but cannot be accessed, loading it reports the error.
     let path = path.or_else(|| default.filter(|default| default.try_exists().unwrap_or(true)));
-    Config::load(path, variables())
+    Config::load_with_origins(path, variables())
 }
 
 /// Returns the environment variables.

@@ -154,6 +154,17 @@ impl Config {
     pub fn load(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        Config::load_with_origins(path, environment).map(|loaded| loaded.config)
+    }
+
+    /// Loads like [`load`](Config::load), and also returns the sources of the values.
+    ///
+    /// # Errors
+    /// Those of [`load`](Config::load).
+    pub fn load_with_origins(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Loaded, ConfigError> {
         let text = path.map(read).transpose()?.unwrap_or_default();
         Config::parse_file(&text, path.unwrap_or(Path::new(FILE_NAME)), environment)
@@ -330,7 +341,7 @@ mod tests {
 
     #[test]
     fn faults_have_a_place_and_a_suggestion() {
-        let text = "[registry]\nretrys = 3\n[build]\nsizing = \"enforc\"\n[log]\n\nlevel = 3\n\
+        let text = "[registry]\nretrys = 3\n[build]\nsizing = \"enforc\"\n[state]\n\ndir = 3\n\
                     [buidl]\na = 1\nb = 2\n[caches]\nbuild_nice = 20\n[[cluster]]\nrunner = \"host\"\n";
         let environment = variables(&[("LARDER_REGISTRY__RETRIES", "many"), ("LARDER_LOG__LEVL", "info")]);
         let loaded = Config::parse_file(text, Path::new("/etc/l.toml"), environment);
@@ -343,7 +354,7 @@ mod tests {
                 "/etc/l.toml:13: cluster[0].uid: required, but missing",
                 "/etc/l.toml:2: registry.retrys: unknown key; did you mean retries?",
                 "/etc/l.toml:4: build.sizing: unknown value \"enforc\", expected \"enforce\" or \"warn\"; did you mean enforce?",
-                "/etc/l.toml:7: log.level: invalid type: integer `3`, expected string or table",
+                "/etc/l.toml:7: state.dir: invalid type: integer `3`, expected path string",
                 "/etc/l.toml:8: buidl: unknown key; did you mean build?",
                 "LARDER_LOG__LEVL: log.levl: unknown key; did you mean level?",
                 "LARDER_REGISTRY__RETRIES: registry.retries: invalid type: string \"many\", expected u32",

@@ -167,6 +167,8 @@ fn section_tables<'a>(all: &'a Table, section: &Section) -> Vec<(String, &'a Tab
 /// Returns the text of a value. A size has a unit: its default is written as text, its value is a number.
 fn text(value: &Value, key: &Key) -> String {
     match value {
+        // Zero means no limit or the default limit. It needs no unit.
+        Value::Integer(0) if key.value.starts_with('"') => "\"0\"".to_owned(),
         Value::Integer(bytes) if key.value.starts_with('"') => {
             format!("\"{}\"", ByteSize(u64::try_from(*bytes).unwrap_or_default()).exact())
         }

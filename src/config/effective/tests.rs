@@ -51,7 +51,7 @@ fn each_value_has_its_source() {
         "dir = \"/var/lib/larder\"  # default",
         "tcp = \"127.0.0.1:80\"  # /etc/larder.toml:3",
         "# tls_key = \"/etc/larder/tls.key\"  # not set",
-        "capacity = \"1500000000000B\"  # /etc/larder.toml:6",
+        "capacity = \"1464843750KiB\"  # /etc/larder.toml:6",
         "build_memory = \"1073741825B\"  # /etc/larder.toml:7",
         "min_layer_rate = \"256KiB\"  # default",
         "retries = 3  # LARDER_REGISTRY__RETRIES",
