@@ -1,5 +1,6 @@
 //! Errors of the registry client. Their texts contain no secret and no signed URL.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ const MAX_SHOWN_CHARS: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A request failed after all retries, on every host that can serve it.
-    #[error("{what} from {host}: {}{}{}", fault.reason(), Hint(hint(fault, similar_tags)), MirrorList(tried))]
+    #[error("{what} from {host}: {fault}{}", MirrorList(tried))]
     Request {
         /// Operation, with the name of the image: `reading manifest r.io/team/app:1`.
         what: String,
@@ -24,8 +25,6 @@ pub enum Error {
         fault: Fault,
         /// Mirrors that failed before.
         tried: Vec<FailedMirror>,
-        /// Tags of the repository that are similar to one that does not exist.
-        similar_tags: Vec<String>,
     },
     /// The client could not be created from its configuration.
     #[error("setting up connections to registries: {0}")]
@@ -42,24 +41,6 @@ pub struct FailedMirror {
     pub fault: Fault,
 }
 
-/// Returns the remedy for a fault.
-fn hint(fault: &Fault, similar_tags: &[String]) -> Option<String> {
-    match similar_tags {
-        [] => fault.hint().map(str::to_owned),
-        [tag] => Some(format!("did you mean the tag {tag}?")),
-        [tags @ .., last] => Some(format!("did you mean one of the tags {} and {last}?", tags.join(", "))),
-    }
-}
-
-/// The remedy in a message.
-struct Hint(Option<String>);
-
-impl fmt::Display for Hint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_ref().map_or(Ok(()), |hint| write!(f, "; {hint}"))
-    }
-}
-
 /// The mirrors at the end of a message.
 struct MirrorList<'a>(&'a [FailedMirror]);
 
@@ -71,15 +52,15 @@ impl fmt::Display for MirrorList<'_> {
 
 impl Error {
     pub(crate) fn request(what: String, host: &str, fault: Fault) -> Self {
-        Error::Request { what, host: host.to_owned(), fault, tried: Vec::new(), similar_tags: Vec::new() }
+        Error::Request { what, host: host.to_owned(), fault, tried: Vec::new() }
     }
 
     /// Returns the parts of the message. The caller adds the operation.
     pub fn explanation(&self) -> Explanation {
         match self {
-            Error::Request { host, fault, tried, similar_tags, .. } => Explanation {
+            Error::Request { host, fault, tried, .. } => Explanation {
                 reason: format!("{host}: {}", fault.reason()),
-                hint: hint(fault, similar_tags),
+                hint: fault.hint().map(Cow::into_owned),
                 mirrors: tried
                     .iter()
                     .map(|mirror| format!("{}: {}", mirror.host, mirror.fault.reason()))
@@ -111,6 +92,13 @@ pub enum Fault {
     },
     /// 404: no such repository, tag or blob.
     NotFound(String),
+    /// 404 for a tag of a repository that has similar tags.
+    NoTag {
+        /// Response of the registry.
+        answer: String,
+        /// Similar tags, the most similar first.
+        similar: Box<[String]>,
+    },
     /// The name service reports that the host does not exist.
     UnknownHost(String),
     /// No connection, or no response on it: a refused connection, a failed name lookup, a server that accepts
@@ -164,7 +152,7 @@ impl Fault {
     pub fn reason(&self) -> String {
         match self {
             Fault::Denied { reason, searched } => format!("access denied ({reason}); {searched}"),
-            Fault::NotFound(answer) => format!("not found ({answer})"),
+            Fault::NotFound(answer) | Fault::NoTag { answer, .. } => format!("not found ({answer})"),
             Fault::UnknownHost(host) => format!("host {host:?} does not exist"),
             Fault::Slow(slow) => slow.to_string(),
             Fault::Untrusted(why) => format!("the server's certificate is not trusted ({why})"),
@@ -181,10 +169,19 @@ impl Fault {
     }
 
     /// Returns the remedy, if there is one.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Fault::NoTag { similar, .. } => Some(did_you_mean(similar).into()),
+            other => other.fixed_hint().map(Cow::Borrowed),
+        }
+    }
+
+    fn fixed_hint(&self) -> Option<&'static str> {
         match self {
             Fault::Denied { searched, .. } => searched.hint(),
-            Fault::NotFound(_) => Some("check the name, the tag and whether the image was deleted"),
+            Fault::NotFound(_) | Fault::NoTag { .. } => {
+                Some("check the name, the tag and whether the image was deleted")
+            }
             Fault::UnknownHost(_) => Some("check the name of the registry"),
             Fault::Unreachable(_) => {
                 Some("check the name of the registry and whether it runs, or try again later")
@@ -200,7 +197,7 @@ impl Fault {
     pub fn class(&self) -> Class {
         match self {
             Fault::Denied { .. } => Class::Denied,
-            Fault::NotFound(_) | Fault::UnknownHost(_) => Class::NotFound,
+            Fault::NotFound(_) | Fault::NoTag { .. } | Fault::UnknownHost(_) => Class::NotFound,
             Fault::Unreachable(_) | Fault::Transient { .. } | Fault::Slow(_) => Class::Transient,
             Fault::Range(_) | Fault::Corrupt(_) | Fault::Refused(_) => Class::Corrupt,
             Fault::Untrusted(_) | Fault::NoTls | Fault::Invalid(_) => Class::Invalid,
@@ -214,6 +211,15 @@ impl Fault {
             Fault::Unreachable(_) | Fault::Range(_) => Some(None),
             _ => None,
         }
+    }
+}
+
+fn did_you_mean(tags: &[String]) -> String {
+    match tags {
+        [tags @ .., last] if !tags.is_empty() => {
+            format!("did you mean one of the tags {} and {last}?", tags.join(", "))
+        }
+        tags => format!("did you mean the tag {}?", tags.concat()),
     }
 }
 

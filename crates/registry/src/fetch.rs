@@ -269,7 +269,6 @@ impl Fetch {
             host: self.blob.sources[self.source].host(),
             fault,
             tried: self.tried.clone(),
-            similar_tags: Vec::new(),
         }
     }
 }

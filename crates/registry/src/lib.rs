@@ -469,13 +469,7 @@ impl Inner {
                 count += 1;
             };
             if !is_followed {
-                return Err(Error::Request {
-                    what: what.to_owned(),
-                    host,
-                    fault,
-                    tried,
-                    similar_tags: Vec::new(),
-                });
+                return Err(Error::Request { what: what.to_owned(), host, fault, tried });
             }
             self.skip(host, fault, &mut tried);
         }

@@ -36,12 +36,17 @@ impl Inner {
         repository: &str,
         tag: &str,
     ) -> Error {
-        if let Error::Request { fault: Fault::NotFound(answer), similar_tags, .. } = &mut error
+        if let Error::Request { fault, .. } = &mut error
+            && let Fault::NotFound(answer) = fault
             && answer.contains(NO_TAG)
             && let Ok(Ok(tags)) = tokio::time::timeout(PATIENCE, self.tags(endpoint, repository)).await
         {
             let tags = tags.iter().map(String::as_str).filter(|tag| is_tag(tag));
-            *similar_tags = similar(tag, tags, MAX_SIMILAR).into_iter().map(str::to_owned).collect();
+            let similar: Box<[String]> =
+                similar(tag, tags, MAX_SIMILAR).into_iter().map(str::to_owned).collect();
+            if !similar.is_empty() {
+                *fault = Fault::NoTag { answer: std::mem::take(answer), similar };
+            }
         }
         error
     }
