@@ -49,6 +49,8 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> BuildRequest {
             connections_per_host: 6,
             limit_rate: None,
             auth_file: None,
+            credential: None,
+            retries: None,
             docker_configs: Vec::new(),
             user_docker_config: true,
             secrets_dir: None,

@@ -47,7 +47,7 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches as _;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Loaded, environment};
 use crate::telemetry::{self, Console, Destination};
 use args::internal::NAME;
 use args::{Cli, Command, ConfigAction, Global};
@@ -89,31 +89,31 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     // Clients and `larder key` do not need the daemon's configuration, and might not have the rights to read
     // it.
     let default = cli.command.reads_configuration().then_some(Path::new(CONFIG_FILE));
-    let config = match load_config(path.as_deref(), default) {
-        Ok(config) => config,
-        Err(error) => {
-            let class = error.class();
-            match cli.command {
-                Command::Build(args) => outcome::leave_usage_error(&args, class, &error.to_string()),
-                Command::Import(args) => outcome::leave_usage_error(&args.into(), class, &error.to_string()),
-                _ => {}
-            }
-            return exit::fail(console, class, &error.to_string());
-        }
+    let loaded = match load_config(path.as_deref(), default) {
+        Ok(loaded) => loaded,
+        Err(error) => return refuse(cli.command, &error, console),
     };
     // For the first log line of a service.
     let source =
         config_file(path.as_deref(), default).map_or("defaults".into(), Path::to_string_lossy).into_owned();
-    let logs = match start_logs(&cli.global, &config, cli.command.log_destination(), console) {
+    let logs = match start_logs(&cli.global, &loaded.config, cli.command.log_destination(), console) {
         Ok(logs) => logs,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
+    for warning in environment::warnings(variables().map(|(name, _)| name)) {
+        tracing::warn!("{warning}");
+    }
+    if let Command::Config { action: ConfigAction::Show { output } } = cli.command {
+        return config::show(loaded, &cli.global, output.is_json(), console);
+    }
+    let config = loaded.config;
     match cli.command {
         Command::Build(args) => build::run(args, argv, config, console),
         Command::Plan(args) => plan::run(args, config, console),
         Command::Bench { kind } => bench::run(kind, config, console),
         Command::Serve => {
-            let reload: serve::Reload = Box::new(move || load_config(path.as_deref(), default));
+            let load = move || load_config(path.as_deref(), default).map(|loaded| loaded.config);
+            let reload: serve::Reload = Box::new(load);
             serve::run(&config, &reload, logs, &source, console)
         }
         Command::Ls(args) => status::run(&args, &config, console),
@@ -137,10 +137,24 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Man { dir } => completions::man(&dir, console),
         Command::Version { output } => config::version(output.is_json(), console),
         Command::Image(args) => image::run(args, console),
-        Command::Config { action: ConfigAction::Check } => config::check(console),
-        Command::Config { action: ConfigAction::Show } => config::show(&config, console),
+        // `show` has returned.
+        Command::Config { action: ConfigAction::Check | ConfigAction::Show { .. } } => config::check(console),
         Command::Config { action: ConfigAction::Crd } => config::crd(console),
     }
+}
+
+/// Reports a configuration that cannot be used, and returns the exit code.
+fn refuse(command: Command, error: &ConfigError, console: &Console) -> u8 {
+    let class = error.class();
+    match command {
+        Command::Build(args) => outcome::leave_usage_error(&args, class, &error.to_string()),
+        Command::Import(args) => outcome::leave_usage_error(&args.into(), class, &error.to_string()),
+        _ => {}
+    }
+    error.lines().iter().for_each(|line| {
+        exit::fail(console, class, line);
+    });
+    class.exit_code()
 }
 
 /// The default path of the configuration file.
@@ -153,12 +167,15 @@ fn config_file<'a>(path: Option<&'a Path>, default: Option<&'a Path>) -> Option<
 }
 
 /// Loads `path`, or `default` if it exists, and applies environment variables on top.
-fn load_config(path: Option<&Path>, default: Option<&Path>) -> Result<Config, ConfigError> {
-    let path = config_file(path, default);
+fn load_config(path: Option<&Path>, default: Option<&Path>) -> Result<Loaded, ConfigError> {
+    Config::load_with_origins(config_file(path, default), variables())
+}
+
+/// Returns the environment variables.
+fn variables() -> impl Iterator<Item = (String, String)> {
     // `std::env::vars` panics on a variable that is not UTF-8. Larder's variables are all UTF-8.
-    let variables = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Config::load(path, variables)
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// Starts logging. A flag takes precedence over a variable, and a variable over the file.

@@ -13,6 +13,7 @@ use super::volume_name::VolumeName;
 use crate::archive::Format;
 use crate::volume::job::Identity;
 use larder_model::class::Class;
+use larder_model::credential::Credential;
 use larder_model::job::{LayerFormat, NetworkAccess, VolumeKind};
 use larder_model::key::{PublicKey, SigningKey};
 use larder_model::platform::Platform;
@@ -176,6 +177,10 @@ pub struct RegistryOptions {
     pub connections_per_host: usize,
     /// Maximum rate of all registries together, bytes per second.
     pub limit_rate: Option<u64>,
+    /// Maximum number of retries of a request without progress. `None` for the numbers of the configuration.
+    pub retries: Option<u32>,
+    /// Credential for the registries of the images, instead of all other credentials.
+    pub credential: Option<Credential>,
     /// File with credentials in the format of docker's `config.json`, tried before the directories.
     pub auth_file: Option<PathBuf>,
     /// Directories with a docker `config.json`, in the order in which they are tried.

@@ -23,12 +23,15 @@ use larder_model::reference::ImageReference;
 use larder_registry::hosts::{Host, Hosts, Mirror, Server, Tls};
 use larder_registry::{
     Credentials, CredentialsError, Error, MinRate, Observer, Options, Ranges, Registry, Retries, Retry,
-    Rules, Timeouts,
+    Rules, Timeouts, Unreachable,
 };
 use larder_secrets::docker_config_file::DockerConfig;
 use larder_secrets::keyring::Keyring;
 use larder_secrets::{Secrets, directory};
 use larder_sys::interfaces;
+
+/// Maximum duration of the attempts at a registry that never answers, for a command that a user runs.
+const UNREACHABLE: Duration = Duration::from_secs(120);
 
 /// Creates the client of a build. Also returns the pull secrets without credentials.
 pub(super) fn client(
@@ -59,7 +62,7 @@ pub fn connect(
     images: &[ImageReference],
     observer: Arc<dyn Observer>,
 ) -> Result<(Registry, Vec<PullSecretName>), Error> {
-    let secrets = secrets(order);
+    let secrets = secrets(order, images);
     let absent = secrets.absent().to_vec();
     Ok((with_credentials(order, config, images, Arc::new(FromSecrets(secrets)), observer)?, absent))
 }
@@ -112,8 +115,8 @@ pub fn repositories(order: &BuildRequest, config: &Config) -> Result<HashSet<(St
     Ok(found)
 }
 
-/// Opens all sources of credentials of an order.
-pub fn secrets(order: &RegistryOptions) -> Secrets {
+/// Opens all sources of credentials of an order for `images`.
+pub fn secrets(order: &RegistryOptions, images: &[ImageReference]) -> Secrets {
     let keyring = match &order.secrets_dir {
         Some(dir) => directory::read(dir, &order.pull_secrets),
         None => Keyring::default(),
@@ -124,7 +127,14 @@ pub fn secrets(order: &RegistryOptions) -> Secrets {
     if docker_configs.is_empty() && order.user_docker_config {
         docker_configs = DockerConfig::of_this_user();
     }
-    Secrets::new(keyring, docker_configs)
+    let secrets = Secrets::new(keyring, docker_configs);
+    match &order.credential {
+        Some(credential) => {
+            let registries = images.iter().map(|image| image.registry().to_owned()).collect();
+            secrets.with_given(credential.clone(), registries)
+        }
+        None => secrets,
+    }
 }
 
 /// Emits the totals of a registry client: its responses and the bytes of layers.
@@ -171,14 +181,23 @@ fn options(order: &RegistryOptions, section: &section::Registry, memory: u64) ->
             read: Duration::from_secs(section.stall_timeout_seconds),
             exchange: Duration::from_secs(section.request_timeout_seconds),
         },
-        retries: Retries {
-            attempts: section.retries.saturating_add(1),
-            cap: Duration::from_secs(section.backoff_max_seconds),
-            ..Retries::default()
-        },
+        retries: retries(order.retries, section),
         ranges: Ranges { parallel: section.ranges_per_blob, memory, ..Ranges::default() },
         min_rate: order.min_layer_rate.map(|rate| MinRate::per_minute(rate.0)),
         ..Options::default()
+    }
+}
+
+/// Returns the limits for retries. A number given by a flag is also that for unreachable hosts.
+fn retries(given: Option<u32>, section: &section::Registry) -> Retries {
+    let all = given.unwrap_or(section.retries);
+    let unreachable = given.unwrap_or(section.unreachable_retries);
+    let duration = if unreachable < all { UNREACHABLE } else { Duration::MAX };
+    Retries {
+        attempts: all.saturating_add(1),
+        unreachable: Unreachable { attempts: unreachable.saturating_add(1), duration },
+        cap: Duration::from_secs(section.backoff_max_seconds),
+        ..Retries::default()
     }
 }
 
@@ -332,6 +351,18 @@ mod tests {
         let host = overridden(Some(true));
         assert_eq!((host.server.plain_http, host.server.tls.skip_verify), (Some(false), false));
         assert_eq!(host.mirrors[0].server.plain_http, Some(false));
+    }
+
+    #[test]
+    fn a_flag_and_the_builders_of_a_daemon_have_no_other_limit_for_unreachable_hosts() {
+        let config = Config::default();
+        let of = |retries: &Retries| (retries.attempts, retries.unreachable.attempts);
+        let of_user = retries(None, &config.registry);
+        assert_eq!((of(&of_user), of_user.unreachable.duration), ((9, 3), UNREACHABLE));
+        for unlimited in [retries(Some(4), &config.registry), retries(None, &config.of_builders().registry)] {
+            assert_eq!(unlimited.attempts, unlimited.unreachable.attempts);
+            assert_eq!(unlimited.unreachable.duration, Duration::MAX);
+        }
     }
 
     #[test]

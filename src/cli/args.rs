@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod cache;
+mod creds;
 mod import;
 pub(super) mod internal;
 mod key;
@@ -22,6 +23,7 @@ pub(super) use bench::BenchKind;
 use build::{BUILD_EXAMPLES, BUILD_USAGE};
 pub(super) use build::{BuildArgs, BuildOptions, CredentialArgs, DiskArgs, HostArgs, LayerArgs};
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CreateArgs, PlanArgs, StatusArgs};
+pub(super) use creds::without_creds;
 use import::IMPORT_EXAMPLES;
 pub(super) use import::ImportArgs;
 pub(super) use key::KeyAction;
@@ -65,13 +67,13 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub(super) config: Option<PathBuf>,
     /// Log filter: error, warn, info, debug, trace, or target=level,…
-    /// [default: $LARDER_LOG, then log.level of the configuration, info]
+    /// [default: $LARDER_LOG, then {log.level}]
     #[arg(long, global = true, value_name = "LEVEL", help_heading = GLOBAL)]
     pub(super) log_level: Option<Level>,
     /// Log more: -v means --log-level debug, -vv trace
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "log_level", help_heading = GLOBAL)]
     pub(super) verbose: u8,
-    /// Format of the log lines on standard error [default: log.format of the configuration, text]
+    /// Format of the log lines on standard error [default: {log.format}]
     #[arg(long, global = true, value_enum, value_name = "FORMAT", help_heading = GLOBAL)]
     pub(super) log_format: Option<Format>,
 }
@@ -275,8 +277,14 @@ impl Command {
 pub(super) enum ConfigAction {
     /// Check the configuration file; list every error and exit with 64 if there are any
     Check,
-    /// Print the configuration in effect as TOML, defaults included
-    Show,
+    /// Print the configuration in effect, with the comment and the source of each key
+    ///
+    /// The source is a line of a file, a variable, a flag or `default`. The output is itself a configuration
+    /// file with the same meaning. It contains no secrets, only their hashes and the paths of their files.
+    Show {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Print the CustomResourceDefinition of image caches as YAML, for `kubectl apply --server-side -f -`
     Crd,
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::args::BuildArgs;
+use super::args::{BuildArgs, without_creds};
 use super::outcome::{carry_out, end, refuse, usage_outcome};
 use super::output::display::Display;
 use super::supervisor::BuildParams;
@@ -54,6 +54,7 @@ impl Error {
 /// Runs the command and returns its exit code. `argv` is the command line, from which the children of the
 /// build read the same flags.
 pub(super) fn run(args: BuildArgs, argv: Vec<OsString>, config: Config, console: &Console) -> u8 {
+    let argv = without_creds(argv);
     let display = Display::of(&args.options);
     let fail = |result: Option<&Path>, error: Error| {
         refuse(result, display, error.class(), &error.to_string(), console)

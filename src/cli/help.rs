@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use clap::{Command, CommandFactory as _};
 
 use super::args::Cli;
+use crate::config::reference;
 
 /// The groups of commands, in the order of the page.
 const GROUPS: [(&str, &[&str]); 5] = [
@@ -23,12 +24,37 @@ const MAX_WIDTH: usize = 100;
 
 /// Returns the description of the command line.
 pub(super) fn command() -> Command {
-    let command = Cli::command().max_term_width(MAX_WIDTH);
+    let command = with_defaults(Cli::command().max_term_width(MAX_WIDTH));
     let template = format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}{{options}}{{after-help}}",
         commands(&command)
     );
     command.help_template(template)
+}
+
+/// Replaces `{section.key}` in the help of flags by the default of the key, and its name.
+fn with_defaults(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        let short = arg.get_help().and_then(|help| filled(&help.to_string()));
+        let long = arg.get_long_help().and_then(|help| filled(&help.to_string()));
+        let arg = match short {
+            Some(help) => arg.help(help),
+            None => arg,
+        };
+        match long {
+            Some(help) => arg.long_help(help),
+            None => arg,
+        }
+    });
+    command.mut_subcommands(with_defaults)
+}
+
+/// Fills in a help text; `None` if it names no key.
+fn filled(help: &str) -> Option<String> {
+    let (before, rest) = help.split_once('{')?;
+    let (key, after) = rest.split_once('}')?;
+    let default = reference::default_of(key)?.trim_matches('"');
+    Some(format!("{before}{default} ({key}){after}"))
 }
 
 /// Returns the list of commands.
@@ -102,6 +128,24 @@ mod tests {
             }
         }
         check(&command(), "larder");
+    }
+
+    #[test]
+    fn defaults_of_the_configuration_are_shown() {
+        fn check(command: &Command, found: &mut String) {
+            let mut command = command.clone().term_width(1000);
+            found.push_str(&command.render_long_help().to_string());
+            command.get_subcommands().for_each(|child| check(child, found));
+        }
+        let mut found = String::new();
+        check(&command(), &mut found);
+        let concurrency = crate::config::Config::default().build.concurrency;
+        assert!(found.contains(&format!("[default: {concurrency} (build.concurrency)]")), "{found}");
+        assert!(found.contains("[default: overlay (build.layer_format)]"), "{found}");
+        for unclear in ["{", "the configuration's", "of the configuration, info"] {
+            let at = found.lines().find(|line| line.contains(unclear));
+            assert_eq!(at, None);
+        }
     }
 
     /// Flags of commands with many flags have a heading.

@@ -53,8 +53,8 @@ fn run_build_child(mut child: BuildChildArgs, console: &Console) -> u8 {
 
 /// Loads the configuration and starts logging. Reports an error and returns the exit code.
 fn set_up(global: &Global, console: &Console) -> Result<Config, u8> {
-    let config = load_config(global.config.as_deref(), Some(Path::new(CONFIG_FILE)))
-        .map_err(|error| exit::fail(console, error.class(), &error.to_string()))?;
+    let loaded = load_config(global.config.as_deref(), Some(Path::new(CONFIG_FILE)));
+    let config = loaded.map_err(|error| exit::fail(console, error.class(), &error.to_string()))?.config;
     start_logs(global, &config, Destination::Console, console)
         .map_err(|error| exit::fail(console, error.class(), &error.to_string()))?;
     Ok(config)

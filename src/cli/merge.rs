@@ -115,6 +115,7 @@ pub(super) fn build_request(
                 .connections_per_host
                 .map_or(registry.connections_per_host, usize::from),
             limit_rate: args.limit_rate,
+            retries: args.retries,
             reach: network.reach,
             min_layer_rate: network.min_layer_rate,
             hosts: args.hosts.into(),
@@ -204,13 +205,17 @@ fn check_source_for_disk(
 
 /// Returns the default registry settings with the given credentials.
 pub(super) fn registry(credentials: CredentialArgs, config: &Config) -> Result<RegistryOptions, UsageError> {
-    let CredentialArgs { auth_file, docker_configs, secrets, pull_secrets } = credentials;
+    let CredentialArgs { auth_file, creds, docker_configs, secrets, pull_secrets } = credentials;
+    let incomplete = || UsageError::IncompleteCredentials;
+    let credential = creds.map(|creds| creds.credential().ok_or_else(incomplete)).transpose()?;
     if let (Some(first), None) = (pull_secrets.first(), &secrets) {
         return Err(UsageError::NoSecretsDirectory { first: first.to_string() });
     }
     Ok(RegistryOptions {
         connections_per_host: config.registry.connections_per_host,
         limit_rate: None,
+        retries: None,
+        credential,
         auth_file,
         docker_configs,
         user_docker_config: true,

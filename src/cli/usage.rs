@@ -38,6 +38,9 @@ pub(super) enum UsageError {
         /// Name of the first pull secret.
         first: String,
     },
+    /// `--creds` has no user name or no password. The message must not contain its value.
+    #[error("--creds: use USER:PASSWORD, or --authfile FILE, which keeps the password off the command line")]
+    IncompleteCredentials,
     /// An option for a disk is missing. The disk is created before the archive is read.
     #[error(
         "a volume of kind disk or block needs {0}, because the disk is created before the archive is read (`larder plan` with a job shows the content)"

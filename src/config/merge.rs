@@ -3,13 +3,16 @@
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{Config, Fault};
+use super::origin::{Origin, Origins};
+use super::{Config, Fault, Located};
+use larder_model::similar::similar;
 
 /// The merged sources: always a tree that deserializes as a [`Config`].
 #[derive(Default)]
 pub(super) struct Sources {
     tree: Table,
-    faults: Vec<Fault>,
+    origins: Origins,
+    faults: Vec<Located>,
 }
 
 enum Step<'a> {
@@ -18,9 +21,11 @@ enum Step<'a> {
 }
 
 impl Sources {
-    /// Merges every key of `source`, which overrides earlier sources.
-    pub(super) fn merge(&mut self, source: &Value) {
-        self.descend(&mut Vec::new(), source);
+    /// Creates the sources with the file, and the lines of its keys.
+    pub(super) fn of_file(file: &Table, lines: Origins) -> Self {
+        let mut sources = Sources { origins: lines, ..Sources::default() };
+        sources.merge_table(&mut Vec::new(), file);
+        sources
     }
 
     /// Merges a variable `LARDER_SECTION__KEY`; ignores any other name.
@@ -34,53 +39,92 @@ impl Sources {
             .filter(|table| table.len() == 1)
             .and_then(|mut table| table.remove("v"))
             .unwrap_or_else(|| Value::String(value.to_owned()));
-        self.set_key(&[Step::Key(&section), Step::Key(&key)], &value);
+        let path = [Step::Key(&section), Step::Key(&key)];
+        let origin = Origin::Variable(name.to_owned());
+        match self.set_key(&path, &value) {
+            Ok(()) => self.origins.set(&self::name(&path), &value, &origin),
+            Err(fault) => self.add_fault(Located { origin, fault }),
+        }
     }
 
-    /// Returns the merged configuration and all faults.
-    pub(super) fn finish(mut self) -> (Config, Vec<Fault>) {
+    /// Returns the merged configuration, the sources of its keys, and all faults.
+    pub(super) fn finish(mut self) -> (Config, Origins, Vec<Located>) {
         let config = Config::deserialize(Value::Table(self.tree)).unwrap_or_else(|e| {
-            self.faults.push(Fault { key: "larder.toml".to_owned(), reason: e.to_string() });
+            let fault = Fault { key: "larder.toml".to_owned(), reason: e.to_string() };
+            self.faults.push(Located { origin: Origin::Default, fault });
             Config::default()
         });
-        (config, self.faults)
+        (config, self.origins, self.faults)
     }
 
-    fn descend<'a>(&mut self, path: &mut Vec<Step<'a>>, value: &'a Value) {
+    fn merge_table<'a>(&mut self, path: &mut Vec<Step<'a>>, table: &'a Table) {
+        for (key, value) in table {
+            path.push(Step::Key(key));
+            self.merge_value(path, value);
+            path.pop();
+        }
+    }
+
+    fn merge_value<'a>(&mut self, path: &mut Vec<Step<'a>>, value: &'a Value) {
         match value {
             // An empty table counts as a leaf; otherwise, an unknown empty section would not be reported.
-            Value::Table(table) if !table.is_empty() => {
-                for (key, value) in table {
-                    path.push(Step::Key(key));
-                    self.descend(path, value);
-                    path.pop();
-                }
-            }
+            Value::Table(table) if !table.is_empty() => self.merge_table(path, table),
             Value::Array(array) if !array.is_empty() && array.iter().all(Value::is_table) => {
                 for (i, value) in array.iter().enumerate() {
                     path.push(Step::Element(i));
-                    self.descend(path, value);
+                    self.merge_value(path, value);
                     path.pop();
                 }
             }
-            leaf => self.set_key(path, leaf),
+            leaf => {
+                if let Err(fault) = self.set_key(path, leaf) {
+                    self.add_fault(Located { origin: self.origins.nearest(&fault.key), fault });
+                }
+            }
         }
     }
 
-    fn set_key(&mut self, path: &[Step<'_>], value: &Value) {
-        let mut root = Value::Table(self.tree.clone());
-        let reason = match entry(&mut root, path) {
-            Some(entry) => {
-                *entry = value.clone();
-                Config::deserialize(root.clone()).err().map(|e| e.message().to_owned())
-            }
-            None => Some("want a value instead of a table, or a table instead of a value".to_owned()),
-        };
-        match (reason, root) {
-            (None, Value::Table(tree)) => self.tree = tree,
-            (reason, _) => self.faults.push(Fault { key: name(path), reason: reason.unwrap_or_default() }),
+    /// Adds a fault, once for all keys of an unknown section.
+    fn add_fault(&mut self, fault: Located) {
+        if !self.faults.contains(&fault) {
+            self.faults.push(fault);
         }
     }
+
+    fn set_key(&mut self, path: &[Step<'_>], value: &Value) -> Result<(), Fault> {
+        let mut root = Value::Table(self.tree.clone());
+        let Some(entry) = entry(&mut root, path) else {
+            let reason = "want a value instead of a table, or a table instead of a value".to_owned();
+            return Err(Fault { key: name(path), reason });
+        };
+        *entry = value.clone();
+        Config::deserialize(root.clone()).map_err(|e| refused(path, e.message()))?;
+        if let Value::Table(tree) = root {
+            self.tree = tree;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the fault for a key that the parser refused with `message`.
+fn refused(path: &[Step<'_>], message: &str) -> Fault {
+    // serde quotes the given name first, and then the valid ones.
+    let mut names = message.split('`').skip(1).step_by(2);
+    let given = names.next().unwrap_or_default();
+    let did_you_mean = match similar(given, names, 1).first() {
+        Some(name) => format!("; did you mean {name}?"),
+        None => String::new(),
+    };
+    if message.starts_with("unknown field ") {
+        let is_unknown = |step: &Step<'_>| matches!(step, Step::Key(key) if *key == given);
+        let end = path.iter().position(is_unknown).map_or(path.len(), |at| at + 1);
+        return Fault { key: name(&path[..end]), reason: format!("unknown key{did_you_mean}") };
+    }
+    let reason = match message.strip_prefix("unknown variant ") {
+        Some(rest) => format!("unknown value {}{did_you_mean}", rest.replace('`', "\"")),
+        None => message.to_owned(),
+    };
+    Fault { key: name(path), reason }
 }
 
 /// Returns the entry of a key. Creates missing tables and array elements on the path.

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::{Fault, check_range};
 use larder_model::address_range::AddressRange;
 
+/// Maximum value of the keys for retries.
+pub const MAX_RETRIES: u32 = 100;
+
 /// The `[registry]` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -24,6 +27,9 @@ pub struct Registry {
     pub request_timeout_seconds: u64,
     /// Maximum number of retries of a request without progress.
     pub retries: u32,
+    /// Maximum number of retries of a command that a user runs, while a registry refuses connections, cannot
+    /// be found or does not answer, and has not answered before. Builds of a daemon use `retries` instead.
+    pub unreachable_retries: u32,
     /// Maximum wait between two attempts, seconds.
     pub backoff_max_seconds: u64,
     /// Directory with containerd's host configuration, `<dir>/<host>/hosts.toml`.
@@ -69,6 +75,7 @@ impl Default for Registry {
             stall_timeout_seconds: 30,
             request_timeout_seconds: 60,
             retries: 8,
+            unreachable_retries: 2,
             backoff_max_seconds: 30,
             certs_d: PathBuf::from("/etc/containerd/certs.d"),
             allow: Vec::new(),
@@ -87,13 +94,23 @@ impl Registry {
         seconds("backoff_max_seconds", self.backoff_max_seconds);
         check_range(faults, "registry.connections_per_host", self.connections_per_host, 1..=256);
         check_range(faults, "registry.ranges_per_blob", self.ranges_per_blob, 1..=64);
-        check_range(faults, "registry.retries", self.retries, 0..=100);
+        check_range(faults, "registry.retries", self.retries, 0..=MAX_RETRIES);
+        check_range(faults, "registry.unreachable_retries", self.unreachable_retries, 0..=MAX_RETRIES);
         for (i, host) in self.host.iter().enumerate() {
             let mut fault = |key: &str, reason: &str| {
                 faults.push(Fault { key: format!("registry.host[{i}].{key}"), reason: reason.to_owned() });
             };
             if host.name.is_empty() {
                 fault("name", "required, but missing: want host[:port][/repository]");
+            }
+            for (at, mirror) in host.mirrors.iter().enumerate() {
+                let authority = mirror.rsplit("://").next().unwrap_or_default().split('/').next();
+                if authority.is_some_and(|authority| authority.contains('@')) {
+                    fault(
+                        &format!("mirrors[{at}]"),
+                        "it contains a user name or a password: use a pull secret",
+                    );
+                }
             }
             match (&host.client_cert, &host.client_key) {
                 (Some(_), None) => fault("client_key", "required if client_cert is set"),

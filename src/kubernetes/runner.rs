@@ -101,12 +101,10 @@ struct InEffect {
 
 impl InEffect {
     fn of(config: &Config) -> Result<Self, ChildRunnerError> {
-        let of_builders =
-            Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
         Ok(InEffect {
             caches: config.caches.clone(),
             layer_format: config.build.layer_format,
-            config: toml::to_string(&of_builders).map_err(ChildRunnerError::Config)?,
+            config: toml::to_string(&config.of_builders()).map_err(ChildRunnerError::Config)?,
         })
     }
 }

@@ -269,6 +269,8 @@ mod tests {
             connections_per_host: 1,
             limit_rate: None,
             auth_file: None,
+            credential: None,
+            retries: None,
             docker_configs: Vec::new(),
             user_docker_config: true,
             secrets_dir: None,

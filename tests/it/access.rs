@@ -47,6 +47,8 @@ fn no_credentials() -> RegistryOptions {
         connections_per_host: 4,
         limit_rate: None,
         auth_file: None,
+        credential: None,
+        retries: None,
         docker_configs: Vec::new(),
         user_docker_config: false,
         secrets_dir: None,

@@ -62,6 +62,7 @@ mod tenants;
 mod tls;
 mod traces;
 mod unit;
+mod unreachable;
 mod write_behind;
 
 fn main() -> std::process::ExitCode {

@@ -2,6 +2,7 @@
 //! runs.
 
 use std::fs;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -282,20 +283,61 @@ fn a_configuration_is_shown_and_checked() {
     .unwrap();
     succeed(&mut config("check"));
     let shown = succeed(&mut config("show"));
-    for line in
-        ["header_timeout_seconds = 3", "max_concurrent_builds = 7", "name = \"team-a\"", "retries = 8"]
-    {
-        assert!(shown.contains(line), "{line}: {shown}");
+    let at = file.display();
+    for line in [
+        format!("header_timeout_seconds = 3  # {at}:5"),
+        "max_concurrent_builds = 7  # LARDER_CACHES__MAX_CONCURRENT_BUILDS".to_owned(),
+        format!("name = \"team-a\"  # {at}:2"),
+        "retries = 8  # default".to_owned(),
+        "build_memory = \"1GiB\"  # default".to_owned(),
+    ] {
+        assert!(shown.lines().any(|other| other == line), "{line}: {shown}");
     }
-    // The output is a valid configuration that prints as itself.
+    let json = |command: &mut Command| -> Vec<(Value, Value)> {
+        let entries: Vec<Value> = serde_json::from_str(&succeed(command.arg("--json"))).unwrap();
+        entries.into_iter().map(|entry| (entry["key"].clone(), entry["value"].clone())).collect()
+    };
+    let values = json(&mut config("show"));
+    // The output is a configuration with the same values.
     fs::write(&file, &shown).unwrap();
-    assert_eq!(succeed(&mut config("show")), shown);
+    assert_eq!(json(&mut config("show")), values);
+    let flags = succeed(config("show").args(["--log-level", "debug", "--log-format", "json"]));
+    for line in ["level = \"debug\"  # --log-level", "format = \"json\"  # --log-format"] {
+        assert!(flags.lines().any(|other| other == line), "{line}: {flags}");
+    }
 
     fs::write(&file, "surprise = 1\n[caches]\nbuild_nice = 20\n[state]\ndir = 'here'\n").unwrap();
     for action in ["check", "show"] {
         let said = exits(64, &mut config(action));
-        for fault in ["surprise", "caches.build_nice", "state.dir"] {
-            assert!(said.contains(fault), "{fault}: {said}");
+        for (line, fault) in [
+            (1, "surprise: unknown key"),
+            (3, "caches.build_nice: 20 is"),
+            (5, "state.dir: want an absolute path"),
+        ] {
+            let fault = format!("larder: {}:{line}: {fault}", file.display());
+            assert!(said.lines().any(|line| line.starts_with(&fault)), "{fault}: {said}");
         }
     }
+    fs::write(&file, "[registry]\nretrys = 1\n").unwrap();
+    let said = exits(64, &mut config("check"));
+    assert!(said.contains("larder.toml:2: registry.retrys: unknown key; did you mean retries?"), "{said}");
+}
+
+#[case]
+fn unknown_variables_are_reported_once() {
+    let mut check = larder();
+    check
+        .args(["config", "check"])
+        .env("LARDER_REGISTRY_RETRIES", "3")
+        .env("LARDER_SERVICE_HOST", "10.0.0.1");
+    let output = check.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("did you mean LARDER_REGISTRY__RETRIES?").count(), 1, "{said}");
+    assert!(!said.contains("LARDER_SERVICE_HOST"), "{said}");
+    let wrong = exits(64, check.env("LARDER_REGISTRY__RETRYS", "3"));
+    assert!(
+        wrong.contains("LARDER_REGISTRY__RETRYS: registry.retrys: unknown key; did you mean retries?"),
+        "{wrong}"
+    );
 }

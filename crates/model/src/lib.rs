@@ -25,6 +25,7 @@ pub mod runtime;
 pub mod seal;
 pub mod shortage;
 pub mod signature;
+pub mod similar;
 pub mod size;
 pub mod sizing;
 pub mod timeline;

@@ -1,5 +1,6 @@
 //! Errors of the registry client. Their texts contain no secret and no signed URL.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ impl Error {
             Error::Request { host, fault, tried, .. } => Explanation {
                 host: Some(host.clone()),
                 reason: format!("{host}: {}", fault.reason()),
-                hint: fault.hint().map(str::to_owned),
+                hint: fault.hint().map(Cow::into_owned),
                 mirrors: tried
                     .iter()
                     .map(|mirror| format!("{}: {}", mirror.host, mirror.fault.reason()))
@@ -92,8 +93,18 @@ pub enum Fault {
     },
     /// 404: no such repository, tag or blob.
     NotFound(String),
+    /// 404 for a tag of a repository that has similar tags.
+    NoTag {
+        /// Response of the registry.
+        answer: String,
+        /// Similar tags, the most similar first.
+        similar: Box<[String]>,
+    },
     /// The name service reports that the host does not exist.
     UnknownHost(String),
+    /// No connection, or no response on it: a refused connection, a failed name lookup, a server that accepts
+    /// and does not answer.
+    Unreachable(String),
     /// 408, 429, 5xx, a lost connection, a stall, a body that ended early.
     Transient {
         /// Description of the failure.
@@ -142,7 +153,7 @@ impl Fault {
     pub fn reason(&self) -> String {
         match self {
             Fault::Denied { reason, searched } => format!("access denied ({reason}); {searched}"),
-            Fault::NotFound(answer) => format!("not found ({answer})"),
+            Fault::NotFound(answer) | Fault::NoTag { answer, .. } => format!("not found ({answer})"),
             Fault::UnknownHost(host) => format!("host {host:?} does not exist"),
             Fault::Slow(slow) => slow.to_string(),
             Fault::Untrusted(why) => format!("the server's certificate is not trusted ({why})"),
@@ -151,18 +162,31 @@ impl Fault {
                 format!("{found}; the registry or a proxy in front of it does not handle Range correctly")
             }
             Fault::Refused(why) => format!("refused: {why}"),
-            Fault::Transient { reason, .. } | Fault::Corrupt(reason) | Fault::Invalid(reason) => {
-                reason.clone()
-            }
+            Fault::Unreachable(reason)
+            | Fault::Transient { reason, .. }
+            | Fault::Corrupt(reason)
+            | Fault::Invalid(reason) => reason.clone(),
         }
     }
 
     /// Returns the remedy, if there is one.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Fault::NoTag { similar, .. } => Some(did_you_mean(similar).into()),
+            other => other.fixed_hint().map(Cow::Borrowed),
+        }
+    }
+
+    fn fixed_hint(&self) -> Option<&'static str> {
         match self {
             Fault::Denied { searched, .. } => searched.hint(),
-            Fault::NotFound(_) => Some("check the name, the tag and whether the image was deleted"),
+            Fault::NotFound(_) | Fault::NoTag { .. } => {
+                Some("check the name, the tag and whether the image was deleted")
+            }
             Fault::UnknownHost(_) => Some("check the name of the registry"),
+            Fault::Unreachable(_) => {
+                Some("check the name of the registry and whether it runs, or try again later")
+            }
             Fault::Transient { .. } | Fault::Slow(_) => Some("try again later"),
             Fault::Untrusted(_) => Some("trust its CA with --ca or registry.host.ca"),
             Fault::NoTls => Some("for plain HTTP, use --tls-verify=false or registry.host.plain_http = true"),
@@ -174,8 +198,8 @@ impl Fault {
     pub fn class(&self) -> Class {
         match self {
             Fault::Denied { .. } => Class::Denied,
-            Fault::NotFound(_) | Fault::UnknownHost(_) => Class::NotFound,
-            Fault::Transient { .. } | Fault::Slow(_) => Class::Transient,
+            Fault::NotFound(_) | Fault::NoTag { .. } | Fault::UnknownHost(_) => Class::NotFound,
+            Fault::Unreachable(_) | Fault::Transient { .. } | Fault::Slow(_) => Class::Transient,
             Fault::Range(_) | Fault::Corrupt(_) | Fault::Refused(_) => Class::Corrupt,
             Fault::Untrusted(_) | Fault::NoTls | Fault::Invalid(_) => Class::Invalid,
         }
@@ -185,9 +209,18 @@ impl Fault {
     pub(crate) fn retry(&self) -> Option<Option<Duration>> {
         match self {
             Fault::Transient { wait, .. } => Some(*wait),
-            Fault::Range(_) => Some(None),
+            Fault::Unreachable(_) | Fault::Range(_) => Some(None),
             _ => None,
         }
+    }
+}
+
+fn did_you_mean(tags: &[String]) -> String {
+    match tags {
+        [tags @ .., last] if !tags.is_empty() => {
+            format!("did you mean one of the tags {} and {last}?", tags.join(", "))
+        }
+        tags => format!("did you mean the tag {}?", tags.concat()),
     }
 }
 

@@ -13,6 +13,7 @@ use super::error::{Error, FailedMirror, Fault, clean_url};
 use super::hosts::Endpoint;
 use super::min_rate::RateMonitor;
 use super::request::{self, GetRequest};
+use super::retry::Attempts;
 use super::transport::Reply;
 use super::{Inner, Retry};
 
@@ -64,6 +65,8 @@ pub(crate) struct Fetch {
     reply: Option<Response>,
     /// Attempts since the last byte.
     attempt: u32,
+    /// Start of the first of these attempts.
+    since: Instant,
     connections: u32,
     monitor: RateMonitor,
     /// Mirrors that failed.
@@ -93,6 +96,7 @@ impl Fetch {
             source: 0,
             reply: None,
             attempt: 0,
+            since: Instant::now(),
             connections: 0,
             monitor,
             tried: Vec::new(),
@@ -134,6 +138,7 @@ impl Fetch {
                 Ok(chunk) => {
                     self.at += chunk.len() as u64;
                     self.attempt = 0;
+                    self.since = Instant::now();
                     if self.at == self.end {
                         self.finish().await?;
                     }
@@ -232,10 +237,12 @@ impl Fetch {
         }
         // A foreign location is used only if the blob is missing, and no retry changes that.
         let is_followed = matches!(self.blob.sources.get(self.source + 1), Some(Source::Registry(_)));
-        let wait = retries.again(&fault, self.attempt, is_followed);
+        let host = self.blob.sources[self.source].host();
+        let unanswered = self.blob.inner.unanswered(&host, self.since);
+        let wait = retries.again(&fault, Attempts { count: self.attempt, unanswered, is_followed });
         if let Some(wait) = wait.filter(|_| self.connections < MAX_CONNECTIONS) {
             self.blob.inner.observer.retried(&Retry {
-                host: self.blob.sources[self.source].host(),
+                host: host.clone(),
                 what: self.blob.what.clone(),
                 reason: fault.to_string(),
                 wait,
@@ -253,11 +260,11 @@ impl Fetch {
                 if absent || matches!(self.blob.sources[self.source], Source::Foreign(_)) => {}
             _ => return Err(self.error(fault)),
         }
-        let host = self.blob.sources[self.source].host();
         self.blob.inner.skip(host, fault, &mut self.tried);
         self.source += 1;
         self.monitor.reset();
         self.attempt = 0;
+        self.since = Instant::now();
         self.whole = false;
         Ok(())
     }

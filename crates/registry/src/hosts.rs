@@ -93,9 +93,11 @@ impl Endpoint {
         authority(&self.base)
     }
 
-    /// Returns the URL of `path` (`manifests/latest`) in `repository`.
+    /// Returns the URL of `path` (`manifests/latest`, `tags/list?n=9`) in `repository`.
     pub(crate) fn url(&self, repository: &str, path: &str) -> Url {
         let mut url = self.base.clone();
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        url.set_query(query);
         url.set_path(&format!("{}/{repository}/{path}", self.base.path().trim_end_matches('/')));
         if let Some(namespace) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);

@@ -32,6 +32,7 @@ mod redirect;
 mod request;
 pub mod retry;
 mod scheme;
+mod tags;
 mod token;
 pub mod transport;
 mod warning;
@@ -47,13 +48,14 @@ use futures_util::future::BoxFuture;
 use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 pub use self::address::Rules;
 pub use self::blob::{BlobStream, Ranges};
 pub use self::error::{CredentialsError, Error, FailedMirror, Fault};
 pub use self::hosts::Hosts;
 pub use self::min_rate::{MinRate, Slow};
-pub use self::retry::Retries;
+pub use self::retry::{Retries, Unreachable};
 pub use self::transport::Timeouts;
 
 use self::auth::Session;
@@ -61,6 +63,7 @@ use self::error::printable;
 use self::fetch::{Blob, Source};
 use self::hosts::Endpoint;
 use self::request::GetRequest;
+use self::retry::Attempts;
 use self::scheme::Schemes;
 use self::transport::{Origin, Reply, Transport};
 use self::warning::ShownWarnings;
@@ -278,6 +281,7 @@ impl Registry {
     }
 
     /// Fetches a manifest of at most [`MAX_MANIFEST`] bytes. A manifest requested by digest has that digest.
+    /// If a tag does not exist, the error names similar tags.
     ///
     /// # Errors
     /// [`Error`] if no host returns the manifest, or its digest is wrong.
@@ -286,8 +290,14 @@ impl Registry {
         image: &ImageReference,
         by: ManifestReference<'_>,
     ) -> Result<FetchedManifest, Error> {
-        let tag = matches!(by, ManifestReference::Tag(_));
-        self.manifest_from(image, by, &self.inner.endpoints(image, tag)?).await
+        let endpoints = self.inner.endpoints(image, matches!(by, ManifestReference::Tag(_)))?;
+        let read = self.manifest_from(image, by, &endpoints).await;
+        match (read, by, endpoints.last()) {
+            (Err(error), ManifestReference::Tag(tag), Some(upstream)) => {
+                Err(self.inner.suggest_tags(error, upstream, image.repository(), tag).await)
+            }
+            (read, ..) => read,
+        }
     }
 
     /// Checks that the registry itself returns the manifest with this digest for the given credentials.
@@ -419,6 +429,11 @@ impl Inner {
         self.options.hosts.endpoints(image.registry(), image.repository(), tag)
     }
 
+    /// Returns the time since `started` if `host` has never answered.
+    pub(crate) fn unanswered(&self, host: &str, started: Instant) -> Option<Duration> {
+        (!self.transport.has_answered(host)).then(|| started.elapsed())
+    }
+
     /// Reports a failed mirror, and adds it to the mirrors that were tried.
     pub(crate) fn skip(&self, host: String, fault: Fault, tried: &mut Vec<FailedMirror>) {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -440,7 +455,8 @@ impl Inner {
         let mut tried = Vec::new();
         for (at, endpoint) in endpoints.iter().enumerate() {
             let is_followed = at + 1 < endpoints.len();
-            let mut attempt = 1;
+            let (host, started) = (endpoint.host(), Instant::now());
+            let mut count = 1;
             let fault = loop {
                 let whole = self.options.timeouts.exchange;
                 let tried = match request::get(self, endpoint, request).await {
@@ -454,19 +470,19 @@ impl Inner {
                     Ok(found) => return Ok(found),
                     Err(fault) => fault,
                 };
-                let Some(wait) = self.options.retries.again(&fault, attempt, is_followed) else {
+                let attempts = Attempts { count, unanswered: self.unanswered(&host, started), is_followed };
+                let Some(wait) = self.options.retries.again(&fault, attempts) else {
                     break fault;
                 };
-                let (host, what, reason) = (endpoint.host(), what.to_owned(), fault.to_string());
+                let (host, what, reason) = (host.clone(), what.to_owned(), fault.to_string());
                 self.observer.retried(&Retry { host, what, reason, wait });
                 tokio::time::sleep(wait).await;
-                attempt += 1;
+                count += 1;
             };
             if !is_followed {
-                let (what, host) = (what.to_owned(), endpoint.host());
-                return Err(Error::Request { what, host, fault, tried });
+                return Err(Error::Request { what: what.to_owned(), host, fault, tried });
             }
-            self.skip(endpoint.host(), fault, &mut tried);
+            self.skip(host, fault, &mut tried);
         }
         Err(Error::Setup(format!("no host is configured for {what}")))
     }

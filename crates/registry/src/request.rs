@@ -22,7 +22,7 @@ const MAX_ROUNDS: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GetRequest<'a> {
     pub(crate) repository: &'a str,
-    /// Path in the repository: `manifests/<tag or digest>` or `blobs/<digest>`.
+    /// Path in the repository: `manifests/<tag or digest>`, `blobs/<digest>` or `tags/list?n=<number>`.
     pub(crate) path: &'a str,
     pub(crate) accept: Option<&'static str>,
     /// First and last byte to request.

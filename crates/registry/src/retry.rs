@@ -15,6 +15,8 @@ use super::error::Fault;
 pub struct Retries {
     /// Maximum number of attempts without progress; at least 1.
     pub attempts: u32,
+    /// Limits for a host that cannot be reached and has not answered before: its name can be wrong.
+    pub unreachable: Unreachable,
     /// Bound of the first wait; doubles with each attempt.
     pub base: Duration,
     /// Upper bound of every wait.
@@ -23,11 +25,41 @@ pub struct Retries {
     pub retry_after_cap: Duration,
 }
 
+/// Limits for the attempts at a host that has never answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Unreachable {
+    /// Maximum number of attempts; at least 1.
+    pub attempts: u32,
+    /// Maximum duration of all attempts together. No attempt starts that is expected to exceed it.
+    pub duration: Duration,
+}
+
+/// The attempts at a request so far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempts {
+    /// Number of attempts without progress.
+    pub(crate) count: u32,
+    /// Their duration, if the host has never answered.
+    pub(crate) unanswered: Option<Duration>,
+    /// `true` if another host follows. Such a host gets fewer attempts, and none if it requests a wait.
+    pub(crate) is_followed: bool,
+}
+
+impl Unreachable {
+    /// Reports whether another attempt is allowed. It is expected to take as long as those before.
+    fn allows(self, count: u32, spent: Duration) -> bool {
+        let expected = spent.saturating_add(spent / count.max(1));
+        count < self.attempts && expected <= self.duration
+    }
+}
+
 impl Default for Retries {
-    /// 6 attempts, waits up to 0.25 s that double up to 30 s, Retry-After up to 2 minutes.
+    /// 6 attempts, waits up to 0.25 s that double up to 30 s, Retry-After up to 2 minutes. No other limits
+    /// for an unreachable host.
     fn default() -> Self {
         Retries {
             attempts: 6,
+            unreachable: Unreachable { attempts: u32::MAX, duration: Duration::MAX },
             base: Duration::from_millis(250),
             cap: Duration::from_secs(30),
             retry_after_cap: Duration::from_secs(120),
@@ -36,13 +68,18 @@ impl Default for Retries {
 }
 
 impl Retries {
-    /// Returns the wait before another attempt at the same host, or `None` if there must be none. `followed`
-    /// is true if another host follows. Such a host gets fewer attempts, and none if it requests a wait.
-    pub(crate) fn again(&self, fault: &Fault, attempt: u32, followed: bool) -> Option<Duration> {
+    /// Returns the wait before another attempt at the same host, or `None` if there must be none.
+    pub(crate) fn again(&self, fault: &Fault, attempts: Attempts) -> Option<Duration> {
+        let Attempts { count, unanswered, is_followed } = attempts;
         let asked = fault.retry()?;
-        let attempts = if followed { self.attempts.min(2) } else { self.attempts };
-        let is_sent_away = followed && asked.is_some_and(|wait| !wait.is_zero());
-        (attempt < attempts && !is_sent_away).then(|| self.wait(attempt, asked))
+        let max = if is_followed { self.attempts.min(2) } else { self.attempts };
+        let is_sent_away = is_followed && asked.is_some_and(|wait| !wait.is_zero());
+        if let (Fault::Unreachable(_), Some(spent)) = (fault, unanswered)
+            && !self.unreachable.allows(count, spent)
+        {
+            return None;
+        }
+        (count < max && !is_sent_away).then(|| self.wait(count, asked))
     }
 
     /// Returns the wait between attempt `attempt` (from 1) and the next: at least the wait that the server
@@ -106,15 +143,41 @@ mod tests {
         let retries = Retries::default();
         let busy =
             |seconds| Fault::Transient { reason: "429".into(), wait: Some(Duration::from_secs(seconds)) };
-        assert!(retries.again(&busy(5), 1, false).is_some_and(|wait| wait >= Duration::from_secs(5)));
-        assert_eq!(retries.again(&busy(5), 1, true), None);
+        let again = |fault: &Fault, count, is_followed| {
+            retries.again(fault, Attempts { count, unanswered: None, is_followed })
+        };
+        assert!(again(&busy(5), 1, false).is_some_and(|wait| wait >= Duration::from_secs(5)));
+        assert_eq!(again(&busy(5), 1, true), None);
         for soon in [busy(0), Fault::transient("reset")] {
-            assert!(retries.again(&soon, 1, true).is_some());
-            assert_eq!(retries.again(&soon, 2, true), None);
-            assert!(retries.again(&soon, 2, false).is_some());
+            assert!(again(&soon, 1, true).is_some());
+            assert_eq!(again(&soon, 2, true), None);
+            assert!(again(&soon, 2, false).is_some());
         }
-        assert_eq!(retries.again(&busy(5), retries.attempts, false), None);
-        assert_eq!(retries.again(&Fault::NotFound(String::new()), 1, false), None);
+        assert_eq!(again(&busy(5), retries.attempts, false), None);
+        assert_eq!(again(&Fault::NotFound(String::new()), 1, false), None);
+    }
+
+    #[test]
+    fn an_unreachable_host_gets_fewer_attempts_until_it_has_answered() {
+        let unreachable = Unreachable { attempts: 3, duration: Duration::from_secs(120) };
+        let retries = Retries { unreachable, ..Retries::default() };
+        let may_retry = |fault: &Fault, count, spent: Option<u64>| {
+            let unanswered = spent.map(Duration::from_secs);
+            retries.again(fault, Attempts { count, unanswered, is_followed: false }).is_some()
+        };
+        let fault = Fault::Unreachable("refused".into());
+        for (count, spent, allowed) in [
+            (2, Some(0), true),
+            (3, Some(0), false),
+            (3, None, true),
+            (6, None, false),
+            // The next attempt is expected to end after 90 s and after 135 s.
+            (1, Some(45), true),
+            (2, Some(90), false),
+        ] {
+            assert_eq!(may_retry(&fault, count, spent), allowed, "{count} {spent:?}");
+        }
+        assert!(may_retry(&Fault::transient("reset"), 3, Some(90)));
     }
 
     #[test]

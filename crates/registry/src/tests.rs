@@ -1,5 +1,6 @@
 //! Tests of the client against a misbehaving registry.
 
+mod absent;
 mod access;
 mod blobs;
 

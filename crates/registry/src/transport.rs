@@ -149,6 +149,12 @@ impl Transport {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Reports whether `host` has answered a request.
+    pub(crate) fn has_answered(&self, host: &str) -> bool {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.keys().any(|(other, _)| other == host)
+    }
+
     fn answered(&self, host: String, status: StatusCode) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         // A registry chooses its redirect targets, and could choose a new host each time.
@@ -185,7 +191,8 @@ impl Transport {
             request.headers(outgoing.headers).header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let patience = self.timeouts.connect + self.timeouts.read;
         let response = tokio::time::timeout(patience, request.send()).await;
-        let response = response.map_err(|_| stalled(patience))?.map_err(network)?;
+        let silent = |_| Fault::Unreachable(no_data(patience));
+        let response = response.map_err(silent)?.map_err(network)?;
         self.answered(host, response.status());
         Ok(Reply {
             response,
@@ -340,7 +347,7 @@ impl Reply {
         let started = Instant::now();
         let chunk = tokio::time::timeout(self.read, self.response.chunk()).await;
         self.waited += started.elapsed();
-        let chunk = chunk.map_err(|_| stalled(self.read))?.map_err(network)?;
+        let chunk = chunk.map_err(|_| Fault::transient(no_data(self.read)))?.map_err(network)?;
         if let (Some(rate), Some(chunk)) = (&self.rate, &chunk) {
             rate.take(chunk.len()).await;
         }
@@ -396,8 +403,8 @@ fn documented(body: &[u8]) -> Option<String> {
     (!errors.is_empty()).then(|| errors.join("; "))
 }
 
-fn stalled(patience: Duration) -> Fault {
-    Fault::transient(format!("no data received for {} s", patience.as_secs_f64()))
+fn no_data(patience: Duration) -> String {
+    format!("no data received for {} s", patience.as_secs_f64())
 }
 
 /// Converts an error of the HTTP library. Omits its URL, which might be signed.
@@ -417,6 +424,9 @@ fn network(error: reqwest::Error) -> Fault {
     }
     if error.is_builder() {
         return Fault::Invalid(chain(&error));
+    }
+    if error.is_connect() {
+        return Fault::Unreachable(chain(&error));
     }
     Fault::transient(chain(&error))
 }

@@ -68,6 +68,8 @@ pub enum Fault {
     },
     /// Sends manifests byte by byte, with a pause of this length before each byte.
     DribbleManifests(Duration),
+    /// Sends lists of tags byte by byte, with a pause of a second before each byte.
+    DribbleTags,
     /// Returns 200 and the whole blob for a Range request.
     IgnoreRange,
     /// Answers the next `times` Range requests with 206, this Content-Range and the correct bytes.

@@ -156,13 +156,11 @@ impl ActiveConfig {
     fn of(settings: &Settings, config: &Config) -> Result<Self, ChildRunnerError> {
         // Each builder reads the key itself. A daemon must not start if that would fail.
         config.build.sign_key().map(keys::signing).transpose().map_err(ChildRunnerError::SigningKey)?;
-        let of_builders =
-            Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
         Ok(ActiveConfig {
             secrets: HostSecrets::new(settings.credentials.clone(), &config.secrets),
             kind: kind(config.caches.volume_kind)?,
             caches: config.caches.clone(),
-            config: toml::to_string(&of_builders).map_err(ChildRunnerError::Config)?,
+            config: toml::to_string(&config.of_builders()).map_err(ChildRunnerError::Config)?,
         })
     }
 }

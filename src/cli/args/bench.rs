@@ -41,10 +41,10 @@ pub(in crate::cli) struct MeasureArgs {
     platform: Option<Platform>,
     #[command(flatten)]
     credentials: CredentialArgs,
-    /// Maximum number of layers in parallel [default: the configuration's]
+    /// Maximum number of layers in parallel [default: {build.concurrency}]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: Option<u16>,
-    /// Maximum number of connections per host [default: the configuration's]
+    /// Maximum number of connections per host [default: {registry.connections_per_host}]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     connections_per_host: Option<u16>,
     /// Number of runs; the report has the median and the spread of each figure
@@ -71,7 +71,7 @@ pub(in crate::cli) struct FillArgs {
     /// twice its decompressed size
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Format of the layers on the volume, as for build [default: the configuration's]
+    /// Format of the layers on the volume, as for build [default: {build.layer_format}]
     #[arg(long, value_enum, value_name = "FORM")]
     layer_format: Option<LayerFormat>,
     /// Write no tar-split files, as for build

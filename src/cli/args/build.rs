@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
+use super::creds::Creds;
 use super::{CREDENTIALS, OUTPUT, OutputArgs, ProgressFormat, SECURITY, SOURCE, TRANSFER, VOLUME, values};
 use crate::builder::order::{ImageSource, MirrorOf};
+use crate::config::registry::MAX_RETRIES;
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::key::Claims;
 use larder_model::platform::Platform;
@@ -30,7 +32,7 @@ After Ctrl-C, the same command resumes the volume; a second Ctrl-C quits
 immediately. With --output json, closing the reading end of standard output
 stops the build like Ctrl-C (exit 130).
 
-Credentials are searched in this order:
+Credentials are searched in this order; with --creds only there:
   1. the secrets of --pull-secret
   2. --authfile, then --docker-config
   3. without these two: $DOCKER_CONFIG/config.json or ~/.docker/config.json,
@@ -56,9 +58,15 @@ pub(in crate::cli) struct BuildArgs {
     pub(in crate::cli) credentials: CredentialArgs,
     #[command(flatten)]
     pub(in crate::cli) hosts: HostArgs,
-    /// Maximum number of connections per host [default: the configuration's]
+    /// Maximum number of connections per host [default: {registry.connections_per_host}]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = TRANSFER)]
     pub(in crate::cli) connections_per_host: Option<u16>,
+    /// Maximum number of retries of a request without progress [default: {registry.retries}]
+    ///
+    /// By default, a registry that refuses connections, cannot be found or does not answer gets fewer, and
+    /// two minutes at most: registry.unreachable_retries of the configuration. With this flag, it gets N too.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RETRIES)), help_heading = TRANSFER)]
+    pub(in crate::cli) retries: Option<u32>,
     /// Maximum bytes per second over all registries, for example 20MiB/s [default: no limit]
     #[arg(long, value_name = "SIZE/s", value_parser = values::rate, help_heading = TRANSFER)]
     pub(in crate::cli) limit_rate: Option<u64>,
@@ -110,13 +118,13 @@ pub(in crate::cli) struct BuildOptions {
     /// is not changed, and the command exits with 75. With kind block, use --format-device.
     #[arg(long, help_heading = VOLUME)]
     pub(in crate::cli) force: bool,
-    /// Action if the volume is smaller than three times the compressed images [default: enforce]
+    /// Action if the volume is smaller than three times the compressed images [default: {build.sizing}]
     #[arg(long, value_enum, value_name = "POLICY", help_heading = VOLUME)]
     pub(in crate::cli) sizing: Option<Sizing>,
     /// Platform as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM", help_heading = SOURCE)]
     pub(in crate::cli) platform: Option<Platform>,
-    /// Maximum number of layers in parallel [default: the configuration's]
+    /// Maximum number of layers in parallel [default: {build.concurrency}]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = TRANSFER)]
     pub(in crate::cli) concurrency: Option<u16>,
     #[command(flatten)]
@@ -137,7 +145,7 @@ pub(in crate::cli) struct BuildOptions {
     #[arg(long, value_name = "DIR", help_heading = VOLUME)]
     pub(in crate::cli) share: Option<PathBuf>,
     /// Sign the sealed volume with this private key, an Ed25519 PEM file from `larder key generate` [default:
-    /// the configuration's build.sign_key]
+    /// build.sign_key of the configuration, else no signature]
     ///
     /// The signature is written to cache.json.sig next to cache.json; `verify --trust` checks it. The key
     /// file must be readable by its owner only. If the volume is already sealed, it must be signed with this
@@ -184,6 +192,12 @@ pub(in crate::cli) struct CredentialArgs {
     /// File with registry credentials, as podman login and docker login write it, for example auth.json
     #[arg(long = "authfile", value_name = "FILE", help_heading = CREDENTIALS)]
     pub(in crate::cli) auth_file: Option<PathBuf>,
+    /// User name and password for the registries of the images, instead of all other credentials. The command
+    /// line is visible to other users of this host: prefer --authfile
+    ///
+    /// Mirrors with another name do not get the password, and no child process gets it on its command line.
+    #[arg(long, value_name = "USER:PASSWORD", help_heading = CREDENTIALS)]
+    pub(in crate::cli) creds: Option<Creds>,
     /// Directory with a docker config.json; repeatable, tried in order after the pull secrets
     #[arg(long = "docker-config", value_name = "DIR", help_heading = CREDENTIALS)]
     pub(in crate::cli) docker_configs: Vec<PathBuf>,
@@ -216,7 +230,8 @@ pub(in crate::cli) struct HostArgs {
 /// Options for the layers on the volume.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(in crate::cli) struct LayerArgs {
-    /// Format of the layers on the volume: directories, or EROFS images [default: the configuration's]
+    /// Format of the layers on the volume: directories, or EROFS images [default:
+    /// {build.layer_format}]
     ///
     /// Each EROFS image is written as one file and needs no root and no capabilities. containerd 2.4 and
     /// newer use the erofs/ directory of the volume as a layer content cache. For other runtimes, `larder

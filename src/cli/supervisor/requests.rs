@@ -50,7 +50,7 @@ impl RequestHandler {
     pub(super) fn new(params: &Arc<BuildParams>) -> Self {
         RequestHandler {
             mounts: Mutex::new(Mounts::new(&params.request)),
-            secrets: secrets(&params.request.registry),
+            secrets: secrets(&params.request.registry, &params.request.images),
             // If the configuration is invalid, the fetcher reports it.
             repositories: repositories(&params.request, &params.config).unwrap_or_default(),
             signed: AtomicU32::new(0),

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -81,6 +82,9 @@ async fn respond(request: Request<Incoming>, address: SocketAddr, shared: Shared
     };
     if let Some((repository, reference)) = rest.split_once("/manifests/") {
         return state.manifest(repository, reference);
+    }
+    if let Some(repository) = rest.strip_suffix("/tags/list") {
+        return state.tags(repository);
     }
     match rest.split_once("/blobs/").and_then(|(_, digest)| digest.parse().ok()) {
         Some(digest) => state.blob(&shared, &path, digest, range.as_deref()),
@@ -168,7 +172,8 @@ impl State {
     fn manifest(&self, repository: &str, reference: &str) -> Response<Body> {
         let Some((media_type, bytes)) = self.manifests.get(&(repository.to_owned(), reference.to_owned()))
         else {
-            return not_found();
+            let is_known = self.manifests.keys().any(|(name, _)| name == repository);
+            return absent(if is_known { "MANIFEST_UNKNOWN" } else { "NAME_UNKNOWN" });
         };
         let (mut media_type, mut body) = (media_type.clone(), body::full(bytes.clone()));
         let mut response = status(StatusCode::OK);
@@ -183,6 +188,18 @@ impl State {
             }
         }
         finish(response.header(CONTENT_TYPE, media_type), body)
+    }
+
+    /// Returns all tags of a repository. With [`Fault::DribbleTags`], it is slow.
+    fn tags(&self, repository: &str) -> Response<Body> {
+        let names = self.manifests.keys().filter(|(name, _)| name == repository).map(|(_, tag)| tag);
+        let mut tags: Vec<&String> = names.filter(|tag| !tag.contains(':')).collect();
+        tags.sort_unstable();
+        let json = serde_json::json!({ "name": repository, "tags": tags }).to_string();
+        let is_slow = self.faults.iter().any(|fault| matches!(fault, Fault::DribbleTags));
+        let every = Duration::from_secs(1);
+        let body = if is_slow { body::dribble(json.into(), every) } else { body::full(json) };
+        finish(status(StatusCode::OK), body)
     }
 
     fn blob(&mut self, shared: &Shared, path: &str, digest: Digest, range: Option<&str>) -> Response<Body> {
@@ -270,5 +287,10 @@ fn finish(response: Builder, body: Body) -> Response<Body> {
 }
 
 fn not_found() -> Response<Body> {
-    finish(status(StatusCode::NOT_FOUND), body::full(r#"{"errors":[{"code":"NOT_FOUND"}]}"#))
+    absent("NOT_FOUND")
+}
+
+fn absent(code: &str) -> Response<Body> {
+    let json = serde_json::json!({ "errors": [{ "code": code }] });
+    finish(status(StatusCode::NOT_FOUND), body::full(json.to_string()))
 }
