@@ -143,7 +143,9 @@ pub fn report_traffic(registry: &Registry, events: &Events) {
         events.emit(Event::RegistryAnswers { host, code, requests });
     }
     let (registries, mirrors) = registry.received();
-    events.emit(Event::Transferred { registries, mirrors });
+    if registries > 0 || mirrors > 0 {
+        events.emit(Event::Transferred { registries, mirrors });
+    }
 }
 
 fn set_up(error: Error) -> Vec<Failure> {

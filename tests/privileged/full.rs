@@ -116,7 +116,7 @@ fn to_the_last_inode() {
 #[case]
 fn a_smaller_size_is_refused_for_a_disk_that_is_there() {
     with_disks(|| {
-        let served = Served::new([Image::builder(Format::Oci).layers([large(1, 30), large(2, 60)]).build()]);
+        let served = Served::new([Image::builder(Format::Oci).layers([large(2, 60), large(1, 30)]).build()]);
         let volume = served.volume();
         // One layer after the other, so that the first is committed when the second does not fit.
         exits(73, build(&served, &volume, 80 * MIB).args(["--concurrency", "1"]));
