@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(table(Some(80)), full);
         let cut = "NAME    AGE  MESSAGE\na       1d\nlonger  2h   attempt 2: connect…\n";
         assert_eq!(table(Some(32)), cut);
-        assert!(table(Some(1)).ends_with("longer  2h   attempt 2: con…\n"));
+        assert!(table(Some(1)).ends_with("longer  2h   attempt 2: conn…\n"));
     }
 
     #[test]

@@ -301,7 +301,12 @@ mod tests {
                 "name": "web", "id": CacheId::random(), "created_at": "", "images": [], "image_cache_size": 20,
                 "retention_days": 0, "building_config": {"cluster": "c"}, "status": status,
             });
-            let answer = serde_json::from_value(json!({"image_cache": cache, "details": details})).unwrap();
+            let overview = json!({
+                "tenant": "a", "ordered_at": "2026-01-01T00:00:00Z", "used_bytes": 0, "reserved_bytes": 0,
+                "attached": [],
+            });
+            let answer = json!({"image_cache": cache, "details": details, "overview": overview});
+            let answer = serde_json::from_value(answer).unwrap();
             ended(&answer, wanted).map(|end| end.map_err(|error| error.class()))
         };
         let plain = || json!({"refreshing": false});

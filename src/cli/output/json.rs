@@ -56,7 +56,7 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "{\"v\":1,\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"retried\",\"host\":\"r.io\",\
              \"what\":\"manifest 1\",\"reason\":\"429\\n\\u001b[2J\",\"wait_ms\":5}\n\
-             {\"v\":1,\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"synced\",\"layers\":3}\n"
+             {\"v\":1,\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"synced\",\"layers\":3,\"elapsed_ms\":0}\n"
         );
     }
 }

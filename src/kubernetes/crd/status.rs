@@ -276,7 +276,7 @@ pub struct Work {
     #[schemars(length(max = 2048))]
     pub waiting: Option<String>,
     /// Error of the last attempt. Absent if none has failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "lastError", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub last_error: Option<String>,
 }

@@ -86,7 +86,7 @@ mod tests {
         }
         let text = format!(
             "registry.certs_d = '{}'\n[[registry.host]]\nname = 'r.example.com:5000/team'\n\
-             mirrors = ['http://near.example.com/v2', 'https://user:secret@far.example.com:443']\n",
+             mirrors = ['http://near.example.com/v2', 'https://far.example.com:443']\n",
             dir.path().display()
         );
         let hosts = Hosts::default();
