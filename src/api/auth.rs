@@ -5,11 +5,12 @@ mod signature;
 mod token;
 
 use std::collections::HashMap;
-use std::io;
+use std::{fmt, io};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::http::{HeaderMap, HeaderName, header};
+use sha2::{Digest as _, Sha256};
 
 use super::errors::{Code, Problem};
 use crate::config::api::Api;
@@ -123,7 +124,8 @@ impl Tenants {
         !self.tokens.is_empty() || !self.keys.is_empty()
     }
 
-    pub(super) fn admin(&self) -> &TenantName {
+    /// Returns the name of the tenant `admin`.
+    pub(crate) fn admin(&self) -> &TenantName {
         &self.admin
     }
 
@@ -131,6 +133,22 @@ impl Tenants {
     pub(super) fn of_token(&self, token: &[u8]) -> Option<&TenantName> {
         let at = token::find(token, self.tokens.iter().map(|(hash, _)| hash))?;
         self.names.get(self.tokens.get(at)?.1)
+    }
+
+    /// Returns the owner of a credential. An unknown access key takes the same time as a wrong secret key.
+    pub(crate) fn of_proof(&self, proof: &Proof) -> Option<&TenantName> {
+        match proof {
+            Proof::Token(given) => {
+                let at = token::find_hash(given, self.tokens.iter().map(|(hash, _)| hash))?;
+                self.names.get(self.tokens.get(at)?.1)
+            }
+            Proof::Key(access, given) => {
+                let (secret, tenant) = self.of_key(access).unzip();
+                let dummy = Secret::new("a secret of no access key");
+                let wanted = Sha256::digest(secret.unwrap_or(&dummy).expose()).into();
+                token::find_hash(given, [&wanted]).and(secret).and(tenant)
+            }
+        }
     }
 
     /// Returns `true` if it is a token for metrics.
@@ -168,6 +186,33 @@ fn read_secret(path: &Path) -> Result<Secret, ReadError> {
         "" => Err(fault("it is empty")),
         secret if secret.len() as u64 > MAX_SECRET => Err(fault("it is longer than 4096 bytes")),
         secret => Ok(Secret::new(secret)),
+    }
+}
+
+/// A credential that was presented in a form, without its secret.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// SHA-256 of a token.
+    Token(token::Hash),
+    /// An access key, and the SHA-256 of its secret key.
+    Key(String, token::Hash),
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proof")
+    }
+}
+
+impl Proof {
+    /// Returns the proof of a token.
+    pub(crate) fn of_token(token: &Secret) -> Self {
+        Proof::Token(Sha256::digest(token.expose()).into())
+    }
+
+    /// Returns the proof of an access key.
+    pub(crate) fn of_key(access: &str, secret: &Secret) -> Self {
+        Proof::Key(access.to_owned(), Sha256::digest(secret.expose()).into())
     }
 }
 
@@ -253,8 +298,6 @@ fn bearer(authorization: &str) -> Option<&str> {
 mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt as _;
-
-    use sha2::{Digest as _, Sha256};
 
     use super::*;
     use crate::config::tenant::AccessKey;

@@ -232,6 +232,16 @@ impl Caller {
         Err(Problem::new(Code::Forbidden, "only the tenant admin can read this"))
     }
 
+    /// Returns `true` if the query requests the caches of all tenants (`tenants=all`), which only the tenant
+    /// `admin` can read.
+    pub(super) fn wants_all_tenants(&self) -> Result<bool, Problem> {
+        match self.query.one("tenants")? {
+            None => Ok(false),
+            Some("all") => self.must_be_admin().map(|()| true),
+            Some(_) => Err(Problem::invalid("query: tenants: want all, or nothing for your own")),
+        }
+    }
+
     /// Refuses a request that starts something if its signature might have been used before.
     pub(super) fn refuse_replay(&self, app: &App) -> Result<(), Problem> {
         if self.may_begin(app)? { Ok(()) } else { Err(Error::Replayed.into()) }

@@ -28,6 +28,7 @@ use crate::config::{Config, ConfigError};
 use crate::kubernetes::daemon;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
+use crate::ui;
 use larder_model::class::Class;
 use larder_sys::clock::SystemClock;
 
@@ -149,7 +150,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let parts = api::Parts { service, tenants: tenants.clone(), clock, metrics };
     let stop = CancellationToken::new();
     let tls = listeners.tls();
-    let serving = Api::new(parts, config.api.clone()).serve(listeners, stop.clone());
+    let serving = create_api(parts, config).serve(listeners, stop.clone());
     tokio::pin!(serving);
     notify::ready();
     let alive = tokio::spawn(notify::stay_alive());
@@ -160,6 +161,12 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let code = shut_down(&backend, serving, &stop, &mut signals, failed).await;
     alive.abort();
     Ok(code)
+}
+
+/// Creates the API, with its pages unless they are turned off.
+fn create_api(parts: api::Parts, config: &Config) -> Api {
+    let api = Api::new(parts, config.api.clone());
+    if config.api.ui { api.with_pages(ui::pages) } else { api }
 }
 
 /// Waits for a stop signal or a failure, and returns the class of the failure. SIGHUP applies a changed

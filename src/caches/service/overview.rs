@@ -194,6 +194,31 @@ impl Overview {
 }
 
 impl BuildOverview {
+    /// Returns the part of the bytes that was received, or else the part of the layers that is done, percent.
+    /// `None` while the build is queued or its plan is not complete.
+    pub fn percent(&self) -> Option<u64> {
+        let layers = (self.layers_done * 100).checked_div(self.layers).map(|percent| percent as u64);
+        match self.fetch_bytes {
+            _ if self.attempts == 0 => None,
+            Some(0) => layers,
+            Some(total) => Some((self.received.saturating_mul(100) / total).min(100)),
+            None => None,
+        }
+    }
+
+    /// Describes how far the build is.
+    pub fn describe(&self) -> String {
+        let far = match (self.percent(), self) {
+            (_, BuildOverview { attempts: 0, .. }) => "queued".to_owned(),
+            (Some(percent), _) => format!("{percent}%"),
+            (None, BuildOverview { layers, layers_done, .. }) if *layers > 0 => {
+                format!("{layers_done}/{layers} layers")
+            }
+            _ => "planning".to_owned(),
+        };
+        if self.refreshing { format!("refresh {far}") } else { far }
+    }
+
     fn of(record: &Record, live: Option<&Progress>) -> Option<Self> {
         let work = record.work.as_ref()?;
         let mut build = BuildOverview {
