@@ -108,7 +108,7 @@ pub(in crate::cli) struct BuildOptions {
     ///
     /// Files that Larder did not create are kept. A volume that is attached, mounted or used by another build
     /// is not changed, and the command exits with 75. With kind block, use --format-device.
-    #[arg(short, long, help_heading = VOLUME)]
+    #[arg(long, help_heading = VOLUME)]
     pub(in crate::cli) force: bool,
     /// Action if the volume is smaller than three times the compressed images [default: enforce]
     #[arg(long, value_enum, value_name = "POLICY", help_heading = VOLUME)]
