@@ -59,7 +59,7 @@ pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console
         }
     };
     let display = Display::of(&args.options);
-    let outcome = carry_out(&runtime, work, args.options.deadline, events::channel(), display, console);
+    let outcome = carry_out(&runtime, work, args.options.deadline, events::channel(), display.of_build(console), console);
     runtime.shutdown_background();
     end(&outcome, args.options.result_file.as_deref(), display, &args.volume, console)
 }

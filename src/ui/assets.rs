@@ -10,7 +10,7 @@ pub(super) const SCRIPT: &str = include_str!("script.js");
 
 /// The icon of all pages: three layers.
 pub(super) const ICON: &str = concat!(
-    r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><g fill="#0b5cad">"#,
+    r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><g fill="#0b5cad">"##,
     r#"<path d="M8 1l7 3-7 3-7-3z"/><path d="M1 7l7 3 7-3v1.5l-7 3-7-3z"/><path d="M1 11l7 3 7-3v1.5l-7 3-7-3z"/></g></svg>"#,
 );
 

@@ -2,27 +2,18 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{describe, legend, picture};
 use larder_model::escape::escape;
+use larder_model::io_error::IoError;
 use larder_model::size::ByteSize;
 use larder_model::timeline::{LayerSource, Timeline};
 
 /// The style of the page. The policy of the daemon does not apply to a file.
 const STYLE: &str = include_str!("file/style.css");
-
-/// The error for a file that cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[error("writing {}: {source}", path.display())]
-pub struct WriteError {
-    /// Path of the file.
-    pub path: PathBuf,
-    /// The cause.
-    r#source: io::Error,
-}
 
 /// A fact at the top of a page: its name and its value.
 pub type Fact = (&'static str, String);
@@ -111,9 +102,9 @@ fn source(source: LayerSource) -> &'static str {
 /// Writes a page. The file is complete or unchanged: it is renamed into place.
 ///
 /// # Errors
-/// Returns [`WriteError`] if the directory cannot be written.
-pub fn write(path: &Path, page: &str) -> Result<(), WriteError> {
-    let failed = |source| WriteError { path: path.to_owned(), source };
+/// Fails if the directory cannot be written.
+pub fn write(path: &Path, page: &str) -> Result<(), IoError> {
+    let failed = |source| IoError::new("writing", path.display(), source);
     let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let mut staged = std::ffi::OsString::from(".");
     staged.push(name);

@@ -60,6 +60,7 @@ mod supply;
 mod tamper;
 mod tenants;
 mod tls;
+mod ui;
 mod unit;
 mod write_behind;
 
