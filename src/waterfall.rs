@@ -33,7 +33,7 @@ fn look(stage: Stage) -> (&'static str, &'static str, &'static str) {
         Stage::Resolve => ("resolve", "#7a7f87", "w-resolve"),
         Stage::Network => ("fetch", "#2f6fd0", "w-network"),
         Stage::Unpack => ("unpack", "#c7761a", "w-unpack"),
-        Stage::Commit => ("commit", "#2d8a4e", "w-commit"),
+        Stage::Commit => ("wait and commit", "#2d8a4e", "w-commit"),
         Stage::Seal => ("sync and seal", "#8a4fc0", "w-seal"),
     }
 }
@@ -57,13 +57,14 @@ impl Scale {
 
     /// Returns times at round distances, at most 10.
     fn ticks(self) -> impl Iterator<Item = u64> {
-        let steps = (0..20).flat_map(|power| [1, 2, 5].map(|digit: u64| digit.saturating_mul(10u64.saturating_pow(power))));
+        let steps = (0..20)
+            .flat_map(|power| [1, 2, 5].map(|digit: u64| digit.saturating_mul(10u64.saturating_pow(power))));
         let step = steps.into_iter().find(|step| self.total_ms / step < 8).unwrap_or(u64::MAX);
         (0..10u64).map_while(move |tick| tick.checked_mul(step)).take_while(move |at| *at <= self.total_ms)
     }
 }
 
-/// Formats a duration.
+/// Formats a duration in its largest unit.
 pub fn duration(ms: u64) -> String {
     match ms {
         0..1000 => format!("{ms} ms"),
@@ -160,7 +161,9 @@ fn row(scale: Scale, row: usize, layer: &LayerTimeline) -> Markup {
     let name: String = layer.blob.hex().chars().take(12).collect();
     let size = ByteSize(layer.compressed_size);
     let fetched = match layer.source {
-        LayerSource::Fetched => format!("fetch {name}, {size}, {} waiting for data", duration(layer.waited_ms)),
+        LayerSource::Fetched => {
+            format!("fetch {name}, {size}, {} waiting for data", duration(layer.waited_ms))
+        }
         LayerSource::Reused => format!("copy {name}, {size}, from another volume"),
         LayerSource::Present => format!("{name}, from an earlier attempt"),
     };
@@ -218,7 +221,10 @@ mod tests {
             version: VERSION,
             started_at: DateTime::UNIX_EPOCH,
             elapsed_ms: 2000,
-            images: vec![ImageTimeline { reference: "nginx:1".into(), resolve: Span { start_ms: 0, end_ms: 200 } }],
+            images: vec![ImageTimeline {
+                reference: "nginx:1".into(),
+                resolve: Span { start_ms: 0, end_ms: 200 },
+            }],
             layers: vec![LayerTimeline {
                 blob: Digest::sha256(b"a"),
                 images: 1,
@@ -247,7 +253,10 @@ mod tests {
         assert!(text.contains("3 MiB, 800 ms waiting for data: 1.0 s from 200 ms"), "{text}");
         assert!(text.contains("critical path, fetch: 1.0 s"), "{text}");
         assert!(text.contains("retry at 300 ms: r.example: reset"), "{text}");
-        assert!(text.contains("aria-label=\"The build of 1970-01-01T00:00:00Z took 2.0 s, with 1 layers."), "{text}");
+        assert!(
+            text.contains("aria-label=\"The build of 1970-01-01T00:00:00Z took 2.0 s, with 1 layers."),
+            "{text}"
+        );
         assert!(!text.contains("style="), "the policy of the pages forbids inline styles");
         let half = px(Scale { total_ms: 2000 }.x(1000));
         assert_eq!(half, "480.0");
@@ -265,7 +274,10 @@ mod tests {
         for total in [0, 1, 7, u64::MAX] {
             hostile.elapsed_ms = total;
             let text = picture(&hostile).into_string();
-            assert!(!text.contains("<script") && !text.contains("<img") && !text.contains('\u{202e}'), "{text}");
+            assert!(
+                !text.contains("<script") && !text.contains("<img") && !text.contains('\u{202e}'),
+                "{text}"
+            );
             assert!(text.len() < 20_000 && !text.contains("NaN") && !text.contains("inf"), "{text}");
             assert!(Scale { total_ms: total.max(1) }.ticks().count() <= 10);
         }

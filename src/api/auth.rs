@@ -5,9 +5,9 @@ mod signature;
 mod token;
 
 use std::collections::HashMap;
-use std::{fmt, io};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::{fmt, io};
 
 use axum::http::{HeaderMap, HeaderName, header};
 use sha2::{Digest as _, Sha256};

@@ -13,7 +13,6 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::App;
 use super::auth::{self, Claim, Signed, Stamp, Tenants};
 use super::body::{Keep, Pending, Received};
 use super::errors::{Code, Problem};
@@ -21,6 +20,7 @@ use super::listen::Peer;
 use super::listen::origin::Origin;
 use super::listen::standing::ConnectionState;
 use super::query::Query;
+use super::{App, host};
 use crate::caches::error::Error;
 use crate::caches::store::IdempotencyKey;
 use crate::config::tenant::ADMIN;
@@ -138,6 +138,12 @@ async fn authenticate(
     let authority = parts.uri.authority().map(|authority| authority.as_str());
     match Claim::of(&parts.headers, authority)? {
         Claim::None => match peer {
+            Peer::Unix { admitted: true, .. }
+                if host::of(parts).is_some_and(|it| host::can_be_a_site(&it)) =>
+            {
+                let message = "Host: want localhost or larder on the socket without a credential";
+                Err(Problem::new(Code::Forbidden, message))
+            }
             Peer::Unix { admitted: true, .. } => Ok((tenants.admin().clone(), None, None)),
             Peer::Unix { .. } => {
                 Err(Problem::new(Code::Forbidden, "this user needs a credential to use the socket"))

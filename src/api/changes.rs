@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
 use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
 use futures_util::{StreamExt as _, stream};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -100,10 +100,7 @@ fn compare(seen: &mut HashMap<CacheId, [u8; 32]>, listed: Vec<Listed>) -> Vec<Ch
     params(("tenants" = Option<String>, Query, description = "`all` follows those of all tenants, for the tenant `admin`")),
     responses((status = 200, description = "An event `cache` with the listed object for each image cache, and when it \
         changes; an event `removed` with the ID when it is gone", body = String, content_type = "text/event-stream")))]
-pub(super) async fn events(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-) -> Result<Response, Problem> {
+pub(super) async fn events(State(app): State<Arc<App>>, caller: Caller) -> Result<Response, Problem> {
     let changes = Changes::new(&app, &caller.tenant, caller.wants_all_tenants()?)?;
     Ok(stream_of(&app, changes, |_| true, event))
 }
@@ -117,13 +114,14 @@ pub(crate) fn stream_of(
     format: impl Fn(&Change) -> Event + Send + 'static,
 ) -> Response {
     let keep = move |found: Vec<Change>| keep(&found).then_some(VecDeque::from(found));
-    let events = stream::unfold((changes, keep, VecDeque::new()), |(mut changes, mut keep, mut queue)| async {
-        while queue.is_empty() {
-            queue = keep(changes.next().await.ok()?)?;
-        }
-        let change = queue.pop_front()?;
-        Some((change, (changes, keep, queue)))
-    });
+    let events =
+        stream::unfold((changes, keep, VecDeque::new()), |(mut changes, mut keep, mut queue)| async {
+            while queue.is_empty() {
+                queue = keep(changes.next().await.ok()?)?;
+            }
+            let change = queue.pop_front()?;
+            Some((change, (changes, keep, queue)))
+        });
     let events = events.map(move |change: Change| Ok::<_, Infallible>(format(&change)));
     let events = events.take_until(app.stop.clone().cancelled_owned());
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("still here");

@@ -7,13 +7,12 @@ use axum::body::Bytes;
 use axum::http::{Extensions, HeaderMap};
 use chrono::{DateTime, Utc};
 
-use super::App;
 use super::auth::{self, Tenants};
 use super::body::{Keep, Pending};
-use super::caller;
 use super::errors::{Code, Problem};
 use super::limit::Share;
 use super::listen::Peer;
+use super::{App, caller};
 use crate::caches::service::Service;
 use larder_model::image_cache::TenantName;
 

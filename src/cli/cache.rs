@@ -14,10 +14,9 @@ use reqwest::Method;
 use serde::de::DeserializeOwned;
 
 use super::args::{CacheArgs, CacheCommand, CreateArgs, ListFormat, PlanArgs};
-use super::exit;
 use super::output::stdout;
-use super::table as tables;
 use super::usage::UsageError;
+use super::{exit, table as tables};
 use crate::api::wire::beyond::Matched;
 use crate::api::wire::order::{CreateRequest, PlanRequest};
 use crate::api::wire::{BuildingConfig, Many, One};

@@ -16,7 +16,6 @@ use crate::api::auth::{SharedTenants, TenantError, Tenants};
 use crate::api::listen::tls::Tls;
 use crate::api::listen::{ListenError, Listeners};
 use crate::api::{self, Api};
-use crate::blocking;
 use crate::caches::layout::Layout;
 use crate::caches::runner::child::ChildRunnerError;
 use crate::caches::service::{Service, StartError};
@@ -28,7 +27,7 @@ use crate::config::{Config, ConfigError};
 use crate::kubernetes::daemon;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
-use crate::ui;
+use crate::{blocking, ui};
 use larder_model::class::Class;
 use larder_sys::clock::SystemClock;
 

@@ -14,19 +14,19 @@ use super::respond::{failed, go_to};
 use super::text::bytes;
 use crate::api::errors::Problem;
 
-/// Cancels a build or a refresh.
+/// Cancels the build or the refresh of a cache.
 pub(super) async fn cancel(State(ui): State<Arc<Ui>>, Path(id): Path<String>, posted: Posted) -> Response {
     let cancel = async { Ok(ui.app.service().cancel(&posted.visitor.tenant, parse(&id)?).await?) };
     done(cancel.await.map(|_| ()), &format!("/ui/caches/{id}"))
 }
 
-/// Refreshes a cache.
+/// Starts a refresh of a cache.
 pub(super) async fn refresh(State(ui): State<Arc<Ui>>, Path(id): Path<String>, posted: Posted) -> Response {
     let refresh = async { Ok(ui.app.service().refresh(&posted.visitor.tenant, parse(&id)?).await?) };
     done(refresh.await.map(|_| ()), &format!("/ui/caches/{id}"))
 }
 
-/// Deletes a cache.
+/// Deletes a cache after its confirmation.
 pub(super) async fn delete(State(ui): State<Arc<Ui>>, Path(id): Path<String>, posted: Posted) -> Response {
     let delete = async { Ok(ui.app.service().delete(&posted.visitor.tenant, parse(&id)?).await?) };
     done(delete.await.map(|_| ()), "/ui/")

@@ -7,12 +7,11 @@ use axum::response::Response;
 use chrono::{DateTime, Utc};
 use maud::{Markup, html};
 
-use super::Ui;
 use super::guard::Visitor;
 use super::layout::{Main, Menu, token};
-use super::list;
 use super::respond::failed;
 use super::text::{bytes, exact, lines, short, since, status, until};
+use super::{Ui, list};
 use crate::api::errors::Problem;
 use crate::caches::progress::LayerState;
 use crate::caches::record::{Origin, Record};
@@ -33,12 +32,8 @@ struct Shown {
     now: DateTime<Utc>,
 }
 
-/// Shows a cache.
-pub(super) async fn page(
-    State(ui): State<Arc<Ui>>,
-    Path(id): Path<String>,
-    visitor: Visitor,
-) -> Response {
+/// Shows the page of a cache.
+pub(super) async fn page(State(ui): State<Arc<Ui>>, Path(id): Path<String>, visitor: Visitor) -> Response {
     match show(&ui, &visitor, &id).await {
         Ok(main) => main.answer(&visitor),
         Err(problem) => failed(problem),
@@ -75,7 +70,12 @@ async fn show(ui: &Ui, visitor: &Visitor, id: &str) -> Result<Main, Problem> {
     let name = &shown.record.spec.name;
     let live = format!("{name} is {}", shown.record.status);
     let is_own = owner == visitor.tenant;
-    Ok(Main { title: name.to_string(), menu: Menu::Caches, live: Some(live), content: shown.content(visitor, is_own) })
+    Ok(Main {
+        title: name.to_string(),
+        menu: Menu::Caches,
+        live: Some(live),
+        content: shown.content(visitor, is_own),
+    })
 }
 
 impl Shown {
@@ -211,7 +211,7 @@ impl Shown {
                     LayerState::Committed => "done",
                     LayerState::Running => { (bytes(layer.received)) " received" }
                 } }
-                td { (origin(layer)) }
+                td { (origin(layer, &self.record.tenant)) }
                 td.names title=(names) {
                     @if layer.images.len() > 1 { "shared by " (layer.images.len()) " of " (all) ": " }
                     (names)
@@ -260,10 +260,10 @@ impl Shown {
     }
 }
 
-fn origin(layer: &LayerDetails) -> Markup {
+fn origin(layer: &LayerDetails, tenant: &TenantName) -> Markup {
     html! {
         @match (layer.from, layer.origin) {
-            (Some(from), _) => { "copied from " a href={ "/ui/caches/" (from) } { "another cache" } }
+            (Some(from), _) => { "copied from " a href={ "/ui/caches/" (from) "?tenant=" (tenant) } { "another cache" } }
             (None, Origin::Fetched) => "fetched",
             (None, Origin::Present) => "earlier attempt",
             (None, Origin::Reused) => "copied",

@@ -47,7 +47,7 @@ struct Space {
     disk_free: Option<u64>,
 }
 
-/// Shows the space.
+/// Shows the space of the host, or of the tenant.
 pub(super) async fn page(State(ui): State<Arc<Ui>>, visitor: Visitor) -> Response {
     match show(&ui, &visitor).await {
         Ok(main) => main.answer(&visitor),
@@ -101,7 +101,8 @@ fn bar(space: Space) -> Markup {
     if whole == 0 {
         return html! {};
     }
-    let width = |part: u64| u64::try_from(u128::from(part) * u128::from(WIDTH) / u128::from(whole)).unwrap_or(WIDTH);
+    let width =
+        |part: u64| u64::try_from(u128::from(part) * u128::from(WIDTH) / u128::from(whole)).unwrap_or(WIDTH);
     let (used, reserved) = (width(space.used), width(space.reserved.max(space.used)));
     html! {
         svg.bar role="img" aria-label=(describe(space)) viewBox={ "0 0 " (WIDTH) " 28" } preserveAspectRatio="none" height="28" {

@@ -37,13 +37,13 @@ enum Below<'a> {
     Problem(&'a Problem),
 }
 
-/// Shows the form.
+/// Shows the form without a plan.
 pub(super) async fn page(State(ui): State<Arc<Ui>>, visitor: Visitor) -> Response {
     let form = visitor.query.clone();
     main(&ui, &visitor, &form, &Below::Nothing).answer(&visitor)
 }
 
-/// Creates a cache.
+/// Creates a cache and leads to its page.
 pub(super) async fn create(State(ui): State<Arc<Ui>>, posted: Posted) -> Response {
     let Posted { visitor, form } = posted;
     let create = async {
@@ -83,7 +83,8 @@ async fn make_plan(ui: &Ui, tenant: &TenantName, form: &Form) -> Result<Planned,
     let report = ui.app.service().plan(tenant, spec).await?;
     let records = ui.app.service().records_of(tenant).await?;
     let contents = records.iter().filter_map(|stored| stored.record.content.as_ref());
-    let have: HashSet<&Digest> = contents.flat_map(|content| &content.layers).map(|layer| &layer.blob).collect();
+    let have: HashSet<&Digest> =
+        contents.flat_map(|content| &content.layers).map(|layer| &layer.blob).collect();
     let mut counted = HashSet::new();
     let layers = report.images.iter().flat_map(|image| &image.layers);
     let here = layers.filter(|layer| have.contains(&layer.digest) && counted.insert(&layer.digest));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::response::sse::Event;
 use axum::response::Response;
+use axum::response::sse::Event;
 
 use super::Ui;
 use super::guard::Visitor;

@@ -2,12 +2,10 @@
 //!
 //! A page takes a [`Visitor`], an action takes a [`Posted`]. Both are the only way to get a tenant.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse as _, Redirect, Response};
 
@@ -16,6 +14,7 @@ use super::form::Form;
 use super::respond::failed;
 use super::session::Secret256;
 use crate::api::errors::{Code, Problem};
+use crate::api::host;
 use crate::api::listen::Peer;
 use crate::api::pages::has_credential;
 use crate::config::tenant::ADMIN;
@@ -32,13 +31,13 @@ const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// A person who can read the pages of a tenant.
 #[derive(Clone, Debug)]
 pub(super) struct Visitor {
-    /// The tenant.
+    /// The tenant whose caches are shown.
     pub(super) tenant: TenantName,
     /// The token of the forms.
     pub(super) token: Secret256,
     /// The cookie of the session. `None` for a peer of the Unix socket.
     pub(super) cookie: Option<String>,
-    /// The query.
+    /// The query of the request.
     pub(super) query: Form,
     /// `true` if the script requests only a part of the page.
     pub(super) is_fragment: bool,
@@ -54,9 +53,9 @@ impl Visitor {
 /// A form that a person sent from one of the pages.
 #[derive(Debug)]
 pub(super) struct Posted {
-    /// The sender.
+    /// The sender of the form.
     pub(super) visitor: Visitor,
-    /// The fields.
+    /// The fields of the form.
     pub(super) form: Form,
 }
 
@@ -95,7 +94,7 @@ pub(super) fn foreign() -> Problem {
     Problem::new(Code::Forbidden, "the form was sent from another site")
 }
 
-/// Finds the person. `None` if nobody has signed in.
+/// Returns the visitor. `None` without a session and without an admitted peer.
 fn identify(ui: &Ui, parts: &Parts) -> Option<Visitor> {
     let query = Form::parse(parts.uri.query().unwrap_or_default()).unwrap_or_default();
     let is_fragment = parts.headers.contains_key(FRAGMENT);
@@ -111,7 +110,10 @@ fn identify(ui: &Ui, parts: &Parts) -> Option<Visitor> {
         }
     }
     let admitted = parts.extensions.get::<Peer>().is_some_and(Peer::is_admitted);
-    if admitted && !has_credential(&parts.headers) && host(parts).is_some_and(|host| is_local(&host)) {
+    if admitted
+        && !has_credential(&parts.headers)
+        && host::of(parts).is_some_and(|host| host::is_local(&host))
+    {
         let tenant = ui.app.tenants().admin().clone();
         return Some(Visitor { tenant, token: ui.socket_token.clone(), cookie: None, query, is_fragment });
     }
@@ -119,7 +121,9 @@ fn identify(ui: &Ui, parts: &Parts) -> Option<Visitor> {
 }
 
 fn sign_in_first(headers: &HeaderMap) -> Response {
-    if headers.contains_key(FRAGMENT) || headers.get(header::ACCEPT).is_some_and(|it| it == "text/event-stream") {
+    if headers.contains_key(FRAGMENT)
+        || headers.get(header::ACCEPT).is_some_and(|it| it == "text/event-stream")
+    {
         return failed(Problem::new(Code::Unauthenticated, "sign in first"));
     }
     Redirect::to("/ui/sign-in").into_response()
@@ -131,24 +135,6 @@ pub(super) fn cookie(headers: &HeaderMap) -> Option<String> {
     let pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     let mut ours = pairs.filter(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned());
     ours.next()
-}
-
-/// Returns the host and port to which the request was sent.
-fn host(parts: &Parts) -> Option<Authority> {
-    match parts.headers.get(header::HOST) {
-        Some(host) => Authority::try_from(host.as_bytes()).ok(),
-        None => parts.uri.authority().cloned(),
-    }
-}
-
-/// Returns `true` for a name or address of this host. A site that resolves its own name to a loopback address
-/// (DNS rebinding) has another name.
-fn is_local(host: &Authority) -> bool {
-    let name = host.host().trim_start_matches('[').trim_end_matches(']');
-    match name.parse::<IpAddr>() {
-        Ok(address) => address.to_canonical().is_loopback(),
-        Err(_) => ["localhost", "larder"].iter().any(|local| name.eq_ignore_ascii_case(local)),
-    }
 }
 
 /// The site from which a form was sent.
@@ -172,7 +158,7 @@ pub(super) fn origin(parts: &Parts) -> Origin {
         (None, Some("null") | None) => Origin::Unknown,
         (None, Some(origin)) => {
             let from = origin.split_once("://").map(|(_, rest)| rest);
-            let to = host(parts);
+            let to = host::of(parts);
             let same = from.zip(to.as_ref()).is_some_and(|(from, to)| to.as_str().eq_ignore_ascii_case(from));
             if same { Origin::Own } else { Origin::Foreign }
         }
@@ -192,16 +178,6 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_this_host_are_local() {
-        for local in ["localhost", "localhost:8080", "127.0.0.1:80", "127.9.9.9", "[::1]:1", "larder", "LocalHost"] {
-            assert!(is_local(&host(&parts(&[("host", local)])).unwrap()), "{local}");
-        }
-        for other in ["evil.example", "localhost.evil.example", "10.0.0.1", "[fe80::1]", "larder.example", "127.0.0.1.nip.io"] {
-            assert!(!is_local(&host(&parts(&[("host", other)])).unwrap()), "{other}");
-        }
-    }
-
-    #[test]
     fn the_site_of_a_form() {
         let of = |headers: &[(&str, &str)]| {
             let mut all = vec![("host", "localhost:80")];
@@ -212,7 +188,9 @@ mod tests {
         assert_eq!(of(&[("origin", "null")]), Origin::Unknown);
         assert_eq!(of(&[("origin", "http://localhost:80")]), Origin::Own);
         assert_eq!(of(&[("sec-fetch-site", "same-origin"), ("origin", "null")]), Origin::Own);
-        for foreign in ["http://localhost:81", "http://evil.example", "https://localhost:80.evil.example", "x"] {
+        for foreign in
+            ["http://localhost:81", "http://evil.example", "https://localhost:80.evil.example", "x"]
+        {
             assert_eq!(of(&[("origin", foreign)]), Origin::Foreign, "{foreign}");
         }
         for site in ["cross-site", "same-site", "none", ""] {

@@ -17,7 +17,7 @@ pub(super) enum Menu {
 
 impl Menu {
     const ALL: [(Menu, &'static str, &'static str); 3] = [
-        (Menu::Caches, "/ui/", "Image caches"),
+        (Menu::Caches, "/ui/", "Caches"),
         (Menu::Capacity, "/ui/capacity", "Capacity"),
         (Menu::Create, "/ui/create", "Create"),
     ];
@@ -33,7 +33,7 @@ pub(super) struct Main {
     /// The state of the page in one sentence, which a screen reader reads when it changes. `None` if the page
     /// does not change by itself.
     pub(super) live: Option<String>,
-    /// The content.
+    /// The content of the main part.
     pub(super) content: Markup,
 }
 
@@ -51,21 +51,24 @@ impl Main {
 
     /// Returns the whole page.
     pub(super) fn whole(&self, visitor: &Visitor) -> Markup {
-        frame(&self.title, html! {
-            a.skip href="#main" { "Skip to the content" }
-            header {
-                nav aria-label="Larder" {
-                    strong { "Larder" }
-                    @for (menu, path, name) in Menu::ALL {
-                        a href=(path) aria-current=[(menu == self.menu).then_some("page")] { (name) }
+        frame(
+            &self.title,
+            html! {
+                a.skip href="#main" { "Skip to the content" }
+                header {
+                    nav aria-label="Larder" {
+                        strong { "Larder" }
+                        @for (menu, path, name) in Menu::ALL {
+                            a href=(path) aria-current=[(menu == self.menu).then_some("page")] { (name) }
+                        }
                     }
+                    (who(visitor))
                 }
-                (who(visitor))
-            }
-            (self.markup())
-            p #announce.quiet role="status" aria-live="polite" {}
-            footer { "Larder " (VERSION.version) " · " a href="/openapi.json" { "API" } }
-        })
+                (self.markup())
+                p #announce.quiet role="status" aria-live="polite" {}
+                footer { "Larder " (VERSION.version) " · " a href="/openapi.json" { "API" } }
+            },
+        )
     }
 }
 
@@ -91,10 +94,13 @@ pub(super) fn token(visitor: &Visitor) -> Markup {
 
 /// Returns a page without a menu, for a person who has not signed in.
 pub(super) fn plain(title: &str, content: Markup) -> Markup {
-    frame(title, html! {
-        header { nav aria-label="Larder" { strong { "Larder" } } }
-        main #main tabindex="-1" { (content) }
-    })
+    frame(
+        title,
+        html! {
+            header { nav aria-label="Larder" { strong { "Larder" } } }
+            main #main tabindex="-1" { (content) }
+        },
+    )
 }
 
 fn frame(title: &str, body: Markup) -> Markup {

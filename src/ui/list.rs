@@ -13,13 +13,16 @@ use super::form::{Form, encode};
 use super::guard::Visitor;
 use super::layout::{Main, Menu};
 use super::respond::failed;
-use super::text::{bytes, lines, since, status, until};
+use super::text::{bytes, since, status, until};
 use crate::api::errors::Problem;
 use crate::api::wire::beyond::Listed;
 use crate::caches::record::Record;
 use crate::caches::service::{BuildOverview, Overview, Whose};
-use larder_model::escape::escape;
+use larder_model::escape::{escape, escape_to};
 use larder_model::image_cache::Status;
+
+/// Maximum length of a reason in the list, characters. The page of the cache has all of it.
+const MAX_REASON: usize = 180;
 
 /// The columns by which the list can be sorted: the name in the query, and the title.
 const COLUMNS: [(&str, &str); 8] = [
@@ -42,7 +45,7 @@ struct View {
     descending: bool,
 }
 
-/// Shows the list.
+/// Shows the list of caches.
 pub(super) async fn page(State(ui): State<Arc<Ui>>, visitor: Visitor) -> Response {
     match list(&ui, &visitor).await {
         Ok(main) => main.answer(&visitor),
@@ -79,9 +82,8 @@ async fn list(ui: &Ui, visitor: &Visitor) -> Result<Main, Problem> {
 
 /// Describes the list in one sentence.
 fn summary(all: &[Listed]) -> String {
-    let counts = Status::ALL.map(|status| {
-        (status, all.iter().filter(|listed| listed.image_cache.status == status).count())
-    });
+    let counts = Status::ALL
+        .map(|status| (status, all.iter().filter(|listed| listed.image_cache.status == status).count()));
     let counts = counts.iter().filter(|(_, count)| *count > 0);
     let counts: Vec<String> = counts.map(|(status, count)| format!("{count} {status}")).collect();
     match counts.as_slice() {
@@ -102,7 +104,11 @@ impl View {
         let text = self.text.to_lowercase();
         let matches = |listed: &Listed| {
             let cache = &listed.image_cache;
-            let texts = [cache.name.as_str(), listed.overview.tenant.as_str(), cache.message.as_deref().unwrap_or("")];
+            let texts = [
+                cache.name.as_str(),
+                listed.overview.tenant.as_str(),
+                cache.message.as_deref().unwrap_or(""),
+            ];
             let mut texts = texts.into_iter().chain(cache.images.iter().map(String::as_str));
             self.status.is_none_or(|status| cache.status == status)
                 && texts.any(|candidate| candidate.to_lowercase().contains(&text))
@@ -175,8 +181,8 @@ impl View {
     }
 }
 
-/// Returns the table. On a narrow screen its rows are cards, so it names its roles: a style sheet that changes
-/// `display` removes those of the elements.
+/// Returns the table. On a narrow screen its rows are cards. It names its roles, because a style sheet that
+/// changes `display` removes those of the elements.
 fn table(view: &View, shown: &[Listed], with_tenant: bool, now: DateTime<Utc>) -> Markup {
     html! {
         div.scroll {
@@ -209,13 +215,21 @@ fn row(Listed { image_cache: cache, overview }: &Listed, with_tenant: bool, now:
             (cell("Age", since(overview.ordered_at, now)))
             (cell("Expires", until(overview.expires_at, now)))
             (cell("Attached", attached(overview)))
-            (cell("Reason", lines(reason(cache.message.as_deref(), build).lines().next().unwrap_or_default())))
+            (cell("Reason", html! { (escape_to(first_line(&reason(cache.message.as_deref(), build)), MAX_REASON)) }))
         }
     }
 }
 
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
 /// Returns the address of the page of a cache. The tenant `admin` also sees those of other tenants.
-pub(super) fn address(id: larder_model::image_cache::CacheId, overview: &Overview, with_tenant: bool) -> String {
+pub(super) fn address(
+    id: larder_model::image_cache::CacheId,
+    overview: &Overview,
+    with_tenant: bool,
+) -> String {
     match with_tenant {
         true => format!("/ui/caches/{id}?tenant={}", overview.tenant),
         false => format!("/ui/caches/{id}"),
@@ -257,6 +271,7 @@ pub(super) fn attached(overview: &Overview) -> Markup {
 
 /// Returns the reason for the status, or the last error of a build in progress.
 pub(super) fn reason(message: Option<&str>, build: Option<&BuildOverview>) -> String {
-    let attempt = build.and_then(|build| Some(format!("attempt {}: {}", build.attempts, build.last_error.as_ref()?)));
+    let attempt =
+        build.and_then(|build| Some(format!("attempt {}: {}", build.attempts, build.last_error.as_ref()?)));
     message.map(str::to_owned).or(attempt).unwrap_or_default()
 }

@@ -28,11 +28,14 @@ pub(super) fn go_to(path: &str) -> Response {
 pub(super) fn failed(problem: Problem) -> Response {
     let status = problem.code().status();
     let title = status.canonical_reason().unwrap_or("Error");
-    let markup = layout::plain(title, html! {
-        h1 { (title) }
-        div.problem role="alert" { (lines(problem.message())) }
-        p { a href="/ui/" { "All image caches" } }
-    });
+    let markup = layout::plain(
+        title,
+        html! {
+            h1 { (title) }
+            div.problem role="alert" { (lines(problem.message())) }
+            p { a href="/ui/" { "All image caches" } }
+        },
+    );
     with_page(problem, markup)
 }
 
@@ -42,7 +45,7 @@ pub(super) fn with_page(problem: Problem, markup: Markup) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HTML);
     headers.remove(header::CONTENT_LENGTH);
-    // A browser must not ask for a password in a window of its own.
+    // Without it, no browser opens its own window for a password.
     headers.remove(header::WWW_AUTHENTICATE);
     *response.body_mut() = Body::from(markup.into_string());
     response

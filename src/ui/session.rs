@@ -21,7 +21,7 @@ const PER_TENANT: usize = 64;
 /// Maximum number of sessions of all tenants.
 const MOST: usize = 4096;
 
-/// 256 random bits.
+/// A secret of 256 random bits.
 #[derive(Clone)]
 pub(super) struct Secret256([u8; 32]);
 
@@ -59,7 +59,7 @@ impl Secret256 {
 /// The hash by which a session is found. The cookie itself is not stored.
 type Hash = [u8; 32];
 
-/// A session.
+/// The session of a tenant.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
     /// The tenant that signed in.
@@ -79,7 +79,7 @@ impl Session {
     }
 }
 
-/// All sessions.
+/// The sessions of all tenants.
 #[derive(Debug, Default)]
 pub(super) struct Sessions(Mutex<HashMap<Hash, Session>>);
 
@@ -116,7 +116,7 @@ impl Sessions {
         Some(session.clone())
     }
 
-    /// Ends a session.
+    /// Ends the session of a cookie.
     pub(super) fn end(&self, cookie: &str) {
         self.all().remove(&hash(cookie));
     }

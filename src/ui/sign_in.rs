@@ -7,22 +7,21 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use maud::{Markup, html};
 
-use super::Ui;
 use super::form::Form;
 use super::guard::{self, COOKIE, Posted, cookie, foreign};
 use super::respond::{failed, go_to, page as respond_with, with_page};
-use super::{layout, text};
+use super::{Ui, layout, text};
 use crate::api::errors::{Code, Problem};
 use crate::api::listen::Peer;
 use crate::api::pages::Proof;
 use larder_model::credential::Secret;
 
-/// Shows the form.
+/// Shows the form for a credential.
 pub(super) async fn page() -> Response {
     respond_with(form(None))
 }
 
-/// Starts a session.
+/// Starts a session and sets its cookie.
 pub(super) async fn sign_in(State(ui): State<Arc<Ui>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     // Without a session there is no token, so the browser must not report another site.
@@ -59,13 +58,15 @@ pub(super) async fn sign_in(State(ui): State<Arc<Ui>>, request: Request) -> Resp
     (set_cookie(&started.text(), secure), go_to("/ui/")).into_response()
 }
 
-/// Ends the session.
+/// Ends the session and deletes its cookie.
 pub(super) async fn sign_out(State(ui): State<Arc<Ui>>, posted: Posted) -> Response {
     if let Some(cookie) = &posted.visitor.cookie {
         ui.sessions.end(cookie);
     }
     let mut headers = set_cookie("", false);
-    if let Ok(value) = HeaderValue::from_str(&format!("{COOKIE}=; Path=/ui; Max-Age=0; HttpOnly; SameSite=Strict")) {
+    if let Ok(value) =
+        HeaderValue::from_str(&format!("{COOKIE}=; Path=/ui; Max-Age=0; HttpOnly; SameSite=Strict"))
+    {
         headers.insert(header::SET_COOKIE, value);
     }
     (headers, go_to("/ui/sign-in")).into_response()
@@ -74,14 +75,18 @@ pub(super) async fn sign_out(State(ui): State<Arc<Ui>>, posted: Posted) -> Respo
 fn set_cookie(value: &str, secure: bool) -> HeaderMap {
     let secure = if secure { "; Secure" } else { "" };
     let text = format!("{COOKIE}={value}; Path=/ui; HttpOnly; SameSite=Strict{secure}");
-    HeaderValue::from_str(&text).map(|value| HeaderMap::from_iter([(header::SET_COOKIE, value)])).unwrap_or_default()
+    HeaderValue::from_str(&text)
+        .map(|value| HeaderMap::from_iter([(header::SET_COOKIE, value)]))
+        .unwrap_or_default()
 }
 
 /// Reads the credential of the form: a token, or an access key and its secret key.
 fn proof(form: &Form) -> Result<Proof, Problem> {
     let (access, secret) = (form.get("access"), form.get("secret"));
     match (form.get("token"), access, secret) {
-        ("", "", _) | ("", _, "") => Err(Problem::invalid("enter a token, or an access key and its secret key")),
+        ("", "", _) | ("", _, "") => {
+            Err(Problem::invalid("enter a token, or an access key and its secret key"))
+        }
         ("", access, secret) => Ok(Proof::of_key(access, &Secret::new(secret))),
         (token, "", "") => Ok(Proof::of_token(&Secret::new(token))),
         _ => Err(Problem::invalid("enter either a token or an access key, not both")),
@@ -89,27 +94,30 @@ fn proof(form: &Form) -> Result<Proof, Problem> {
 }
 
 fn form(problem: Option<&str>) -> Markup {
-    layout::plain("Sign in", html! {
-        h1 { "Sign in" }
-        @if let Some(problem) = problem { div.problem role="alert" { (text::lines(problem)) } }
-        p { "Use a credential of the API. The page keeps it only while you sign in." }
-        div.choices {
-            form.card method="post" action="/ui/sign-in" {
-                h2 { "With a token" }
-                label for="token" { "Token" }
-                input #token type="password" name="token" required autocomplete="current-password";
-                button.primary { "Sign in" }
+    layout::plain(
+        "Sign in",
+        html! {
+            h1 { "Sign in" }
+            @if let Some(problem) = problem { div.problem role="alert" { (text::lines(problem)) } }
+            p { "Use a credential of the API. The browser gets a session that ends after an hour without use." }
+            div.choices {
+                form.card method="post" action="/ui/sign-in" {
+                    h2 { "With a token" }
+                    label for="token" { "Token" }
+                    input #token type="password" name="token" required autocomplete="current-password";
+                    button.primary { "Sign in" }
+                }
+                form.card method="post" action="/ui/sign-in" {
+                    h2 { "With an access key" }
+                    label for="access" { "Access key" }
+                    input #access type="text" name="access" required autocomplete="username" spellcheck="false";
+                    label for="secret" { "Secret key" }
+                    input #secret type="password" name="secret" required autocomplete="current-password";
+                    button.primary { "Sign in" }
+                }
             }
-            form.card method="post" action="/ui/sign-in" {
-                h2 { "With an access key" }
-                label for="access" { "Access key" }
-                input #access type="text" name="access" required autocomplete="username" spellcheck="false";
-                label for="secret" { "Secret key" }
-                input #secret type="password" name="secret" required autocomplete="current-password";
-                button.primary { "Sign in" }
-            }
-        }
-    })
+        },
+    )
 }
 
 #[cfg(test)]

@@ -76,7 +76,9 @@ fn text(answer: &Response) -> String {
 }
 
 fn image() -> Image {
-    Image::builder(Format::Oci).layers([Layer::from(LayerBuilder::new().file("f", vec![7; 1 << 20]).gzip())]).build()
+    Image::builder(Format::Oci)
+        .layers([Layer::from(LayerBuilder::new().file("f", vec![7; 1 << 20]).gzip())])
+        .build()
 }
 
 /// Waits until a page contains `wanted`.
@@ -111,7 +113,9 @@ fn a_session_needs_a_credential_of_the_api() {
         ] {
             assert_eq!(page.header(name), Some(value), "{name}");
         }
-        for wrong in ["token=wrong", "access=AK-team-a&secret=wrong", "access=none&secret=secret-key-of-team-a"] {
+        for wrong in
+            ["token=wrong", "access=AK-team-a&secret=wrong", "access=none&secret=secret-key-of-team-a"]
+        {
             let answer = sign_in(&daemon, wrong);
             assert_eq!((answer.status, answer.header("set-cookie")), (401, None), "{wrong}");
             assert!(text(&answer).contains("is not valid"), "{}", text(&answer));
@@ -121,7 +125,10 @@ fn a_session_needs_a_credential_of_the_api() {
         assert_eq!(right.status, 303);
         let cookie = right.header("set-cookie").unwrap();
         let (value, flags) = cookie.split_once("; ").unwrap();
-        assert_eq!((value.len(), flags), ("larder_session=".len() + 64, "Path=/ui; HttpOnly; SameSite=Strict"));
+        assert_eq!(
+            (value.len(), flags),
+            ("larder_session=".len() + 64, "Path=/ui; HttpOnly; SameSite=Strict")
+        );
         let foreign = [FORM, ("Origin", "http://evil.example")];
         let body = format!("token={}", A.token());
         let answer = send(daemon.address(), "POST", "/ui/sign-in", &foreign, body.as_bytes()).unwrap();
@@ -249,17 +256,21 @@ fn a_peer_of_the_socket_is_the_admin_under_a_name_of_this_host_only() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A], ROOMY);
         daemon.order(A, "of-a", &["127.0.0.1:9/none:1".to_owned()]);
-        let get = |host: &str| {
+        let get_path = |path: &str, host: &str| {
             let mut stream = UnixStream::connect(daemon.config().with_file_name("larder.sock")).unwrap();
-            write!(stream, "GET /ui/ HTTP/1.0\r\nHost: {host}\r\n\r\n").unwrap();
+            write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n").unwrap();
             std::io::read_to_string(stream).unwrap()
         };
+        let get = |host: &str| get_path("/ui/", host);
         for local in ["localhost:8080", "127.0.0.1", "larder"] {
             let page = get(local);
             assert!(page.contains("200 OK") && page.contains("of-a") && page.contains("team-a"), "{page}");
+            assert!(get_path("/v5/imagecaches", local).contains("200 OK"), "{local}");
         }
         for other in ["evil.example", "localhost.evil.example:80"] {
             assert!(get(other).contains("location: /ui/sign-in"), "{other}");
+            // Neither can the script of another site use the API over a forwarded socket.
+            assert!(get_path("/v5/imagecaches", other).contains("403 Forbidden"), "{other}");
         }
     });
 }
@@ -269,7 +280,15 @@ fn the_pages_are_small_and_can_be_turned_off() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A], ROOMY);
         let a = Browser::sign_in(&daemon, A);
-        let paths = ["/ui/", "/ui/create", "/ui/capacity", "/ui/sign-in", "/ui/style.css", "/ui/script.js", "/ui/icon.svg"];
+        let paths = [
+            "/ui/",
+            "/ui/create",
+            "/ui/capacity",
+            "/ui/sign-in",
+            "/ui/style.css",
+            "/ui/script.js",
+            "/ui/icon.svg",
+        ];
         let size: usize = paths.iter().map(|path| a.get(path).len()).sum();
         assert!(size < 100 << 10, "{size} bytes");
         for page in ["/ui/", "/ui/create", "/ui/sign-in"] {

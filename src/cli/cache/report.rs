@@ -27,7 +27,9 @@ fn facts(Detailed { image_cache: cache, details, overview }: &Detailed) -> Vec<f
     let mut facts = vec![("Status", cache.status.to_string())];
     facts.extend(cache.message.clone().map(|message| ("Message", message)));
     facts.extend(overview.build.as_ref().map(|build| ("Build", build.describe())));
-    facts.extend(details.images.iter().map(|image| ("Image", format!("{} ({})", image.reference, image.manifest))));
+    facts.extend(
+        details.images.iter().map(|image| ("Image", format!("{} ({})", image.reference, image.manifest))),
+    );
     facts.push(("Size", format!("{} GiB, {} used", cache.image_cache_size, bytes(overview.used_bytes))));
     facts.push(("Created", rfc3339(overview.ordered_at)));
     facts.extend(details.sealed_at.map(|sealed| ("Sealed", rfc3339(sealed))));
