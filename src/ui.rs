@@ -1,9 +1,9 @@
 //! Pages for a browser, at `/ui/`: what is cached, what is being built, and what it waits for.
 //!
 //! ```text
-//! guard ──► list, cache, capacity, create ──► layout ──► respond
-//! session or   a page, or only its <main>     head,      policy,
-//! socket       for the script                 menu       no-store
+//! guard ──► list, cache, capacity, create ──► layout, frame ──► respond
+//! session or   a page, or only its <main>     menu, head        policy,
+//! socket       for the script                                   no-store
 //! ```
 //!
 //! The pages are complete without a script. `script.js` replaces `<main>` when [`events`] reports a change,
@@ -16,6 +16,7 @@ mod capacity;
 mod create;
 mod events;
 mod form;
+mod frame;
 mod guard;
 mod layout;
 mod list;

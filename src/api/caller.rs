@@ -230,9 +230,14 @@ impl Caller {
         may_begin(app, &self.tenant, self.stamp)
     }
 
+    /// Returns `true` for the tenant `admin`.
+    pub(super) fn is_admin(&self) -> bool {
+        self.tenant.as_str() == ADMIN
+    }
+
     /// Refuses a request of a tenant other than `admin`.
     pub(super) fn must_be_admin(&self) -> Result<(), Problem> {
-        if self.tenant.as_str() == ADMIN {
+        if self.is_admin() {
             return Ok(());
         }
         Err(Problem::new(Code::Forbidden, "only the tenant admin can read this"))

@@ -100,7 +100,7 @@ pub(super) async fn host(State(app): State<Arc<App>>, caller: Caller) -> Answer<
 pub(super) async fn details(State(app): State<Arc<App>>, caller: Caller) -> Answer<Detailed> {
     let service = &app.parts.service;
     let (record, details) = service.details(&caller.tenant, caller.cache()?).await?;
-    let overview = service.overview_of(&caller.tenant, &record).await?;
+    let overview = service.overview_of(&record, caller.is_admin()).await?;
     Ok(Json(Detailed { image_cache: record.into(), details, overview }))
 }
 
@@ -134,7 +134,7 @@ pub(super) async fn refresh(State(app): State<Arc<App>>, caller: Caller) -> Acce
 #[utoipa::path(get, path = "/larder/v1/caches/{id}/snapshots", operation_id = "ListSnapshots", tag = "larder",
     params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "Oldest first", body = Snapshots)))]
 pub(super) async fn snapshots(State(app): State<Arc<App>>, caller: Caller) -> Answer<Snapshots> {
-    let snapshots = app.parts.service.snapshots(&caller.tenant, caller.cache()?).await?;
+    let snapshots = app.parts.service.snapshots(&caller.tenant, caller.cache()?, caller.is_admin()).await?;
     Ok(Json(Snapshots { snapshots }))
 }
 

@@ -50,7 +50,7 @@ pub(super) async fn confirm(State(ui): State<Arc<Ui>>, Path(id): Path<String>, v
 async fn question(ui: &Ui, visitor: &Visitor, id: &str) -> Result<Main, Problem> {
     let service = ui.app.service();
     let record = service.get(&visitor.tenant, parse(id)?).await?;
-    let overview = service.overview_of(&visitor.tenant, &record).await?;
+    let overview = service.overview_of(&record, false).await?;
     let title = format!("Delete {}?", record.spec.name);
     let content = html! {
         h1 { (title) }

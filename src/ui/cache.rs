@@ -60,15 +60,13 @@ async fn show(ui: &Ui, visitor: &Visitor, id: &str) -> Result<Main, Problem> {
     let (id, owner) = (parse(id)?, owner(visitor)?);
     let service = ui.app.service();
     let (record, details) = service.details(&owner, id).await?;
-    let mut overview = service.overview_of(&owner, &record).await?;
-    if !visitor.is_admin() {
-        overview.attached.iter_mut().for_each(|place| place.at = None);
-    }
+    let overview = service.overview_of(&record, visitor.is_admin()).await?;
     let timeline = service.timeline(&owner, id).await?;
-    let snapshots = service.snapshots(&owner, id).await?;
+    let snapshots = service.snapshots(&owner, id, visitor.is_admin()).await?;
     let shown = Shown { record, details, overview, timeline, snapshots, now: ui.app.time() };
     let name = &shown.record.spec.name;
-    let live = format!("{name} is {}", shown.record.status);
+    let refreshing = if shown.record.is_refreshing() { ", refresh in progress" } else { "" };
+    let live = format!("{name} is {}{refreshing}", shown.record.status);
     let is_own = owner == visitor.tenant;
     Ok(Main {
         title: name.to_string(),
@@ -84,6 +82,9 @@ impl Shown {
         html! {
             h1 { (self.record.spec.name) " " (status(self.record.status)) }
             @if !reason.is_empty() { div.problem { (lines(&reason)) } }
+            @if let Some(waiting) = self.record.work.as_ref().and_then(|work| work.waiting.as_ref()) {
+                p { "Waiting: " (escape(waiting)) }
+            }
             @if self.overview.build.is_some() { p { (list::progress(self.overview.build.as_ref())) } }
             @if is_own { (self.actions(visitor)) }
             (self.facts())
@@ -252,9 +253,11 @@ impl Shown {
                     @if !is_own { "larder attach " (path) "\n" }
                     "larder verify " (path) "\n"
                 }
-                "larder cache show " (name) "\n"
-                "larder cache events " (name) "\n"
-                "larder cache report " (name) " --html " (name) ".html\n"
+                @if is_own {
+                    "larder cache show " (name) "\n"
+                    "larder cache events " (name) "\n"
+                    "larder cache report " (name) " --html " (name) ".html\n"
+                }
             }
         }
     }

@@ -11,9 +11,6 @@ use super::guard::Visitor;
 use super::respond::failed;
 use crate::api::changes::{Change, Changes, stream_of};
 
-/// Path of the stream.
-pub(super) const PATH: &str = "/ui/events";
-
 /// Follows the caches that the visitor can see, until the session ends.
 pub(super) async fn events(State(ui): State<Arc<Ui>>, visitor: Visitor) -> Response {
     let changes = match Changes::new(&ui.app, &visitor.tenant, visitor.is_admin()) {

@@ -24,6 +24,8 @@ use larder_model::image_cache::TenantName;
 pub(super) const COOKIE: &str = "larder_session";
 /// Name of the field with the token of a form.
 pub(super) const TOKEN: &str = "csrf";
+/// Path of the stream of events. It does not extend the session either.
+const STREAM: &str = "/ui/events";
 /// The header by which the script requests only a part of a page. Such a request does not extend the session.
 const FRAGMENT: HeaderName = HeaderName::from_static("x-larder-fragment");
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -99,7 +101,7 @@ fn identify(ui: &Ui, parts: &Parts) -> Option<Visitor> {
     let query = Form::parse(parts.uri.query().unwrap_or_default()).unwrap_or_default();
     let is_fragment = parts.headers.contains_key(FRAGMENT);
     if let Some(cookie) = cookie(&parts.headers) {
-        let is_use = !is_fragment && parts.uri.path() != super::events::PATH;
+        let is_use = !is_fragment && parts.uri.path() != STREAM;
         if let Some(session) = ui.sessions.find(&cookie, ui.now(), is_use) {
             if ui.app.tenants().of_proof(&session.proof) == Some(&session.tenant) {
                 let (tenant, token) = (session.tenant, session.token);

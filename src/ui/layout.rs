@@ -1,8 +1,9 @@
-//! The frame of every page: head, menu and the main part.
+//! The pages of a visitor: menu and main part.
 
 use axum::response::Response;
-use maud::{DOCTYPE, Markup, html};
+use maud::{Markup, html};
 
+use super::frame::frame;
 use super::guard::{TOKEN, Visitor};
 use super::respond;
 use crate::version::VERSION;
@@ -90,33 +91,4 @@ fn who(visitor: &Visitor) -> Markup {
 /// Returns the hidden field that every form needs.
 pub(super) fn token(visitor: &Visitor) -> Markup {
     html! { input type="hidden" name=(TOKEN) value=(visitor.token.text()); }
-}
-
-/// Returns a page without a menu, for a person who has not signed in.
-pub(super) fn plain(title: &str, content: Markup) -> Markup {
-    frame(
-        title,
-        html! {
-            header { nav aria-label="Larder" { strong { "Larder" } } }
-            main #main tabindex="-1" { (content) }
-        },
-    )
-}
-
-fn frame(title: &str, body: Markup) -> Markup {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { (title) " · Larder" }
-                link rel="stylesheet" href="/ui/style.css";
-                link rel="icon" href="/ui/icon.svg";
-                script src="/ui/script.js" defer {}
-            }
-            body { (body) }
-        }
-    }
 }

@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
-use super::layout;
+use super::frame;
 use super::text::lines;
 use crate::api::errors::Problem;
 
@@ -28,7 +28,7 @@ pub(super) fn go_to(path: &str) -> Response {
 pub(super) fn failed(problem: Problem) -> Response {
     let status = problem.code().status();
     let title = status.canonical_reason().unwrap_or("Error");
-    let markup = layout::plain(
+    let markup = frame::plain(
         title,
         html! {
             h1 { (title) }

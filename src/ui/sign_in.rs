@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use super::form::Form;
 use super::guard::{self, COOKIE, Posted, cookie, foreign};
 use super::respond::{failed, go_to, page as respond_with, with_page};
-use super::{Ui, layout, text};
+use super::{Ui, frame, text};
 use crate::api::errors::{Code, Problem};
 use crate::api::listen::Peer;
 use crate::api::pages::Proof;
@@ -94,7 +94,7 @@ fn proof(form: &Form) -> Result<Proof, Problem> {
 }
 
 fn form(problem: Option<&str>) -> Markup {
-    layout::plain(
+    frame::plain(
         "Sign in",
         html! {
             h1 { "Sign in" }

@@ -130,12 +130,12 @@ impl Service {
         }
     }
 
-    /// Returns the overview of one cache.
+    /// Returns the overview of one cache. `with_path` includes the paths on the host, for the tenant `admin`.
     ///
     /// # Errors
     /// Fails if the attached volumes cannot be read.
-    pub async fn overview_of(&self, tenant: &TenantName, record: &Record) -> Result<Overview, Error> {
-        let mut attached = self.attachments(tenant.as_str() == ADMIN).await?;
+    pub async fn overview_of(&self, record: &Record, with_path: bool) -> Result<Overview, Error> {
+        let mut attached = self.attachments(with_path).await?;
         Ok(self.overview_with(record, &mut attached))
     }
 
