@@ -75,8 +75,8 @@ pub fn duration(ms: u64) -> String {
 
 /// Returns the picture of a timeline, or a sentence if there is nothing to show.
 pub fn picture(timeline: &Timeline) -> Markup {
-    if timeline.elapsed_ms == 0 && timeline.layers.is_empty() {
-        return html! { p { "The build has not started a layer." } };
+    if timeline.images.is_empty() && timeline.layers.is_empty() {
+        return html! { p { "The build has not resolved an image." } };
     }
     let scale = Scale { total_ms: timeline.elapsed_ms.max(1) };
     let rows = timeline.layers.len() + 2;
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn nothing_to_show() {
-        let empty = Timeline { elapsed_ms: 0, layers: Vec::new(), ..timeline() };
+        let empty = Timeline { images: Vec::new(), layers: Vec::new(), ..timeline() };
         assert!(!picture(&empty).into_string().contains("<svg"));
     }
 }

@@ -203,6 +203,13 @@ fn caches_are_created_cancelled_and_deleted_by_forms() {
         let report = std::fs::read_to_string(&file).unwrap();
         assert!(report.contains("<svg") && report.contains(&name), "{report}");
 
+        let volume = daemon.state().join("volume");
+        let mut build = larder();
+        build.args(["build", "--size", "64MiB", "--timeline"]).arg(daemon.state().join("build.html"));
+        succeed(build.arg("--volume").arg(volume).arg(&name));
+        let built = std::fs::read_to_string(daemon.state().join("build.html")).unwrap();
+        assert!(built.contains("<svg") && built.contains("sealed") && built.contains(&name), "{built}");
+
         assert!(a.get(&delete).contains("Delete web?"));
         assert_eq!(a.post(&delete, "").header("location"), Some("/ui/"));
         until(&a, "/ui/", "There are no image caches");
