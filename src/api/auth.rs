@@ -315,6 +315,9 @@ mod tests {
         let tenants = Tenants::load(&api, &tenants, None).unwrap();
         let of = |token: &str| tenants.of_token(token.as_bytes()).map(TenantName::as_str);
         assert_eq!([of("one"), of("two"), of("three"), of("m")], [Some("a"), Some("a"), Some("b"), None]);
+        let of_proof = |token: &str| tenants.of_proof(&Proof::of_token(&Secret::new(token)));
+        assert_eq!(of_proof("three").map(TenantName::as_str), Some("b"));
+        assert!(of_proof("m").is_none() && of_proof("").is_none());
         assert!(tenants.is_for_metrics(b"m") && !tenants.is_for_metrics(b"one"));
         assert!(tenants.any_credential());
         let without = Tenants::load(&api, &[tenant("c", &[])], None).unwrap();
@@ -345,6 +348,17 @@ mod tests {
             let loaded = loaded.unwrap();
             assert_eq!(loaded.of_key("AK").unwrap().0.expose(), "opensesame");
             assert!(!format!("{loaded:?}").contains("opensesame"));
+            let of = |access: &str, secret: &str| {
+                let proof = Proof::of_key(access, &Secret::new(secret));
+                loaded.of_proof(&proof).map(TenantName::as_str)
+            };
+            assert_eq!(of("AK", "opensesame"), Some("a"));
+            // The dummy of an unknown key is not a credential.
+            for (access, secret) in
+                [("AK", "other"), ("BK", "opensesame"), ("BK", "a secret of no access key"), ("AK", "")]
+            {
+                assert_eq!(of(access, secret), None, "{access} {secret}");
+            }
         }
         mode(0o640);
         for named in [file.clone(), "credential:ak".into()] {

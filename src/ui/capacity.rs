@@ -139,7 +139,7 @@ fn shares(rows: &[Row]) -> Vec<Share> {
 }
 
 fn table(rows: &[Row], with_tenant: bool) -> Markup {
-    let heads = ["Status", "Reserved space", "Layers of this cache only", "Layers of other caches, too"];
+    let heads = ["Status", "Reserved space", "Layers of it alone", "Layers that others have"];
     html! {
         div #frees.scroll tabindex="0" role="region" aria-label="What a deletion would free" {
             table {

@@ -5,9 +5,11 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use larder_model::digest::Digest;
 use larder_testing::image::{Format, Image, Layer};
 use larder_testing::layer::LayerBuilder;
 use larder_testing::registry::{Fault, Registry};
+use nix::sys::signal::Signal;
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
 use crate::harness::http::{Response, send};
@@ -136,8 +138,20 @@ fn a_session_needs_a_credential_of_the_api() {
 
         let browser = Browser::sign_in(&daemon, A);
         assert!(browser.get("/ui/").contains("There are no image caches"));
+        let other = Browser::sign_in(&daemon, A);
         assert_eq!(browser.post("/ui/sign-out", "").header("location"), Some("/ui/sign-in"));
         assert_eq!(browser.send("GET", "/ui/", &[], "").status, 303);
+        // A session ends when the configuration no longer has its credential.
+        other.get("/ui/");
+        let config = std::fs::read_to_string(daemon.config()).unwrap();
+        let hash = Digest::sha256(A.token().as_bytes());
+        std::fs::write(daemon.config(), config.replace(hash.hex(), &"0".repeat(64))).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        let deadline = Instant::now() + LIMIT;
+        while other.send("GET", "/ui/", &[], "").status != 303 {
+            assert!(Instant::now() < deadline, "{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let log = daemon.log();
         assert!(!log.contains(&A.token()) && !log.contains(value), "{log}");
     });
@@ -169,7 +183,11 @@ fn caches_are_created_cancelled_and_deleted_by_forms() {
         }
         assert!(a.get("/ui/?q=WEB&status=Available&sort=used&order=desc").contains(&path));
         assert!(a.get("/ui/?status=Failed").contains("No image cache matches"));
-        assert!(a.get("/ui/capacity").contains("20 GiB reserved"));
+        let capacity = a.get("/ui/capacity");
+        assert!(
+            capacity.contains("20 GiB reserved") && capacity.contains("Layers of it alone"),
+            "{capacity}"
+        );
         let plan = a.post("/ui/plan", &fields);
         assert!(text(&plan).contains("To fetch</dt><dd>0 B"), "{}", text(&plan));
 

@@ -7,8 +7,8 @@ use crate::caches::volumes::Snapshot;
 use larder_model::image_cache::{CacheId, TenantName};
 
 impl Service {
-    /// Lists the snapshots of a cache, oldest first. `with_path` includes the paths on the host, for the tenant
-    /// `admin`.
+    /// Lists the snapshots of a cache, oldest first. `with_path` includes the paths on the host, for the
+    /// tenant `admin`.
     ///
     /// # Errors
     /// Returns [`Error::NotFound`] if the tenant has no such cache, or an error if the volumes cannot be
