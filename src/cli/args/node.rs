@@ -170,7 +170,7 @@ pub(in crate::cli) struct DetachArgs {
     #[arg(value_name = "CACHE|VOLUME|DIR")]
     pub(in crate::cli) source: String,
     /// Detach even if containerd does not answer
-    #[arg(short, long)]
+    #[arg(long)]
     pub(in crate::cli) force: bool,
     /// Remove the images that cannot start without the volume, and their stopped containers, from their
     /// runtime. The runtime pulls them again when needed. Without this flag they are listed, and nothing is

@@ -53,7 +53,7 @@ pub(in crate::cli) struct ExportArgs {
     #[arg(long = "image", value_name = "IMAGE")]
     pub(in crate::cli) images: Vec<ImageReference>,
     /// Replace OUT if it exists
-    #[arg(short, long)]
+    #[arg(long)]
     pub(in crate::cli) force: bool,
     // The summary goes to standard error if OUT is -.
     #[command(flatten)]
