@@ -11,6 +11,7 @@
 //! | `/v5/imagecaches` | GET POST | a tenant |
 //! | `/v5/imagecaches/{id}` | GET DELETE | a tenant |
 //! | `/larder/v1/caches` | GET | a tenant; with `tenants=all` the tenant `admin` |
+//! | `/larder/v1/events` | GET | a tenant; with `tenants=all` the tenant `admin` |
 //! | `/larder/v1/host` | GET | the tenant `admin` |
 //! | `/larder/v1/caches/{id}` | GET | a tenant |
 //! | `/larder/v1/caches/{id}/events`, `…/timeline` | GET | a tenant |
@@ -21,20 +22,25 @@
 //! | `/metrics` | GET | the Unix socket, or a token of `api.metrics_token_sha256` |
 //! | `/healthz` `/readyz` `/openapi.json` | GET | everyone |
 //!
+//! The pages of [`ui`](crate::ui) are added with [`Api::with_pages`].
+//!
 //! Only this module uses HTTP status codes; [`errors`] contains the one mapping.
 
 pub mod auth;
 mod body;
 mod caller;
+pub(crate) mod changes;
 pub mod errors;
 mod health;
+pub(crate) mod host;
 mod import;
 mod limit;
 pub mod listen;
 mod observe;
 pub mod openapi;
+pub(crate) mod pages;
 mod protocol;
-mod query;
+pub(crate) mod query;
 mod router;
 mod routes;
 mod sse;
@@ -88,6 +94,7 @@ pub struct Parts {
 pub struct Api {
     app: Arc<App>,
     settings: Settings,
+    pages: Option<Router>,
 }
 
 /// The state shared by all requests.
@@ -102,6 +109,8 @@ pub(crate) struct App {
     used: UsedSignatures,
     body_time: Duration,
     room: body::Room,
+    /// `true` if connections over TCP use TLS.
+    tls: bool,
     /// Cancelled when the daemon stops: event streams end, and connections complete their current requests.
     stop: CancellationToken,
 }
@@ -126,14 +135,21 @@ impl Api {
             imports: Shares::new(IMPORTS_PER_TENANT),
             body_time: Duration::from_secs(settings.body_timeout_seconds),
             room: body::Room::default(),
+            tls: settings.tls_certificate.is_some(),
             stop: CancellationToken::new(),
         };
-        Api { app: Arc::new(app), settings }
+        Api { app: Arc::new(app), settings, pages: None }
+    }
+
+    /// Adds pages for people, which `pages` creates with the state of the API.
+    #[must_use]
+    pub(crate) fn with_pages(self, pages: impl FnOnce(Arc<App>) -> Router) -> Self {
+        Api { pages: Some(pages(Arc::clone(&self.app))), ..self }
     }
 
     /// Returns the router with all routes. Connections must add their [`listen::Peer`] to each request.
     pub fn router(&self) -> Router {
-        router::router(Arc::clone(&self.app))
+        router::router(Arc::clone(&self.app), self.pages.clone())
     }
 
     /// Serves requests until `stop` is cancelled, then lets active requests finish within a time limit.

@@ -21,6 +21,8 @@
 //! | [`client`] | client of the daemon's API |
 //! | [`node`] | use of caches by container runtimes: containerd snapshotter, images without a registry |
 //! | [`cli`] | commands, terminal output and NDJSON output |
+//! | [`ui`] | pages of the daemon for a browser |
+//! | [`waterfall`] | the timeline of a build as a picture, in a page or in a file to send |
 //! | [`telemetry`] | logs, metrics, notifications to the service manager |
 //!
 //! # Crates
@@ -58,6 +60,8 @@ pub mod prefetch;
 pub mod rootfs;
 pub mod telemetry;
 pub mod trees;
+pub mod ui;
 pub mod verify;
 pub mod version;
 pub mod volume;
+pub mod waterfall;

@@ -5,11 +5,12 @@ mod signature;
 mod token;
 
 use std::collections::HashMap;
-use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::{fmt, io};
 
 use axum::http::{HeaderMap, HeaderName, header};
+use sha2::{Digest as _, Sha256};
 
 use super::errors::{Code, Problem};
 use crate::config::api::Api;
@@ -123,7 +124,8 @@ impl Tenants {
         !self.tokens.is_empty() || !self.keys.is_empty()
     }
 
-    pub(super) fn admin(&self) -> &TenantName {
+    /// Returns the name of the tenant `admin`.
+    pub(crate) fn admin(&self) -> &TenantName {
         &self.admin
     }
 
@@ -131,6 +133,22 @@ impl Tenants {
     pub(super) fn of_token(&self, token: &[u8]) -> Option<&TenantName> {
         let at = token::find(token, self.tokens.iter().map(|(hash, _)| hash))?;
         self.names.get(self.tokens.get(at)?.1)
+    }
+
+    /// Returns the owner of a credential. An unknown access key takes the same time as a wrong secret key.
+    pub(crate) fn of_proof(&self, proof: &Proof) -> Option<&TenantName> {
+        match proof {
+            Proof::Token(given) => {
+                let at = token::find_hash(given, self.tokens.iter().map(|(hash, _)| hash))?;
+                self.names.get(self.tokens.get(at)?.1)
+            }
+            Proof::Key(access, given) => {
+                let (secret, tenant) = self.of_key(access).unzip();
+                let dummy = Secret::new("a secret of no access key");
+                let wanted = Sha256::digest(secret.unwrap_or(&dummy).expose()).into();
+                token::find_hash(given, [&wanted]).and(secret).and(tenant)
+            }
+        }
     }
 
     /// Returns `true` if it is a token for metrics.
@@ -168,6 +186,33 @@ fn read_secret(path: &Path) -> Result<Secret, ReadError> {
         "" => Err(fault("it is empty")),
         secret if secret.len() as u64 > MAX_SECRET => Err(fault("it is longer than 4096 bytes")),
         secret => Ok(Secret::new(secret)),
+    }
+}
+
+/// A credential that was presented in a form, without its secret.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// SHA-256 of a token.
+    Token(token::Hash),
+    /// An access key, and the SHA-256 of its secret key.
+    Key(String, token::Hash),
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proof")
+    }
+}
+
+impl Proof {
+    /// Returns the proof of a token.
+    pub(crate) fn of_token(token: &Secret) -> Self {
+        Proof::Token(Sha256::digest(token.expose()).into())
+    }
+
+    /// Returns the proof of an access key.
+    pub(crate) fn of_key(access: &str, secret: &Secret) -> Self {
+        Proof::Key(access.to_owned(), Sha256::digest(secret.expose()).into())
     }
 }
 
@@ -254,8 +299,6 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use sha2::{Digest as _, Sha256};
-
     use super::*;
     use crate::config::tenant::AccessKey;
     use larder_model::digest::hex;
@@ -272,6 +315,9 @@ mod tests {
         let tenants = Tenants::load(&api, &tenants, None).unwrap();
         let of = |token: &str| tenants.of_token(token.as_bytes()).map(TenantName::as_str);
         assert_eq!([of("one"), of("two"), of("three"), of("m")], [Some("a"), Some("a"), Some("b"), None]);
+        let of_proof = |token: &str| tenants.of_proof(&Proof::of_token(&Secret::new(token)));
+        assert_eq!(of_proof("three").map(TenantName::as_str), Some("b"));
+        assert!(of_proof("m").is_none() && of_proof("").is_none());
         assert!(tenants.is_for_metrics(b"m") && !tenants.is_for_metrics(b"one"));
         assert!(tenants.any_credential());
         let without = Tenants::load(&api, &[tenant("c", &[])], None).unwrap();
@@ -302,6 +348,17 @@ mod tests {
             let loaded = loaded.unwrap();
             assert_eq!(loaded.of_key("AK").unwrap().0.expose(), "opensesame");
             assert!(!format!("{loaded:?}").contains("opensesame"));
+            let of = |access: &str, secret: &str| {
+                let proof = Proof::of_key(access, &Secret::new(secret));
+                loaded.of_proof(&proof).map(TenantName::as_str)
+            };
+            assert_eq!(of("AK", "opensesame"), Some("a"));
+            // The dummy of an unknown key is not a credential.
+            for (access, secret) in
+                [("AK", "other"), ("BK", "opensesame"), ("BK", "a secret of no access key"), ("AK", "")]
+            {
+                assert_eq!(of(access, secret), None, "{access} {secret}");
+            }
         }
         mode(0o640);
         for named in [file.clone(), "credential:ak".into()] {

@@ -13,7 +13,6 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::App;
 use super::auth::{self, Claim, Signed, Stamp, Tenants};
 use super::body::{Keep, Pending, Received};
 use super::errors::{Code, Problem};
@@ -21,6 +20,7 @@ use super::listen::Peer;
 use super::listen::origin::Origin;
 use super::listen::standing::ConnectionState;
 use super::query::Query;
+use super::{App, host};
 use crate::caches::error::Error;
 use crate::caches::store::IdempotencyKey;
 use crate::config::tenant::ADMIN;
@@ -138,6 +138,12 @@ async fn authenticate(
     let authority = parts.uri.authority().map(|authority| authority.as_str());
     match Claim::of(&parts.headers, authority)? {
         Claim::None => match peer {
+            Peer::Unix { admitted: true, .. }
+                if host::of(parts).is_some_and(|it| host::can_be_a_site(&it)) =>
+            {
+                let message = "Host: want localhost or larder on the socket without a credential";
+                Err(Problem::new(Code::Forbidden, message))
+            }
             Peer::Unix { admitted: true, .. } => Ok((tenants.admin().clone(), None, None)),
             Peer::Unix { .. } => {
                 Err(Problem::new(Code::Forbidden, "this user needs a credential to use the socket"))
@@ -224,12 +230,27 @@ impl Caller {
         may_begin(app, &self.tenant, self.stamp)
     }
 
+    /// Returns `true` for the tenant `admin`.
+    pub(super) fn is_admin(&self) -> bool {
+        self.tenant.as_str() == ADMIN
+    }
+
     /// Refuses a request of a tenant other than `admin`.
     pub(super) fn must_be_admin(&self) -> Result<(), Problem> {
-        if self.tenant.as_str() == ADMIN {
+        if self.is_admin() {
             return Ok(());
         }
         Err(Problem::new(Code::Forbidden, "only the tenant admin can read this"))
+    }
+
+    /// Returns `true` if the query requests the caches of all tenants (`tenants=all`), which only the tenant
+    /// `admin` can read.
+    pub(super) fn wants_all_tenants(&self) -> Result<bool, Problem> {
+        match self.query.one("tenants")? {
+            None => Ok(false),
+            Some("all") => self.must_be_admin().map(|()| true),
+            Some(_) => Err(Problem::invalid("query: tenants: want all, or nothing for your own")),
+        }
     }
 
     /// Refuses a request that starts something if its signature might have been used before.

@@ -83,7 +83,7 @@ pub(super) struct Shares<K: Clone + Eq + Hash> {
 
 /// One use of a limited resource. Dropping it releases the use.
 #[derive(Debug)]
-pub(super) struct Share<K: Clone + Eq + Hash> {
+pub(crate) struct Share<K: Clone + Eq + Hash> {
     key: K,
     held: Arc<Mutex<HashMap<K, usize>>>,
 }

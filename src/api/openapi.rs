@@ -18,7 +18,7 @@ use super::wire::beyond::{
 };
 use super::wire::order::{CreateRequest, PlanRequest};
 use super::wire::{BuildingConfig, ImageCache, Many, One};
-use super::{health, import, routes, sse};
+use super::{changes, health, import, routes, sse};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -32,6 +32,7 @@ use super::{health, import, routes, sse};
         routes::show,
         routes::remove,
         routes::overview,
+        changes::events,
         routes::host,
         routes::details,
         routes::timeline,

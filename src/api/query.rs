@@ -9,11 +9,11 @@ const MAX_PARAMETERS: usize = 64;
 
 /// Decoded parameters in their original order. `+` is a plus sign: the vendor's SDKs encode a space as `%20`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     /// Decodes a raw query.
-    pub(super) fn parse(raw: Option<&str>) -> Result<Self, Problem> {
+    pub(crate) fn parse(raw: Option<&str>) -> Result<Self, Problem> {
         let raw = raw.unwrap_or_default();
         if raw.len() > MAX_LENGTH {
             return Err(Problem::invalid(format!("the query is longer than {MAX_LENGTH} bytes")));
@@ -31,17 +31,17 @@ impl Query {
     }
 
     /// Returns all parameters in order.
-    pub(super) fn pairs(&self) -> &[(String, String)] {
+    pub(crate) fn pairs(&self) -> &[(String, String)] {
         &self.0
     }
 
     /// Returns all values of one parameter.
-    pub(super) fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
+    pub(crate) fn all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.0.iter().filter(move |(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
     /// Returns the value of a parameter that can be given at most once.
-    pub(super) fn one<'a>(&'a self, name: &str) -> Result<Option<&'a str>, Problem> {
+    pub(crate) fn one<'a>(&'a self, name: &str) -> Result<Option<&'a str>, Problem> {
         let mut values = self.all(name);
         let first = values.next();
         if values.next().is_some() {
@@ -52,7 +52,7 @@ impl Query {
 }
 
 /// Decodes percent-encoding (RFC 3986, 2.1) strictly: a `%` without two hexadecimal digits is an error.
-pub(super) fn decode(text: &str) -> Option<String> {
+pub(crate) fn decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

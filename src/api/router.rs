@@ -6,14 +6,15 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 
 use super::errors::{Code, Problem};
-use super::{App, health, import, observe, openapi, protocol, routes, sse};
+use super::{App, changes, health, import, observe, openapi, protocol, routes, sse};
 
-/// Creates the router with all routes and their middleware.
-pub(super) fn router(app: Arc<App>) -> Router {
+/// Creates the router with all routes and their middleware, and `pages` for people.
+pub(super) fn router(app: Arc<App>, pages: Option<Router>) -> Router {
     Router::new()
         .route("/v5/imagecaches", get(routes::list).post(routes::create))
         .route("/v5/imagecaches/{id}", get(routes::show).delete(routes::remove))
         .route("/larder/v1/caches", get(routes::overview))
+        .route("/larder/v1/events", get(changes::events))
         .route("/larder/v1/host", get(routes::host))
         .route("/larder/v1/caches/{id}", get(routes::details))
         .route("/larder/v1/caches/{id}/timeline", get(routes::timeline))
@@ -28,11 +29,12 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::document))
+        .with_state(Arc::clone(&app))
+        .merge(pages.unwrap_or_default())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(protocol::one_host))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
-        .with_state(app)
+        .layer(middleware::from_fn_with_state(app, observe::observe))
 }
 
 async fn no_route() -> Problem {

@@ -1,7 +1,6 @@
 //! The handlers of the routes for tenants.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,7 +9,7 @@ use axum::response::Response;
 
 use super::App;
 use super::caller::Caller;
-use super::errors::{Code, Problem};
+use super::errors::Problem;
 use super::wire::beyond::{BuildTimeline, Detailed, Host, Listed, Matched, Overviews, Planned, Snapshots};
 use super::wire::order::{CreateRequest, PlanRequest};
 use super::wire::{ImageCache, Many, One};
@@ -22,9 +21,6 @@ use larder_model::reference::ImageReference;
 
 type Answer<T> = Result<Json<T>, Problem>;
 type Accepted<T> = Result<(StatusCode, Json<T>), Problem>;
-
-/// Time after which a tenant can retry a plan while its other plans run.
-const PLAN_PAUSE: Duration = Duration::from_secs(2);
 
 /// Orders an image cache. The answer does not wait for the build.
 #[utoipa::path(post, path = "/v5/imagecaches", operation_id = "CreateImageCache", tag = "vendor",
@@ -80,14 +76,7 @@ pub(super) async fn remove(State(app): State<Arc<App>>, caller: Caller) -> Accep
     responses((status = 200, description = "Oldest first", body = Overviews),
         (status = 304, description = "Unchanged since the answer with this ETag")))]
 pub(super) async fn overview(State(app): State<Arc<App>>, caller: Caller) -> Result<Response, Problem> {
-    let whose = match caller.query.one("tenants")? {
-        None => Whose::Own(&caller.tenant),
-        Some("all") => {
-            caller.must_be_admin()?;
-            Whose::All
-        }
-        Some(_) => return Err(Problem::invalid("query: tenants: want all, or nothing for your own")),
-    };
+    let whose = if caller.wants_all_tenants()? { Whose::All } else { Whose::Own(&caller.tenant) };
     let list = |record: &Record, overview| Listed { image_cache: record.into(), overview };
     let mut image_caches = app.parts.service.overview(whose, list).await?;
     if let Some(name) = caller.query.one("name")? {
@@ -111,7 +100,7 @@ pub(super) async fn host(State(app): State<Arc<App>>, caller: Caller) -> Answer<
 pub(super) async fn details(State(app): State<Arc<App>>, caller: Caller) -> Answer<Detailed> {
     let service = &app.parts.service;
     let (record, details) = service.details(&caller.tenant, caller.cache()?).await?;
-    let overview = service.overview_of(&caller.tenant, &record).await?;
+    let overview = service.overview_of(&record, caller.is_admin()).await?;
     Ok(Json(Detailed { image_cache: record.into(), details, overview }))
 }
 
@@ -145,7 +134,7 @@ pub(super) async fn refresh(State(app): State<Arc<App>>, caller: Caller) -> Acce
 #[utoipa::path(get, path = "/larder/v1/caches/{id}/snapshots", operation_id = "ListSnapshots", tag = "larder",
     params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "Oldest first", body = Snapshots)))]
 pub(super) async fn snapshots(State(app): State<Arc<App>>, caller: Caller) -> Answer<Snapshots> {
-    let snapshots = app.parts.service.snapshots(&caller.tenant, caller.cache()?).await?;
+    let snapshots = app.parts.service.snapshots(&caller.tenant, caller.cache()?, caller.is_admin()).await?;
     Ok(Json(Snapshots { snapshots }))
 }
 
@@ -172,10 +161,7 @@ pub(super) async fn find(State(app): State<Arc<App>>, caller: Caller) -> Answer<
     request_body = PlanRequest, responses((status = 200, description = "The plan", body = Planned)))]
 pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<Planned> {
     let spec = CreateRequest::parse_plan(caller.json()?)?.into_spec()?;
-    let _share = app.plans.take(&caller.tenant).ok_or_else(|| {
-        Problem::new(Code::TooMany, "this tenant has reached its maximum number of concurrent plans")
-            .retry_after(PLAN_PAUSE)
-    })?;
+    let _share = app.take_plan(&caller.tenant)?;
     let plan = app.parts.service.plan(&caller.tenant, spec).await?;
     Ok(Json(Planned { plan }))
 }

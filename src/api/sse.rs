@@ -16,7 +16,7 @@ use futures_util::{StreamExt as _, stream};
 
 use super::App;
 use super::caller::Caller;
-use super::errors::{Code, Problem};
+use super::errors::Problem;
 use crate::caches::hub::Notification;
 
 /// Interval of keep-alive comments on a quiet stream.
@@ -34,10 +34,7 @@ pub(super) async fn events(
 ) -> Result<impl IntoResponse, Problem> {
     let id = caller.cache()?;
     let after = caller.last_event()?;
-    let share = app.streams.take(&caller.tenant).ok_or_else(|| {
-        Problem::new(Code::TooMany, "this tenant has reached its maximum number of event streams")
-            .retry_after(KEEP_ALIVE)
-    })?;
+    let share = app.take_stream(&caller.tenant)?;
     let watch = app.parts.service.watch(&caller.tenant, id, after).await?;
     let notifications = stream::unfold((watch, share), |(mut watch, share)| async {
         let notification = watch.next().await?;

@@ -276,6 +276,12 @@ impl Service {
         self.0.builds.plan(tenant, RequestOrigin::Api, &spec).await
     }
 
+    /// Returns the UID of the cluster that an order names if its sender has no other preference. `None` if it
+    /// can name any.
+    pub fn default_cluster(&self) -> Option<String> {
+        self.0.settings.first_cluster()
+    }
+
     /// Returns the maximum duration of a build.
     pub fn longest_build(&self) -> Duration {
         let minutes = self.0.settings.read(|values| values.caches.build_timeout_minutes);

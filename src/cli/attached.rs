@@ -9,6 +9,7 @@ use crate::caches::attachments::{Attachment, Attachments};
 use crate::caches::layout::Layout;
 use crate::config::Config;
 use crate::telemetry::Console;
+use larder_model::age::age;
 use larder_model::escape::escape;
 
 /// Prints the attached volumes and returns the exit code.
@@ -37,7 +38,7 @@ fn row(attachment: &Attachment, now: DateTime<Utc>) -> Vec<String> {
     let runtimes = if runtimes.is_empty() { "-".to_owned() } else { runtimes.join(",") };
     vec![
         escape(&attachment.at.display().to_string()),
-        table::age(attachment.since, now),
+        age(attachment.since, now),
         match attachment.leaving {
             true => format!("{runtimes} (being detached)"),
             false => runtimes,

@@ -7,18 +7,19 @@ use std::sync::OnceLock;
 
 use super::args::{BuildArgs, without_creds};
 use super::outcome::{carry_out, end, refuse, usage_outcome};
+use super::output::Renderer;
 use super::output::display::Display;
+use super::output::timeline::Recording;
 use super::supervisor::BuildParams;
 use super::usage::UsageError;
 use super::{confine, merge, supervisor};
 use crate::archive::{self, Input};
-use crate::blocking;
 use crate::builder::events;
 use crate::builder::order::ImageSource;
 use crate::config::Config;
-use crate::keys;
 use crate::telemetry::Console;
 use crate::volume::disk;
+use crate::{blocking, keys};
 use larder_model::class::Class;
 use larder_model::event::Outcome;
 use larder_model::job::VolumeKind;
@@ -64,12 +65,21 @@ pub(super) fn run(args: BuildArgs, argv: Vec<OsString>, config: Config, console:
         Err(error) => return fail(args.options.result_file.as_deref(), error),
     };
     let result = merge::result_file(&args, job.as_deref());
+    let timeline = args.timeline.clone();
     let params = match prepare(args, job.as_deref(), argv, config) {
         Ok(params) => params,
         Err(error) => return fail(result.as_deref(), error),
     };
     let volume = params.request.volume.clone();
-    let outcome = supervise(params, display, console);
+    let recording = Recording::default();
+    let renderer = match timeline {
+        Some(_) => recording.of(display.of_build(console)),
+        None => display.of_build(console),
+    };
+    let outcome = supervise(params, renderer, console);
+    if let Some(path) = timeline {
+        recording.write(&path, &outcome, &volume);
+    }
     end(&outcome, result.as_deref(), display, &volume, console)
 }
 
@@ -121,7 +131,7 @@ fn archive_on_stdin(source: &ImageSource) -> Result<Option<File>, archive::Error
     }
 }
 
-fn supervise(params: BuildParams, display: Display, console: &Console) -> Outcome {
+fn supervise(params: BuildParams, renderer: Box<dyn Renderer>, console: &Console) -> Outcome {
     // This thread starts the children, and Linux ties them to it. The runtime's thread handles signals even
     // while this one waits for a slow reader of events.
     let runtime = match blocking::multi_thread(Some(1), blocking::MAX_THREADS) {
@@ -131,7 +141,7 @@ fn supervise(params: BuildParams, display: Display, console: &Console) -> Outcom
     let (events, lines) = events::channel();
     let sender = events.clone();
     let work = move |cancel| supervisor::supervise(params, sender, cancel);
-    let outcome = carry_out(&runtime, work, None, (events, lines), display, console);
+    let outcome = carry_out(&runtime, work, None, (events, lines), renderer, console);
     runtime.shutdown_background();
     outcome
 }

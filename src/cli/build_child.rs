@@ -168,7 +168,8 @@ impl Task {
                 (None, _) => sweep(request, Trust::ThisBoot, cancel).await,
             }
         };
-        let outcome = carry_out(&runtime, work, deadline, (events, lines), Display::CHILD, console);
+        let renderer = Display::CHILD.of_build(console);
+        let outcome = carry_out(&runtime, work, deadline, (events, lines), renderer, console);
         // Do not wait for a thread that is blocked on another process.
         runtime.shutdown_background();
         outcome.exit_code

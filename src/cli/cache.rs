@@ -3,6 +3,7 @@
 mod follow;
 mod import;
 pub(super) mod list;
+mod report;
 mod table;
 
 use std::path::Path;
@@ -13,10 +14,9 @@ use reqwest::Method;
 use serde::de::DeserializeOwned;
 
 use super::args::{CacheArgs, CacheCommand, CreateArgs, ListFormat, PlanArgs};
-use super::exit;
 use super::output::stdout;
-use super::table as tables;
 use super::usage::UsageError;
+use super::{exit, table as tables};
 use crate::api::wire::beyond::Matched;
 use crate::api::wire::order::{CreateRequest, PlanRequest};
 use crate::api::wire::{BuildingConfig, Many, One};
@@ -28,6 +28,7 @@ use crate::telemetry::Console;
 use follow::Wanted;
 use larder_model::class::Class;
 use larder_model::image_cache::CacheId;
+use larder_model::io_error::{FileRole, IoError};
 use larder_model::reference::ImageReference;
 use list::Scope;
 
@@ -44,6 +45,8 @@ pub(super) enum Error {
     Usage(#[from] UsageError),
     #[error("there is no image cache {0:?}")]
     NoSuchName(String),
+    #[error(transparent)]
+    Report(#[from] IoError),
     #[error("image cache {name}: {message}")]
     Ended { name: String, class: Class, message: String },
     #[error("no Available image cache contains any of the images")]
@@ -55,6 +58,7 @@ impl Error {
         match self {
             Error::Client(e) => e.class(),
             Error::Usage(e) => e.class(),
+            Error::Report(e) => e.class(FileRole::Given),
             Error::Credentials(_) | Error::Address(_) => Class::Invalid,
             Error::NoSuchName(_) | Error::NoMatch => Class::NotFound,
             Error::Ended { class, .. } => *class,
@@ -99,6 +103,10 @@ impl Session<'_> {
             CacheCommand::Show { cache } => {
                 let answer = self.call_for(Method::GET, cache, "").await?;
                 self.format(&answer, table::details)
+            }
+            CacheCommand::Report { cache, html } => {
+                report::write(&self.client, cache, html).await?;
+                Ok(String::new())
             }
             CacheCommand::Rm { caches, wait } => self.remove(caches, *wait).await,
             CacheCommand::Wait { caches, timeout } => self.wait(caches, *timeout).await,

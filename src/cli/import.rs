@@ -11,13 +11,12 @@ use super::outcome::{carry_out, end, usage_outcome};
 use super::output::display::Display;
 use super::usage::UsageError;
 use super::{build, exit};
-use crate::blocking;
 use crate::builder::cancel::Cancel;
 use crate::builder::{events, outcome};
 use crate::config::Config;
 use crate::export::{self, Monitor};
 use crate::telemetry::Console;
-use crate::volume;
+use crate::{blocking, volume};
 use larder_model::class::Class;
 use larder_model::event::Outcome;
 
@@ -59,7 +58,14 @@ pub(super) fn run(args: ImportArgs, argv: Vec<OsString>, config: Config, console
         }
     };
     let display = Display::of(&args.options);
-    let outcome = carry_out(&runtime, work, args.options.deadline, events::channel(), display, console);
+    let outcome = carry_out(
+        &runtime,
+        work,
+        args.options.deadline,
+        events::channel(),
+        display.of_build(console),
+        console,
+    );
     runtime.shutdown_background();
     end(&outcome, args.options.result_file.as_deref(), display, &args.volume, console)
 }

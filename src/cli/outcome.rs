@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use super::args::{BuildArgs, Output};
 use super::output::display::{self, Display};
-use super::output::{result_file, stdout, summary};
+use super::output::{Renderer, result_file, stdout, summary};
 use super::{exit, merge, signals};
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events, Lines};
@@ -45,11 +45,11 @@ pub(super) fn carry_out<F: Future<Output = Outcome>>(
     work: impl FnOnce(Cancel) -> F,
     deadline: Option<DateTime<Utc>>,
     (events, lines): (Events, Lines),
-    display: Display,
+    renderer: Box<dyn Renderer>,
     console: &Console,
 ) -> Outcome {
     let cancel = Cancel::new();
-    let shown = display::spawn(lines, display.of_build(console), cancel.clone());
+    let shown = display::spawn(lines, renderer, cancel.clone());
     let outcome = runtime.block_on(Box::pin(async {
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
             return usage_outcome(Class::Internal, &format!("listening for signals: {e}"));

@@ -9,6 +9,7 @@ pub(super) mod stdout;
 pub(super) mod summary;
 pub(super) mod terminal;
 pub(super) mod text;
+pub(super) mod timeline;
 
 use std::io;
 

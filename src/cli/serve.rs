@@ -16,7 +16,6 @@ use crate::api::auth::{SharedTenants, TenantError, Tenants};
 use crate::api::listen::tls::Tls;
 use crate::api::listen::{ListenError, Listeners};
 use crate::api::{self, Api};
-use crate::blocking;
 use crate::caches::layout::Layout;
 use crate::caches::runner::child::ChildRunnerError;
 use crate::caches::service::StartError;
@@ -29,6 +28,7 @@ use crate::kubernetes::daemon;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
 use crate::version::{VERSION, Version};
+use crate::{blocking, ui};
 use larder_model::class::Class;
 use larder_sys::clock::SystemClock;
 
@@ -153,7 +153,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs, source: &str) -> Re
     let parts = api::Parts { service, tenants: tenants.clone(), clock, metrics: metrics.clone() };
     let stop = CancellationToken::new();
     let tls = listeners.tls();
-    let serving = Api::new(parts, config.api.clone()).serve(listeners, stop.clone());
+    let serving = create_api(parts, config).serve(listeners, stop.clone());
     tokio::pin!(serving);
     notify::ready();
     let alive = tokio::spawn(notify::stay_alive());
@@ -164,6 +164,12 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs, source: &str) -> Re
     let code = shut_down(&backend, serving, &stop, &mut signals, failed).await;
     alive.abort();
     Ok(code)
+}
+
+/// Creates the API, with its pages unless they are turned off.
+fn create_api(parts: api::Parts, config: &Config) -> Api {
+    let api = Api::new(parts, config.api.clone());
+    if config.api.ui { api.with_pages(ui::pages) } else { api }
 }
 
 /// Waits for a stop signal or a failure, and returns the class of the failure. SIGHUP applies a changed

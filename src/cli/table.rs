@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use chrono::{DateTime, Utc};
 use larder_model::size::ByteSize;
 
 /// Minimum width of the last column on a narrow terminal, columns.
@@ -60,21 +59,9 @@ pub(super) fn bytes(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
 
-/// Formats the time since `then` in its largest unit.
-pub(super) fn age(then: DateTime<Utc>, now: DateTime<Utc>) -> String {
-    let seconds = (now - then).num_seconds().max(0);
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7200 => format!("{}m", seconds / 60),
-        7200..172_800 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::TimeDelta;
 
     fn table(width: Option<usize>) -> String {
         let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
@@ -100,15 +87,5 @@ mod tests {
         let row = vec!["a".to_owned(), String::new()];
         assert_eq!(rows(&["NAME", "MESSAGE"], &[row], None), "NAME\na\n");
         assert_eq!(rows(&["NAME", "MESSAGE"], &[], None), "NAME\n");
-    }
-
-    #[test]
-    fn ages() {
-        let now = DateTime::UNIX_EPOCH;
-        for (seconds, text) in
-            [(-5, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (172_800, "2d")]
-        {
-            assert_eq!(age(now - TimeDelta::seconds(seconds), now), text);
-        }
     }
 }

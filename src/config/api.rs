@@ -40,6 +40,8 @@ pub struct Api {
     pub body_timeout_seconds: u64,
     /// Rate limit of each tenant, requests per second; also the burst size.
     pub requests_per_second: u32,
+    /// Serve pages for a browser at `/ui/`.
+    pub ui: bool,
     /// SHA-256, hexadecimal, of tokens that can only read `/metrics`. Tenants cannot, because metrics cover
     /// all tenants together.
     pub metrics_token_sha256: Vec<String>,
@@ -59,6 +61,7 @@ impl Default for Api {
             header_timeout_seconds: 10,
             body_timeout_seconds: 30,
             requests_per_second: 50,
+            ui: true,
             metrics_token_sha256: Vec::new(),
         }
     }

@@ -61,8 +61,10 @@ mod tamper;
 mod tenants;
 mod tls;
 mod traces;
+mod ui;
 mod unit;
 mod unreachable;
+
 mod write_behind;
 
 fn main() -> std::process::ExitCode {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address_range;
+pub mod age;
 pub mod bench_report;
 pub mod chain;
 pub mod class;

@@ -26,10 +26,14 @@ pub(super) fn hash_of_hex(text: &str) -> Option<Hash> {
 /// Returns the index of the hash of `token` in `hashes`. Runs in constant time: it compares every hash in
 /// full.
 pub(super) fn find<'a>(token: &[u8], hashes: impl IntoIterator<Item = &'a Hash>) -> Option<usize> {
-    let given: Hash = Sha256::digest(token).into();
+    find_hash(&Sha256::digest(token).into(), hashes)
+}
+
+/// Returns the index of `given` in `hashes`, in constant time.
+pub(super) fn find_hash<'a>(given: &Hash, hashes: impl IntoIterator<Item = &'a Hash>) -> Option<usize> {
     let (mut found, mut at) = (Choice::from(0), 0u64);
     for (place, hash) in (0u64..).zip(hashes) {
-        let same = hash.ct_eq(&given);
+        let same = hash.ct_eq(given);
         at.conditional_assign(&place, same);
         found |= same;
     }

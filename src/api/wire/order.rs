@@ -135,7 +135,7 @@ impl CreateRequest {
     }
 
     /// Returns the specification, after checking that every field is within its limits.
-    pub(in crate::api) fn into_spec(self) -> Result<Spec, Problem> {
+    pub(crate) fn into_spec(self) -> Result<Spec, Problem> {
         let name = self.name.parse();
         let name = name.map_err(|e| Problem::invalid(format!("name: {} given, {e}", quoted(&self.name))))?;
         let images = self.images.iter().enumerate().map(|(at, image)| {

@@ -130,12 +130,12 @@ impl Service {
         }
     }
 
-    /// Returns the overview of one cache.
+    /// Returns the overview of one cache. `with_path` includes the paths on the host, for the tenant `admin`.
     ///
     /// # Errors
     /// Fails if the attached volumes cannot be read.
-    pub async fn overview_of(&self, tenant: &TenantName, record: &Record) -> Result<Overview, Error> {
-        let mut attached = self.attachments(tenant.as_str() == ADMIN).await?;
+    pub async fn overview_of(&self, record: &Record, with_path: bool) -> Result<Overview, Error> {
+        let mut attached = self.attachments(with_path).await?;
         Ok(self.overview_with(record, &mut attached))
     }
 
@@ -194,6 +194,31 @@ impl Overview {
 }
 
 impl BuildOverview {
+    /// Returns the part of the bytes that was received, or else the part of the layers that is done, percent.
+    /// `None` while the build is queued or its plan is not complete.
+    pub fn percent(&self) -> Option<u64> {
+        let layers = (self.layers_done * 100).checked_div(self.layers).map(|percent| percent as u64);
+        match self.fetch_bytes {
+            _ if self.attempts == 0 => None,
+            Some(0) => layers,
+            Some(total) => Some((self.received.saturating_mul(100) / total).min(100)),
+            None => None,
+        }
+    }
+
+    /// Describes how far the build is.
+    pub fn describe(&self) -> String {
+        let far = match (self.percent(), self) {
+            (_, BuildOverview { attempts: 0, .. }) => "queued".to_owned(),
+            (Some(percent), _) => format!("{percent}%"),
+            (None, BuildOverview { layers, layers_done, .. }) if *layers > 0 => {
+                format!("{layers_done}/{layers} layers")
+            }
+            _ => "planning".to_owned(),
+        };
+        if self.refreshing { format!("refresh {far}") } else { far }
+    }
+
     fn of(record: &Record, live: Option<&Progress>) -> Option<Self> {
         let work = record.work.as_ref()?;
         let mut build = BuildOverview {

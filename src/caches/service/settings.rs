@@ -66,6 +66,11 @@ impl Settings {
         read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Returns the UID of the first cluster. `None` if an order can name any.
+    pub(super) fn first_cluster(&self) -> Option<String> {
+        self.read(|values| values.clusters.first().cloned())
+    }
+
     /// Returns `true` if an order can name this cluster.
     pub(super) fn has_cluster(&self, uid: &str) -> bool {
         self.read(|values| values.clusters.is_empty() || values.clusters.iter().any(|known| known == uid))

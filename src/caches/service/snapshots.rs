@@ -4,19 +4,23 @@
 use super::{Service, volumes_failed};
 use crate::caches::error::Error;
 use crate::caches::volumes::Snapshot;
-use crate::config::tenant::ADMIN;
 use larder_model::image_cache::{CacheId, TenantName};
 
 impl Service {
-    /// Lists the snapshots of a cache, oldest first.
+    /// Lists the snapshots of a cache, oldest first. `with_path` includes the paths on the host, for the
+    /// tenant `admin`.
     ///
     /// # Errors
     /// Returns [`Error::NotFound`] if the tenant has no such cache, or an error if the volumes cannot be
     /// read.
-    pub async fn snapshots(&self, tenant: &TenantName, id: CacheId) -> Result<Vec<Snapshot>, Error> {
+    pub async fn snapshots(
+        &self,
+        tenant: &TenantName,
+        id: CacheId,
+        with_path: bool,
+    ) -> Result<Vec<Snapshot>, Error> {
         let record = self.get(tenant, id).await?;
         let served = record.content.map(|content| (content.generation, content.sealed_at));
-        let with_path = tenant.as_str() == ADMIN;
         let volumes = &self.0.volumes;
         let all = volumes.list().await.map_err(|e| volumes_failed(&e))?;
         let mut found = Vec::new();

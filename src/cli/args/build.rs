@@ -77,6 +77,10 @@ pub(in crate::cli) struct BuildArgs {
     /// the time, seconds since 1970]
     #[arg(long, value_name = "NUMBER", help_heading = SECURITY)]
     pub(in crate::cli) sign_sequence: Option<u64>,
+    /// Write the timeline of the build to this HTML file: a row for each layer, and what determined the
+    /// duration. It loads nothing else, so it can be sent.
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    pub(in crate::cli) timeline: Option<PathBuf>,
     /// Niceness of the build, 0 to 19 as in nice(1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=19), help_heading = TRANSFER)]
     pub(in crate::cli) nice: Option<u8>,

@@ -106,6 +106,14 @@ pub(in crate::cli) enum CacheCommand {
         /// ID or name of the image cache
         cache: String,
     },
+    /// Write a page about an image cache to a file, with the timeline of its build
+    Report {
+        /// ID or name of the image cache
+        cache: String,
+        /// HTML file. It loads nothing else, so it can be sent
+        #[arg(long, value_name = "FILE")]
+        html: PathBuf,
+    },
     /// Delete image caches
     Rm {
         /// IDs or names of the image caches

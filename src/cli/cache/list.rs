@@ -8,8 +8,9 @@ use super::table::rfc3339;
 use crate::api::wire::beyond::{Host, Listed, Overviews};
 use crate::caches::service::{BuildOverview, Overview};
 use crate::cli::args::ListFormat;
-use crate::cli::table::{age, bytes, rows};
+use crate::cli::table::{bytes, rows};
 use crate::client::{Answer, Client, Request};
+use larder_model::age::age;
 use larder_model::escape::escape;
 use larder_model::image_cache::Status;
 
@@ -120,21 +121,8 @@ pub(super) fn attached(overview: &Overview) -> String {
 
 /// Formats how far a build is.
 fn progress(status: Status, build: Option<&BuildOverview>) -> String {
-    let Some(build) = build.filter(|_| status != Status::Deleting) else { return "-".to_owned() };
-    let far = match build {
-        BuildOverview { attempts: 0, .. } => "queued".to_owned(),
-        BuildOverview { fetch_bytes: Some(0), layers, layers_done, .. } if *layers > 0 => {
-            format!("{}%", layers_done * 100 / layers)
-        }
-        BuildOverview { fetch_bytes: Some(total), received, .. } if *total > 0 => {
-            format!("{}%", (received.saturating_mul(100) / total).min(100))
-        }
-        BuildOverview { layers, layers_done, .. } if *layers > 0 => {
-            format!("{layers_done}/{layers} layers")
-        }
-        _ => "planning".to_owned(),
-    };
-    if build.refreshing { format!("refresh {far}") } else { far }
+    let build = build.filter(|_| status != Status::Deleting);
+    build.map_or_else(|| "-".to_owned(), BuildOverview::describe)
 }
 
 /// Returns the reason for the status, or the attempt and the last error of a build, in one line.

@@ -41,11 +41,11 @@ async fn generations_are_kept_while_in_use() {
     host.until(id, |record| record.content.as_ref().is_some_and(|content| content.generation == 2)).await;
     host.service.0.janitor.clean_up().await.unwrap();
 
-    let snapshots = host.service.snapshots(&team(), id).await.unwrap();
+    let snapshots = host.service.snapshots(&team(), id, false).await.unwrap();
     let snapshots: Vec<_> =
         snapshots.iter().map(|s| (s.generation, s.served, s.in_use, s.path.is_some())).collect();
     assert_eq!(snapshots, [(1, false, true, false), (2, true, false, false)]);
-    let error = host.service.snapshots(&"other".parse().unwrap(), id).await.unwrap_err();
+    let error = host.service.snapshots(&"other".parse().unwrap(), id, false).await.unwrap_err();
     assert!(matches!(error, Error::NotFound(_)));
 
     // A deletion waits until no generation is in use.
