@@ -22,6 +22,7 @@ use credentials::Credentials;
 use error::{Error, Refusal};
 use events::Events;
 
+use larder_model::causes::causes;
 use larder_model::class::Class;
 use larder_model::digest::hex;
 use larder_model::signature;
@@ -183,7 +184,7 @@ impl Client {
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, Error> {
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(chain(&e)))? {
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(causes(&e)))? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_ANSWER {
                 return Err(self.malformed(format!("the answer is longer than {MAX_ANSWER} bytes")));
@@ -200,7 +201,7 @@ impl Client {
     fn not_sent(&self, error: &reqwest::Error) -> Error {
         match &self.address {
             Address::Unix(path) if is_denied(error) => Error::NotAdmitted { socket: path.clone() },
-            _ => self.unreachable(chain(error)),
+            _ => self.unreachable(causes(error)),
         }
     }
 
@@ -254,16 +255,4 @@ fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
         let io = cause.downcast_ref::<std::io::Error>();
         io.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
     })
-}
-
-/// Formats an error with its causes, because reqwest reports the underlying cause only there.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

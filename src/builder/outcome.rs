@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::cancel::Cancel;
 use larder_model::class::Class;
-use larder_model::event::milliseconds;
-use larder_model::event::{Failure, Outcome, SealedImage};
+use larder_model::count::counted;
+use larder_model::event::{Failure, Outcome, SealedImage, milliseconds};
 use larder_model::seal::CacheManifest;
 
 /// Returns the outcome of a sealed volume.
@@ -16,7 +16,11 @@ pub fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
         index: image.index.clone(),
         manifest: image.manifest.clone(),
     });
-    let message = format!("{} images, {} layers, sealed", content.images.len(), content.layers.len());
+    let message = format!(
+        "{}, {}, sealed",
+        counted(content.images.len(), "image"),
+        counted(content.layers.len(), "layer")
+    );
     Outcome {
         images: images.collect(),
         digest: Some(manifest.digest.clone()),

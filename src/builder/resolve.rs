@@ -163,8 +163,13 @@ impl Resolver<'_> {
     }
 
     fn failed(&self, operation: &str, error: &source::Error) -> Failure {
-        let failure = Failure::image(self.reference, error.class(), format!("{operation}: {error}"));
-        failure.explained(operation, error.explanation())
+        let explanation = error.explanation();
+        // The message of a registry names the operation and the image.
+        let message = match explanation {
+            Some(_) => error.to_string(),
+            None => format!("{operation}: {error}"),
+        };
+        Failure::image(self.reference, error.class(), message).explained(operation, explanation)
     }
 
     async fn finish(

@@ -359,10 +359,8 @@ fn admit(
     }
     let shortage = volume.shortage().map_err(|e| vec![Failure::from(e)])?;
     if shortage > 0 {
-        let message = format!(
-            "the file system of the volume has {} less space than --size allows: the build can fail for lack of space",
-            ByteSize(shortage)
-        );
+        let message =
+            format!("the file system has {} less than --size: the build can fail", ByteSize(shortage));
         events.emit(Event::Warning { message });
     }
     if admission.fits() {
@@ -371,11 +369,13 @@ fn admit(
     let message = rule_message(&admission);
     match order.sizing {
         Sizing::Warn => {
+            let message = format!("{message}: give a larger --size");
             events.emit(Event::Warning { message });
             Ok(admission)
         }
         Sizing::Enforce => {
             let images = order.images.iter().map(|image| image.given().to_owned()).collect();
+            let message = format!("{message}: give a larger --size, or --sizing warn");
             Err(vec![Failure { images, ..Failure::job(Class::NoSpace, message) }])
         }
     }
@@ -385,8 +385,7 @@ fn admit(
 fn rule_message(admission: &Admission) -> String {
     let images = ByteSize(admission.images_bytes);
     format!(
-        "the images are {images} compressed, so the volume needs {} (three times that), but its size is {}: \
-         give a larger --size, or --sizing warn",
+        "the volume needs {} (three times {images} compressed), but has {}",
         admission.need, admission.have
     )
 }

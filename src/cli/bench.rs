@@ -18,6 +18,7 @@ use larder_model::bench_report::{
     BenchFailed, BenchReport, Elapsed, Limit, LimitName, Range, Spread, Stage, VERSION, approximate,
 };
 use larder_model::class::Class;
+use larder_model::count::counted;
 use larder_model::escape::escape;
 use larder_model::event::Failure;
 use larder_model::size::ByteSize;
@@ -111,7 +112,8 @@ fn text(report: &BenchReport) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{}  {}", escape(&image.reference), escape(&image.platform.to_string()));
     let (compressed, tars) = (ByteSize(image.compressed_bytes()), ByteSize(image.tar_bytes()));
-    let _ = write!(out, "  {} layers, {compressed} compressed, {tars} uncompressed", image.layers.len());
+    let layers = counted(image.layers.len(), "layer");
+    let _ = write!(out, "  {layers}, {compressed} compressed, {tars} uncompressed");
     if let Some(entries) = image.entries() {
         let _ = write!(out, ", {entries} entries");
     }
@@ -255,7 +257,7 @@ mod tests {
         let text = text(&run(2.0));
         assert!(text.starts_with("a\\u{1b}:1  linux/amd64\n"), "{text}");
         for part in [
-            "1 layers, 1 MiB compressed, 3 MiB uncompressed",
+            "1 layer, 1 MiB compressed, 3 MiB uncompressed",
             "network       2.000         2.000           3 MiB      1.50 MiB/s  (not counted)",
             "hash          4.000         4.000           3 MiB       768 KiB/s  (from 50 % of the data)",
             "processors: 6.000 s of CPU time on 2",

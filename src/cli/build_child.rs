@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 
 use super::args::internal::{BuildChildArgs, ChildRole};
 use super::args::{BuildArgs, Output};
-use super::outcome::{carry_out, refuse};
+use super::outcome::{carry_out, refuse, show, usage_outcome};
 use super::output::display::Display;
 use super::output::json::Json;
 use super::output::{Renderer as _, stdout};
@@ -146,7 +146,11 @@ impl Task {
 
     /// Runs a role that works on the volume.
     fn extract(mut self, role: ChildRole, fetching: Option<FetcherConnection>, console: &Console) -> u8 {
-        let fail = |class, message: &str| refuse(None, Display::CHILD, class, message, console);
+        // The supervisor prints the message.
+        let fail = |class: Class, message: &str| {
+            show(usage_outcome(class, message), Display::CHILD, console);
+            class.exit_code()
+        };
         self.request.fetcher = fetching;
         let (events, lines) = events::channel();
         let confinement = match confine::extractor(&self.request) {

@@ -18,9 +18,7 @@ pub(super) fn meaning(code: u8) -> &'static str {
         65 => "corrupt or malicious content; a retry does not help",
         69 => "a registry or the network is temporarily unavailable; try again",
         70 => "internal error; please report it",
-        73 => {
-            "it does not fit, or the volume belongs to another job or is not sealed; change the size or the volume"
-        }
+        73 => "no space, or a volume of another job; change the size or the volume",
         75 => "a resource on this host is busy; try again later",
         77 => "permission denied by a registry or by this system",
         130 => "interrupted; repeat the command to resume",

@@ -26,7 +26,7 @@ const MAX_WIDTH: usize = 100;
 pub(super) fn command() -> Command {
     let command = with_defaults(Cli::command().max_term_width(MAX_WIDTH));
     let template = format!(
-        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}{{options}}{{after-help}}",
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}Options:\n{{options}}{{after-help}}",
         commands(&command)
     );
     command.help_template(template)

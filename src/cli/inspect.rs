@@ -17,6 +17,7 @@ use crate::telemetry::Console;
 use crate::volume::{self, disk, seal};
 use larder_model::chain::ChainId;
 use larder_model::class::Class;
+use larder_model::count::counted;
 use larder_model::escape::escape;
 use larder_model::io_error::Context as _;
 use larder_model::job::LayerFormat;
@@ -179,10 +180,10 @@ fn write_summary(out: &mut String, sealed: &CacheManifest) {
     let totals = &content.totals;
     let _ = writeln!(
         out,
-        "{} images, {} layers, {} entries, {} unpacked from {}, cap {}",
-        content.images.len(),
-        totals.layers,
-        totals.entries,
+        "{}, {}, {}, {} unpacked from {}, cap {}",
+        counted(content.images.len(), "image"),
+        counted(totals.layers, "layer"),
+        counted(totals.entries, "entry"),
         ByteSize(totals.size),
         ByteSize(totals.compressed_size),
         content.size
@@ -248,7 +249,8 @@ fn write_layer(out: &mut String, layer: &Layer, users: usize) {
     let (size, compressed) = (ByteSize(layer.size), ByteSize(layer.compressed_size));
     let shared = if users > 1 { format!(", shared by {users} images") } else { String::new() };
     let _ = writeln!(out, "layer {}", layer.chain_id);
-    let _ = writeln!(out, "  {size} from {compressed}, {} entries{shared}", layer.entries);
+    let entries = counted(layer.entries, "entry");
+    let _ = writeln!(out, "  {size} from {compressed}, {entries}{shared}");
     let _ = writeln!(out, "  diff ID   {}", layer.diff_id);
     let _ = writeln!(out, "  blob      {}", layer.blob);
     if let Some(LayerImage { size, fixup_size, verity }) = &layer.image {

@@ -79,14 +79,19 @@ pub(super) fn refuse(
     if let Some(path) = result {
         result_file::write(path, &outcome);
     }
-    let (events, lines) = events::channel();
-    events.emit(Event::Result(outcome));
-    drop(events);
-    display::show(lines, display.of_build(console), &Cancel::new());
+    show(outcome, display, console);
     match display.is_json_progress() {
         true => class.exit_code(),
         false => exit::fail(console, class, message),
     }
+}
+
+/// Shows the outcome of a build that never started, as the last event.
+pub(super) fn show(outcome: Outcome, display: Display, console: &Console) {
+    let (events, lines) = events::channel();
+    events.emit(Event::Result(outcome));
+    drop(events);
+    display::show(lines, display.of_build(console), &Cancel::new());
 }
 
 /// Writes a configuration error to the result file, if the job has one.

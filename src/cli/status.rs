@@ -83,7 +83,9 @@ fn format(status: &Status, format: ListFormat) -> String {
                 out.push_str(&list::table(caches, format, scope, now, table::terminal_width()));
             }
             if !status.attached.is_empty() {
-                out.push('\n');
+                if status.caches.is_some() {
+                    out.push('\n');
+                }
                 out.push_str(&attached::table(&status.attached, now, table::terminal_width()));
             }
             out
@@ -91,12 +93,12 @@ fn format(status: &Status, format: ListFormat) -> String {
     }
 }
 
-/// Formats the space of a host and its builds in one line.
+/// Formats the space of a host and its builds.
 fn space(host: &HostOverview) -> String {
     let of = host.capacity_bytes.map(|capacity| format!(" of {}", table::bytes(capacity)));
     let free = host.free_bytes.map(|free| format!(", {} free on the disk", table::bytes(free)));
     format!(
-        "Space: {} reserved{}{}. Builds: {} running, {} queued.\n\n",
+        "Space: {} reserved{}{}.\nBuilds: {} running, {} queued.\n\n",
         table::bytes(host.reserved_bytes),
         of.unwrap_or_default(),
         free.unwrap_or_default(),
@@ -119,9 +121,9 @@ mod tests {
             building: 1,
         };
         let text =
-            "Space: 60 GiB reserved of 200 GiB, 141 GiB free on the disk. Builds: 1 running, 2 queued.\n\n";
+            "Space: 60 GiB reserved of 200 GiB, 141 GiB free on the disk.\nBuilds: 1 running, 2 queued.\n\n";
         assert_eq!(space(&host), text);
         let cluster = HostOverview { capacity_bytes: None, free_bytes: None, ..host };
-        assert_eq!(space(&cluster), "Space: 60 GiB reserved. Builds: 1 running, 2 queued.\n\n");
+        assert_eq!(space(&cluster), "Space: 60 GiB reserved.\nBuilds: 1 running, 2 queued.\n\n");
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn terminal_width() -> Option<usize> {
 pub(super) fn rows(head: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     let is_empty = |row: &Vec<String>| row.get(head.len() - 1).is_none_or(String::is_empty);
     let head = match head {
-        [first @ .., _] if !first.is_empty() && rows.iter().all(is_empty) => first,
+        [first @ .., _] if !first.is_empty() && !rows.is_empty() && rows.iter().all(is_empty) => first,
         all => all,
     };
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
@@ -86,6 +86,6 @@ mod tests {
     fn a_last_column_without_content_is_omitted() {
         let row = vec!["a".to_owned(), String::new()];
         assert_eq!(rows(&["NAME", "MESSAGE"], &[row], None), "NAME\na\n");
-        assert_eq!(rows(&["NAME", "MESSAGE"], &[], None), "NAME\n");
+        assert_eq!(rows(&["NAME", "MESSAGE"], &[], None), "NAME  MESSAGE\n");
     }
 }

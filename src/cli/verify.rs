@@ -12,6 +12,7 @@ use crate::verify::apart::Verdict;
 use crate::verify::{Structure, verify_confined, verify_for_use_confined};
 use crate::volume::disk;
 use larder_model::class::Class;
+use larder_model::count::counted;
 use larder_model::escape::escape;
 use larder_model::size::ByteSize;
 
@@ -55,15 +56,15 @@ pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
         return stdout::print_json(console, &document);
     }
     let volume = escape(&args.volume.display().to_string());
-    let (images, layers, entries, bytes) =
-        (report.images, report.layers, report.entries, ByteSize(report.bytes));
+    let (images, layers) = (counted(report.images, "image"), counted(report.layers, "layer"));
+    let (entries, bytes) = (counted(report.entries, "entry"), ByteSize(report.bytes));
     let signed_by = match &report.signed_by {
         Some(key) if trust.required => format!("signed by {key} (trusted)\n"),
         Some(key) => format!("signed by {key} (not checked: use --trust to name trusted keys)\n"),
         None => String::new(),
     };
     let text = format!(
-        "{volume}: OK ({images} images, {layers} layers, {entries} entries, {bytes})\ncache.json {}\n{signed_by}",
+        "{volume}: OK ({images}, {layers}, {entries}, {bytes})\ncache.json {}\n{signed_by}",
         report.digest
     );
     stdout::print(console, &text)

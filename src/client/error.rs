@@ -107,6 +107,9 @@ impl Refusal {
         let text = |text: Option<String>| text.map(|text| escape_to(&text, MAX_MESSAGE));
         let mut message = text(body.message)
             .unwrap_or_else(|| "the daemon refused the request without a reason".to_owned());
+        if status == 401 {
+            message.push_str("; set LARDER_TOKEN, or LARDER_ACCESS_KEY and LARDER_SECRET_KEY");
+        }
         if let Some(seconds) = retry_after {
             message.push_str(&format!("; try again in {} s", escape_to(&seconds, 20)));
         }
@@ -164,6 +167,8 @@ mod tests {
         let error = Error::from(refusal);
         assert_eq!(error.to_string(), "full\\u{1b}[2J; try again in 30 s (429 CCE.01429101, request abc)");
         assert_eq!(error.class(), Class::Busy);
+        let error = Error::from(Refusal::of(401, br#"{"errorMessage":"no"}"#, None, None));
+        assert!(error.to_string().starts_with("no; set LARDER_TOKEN, or "), "{error}");
         let error = Error::from(Refusal::of(502, b"<html>", None, None));
         assert_eq!(error.to_string(), "the daemon refused the request without a reason (502)");
     }

@@ -123,7 +123,10 @@ fn only_who_may_read_the_images_attaches_them() {
                 "every reference to it must be named, but not the public one"
             );
             assert!(text.starts_with("2 of 3 images") && text.contains(&registry.host()), "{text}");
-            assert!(text.contains("provide a pull secret or a docker config"), "{text}");
+            assert!(
+                text.contains("provide a pull secret, or credentials with --authfile or --creds"),
+                "{text}"
+            );
 
             let wrong = wrong(dir.path(), &registry.host());
             let (class, _, text) = refused(&content, &wrong, &config());

@@ -39,6 +39,7 @@ mod notify;
 mod odd_configs;
 mod operate;
 mod oracle;
+mod outputs;
 mod package;
 mod page;
 mod pod;

@@ -149,9 +149,7 @@ pub enum Operation {
 pub fn hint(operation: Operation, error: &io::Error) -> &'static str {
     match operation {
         Operation::WriteLayer => match error.kind() {
-            ErrorKind::StorageFull => {
-                " (no free blocks or inodes: use a larger file system, or one with more inodes)"
-            }
+            ErrorKind::StorageFull => "; use a larger file system, or one with more inodes",
             ErrorKind::TooManyLinks => {
                 " (too many hard links to one file, ext4 allows 65,000: use xfs, or --layer-format erofs)"
             }

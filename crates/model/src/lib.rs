@@ -6,8 +6,10 @@
 pub mod address_range;
 pub mod age;
 pub mod bench_report;
+pub mod causes;
 pub mod chain;
 pub mod class;
+pub mod count;
 pub mod credential;
 pub mod digest;
 pub mod escape;

@@ -238,7 +238,9 @@ pub enum CredentialSearch {
 impl CredentialSearch {
     fn hint(self) -> Option<&'static str> {
         match self {
-            CredentialSearch::Tried(0) => Some("provide a pull secret or a docker config"),
+            CredentialSearch::Tried(0) => {
+                Some("provide a pull secret, or credentials with --authfile or --creds")
+            }
             CredentialSearch::Tried(_) => Some("check the credentials"),
             CredentialSearch::NoChallenge | CredentialSearch::Accepted => None,
         }

@@ -244,7 +244,7 @@ impl Fetch {
             self.blob.inner.observer.retried(&Retry {
                 host: host.clone(),
                 what: self.blob.what.clone(),
-                reason: fault.to_string(),
+                reason: fault.reason(),
                 wait,
             });
             tokio::time::sleep(wait).await;

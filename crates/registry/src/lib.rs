@@ -474,7 +474,7 @@ impl Inner {
                 let Some(wait) = self.options.retries.again(&fault, attempts) else {
                     break fault;
                 };
-                let (host, what, reason) = (host.clone(), what.to_owned(), fault.to_string());
+                let (host, what, reason) = (host.clone(), what.to_owned(), fault.reason());
                 self.observer.retried(&Retry { host, what, reason, wait });
                 tokio::time::sleep(wait).await;
                 count += 1;

@@ -2,7 +2,6 @@
 //! retries.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::error::Error as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +19,7 @@ use super::error::{Error, Fault, printable};
 use super::files::Files;
 use super::hosts::{Tls, authority};
 use super::rate::Rate;
+use larder_model::causes::causes;
 
 /// Maximum size of an error body that is read, in bytes. A longer body costs the connection.
 pub(crate) const MAX_ERROR_BODY: usize = 1 << 20;
@@ -382,7 +382,9 @@ impl Reply {
         let body = self.whole(MAX_ERROR_BODY).await.unwrap_or_default();
         let text = documented(&body).unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
         let text = printable(text.trim());
-        if text.is_empty() { format!("{status}") } else { format!("{status}: {text}") }
+        // Many registries repeat the status as a code: UNAUTHORIZED.
+        let repeats = status.canonical_reason().is_some_and(|reason| reason.eq_ignore_ascii_case(&text));
+        if text.is_empty() || repeats { format!("{status}") } else { format!("{status}: {text}") }
     }
 }
 
@@ -417,7 +419,10 @@ fn network(error: reqwest::Error) -> Fault {
         return Fault::UnknownHost(host.clone());
     }
     if let Some(rustls::Error::InvalidCertificate(reason)) = cause(&error) {
-        return Fault::Untrusted(reason.to_string());
+        return Fault::Untrusted(match reason {
+            rustls::CertificateError::UnknownIssuer => "unknown issuer".to_owned(),
+            other => other.to_string(),
+        });
     }
     if let Some(rustls::Error::InvalidMessage(_)) = cause(&error) {
         return Fault::NoTls;
@@ -445,13 +450,7 @@ fn cause<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error +
 }
 
 fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    printable(&text)
+    printable(&causes(error))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use larder_model::reference::ImageReference;
 use larder_model::size::VolumeSize;
 use larder_model::sizing::Sizing;
 
-pub(super) const BUILD_USAGE: &str = "larder build [OPTIONS] --volume <DIR> --size <SIZE> <IMAGE>...\n\
+pub(super) const BUILD_USAGE: &str = "larder build [OPTIONS] --volume <DIR> --size <SIZE> <IMAGE>...
        larder build [OPTIONS] --volume <DIR> --job <FILE>";
 
 pub(super) const BUILD_EXAMPLES: &str = "\

@@ -15,9 +15,9 @@ use crate::cli::table::{bytes, rows};
 use larder_model::escape::escape;
 use larder_model::plan_report::PlannedImage;
 
-/// Formats a time as in the daemon's JSON.
+/// Formats a time, without fractions of seconds.
 pub(super) fn rfc3339(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 const HEAD: [&str; 6] = ["NAME", "STATUS", "SIZE", "IMAGES", "ID", "MESSAGE"];

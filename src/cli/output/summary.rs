@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::exit;
+use larder_model::count::counted;
 use larder_model::escape::escape;
 use larder_model::event::{Explanation, Failure, Outcome};
 use larder_model::size::ByteSize;
@@ -18,8 +19,8 @@ pub(in crate::cli) fn sealed(outcome: &Outcome, volume: &Path) -> String {
     };
     if let Some(totals) = &outcome.totals {
         let (size, compressed) = (ByteSize(totals.size), ByteSize(totals.compressed_size));
-        let (images, layers) = (outcome.images.len(), totals.layers);
-        let _ = write!(out, ": {images} images, {layers} layers, {size} unpacked, {compressed} compressed");
+        let (images, layers) = (counted(outcome.images.len(), "image"), counted(totals.layers, "layer"));
+        let _ = write!(out, ": {images}, {layers}, {size} unpacked, {compressed} compressed");
     }
     match outcome.already_sealed {
         true => out.push('\n'),
@@ -51,27 +52,35 @@ pub(in crate::cli) fn failed(failures: &[Failure], message: &str, exit_code: u8)
 
 /// Appends what failed, why, each mirror that was tried, and a hint.
 fn add_failure(out: &mut String, failure: &Failure) {
-    out.push_str("larder: ");
-    if !failure.images.is_empty() {
-        let images: Vec<String> = failure.images.iter().map(|image| escape(image)).collect();
-        let _ = write!(out, "{}: ", images.join(", "));
-    }
-    if let Some(layer) = &failure.layer {
-        let _ = write!(out, "layer {layer}: ");
-    }
+    let images: Vec<String> = failure.images.iter().map(|image| escape(image)).collect();
+    let layer = failure.layer.as_ref().map(|layer| format!("layer {layer}"));
+    let mut lines: Vec<String> = [images.join(", "), layer.unwrap_or_default()].into();
+    lines.retain(|line| !line.is_empty());
     let Some(explanation) = &failure.explanation else {
-        let _ = writeln!(out, "{}", escape(&failure.message));
+        lines.push(escape(&failure.message));
+        let _ = writeln!(out, "larder: {}", lines.join(":\n  "));
         return;
     };
-    let Explanation { operation, reason, hint, mirrors, .. } = &**explanation;
-    let _ = writeln!(out, "{} failed", escape(operation));
-    let _ = writeln!(out, "  {}", escape(reason));
+    let Explanation { operation, host, reason, hint, mirrors } = &**explanation;
+    lines.push(format!("{} failed", escape(operation)));
+    let _ = writeln!(out, "larder: {}", lines.join(": "));
+    let _ = writeln!(out, "  {}", escape(without_host(reason, host.as_deref(), &failure.images)));
     for mirror in mirrors {
         let _ = writeln!(out, "  mirror {}", escape(mirror));
     }
     if let Some(hint) = hint {
         let _ = writeln!(out, "  hint: {}", escape(hint));
     }
+}
+
+/// Returns the reason without its host, if the names of the images contain it.
+fn without_host<'a>(reason: &'a str, host: Option<&str>, images: &[String]) -> &'a str {
+    let named = host.filter(|host| {
+        let in_name = |image: &String| image.strip_prefix(host).is_some_and(|rest| rest.starts_with('/'));
+        images.iter().all(in_name)
+    });
+    let rest = named.and_then(|host| reason.strip_prefix(host)?.strip_prefix(": "));
+    rest.unwrap_or(reason)
 }
 
 #[cfg(test)]
@@ -97,11 +106,20 @@ mod tests {
             lines[..4],
             [
                 "larder: r.io/a:1: fetching the manifest failed",
-                "  r.io: not found (404 Not Found: MANIFEST_UNKNOWN)",
+                "  not found (404 Not Found: MANIFEST_UNKNOWN)",
                 "  mirror m.io: refused\\u{a}hint: run this",
                 "  hint: check the tag",
             ]
         );
+    }
+
+    #[test]
+    fn the_host_is_shown_unless_the_image_names_it() {
+        let reason = "r.io:5000: refused";
+        let shown = |host, image: &str| without_host(reason, Some(host), &[image.to_owned()]);
+        assert_eq!(shown("r.io:5000", "r.io:5000/a:1"), "refused");
+        assert_eq!(shown("r.io:5000", "r.io:50001/a:1"), reason);
+        assert_eq!(shown("r.io:5000", "a:1"), reason);
     }
 
     #[test]
@@ -134,7 +152,7 @@ mod tests {
         assert_eq!(
             failed(&failures, "", 65),
             format!(
-                "larder: a:1, b:1: layer {layer}: entry \\u{{1b}}: bad\nlarder: c:1: 401\nexit 65: {}\n",
+                "larder: a:1, b:1:\n  layer {layer}:\n  entry \\u{{1b}}: bad\nlarder: c:1:\n  401\nexit 65: {}\n",
                 exit::meaning(65)
             )
         );

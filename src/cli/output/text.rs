@@ -1,11 +1,12 @@
 //! Short lines on standard error, for the events that matter to a person.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Renderer;
 use super::progress::Progress;
 use crate::telemetry::Console;
+use larder_model::count::counted;
 use larder_model::escape::escape;
 use larder_model::event::{Event, Line};
 use larder_model::size::ByteSize;
@@ -73,14 +74,15 @@ impl Renderer for Warnings {
 pub(super) fn line_of(event: &Event) -> Option<String> {
     Some(match event {
         Event::Resolved { reference, manifest, platform, layers, compressed_size } => {
-            let (platform, size) = (platform.to_string(), ByteSize(*compressed_size));
-            format!("{}: {manifest} ({}, {layers} layers, {size})", escape(reference), escape(&platform))
+            let (platform, size) = (escape(&platform.to_string()), ByteSize(*compressed_size));
+            format!("{}: {manifest} ({platform}, {}, {size})", escape(reference), counted(*layers, "layer"))
         }
         Event::Sized { size } => {
             format!("size: {} (three times the compressed images, at least 16 MiB)", size.exact())
         }
         Event::Planned { admission, layers, present, fetch_bytes } => format!(
-            "{layers} layers, {present} already on the volume, {} to download; the volume needs {} and has {}",
+            "{}, {present} already on the volume, {} to download; the volume needs {} and has {}",
+            counted(*layers, "layer"),
             ByteSize(*fetch_bytes),
             admission.need,
             admission.have
@@ -89,7 +91,10 @@ pub(super) fn line_of(event: &Event) -> Option<String> {
             format!("{blob}: reused from the volume {} ({})", escape(from), ByteSize(*size))
         }
         Event::Retried { host, what, reason, wait_ms } => {
-            format!("{}: retrying {} in {wait_ms} ms: {}", escape(host), escape(what), escape(reason))
+            // The name of an image can contain the host.
+            let host = if what.contains(host) { String::new() } else { format!("{}: ", escape(host)) };
+            let seconds = Duration::from_millis(*wait_ms).as_secs_f64();
+            format!("{host}{}: {}; retrying in {seconds:.1} s", escape(what), escape(reason))
         }
         Event::Waiting { reason: Some(reason) } => format!("waiting: {}", escape(reason)),
         Event::Warning { message } => format!("warning: {}", escape(message)),
@@ -105,6 +110,15 @@ mod tests {
     fn outside_text_is_escaped_and_progress_is_quiet() {
         let warning = Event::Warning { message: "a\x1b[1mb".into() };
         assert_eq!(line_of(&warning).unwrap(), "warning: a\\u{1b}[1mb");
+        let retried = |host: &str| Event::Retried {
+            host: host.into(),
+            what: "reading manifest r.io/a:1".into(),
+            reason: "refused".into(),
+            wait_ms: 250,
+        };
+        let of_image = "reading manifest r.io/a:1: refused; retrying in 0.2 s";
+        assert_eq!(line_of(&retried("r.io")).unwrap(), of_image);
+        assert_eq!(line_of(&retried("m.io")).unwrap(), format!("m.io: {of_image}"));
         assert_eq!(line_of(&Event::Synced { layers: 1, elapsed_ms: 0 }), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Plan;
+use larder_model::count::counted;
 use larder_model::job::LayerFormat;
 
 impl fmt::Display for Plan {
@@ -15,10 +16,10 @@ impl fmt::Display for Plan {
         writeln!(f, "volume    {}", self.record.volume.display())?;
         writeln!(
             f,
-            "cache     {}: {} images, {} layers as {form}",
+            "cache     {}: {}, {} as {form}",
             self.cache(),
-            content.images.len(),
-            content.layers.len()
+            counted(content.images.len(), "image"),
+            counted(content.layers.len(), "layer")
         )?;
         let how = if self.entered.is_some() { "" } else { ", already mounted" };
         writeln!(f, "mounted   {}, read-only{how}", self.record.at.display())?;

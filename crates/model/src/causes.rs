@@ -1,0 +1,40 @@
+//! The causes of an error of the HTTP library.
+
+use std::error::Error;
+use std::iter::successors;
+
+/// Starts of messages that only say that a cause follows.
+const WRAPPERS: [&str; 3] = ["error sending request", "client error (", "tcp connect error"];
+
+/// Formats an error of the HTTP library with its causes, because only they have the reason. Omits wrappers
+/// without information.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let chain = successors(Some(error), |&error| error.source());
+    let all: Vec<String> = chain.map(|error| error.to_string()).collect();
+    let is_wrapper = |text: &str| WRAPPERS.iter().any(|start| text.starts_with(start));
+    let wrappers = all.iter().take_while(|text| is_wrapper(text)).count();
+    // Without another cause, the last wrapper is all there is.
+    all[wrappers.min(all.len() - 1)..].join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Chained(&'static str, #[source] Option<Box<Chained>>);
+
+    fn chained(texts: &[&'static str]) -> Chained {
+        let source = (texts.len() > 1).then(|| Box::new(chained(&texts[1..])));
+        Chained(texts[0], source)
+    }
+
+    #[test]
+    fn wrappers_are_omitted() {
+        let refused = ["error sending request", "client error (Connect)", "tcp connect error", "refused"];
+        assert_eq!(causes(&chained(&refused)), "refused");
+        assert_eq!(causes(&chained(&["error decoding body", "reset"])), "error decoding body: reset");
+        assert_eq!(causes(&chained(&refused[..2])), "client error (Connect)");
+    }
+}
