@@ -75,9 +75,9 @@ trait Codec: Send {
 /// Tar bytes after which a layer is worth another thread.
 const MIN_BYTES_FOR_THREAD: u64 = 8 << 20;
 
-/// The decoder of one blob, a [`BufRead`] over its tar. It is not generic over its source, which returns large
-/// chunks, so that this crate contains all code that runs for each byte. Errors are [`io::Error`] values that wrap an
-/// [`Error`].
+/// The decoder of one blob, a [`BufRead`] over its tar. It is not generic over its source, which returns
+/// large chunks, so that this crate contains all code that runs for each byte. Errors are [`io::Error`]
+/// values that wrap an [`Error`].
 pub struct Decoder<'a> {
     location: Location<'a>,
     cores: Option<Arc<Cores>>,

@@ -22,12 +22,15 @@ mod tests {
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
-    #[error("{0}")]
-    struct Chained(&'static str, #[source] Option<Box<Chained>>);
+    #[error("{text}")]
+    struct Chained {
+        text: &'static str,
+        source: Option<Box<Chained>>,
+    }
 
     fn chained(texts: &[&'static str]) -> Chained {
         let source = (texts.len() > 1).then(|| Box::new(chained(&texts[1..])));
-        Chained(texts[0], source)
+        Chained { text: texts[0], source }
     }
 
     #[test]

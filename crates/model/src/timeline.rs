@@ -1,5 +1,4 @@
-//! The timeline of a build: when each image was resolved, when each layer was fetched, unpacked and committed,
-//! and which steps determined the duration.
+//! The timeline of a build: the stages of each image and layer, and the steps that determined the duration.
 //!
 //! It is made of the events of the builder, which is not trusted, so everything in it is bounded.
 
@@ -127,7 +126,7 @@ impl LayerTimeline {
     }
 }
 
-/// A repeated request.
+/// A request that was repeated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retry {
     /// Time of the failure, milliseconds since the start.

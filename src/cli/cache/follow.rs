@@ -7,7 +7,6 @@ use reqwest::Method;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Error;
-use super::table::rfc3339;
 use crate::api::wire::beyond::Detailed;
 use crate::caches::progress::LayerState;
 use crate::caches::record::{CacheEvent, Origin};
@@ -15,6 +14,7 @@ use crate::caches::service::{Details, LayerDetails};
 use crate::cli::output::display::{TICK_INTERVAL, automatic};
 use crate::cli::output::text::Text;
 use crate::cli::output::{Renderer, stdout};
+use crate::cli::table::rfc3339;
 use crate::client::error::Error as ClientError;
 use crate::client::events::StreamEvent;
 use crate::client::{Answer, Client, Request};

@@ -4,11 +4,10 @@ use chrono::{DateTime, Utc};
 use reqwest::Method;
 
 use super::Error;
-use super::table::rfc3339;
 use crate::api::wire::beyond::{Host, Listed, Overviews};
 use crate::caches::service::{BuildOverview, Overview};
 use crate::cli::args::ListFormat;
-use crate::cli::table::{bytes, rows};
+use crate::cli::table::{bytes, rfc3339, rows};
 use crate::client::{Answer, Client, Request};
 use larder_model::age::age;
 use larder_model::escape::escape;

@@ -7,10 +7,9 @@ use reqwest::Method;
 use super::{Error, resolve};
 use crate::api::wire::beyond::{BuildTimeline, Detailed};
 use crate::cli::table::bytes;
+use crate::cli::table::rfc3339;
 use crate::client::{Client, Request};
 use crate::waterfall::file;
-
-use super::table::rfc3339;
 
 /// Writes the page of a cache.
 pub(super) async fn write(client: &Client, cache: &str, path: &Path) -> Result<(), Error> {

@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-
 use super::list;
 use crate::api::wire::beyond::{Detailed, Matched, Planned, Snapshots};
 use crate::api::wire::{ImageCache, One};
@@ -11,14 +9,9 @@ use crate::caches::progress::LayerState;
 use crate::caches::record::{ImageDetails, Origin};
 use crate::caches::service::LayerDetails;
 use crate::caches::volumes::{Kind, Snapshot};
-use crate::cli::table::{bytes, rows};
+use crate::cli::table::{bytes, rfc3339, rows};
 use larder_model::escape::escape;
 use larder_model::plan_report::PlannedImage;
-
-/// Formats a time, without fractions of seconds.
-pub(super) fn rfc3339(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
 
 const HEAD: [&str; 6] = ["NAME", "STATUS", "SIZE", "IMAGES", "ID", "MESSAGE"];
 
