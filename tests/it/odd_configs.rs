@@ -121,8 +121,9 @@ fn what_runtimes_cannot_read_is_not_built() {
             let served = Served::new(refused.iter().map(|(config, _)| image(format, config)));
             let said = exits(65, &mut served.build(&served.volume(), SIZE));
             for (reference, (_, field)) in served.references().iter().zip(&refused) {
-                let found = said.lines().find(|line| line.contains(reference.as_str()));
-                let found = found.unwrap_or_else(|| panic!("no error names {reference}\n{said}"));
+                // The reason is on the line after the name of the image.
+                let mut lines = said.lines().skip_while(|line| !line.ends_with(&format!("{reference}:")));
+                let found = lines.nth(1).unwrap_or_else(|| panic!("no error names {reference}\n{said}"));
                 assert!(found.contains(&format!("its field {field}")), "{field}: {found}");
             }
             assert!(!served.volume().join("cache.json").exists());

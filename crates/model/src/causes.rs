@@ -19,18 +19,31 @@ pub fn causes(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
+
     use super::*;
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("{text}")]
+    #[derive(Debug)]
     struct Chained {
         text: &'static str,
-        source: Option<Box<Chained>>,
+        next: Option<Box<Chained>>,
+    }
+
+    impl fmt::Display for Chained {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.text)
+        }
+    }
+
+    impl Error for Chained {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.next.as_deref().map(|next| next as &(dyn Error + 'static))
+        }
     }
 
     fn chained(texts: &[&'static str]) -> Chained {
-        let source = (texts.len() > 1).then(|| Box::new(chained(&texts[1..])));
-        Chained { text: texts[0], source }
+        let next = (texts.len() > 1).then(|| Box::new(chained(&texts[1..])));
+        Chained { text: texts[0], next }
     }
 
     #[test]
