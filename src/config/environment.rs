@@ -9,9 +9,17 @@ use larder_model::similar::similar;
 const PLAIN: [&str; 6] =
     ["LARDER_ACCESS_KEY", "LARDER_CA", "LARDER_HOST", "LARDER_LOG", "LARDER_SECRET_KEY", "LARDER_TOKEN"];
 
-/// Variables of Larder's tests and Makefile.
-const DEVELOPMENT: [&str; 4] =
-    ["LARDER_BENCH_DIR", "LARDER_PYTHON_ENV", "LARDER_REQUIRE_ALL", "LARDER_UPDATE_DOCS"];
+/// Variables of Larder's tests and Makefile, and of its build script, which cargo sets for `cargo test` and
+/// `cargo run`.
+const DEVELOPMENT: [&str; 7] = [
+    "LARDER_BENCH_DIR",
+    "LARDER_BUILD_COMMIT",
+    "LARDER_BUILD_COMPILER",
+    "LARDER_BUILD_TARGET",
+    "LARDER_PYTHON_ENV",
+    "LARDER_REQUIRE_ALL",
+    "LARDER_UPDATE_DOCS",
+];
 
 /// Variables for the format of times and errors, and for the location of temporary files.
 pub const GENERAL: [&str; 4] = ["TZ", "LANG", "LC_ALL", "TMPDIR"];
