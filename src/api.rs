@@ -22,7 +22,7 @@
 //! | `/metrics` | GET | the Unix socket, or a token of `api.metrics_token_sha256` |
 //! | `/healthz` `/readyz` `/openapi.json` | GET | everyone |
 //!
-//! The pages of [`ui`](crate::ui) are added with [`Api::with_pages`].
+//! The pages of [`ui`](crate::ui) are added with `Api::with_pages`.
 //!
 //! Only this module uses HTTP status codes; [`errors`] contains the one mapping.
 

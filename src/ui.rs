@@ -6,8 +6,8 @@
 //! socket       for the script                                   no-store
 //! ```
 //!
-//! The pages are complete without a script. `script.js` replaces `<main>` when [`events`] reports a change,
-//! and shows the plan while a person types. Every POST has a token of the session ([`guard`]).
+//! The pages are complete without a script. `script.js` replaces `<main>` when `events` reports a change,
+//! and shows the plan while a person types. Every POST has a token of the session (`guard`).
 
 mod actions;
 mod assets;

@@ -436,7 +436,7 @@ fn network(error: reqwest::Error) -> Fault {
     Fault::transient(chain(&error))
 }
 
-/// Finds the cause of type `T` in the chain of causes. [`std::io::Error::source`] skips the wrapped error
+/// Finds the cause of type `T` in the chain of causes. [`std::error::Error::source`] skips the wrapped error
 /// itself, so it is examined separately.
 fn cause<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
     if let Some(found) = error.downcast_ref() {

@@ -22,7 +22,7 @@ pub(in crate::cli) fn print(console: &Console, text: &str) -> u8 {
     }
 }
 
-/// Writes a document as JSON in one line and returns the exit code, like [`print`].
+/// Writes a document as JSON in one line and returns the exit code, like [`print()`].
 pub(in crate::cli) fn print_json(console: &Console, document: &impl Serialize) -> u8 {
     match serde_json::to_string(document) {
         Ok(json) => print(console, &(json + "\n")),
