@@ -97,7 +97,7 @@ fn compare(seen: &mut HashMap<CacheId, [u8; 32]>, listed: Vec<Listed>) -> Vec<Ch
 
 /// Follows all image caches of the tenant.
 #[utoipa::path(get, path = "/larder/v1/events", operation_id = "WatchImageCaches", tag = "larder",
-    params(("tenants" = Option<String>, Query, description = "`all` follows those of all tenants, for the tenant `admin`")),
+    params(("tenants" = Option<String>, Query, description = "`all` follows the caches of all tenants; only the tenant `admin` can use it")),
     responses((status = 200, description = "An event `cache` with the listed object for each image cache, and when it \
         changes; an event `removed` with the ID when it is gone", body = String, content_type = "text/event-stream")))]
 pub(super) async fn events(State(app): State<Arc<App>>, caller: Caller) -> Result<Response, Problem> {

@@ -71,7 +71,7 @@ pub(super) async fn remove(State(app): State<Arc<App>>, caller: Caller) -> Accep
 /// Lists image caches with their builds, space and attachments.
 #[utoipa::path(get, path = "/larder/v1/caches", operation_id = "ListOverviews", tag = "larder",
     params(("name" = Option<String>, Query, description = "Only image caches with exactly this name"),
-        ("tenants" = Option<String>, Query, description = "`all` lists those of all tenants, for the tenant `admin`"),
+        ("tenants" = Option<String>, Query, description = "`all` lists the caches of all tenants; only the tenant `admin` can use it"),
         ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
     responses((status = 200, description = "Oldest first", body = Overviews),
         (status = 304, description = "Unchanged since the answer with this ETag")))]

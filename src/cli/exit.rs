@@ -40,18 +40,7 @@ mod tests {
 
     #[test]
     fn every_class_has_a_meaning() {
-        for class in [
-            Class::Invalid,
-            Class::NotFound,
-            Class::Conflict,
-            Class::Denied,
-            Class::NoSpace,
-            Class::Transient,
-            Class::Busy,
-            Class::Corrupt,
-            Class::Cancelled,
-            Class::Internal,
-        ] {
+        for class in Class::ALL {
             assert_ne!(meaning(class.exit_code()), "unknown", "{class:?}");
         }
         assert_eq!(Class::Invalid.exit_code(), USAGE);

@@ -83,7 +83,7 @@ impl Error {
     }
 }
 
-/// Runs the command and returns its exit code. `source` is the origin of the configuration, for the log.
+/// Runs the command and returns its exit code. The log names `source`, the origin of the configuration.
 pub(super) fn run(args: &AgentArgs, config: &Config, source: &str, console: &Console) -> u8 {
     let built = blocking::multi_thread(None, THREADS);
     let runtime = match built {

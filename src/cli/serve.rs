@@ -47,7 +47,7 @@ pub(super) struct Logs {
     pub(super) format: crate::config::log::Format,
 }
 
-/// Runs the command and returns its exit code. `source` is the origin of the configuration, for the log.
+/// Runs the command and returns its exit code. The log names `source`, the origin of the configuration.
 pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, source: &str, console: &Console) -> u8 {
     let runtime = match blocking::multi_thread(None, blocking::MAX_THREADS) {
         Ok(runtime) => runtime,

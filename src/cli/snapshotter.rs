@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Number of threads that can block: the parallel requests, and some more.
 const THREADS: usize = 64;
 
-/// Runs the command and returns its exit code. `source` is the origin of the configuration, for the log.
+/// Runs the command and returns its exit code. The log names `source`, the origin of the configuration.
 pub(super) fn run(args: SnapshotterArgs, config: &Config, source: &str, console: &Console) -> u8 {
     let layout = Layout::new(&config.state.dir);
     let settings = Settings {

@@ -222,9 +222,10 @@ impl Timeline {
 
     fn resolved(&mut self, reference: &str, now: u64) {
         // A restarted builder resolves its images again.
+        let reference = short(reference);
         if self.images.len() < MAX_IMAGES && !self.images.iter().any(|image| image.reference == reference) {
             let resolve = Span { start_ms: 0, end_ms: now };
-            self.images.push(ImageTimeline { reference: short(reference), resolve });
+            self.images.push(ImageTimeline { reference, resolve });
         }
     }
 

@@ -1,4 +1,4 @@
-//! Tags that are similar to one that does not exist, for the error message.
+//! Suggests existing tags if the given tag does not exist.
 
 use std::time::Duration;
 

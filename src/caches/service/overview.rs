@@ -68,7 +68,7 @@ pub struct AttachedAt {
     pub since: DateTime<Utc>,
     /// Runtimes that use it.
     pub runtimes: Vec<Runtime>,
-    /// Mount point on the host, for the tenant `admin` only.
+    /// Mount point on the host. Only the tenant `admin` sees it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at: Option<PathBuf>,
 }
@@ -98,7 +98,7 @@ type Attached = HashMap<CacheId, Vec<AttachedAt>>;
 pub enum Whose<'a> {
     /// The caches of one tenant.
     Own(&'a TenantName),
-    /// The caches of all tenants, for the tenant `admin`.
+    /// The caches of all tenants. Only the tenant `admin` can list them.
     All,
 }
 
@@ -130,7 +130,7 @@ impl Service {
         }
     }
 
-    /// Returns the overview of one cache. `with_path` includes the paths on the host, for the tenant `admin`.
+    /// Returns the overview of one cache. `with_path` includes the paths on the host.
     ///
     /// # Errors
     /// Fails if the attached volumes cannot be read.
