@@ -307,8 +307,8 @@ impl Bench {
         for line in lines {
             match line.event {
                 Event::LayerCommitted { blob, entries, .. } => drop(members.insert(blob, entries)),
-                // Retries explain a slow build; other events were already reported.
-                retried @ Event::Retried { .. } => self.events.emit(retried),
+                // These explain a slow build; other events were already reported.
+                event @ (Event::Retried { .. } | Event::ConnectionReplaced { .. }) => self.events.emit(event),
                 Event::Result(_) => break,
                 _ => {}
             }

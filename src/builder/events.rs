@@ -51,7 +51,10 @@ pub fn channel() -> (Events, Lines) {
 impl Events {
     /// Emits `event` with the current time. Does nothing if the receiver is dropped.
     pub fn emit(&self, event: Event) {
-        let dispensable = matches!(event, Event::LayerProgress { .. } | Event::Retried { .. });
+        let dispensable = matches!(
+            event,
+            Event::LayerProgress { .. } | Event::Retried { .. } | Event::ConnectionReplaced { .. }
+        );
         if dispensable && self.unread.load(Ordering::Relaxed) >= BACKLOG {
             return;
         }

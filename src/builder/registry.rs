@@ -22,8 +22,8 @@ use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
 use larder_registry::hosts::{Host, Hosts, Mirror, Server, Tls};
 use larder_registry::{
-    Credentials, CredentialsError, Error, MinRate, Observer, Options, Ranges, Registry, Retries, Retry,
-    Rules, Timeouts, Unreachable,
+    Credentials, CredentialsError, Error, MinRate, Observer, Options, Ranges, Registry, Replacement, Retries,
+    Retry, Rules, Timeouts, Unreachable,
 };
 use larder_secrets::docker_config_file::DockerConfig;
 use larder_secrets::keyring::Keyring;
@@ -311,6 +311,11 @@ impl Observer for ToEvents {
             reason: retry.reason.clone(),
             wait_ms: milliseconds(retry.wait),
         });
+    }
+
+    fn replaced(&self, replacement: &Replacement) {
+        let Replacement { host, what, rate, median } = replacement.clone();
+        self.0.emit(Event::ConnectionReplaced { host, what, rate, median });
     }
 
     fn mirror_failed(&self, host: &str, reason: &str) {

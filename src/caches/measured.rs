@@ -77,6 +77,7 @@ impl BuildMetrics {
             }
             // For a layer with its own URL, the event has the URL instead of a host.
             Event::Retried { host, .. } => metrics.registry_retry(host),
+            Event::ConnectionReplaced { host, .. } => metrics.registry_replacement(host),
             Event::Result(outcome) => {
                 for failure in &outcome.failures {
                     let explanation = failure.explanation.as_ref();

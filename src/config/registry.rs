@@ -16,8 +16,8 @@ pub const MAX_RETRIES: u32 = 100;
 pub struct Registry {
     /// Maximum number of connections to one host.
     pub connections_per_host: usize,
-    /// Maximum number of ranges of one large blob that are fetched at once; 1 fetches every blob as one
-    /// stream.
+    /// Maximum number of connections for one blob of at least 32 MiB. A blob starts as one stream, and is
+    /// split into ranges on more connections while the network is the bottleneck. 1 keeps one stream.
     pub ranges_per_blob: usize,
     /// Timeout for establishing a connection, seconds.
     pub connect_timeout_seconds: u64,
@@ -70,7 +70,7 @@ impl Default for Registry {
     fn default() -> Self {
         Registry {
             connections_per_host: 8,
-            ranges_per_blob: 1,
+            ranges_per_blob: 8,
             connect_timeout_seconds: 15,
             stall_timeout_seconds: 30,
             request_timeout_seconds: 60,

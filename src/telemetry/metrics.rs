@@ -60,6 +60,7 @@ struct Inner {
     capacity: Gauge,
     registry_requests: Family<RequestLabels, Counter>,
     registry_retries: Family<HostLabel, Counter>,
+    registry_replacements: Family<HostLabel, Counter>,
     registry_failures: Family<HostFailureLabels, Counter>,
     api_requests: Family<ApiLabels, Counter>,
     api_duration: Histogram,
@@ -108,6 +109,7 @@ impl Metrics {
             capacity: Gauge::default(),
             registry_requests: Family::default(),
             registry_retries: Family::default(),
+            registry_replacements: Family::default(),
             registry_failures: Family::default(),
             api_requests: Family::default(),
             api_duration: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
@@ -195,6 +197,11 @@ impl Metrics {
     pub fn registry_requests(&self, host: &str, code: u16, requests: u64) {
         let labels = RequestLabels { host: self.0.hosts.label(host), code: Code::of(code) };
         self.0.registry_requests.get_or_create(&labels).inc_by(requests);
+    }
+
+    /// Records a slow connection to a registry that was replaced.
+    pub fn registry_replacement(&self, host: &str) {
+        self.0.registry_replacements.get_or_create(&HostLabel { host: self.0.hosts.label(host) }).inc();
     }
 
     /// Records a retry of a request to a registry.
@@ -314,6 +321,11 @@ impl Inner {
             "registry_retries",
             "Retried requests to registries by host",
             self.registry_retries.clone(),
+        );
+        r.register(
+            "registry_replaced_connections",
+            "Slow connections to registries that were replaced by host",
+            self.registry_replacements.clone(),
         );
         r.register(
             "registry_failures",

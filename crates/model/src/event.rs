@@ -166,6 +166,17 @@ pub enum Event {
         /// Wait before the next attempt, milliseconds.
         wait_ms: u64,
     },
+    /// A connection was much slower than others to the same host, and is replaced.
+    ConnectionReplaced {
+        /// Host and port of the connection.
+        host: String,
+        /// The requested object.
+        what: String,
+        /// Rate of the connection, bytes per second.
+        rate: u64,
+        /// Median rate of the connections to the host, bytes per second.
+        median: u64,
+    },
     /// The build waits for something outside the builder, such as a node, a disk or a snapshot. Only the
     /// daemon emits this event.
     Waiting {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use super::event::{Event, Line};
+use super::size::ByteSize;
 
 pub use critical::{Stage, Step};
 
@@ -193,6 +194,11 @@ impl Recorder {
             }
             Event::Retried { host, reason, .. } if timeline.retries.len() < MAX_MARKS => {
                 timeline.retries.push(Retry { at_ms: now, host: short(host), reason: short(reason) });
+            }
+            Event::ConnectionReplaced { host, rate, median, .. } if timeline.retries.len() < MAX_MARKS => {
+                let reason =
+                    format!("slow connection: {}/s, others {}/s", ByteSize(*rate), ByteSize(*median));
+                timeline.retries.push(Retry { at_ms: now, host: short(host), reason });
             }
             Event::Sealed { .. } => timeline.sealed(now),
             _ => {}

@@ -9,6 +9,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -284,12 +285,22 @@ pub(crate) struct CheckedResolver {
     pub(crate) port: Option<u16>,
     /// Host names of the configured proxies. They may be anywhere.
     pub(crate) proxies: Arc<HashSet<String>>,
+    /// Number of lookups so far. Each new connection prefers another address.
+    pub(crate) turn: AtomicUsize,
+}
+
+/// Rotates the addresses of each family by `turn`. The system orders the families (RFC 6724).
+fn rotate(addresses: &mut [SocketAddr], turn: usize) {
+    for family in addresses.chunk_by_mut(|a, b| a.is_ipv4() == b.is_ipv4()) {
+        family.rotate_left(turn % family.len());
+    }
 }
 
 impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let proxy = self.proxies.contains(name.as_str());
         let (rules, within, port) = (Arc::clone(&self.rules), self.within, self.port.unwrap_or_default());
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
             let mut allowed: Vec<SocketAddr> = Vec::new();
             let mut refused = None;
@@ -304,7 +315,10 @@ impl Resolve for CheckedResolver {
                 Some(reason) if allowed.is_empty() => {
                     Err(AddressRefused { host: name.as_str().to_owned(), reason }.into())
                 }
-                _ => Ok(Box::new(allowed.into_iter()) as Addrs),
+                _ => {
+                    rotate(&mut allowed, turn);
+                    Ok(Box::new(allowed.into_iter()) as Addrs)
+                }
             }
         })
     }

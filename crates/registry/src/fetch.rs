@@ -1,221 +1,247 @@
-//! A range of one blob, delivered in order even if connections fail.
+//! A range of one blob, delivered in order even if connections fail or are slow.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::CONTENT_RANGE;
-use reqwest::{StatusCode, Url};
+use reqwest::StatusCode;
+use reqwest::header::{ACCEPT_RANGES, CONTENT_RANGE};
 use tokio::time::Instant;
 
-use super::error::{Error, FailedMirror, Fault, clean_url};
-use super::hosts::Endpoint;
+use super::error::{Error, FailedMirror, Fault};
+use super::extent::Extent;
 use super::min_rate::RateMonitor;
+use super::pace::{Comparison, Pace, Straggling};
 use super::request::{self, GetRequest};
 use super::retry::Attempts;
-use super::transport::Reply;
-use super::{Inner, Retry};
+use super::source::{Blob, Location, Source};
+use super::transport::{Arrival, Reply};
+use super::{Replacement, Retry};
 
 /// Maximum number of connections for one range. An honest network does not fail more often.
 const MAX_CONNECTIONS: u32 = 10_000;
 
-/// A blob and its sources.
-#[derive(Debug)]
-pub(crate) struct Blob {
-    pub(crate) inner: Arc<Inner>,
-    /// Operation, for messages: `reading blob sha256:… of r.io/team/app`.
-    pub(crate) what: String,
-    pub(crate) repository: String,
-    /// Path in the repository: `blobs/<digest>`.
-    pub(crate) path: String,
-    pub(crate) size: u64,
-    pub(crate) sources: Vec<Source>,
-}
+/// Maximum number of slow connections that are replaced for one range.
+const MAX_REPLACEMENTS: u32 = 8;
 
-/// A location of a blob.
-#[derive(Debug)]
-pub(crate) enum Source {
-    /// A mirror or the registry.
-    Registry(Box<Endpoint>),
-    /// A foreign location, used only if all sources before it returned 404.
-    Foreign(Url),
-}
-
-impl Source {
-    fn host(&self) -> String {
-        match self {
-            Source::Registry(endpoint) => endpoint.host(),
-            Source::Foreign(url) => clean_url(url),
-        }
-    }
-
-    fn is_mirror(&self) -> bool {
-        matches!(self, Source::Registry(endpoint) if endpoint.namespace.is_some())
-    }
-}
-
-/// The bytes from `at` to `end`, delivered in order and without a gap.
+/// The bytes of an extent, delivered in order and without a gap.
 #[derive(Debug)]
 pub(crate) struct Fetch {
     blob: Arc<Blob>,
-    at: u64,
-    end: u64,
-    source: usize,
-    reply: Option<Response>,
+    extent: Arc<Extent>,
+    /// `true` for a part that arrives before its turn: its consumer does not delay it, and a source that does
+    /// not honour ranges is an error.
+    is_ahead: bool,
+    /// Indices of the sources, and the position of the current one.
+    order: Vec<usize>,
+    position: usize,
+    response: Option<Response>,
     /// Attempts since the last byte.
     attempt: u32,
     /// Start of the first of these attempts.
     since: Instant,
     connections: u32,
     monitor: RateMonitor,
-    /// Mirrors that failed.
-    tried: Vec<FailedMirror>,
+    /// Sources that failed, by index.
+    tried: Vec<(usize, FailedMirror)>,
     /// A range request failed at this source, so request the whole blob and skip the first bytes.
     whole: bool,
+    replacements: u32,
+    /// A slow connection to this source was replaced.
+    was_slow: bool,
 }
 
 /// An open response, and the offset in the blob of its next byte.
 #[derive(Debug)]
 struct Response {
     reply: Reply,
+    pace: Pace,
     at: u64,
     /// Offset in the blob at which the body must end.
     until: u64,
-    ranged: bool,
+}
+
+/// Result of reading from a connection.
+enum Reading {
+    Bytes(Bytes),
+    Slow(Straggling),
 }
 
 impl Fetch {
-    pub(crate) fn new(blob: Arc<Blob>, at: u64, end: u64) -> Self {
-        let options = &blob.inner.options;
-        let monitor = RateMonitor::new(options.min_rate, options.ranges.parallel);
+    /// Creates part number `part` of a blob.
+    pub(crate) fn new(blob: Arc<Blob>, extent: Arc<Extent>, part: usize) -> Self {
+        let monitor = RateMonitor::new(blob.inner.options.min_rate, blob.received());
         Fetch {
+            order: blob.order(part),
             blob,
-            at,
-            end,
-            source: 0,
-            reply: None,
+            extent,
+            is_ahead: false,
+            position: 0,
+            response: None,
             attempt: 0,
             since: Instant::now(),
             connections: 0,
             monitor,
             tried: Vec::new(),
             whole: false,
+            replacements: 0,
+            was_slow: false,
         }
     }
 
-    pub(crate) fn end(&self) -> u64 {
-        self.end
-    }
-
-    /// Moves the end, for a server that sends the whole blob anyway.
-    pub(crate) fn extend(&mut self, end: u64) {
-        self.end = end;
-    }
-
-    /// Reports whether the current response honours ranges. `None` if there is no response.
-    pub(crate) fn ranged(&self) -> Option<bool> {
-        self.reply.as_ref().map(|response| response.ranged)
-    }
-
-    /// Connects, so that [`ranged`](Self::ranged) returns a value.
-    pub(crate) async fn open(&mut self) -> Result<(), Error> {
-        while self.reply.is_none() {
-            match self.connect().await {
-                Ok(response) => self.reply = Some(response),
-                Err(fault) => self.recover(fault).await?,
-            }
-        }
-        Ok(())
+    /// Creates a part that arrives before its turn, in memory. It fails with [`Fault::Range`] if a source does
+    /// not honour ranges.
+    pub(crate) fn ahead(blob: Arc<Blob>, extent: Arc<Extent>, part: usize) -> Self {
+        Fetch { is_ahead: true, ..Fetch::new(blob, extent, part) }
     }
 
     /// Returns the next bytes, or `None` at the end of the range.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        while self.at < self.end {
-            self.open().await?;
-            match self.read().await {
-                Ok(chunk) if chunk.is_empty() => {}
-                Ok(chunk) => {
-                    self.at += chunk.len() as u64;
+        loop {
+            let (at, end) = self.extent.get();
+            if at >= end {
+                return Ok(None);
+            }
+            let fault = match self.step(at, end).await {
+                Ok(Reading::Bytes(chunk)) if chunk.is_empty() => continue,
+                Ok(Reading::Bytes(chunk)) => {
                     self.attempt = 0;
                     self.since = Instant::now();
-                    if self.at == self.end {
-                        self.finish().await?;
-                    }
+                    self.finish().await?;
                     return Ok(Some(chunk));
                 }
-                Err(fault) => self.recover(fault).await?,
-            }
+                Ok(Reading::Slow(slow)) => {
+                    self.replace(slow);
+                    continue;
+                }
+                Err(fault) => fault,
+            };
+            self.recover(fault).await?;
         }
-        Ok(None)
     }
 
-    async fn connect(&mut self) -> Result<Response, Fault> {
-        let blob = &*self.blob;
+    /// Connects if necessary, and reads from the connection.
+    async fn step(&mut self, at: u64, end: u64) -> Result<Reading, Fault> {
+        // The range was extended beyond the end of the response.
+        if self.response.as_ref().is_some_and(|response| response.at == response.until) {
+            self.response = None;
+        }
+        if self.response.is_none() {
+            self.response = Some(self.connect(at, end).await?);
+        }
+        self.read(at, end).await
+    }
+
+    fn source(&self) -> &Source {
+        &self.blob.sources[self.order[self.position]]
+    }
+
+    /// Returns the next source.
+    fn following(&self) -> Option<&Source> {
+        self.order.get(self.position + 1).map(|at| &self.blob.sources[*at])
+    }
+
+    async fn connect(&mut self, at: u64, end: u64) -> Result<Response, Fault> {
+        let blob = Arc::clone(&self.blob);
         let (started, idle) = (Instant::now(), AtomicU64::new(0));
         self.connections += 1;
-        let ranged = !self.whole && (self.at, self.end) != (0, blob.size);
+        let ranged = self.is_ahead || !self.whole && (at, end) != (0, blob.size);
         let request = GetRequest {
             repository: &blob.repository,
             path: &blob.path,
             accept: None,
-            range: ranged.then_some((self.at, self.end - 1)),
+            range: ranged.then_some((at, end - 1)),
             idle: Some(&idle),
         };
-        let reply = match &blob.sources[self.source] {
-            Source::Registry(endpoint) => request::get(&blob.inner, endpoint, request).await,
-            Source::Foreign(url) => request::get_foreign(&blob.inner, url, request).await,
+        let reply = match &self.source().location {
+            Location::Registry(endpoint) => request::get(&blob.inner, endpoint, request).await,
+            Location::Foreign(url) => request::get_foreign(&blob.inner, url, request).await,
         };
-        let idle = Duration::from_micros(idle.load(Ordering::Relaxed));
-        self.monitor.count(started.elapsed().saturating_sub(idle), 0)?;
+        let latency = started.elapsed().saturating_sub(Duration::from_micros(idle.load(Ordering::Relaxed)));
+        self.monitor.count(latency, blob.received())?;
         let reply = reply?;
+        let pace = Pace::new(latency, !self.is_ahead, Instant::now());
         if reply.status() == StatusCode::PARTIAL_CONTENT {
             let until = content_range(reply.header(CONTENT_RANGE.as_str()), request.range, blob.size)?;
-            return Ok(Response { reply, at: self.at, until, ranged: true });
+            blob.ranged.store(true, Ordering::Relaxed);
+            return Ok(Response { reply, pace, at, until });
+        }
+        if self.is_ahead {
+            return Err(Fault::Range("a request for a range returned the whole blob".into()));
         }
         if let Some(length) = reply.length().filter(|length| *length != blob.size) {
             return Err(Fault::Corrupt(format!("it has {length} bytes, the descriptor gives {}", blob.size)));
         }
-        Ok(Response { reply, at: 0, until: blob.size, ranged: false })
+        if !ranged && reply.header(ACCEPT_RANGES.as_str()).is_some_and(|unit| unit.trim() == "bytes") {
+            blob.ranged.store(true, Ordering::Relaxed);
+        }
+        Ok(Response { reply, pace, at: 0, until: blob.size })
     }
 
-    /// Returns the next bytes of the range. Empty if a whole chunk was skipped.
-    async fn read(&mut self) -> Result<Bytes, Fault> {
-        let Some(response) = &mut self.reply else {
-            return Ok(Bytes::new());
+    /// Returns the next bytes of the range: none if all were skipped, or if none arrived for a while.
+    async fn read(&mut self, at: u64, end: u64) -> Result<Reading, Fault> {
+        let may_replace = !self.whole && self.replacements < MAX_REPLACEMENTS && self.blob.has_ranges();
+        let source = &self.blob.sources[self.order[self.position]];
+        let has_alternative = self.following().is_some_and(|source| !source.is_foreign());
+        let Some(response) = &mut self.response else {
+            return Ok(Reading::Bytes(Bytes::new()));
         };
-        let chunk = response.reply.chunk().await;
-        let length = chunk.as_ref().map_or(0, |chunk| chunk.as_ref().map_or(0, Bytes::len));
-        let mirror = usize::from(self.blob.sources[self.source].is_mirror());
-        self.blob.inner.received[mirror].fetch_add(length as u64, Ordering::Relaxed);
-        let paced = self.monitor.count(response.reply.take_waited(), length);
-        let chunk = chunk?;
+        let patience = if may_replace { response.pace.rest(Instant::now()) } else { Duration::MAX };
+        let arrival = response.reply.chunk_within(patience).await;
+        let length = match &arrival {
+            Ok(Arrival::Bytes(chunk)) => chunk.len(),
+            _ => 0,
+        };
+        let inner = &self.blob.inner;
+        inner.received[usize::from(source.is_mirror())].fetch_add(length as u64, Ordering::Relaxed);
+        self.blob.arrived.fetch_add(length as u64, Ordering::Relaxed);
+        let waited = response.reply.take_waited();
+        let paced = self.monitor.count(waited, self.blob.received());
+        let left = (end - at).saturating_sub(length as u64);
+        let with = Comparison { peers: &source.peers, has_alternative };
+        let pace = response.pace.count(Instant::now(), with, waited, length, left);
+        let mut chunk = match arrival? {
+            Arrival::Bytes(chunk) => chunk,
+            Arrival::Nothing => Bytes::new(),
+            Arrival::End => {
+                return Err(Fault::transient(format!(
+                    "the body ended early, at byte {} of {}",
+                    response.at, self.blob.size
+                )));
+            }
+        };
         // A layer that is complete is no longer too slow.
-        if self.end - self.at > length as u64 {
+        if left > 0 {
             paced?;
         }
-        let Some(mut chunk) = chunk else {
-            return Err(Fault::transient(format!(
-                "the body ended early, at byte {} of {}",
-                response.at, self.blob.size
-            )));
-        };
         let start = response.at;
         response.at += chunk.len() as u64;
         if response.at > response.until {
             return Err(too_long(self.blob.size));
         }
-        let skip = self.at.saturating_sub(start).min(chunk.len() as u64);
-        let keep = (self.end - self.at).min(chunk.len() as u64 - skip);
+        let skip = at.saturating_sub(start).min(chunk.len() as u64);
+        let keep = self.extent.take(chunk.len() as u64 - skip);
         #[expect(clippy::cast_possible_truncation, reason = "both are at most the chunk's length")]
         let stretch = skip as usize..(skip + keep) as usize;
         chunk = chunk.slice(stretch);
-        Ok(chunk)
+        match pace {
+            Err(slow) if may_replace && chunk.is_empty() => Ok(Reading::Slow(slow)),
+            Err(slow) if may_replace => {
+                self.replace(slow);
+                Ok(Reading::Bytes(chunk))
+            }
+            _ => Ok(Reading::Bytes(chunk)),
+        }
     }
 
-    /// Checks that the body ends where it must, if its end arrives soon.
+    /// At the end of the range, checks that the body ends where it must, if its end arrives soon.
     async fn finish(&mut self) -> Result<(), Error> {
-        let Some(mut response) = self.reply.take().filter(|response| response.at == response.until) else {
+        let (at, end) = self.extent.get();
+        if at < end {
+            return Ok(());
+        }
+        let Some(mut response) = self.response.take().filter(|response| response.at == response.until) else {
             return Ok(());
         };
         let patience = Duration::from_secs(2);
@@ -226,18 +252,55 @@ impl Fetch {
         }
     }
 
+    /// Closes a slow connection. The next one continues at the byte that was reached, at the next host if
+    /// the source was slow before.
+    fn replace(&mut self, slow: Straggling) {
+        self.response = None;
+        self.replacements += 1;
+        let host = self.source().host();
+        self.blob.inner.observer.replaced(&Replacement {
+            host,
+            what: self.blob.what.clone(),
+            rate: to_integer(slow.rate),
+            median: to_integer(slow.median),
+        });
+        let is_last = self.following().is_none_or(Source::is_foreign);
+        if !std::mem::replace(&mut self.was_slow, true) || is_last {
+            return;
+        }
+        self.source().avoid();
+        // Slow is better than nothing: this source follows the others.
+        let at = self.order[self.position];
+        let end = self.order.iter().position(|at| self.blob.sources[*at].is_foreign());
+        self.order.insert(end.unwrap_or(self.order.len()), at);
+        self.move_on();
+    }
+
+    fn move_on(&mut self) {
+        self.position += 1;
+        self.monitor.reset(self.blob.received());
+        self.attempt = 0;
+        self.since = Instant::now();
+        self.whole = false;
+        self.was_slow = false;
+    }
+
     /// Waits and prepares the next attempt, at this source or the next one. Returns the error if there is
     /// none.
     async fn recover(&mut self, mut fault: Fault) -> Result<(), Error> {
-        self.reply = None;
+        self.response = None;
         self.attempt += 1;
         let retries = &self.blob.inner.options.retries;
         if matches!(fault, Fault::Range(_)) {
+            self.blob.unranged.store(true, Ordering::Relaxed);
+            if self.is_ahead {
+                return Err(self.error(fault));
+            }
             self.whole = true;
         }
         // A foreign location is used only if the blob is missing, and no retry changes that.
-        let is_followed = matches!(self.blob.sources.get(self.source + 1), Some(Source::Registry(_)));
-        let host = self.blob.sources[self.source].host();
+        let is_followed = self.following().is_some_and(|source| !source.is_foreign());
+        let host = self.source().host();
         let unanswered = self.blob.inner.unanswered(&host, self.since);
         let wait = retries.again(&fault, Attempts { count: self.attempt, unanswered, is_followed });
         if let Some(wait) = wait.filter(|_| self.connections < MAX_CONNECTIONS) {
@@ -248,35 +311,38 @@ impl Fetch {
                 wait,
             });
             tokio::time::sleep(wait).await;
-            match self.monitor.count(wait, 0) {
+            match self.monitor.count(wait, self.blob.received()) {
                 Ok(()) => return Ok(()),
                 Err(slow) => fault = slow.into(),
             }
         }
         let absent = matches!(fault, Fault::NotFound(_));
-        match self.blob.sources.get(self.source + 1) {
-            Some(Source::Registry(_)) => {}
-            Some(Source::Foreign(_))
-                if absent || matches!(self.blob.sources[self.source], Source::Foreign(_)) => {}
+        match self.following() {
+            Some(next) if !next.is_foreign() || absent || self.source().is_foreign() => {}
             _ => return Err(self.error(fault)),
         }
-        self.blob.inner.skip(host, fault, &mut self.tried);
-        self.source += 1;
-        self.monitor.reset();
-        self.attempt = 0;
-        self.since = Instant::now();
-        self.whole = false;
+        self.source().avoid();
+        self.blob.inner.report(&host, &fault);
+        self.tried.push((self.order[self.position], FailedMirror { host, fault }));
+        self.move_on();
         Ok(())
     }
 
+    /// Returns the error of the source that comes last by configuration. The others are its mirrors.
     fn error(&self, fault: Fault) -> Error {
-        Error::Request {
-            what: self.blob.what.clone(),
-            host: self.blob.sources[self.source].host(),
-            fault,
-            tried: self.tried.clone(),
-        }
+        let current = (self.order[self.position], FailedMirror { host: self.source().host(), fault });
+        let mut tried = self.tried.clone();
+        tried.push(current);
+        tried.sort_by_key(|(at, _)| *at);
+        let (_, FailedMirror { host, fault }) = tried.pop().expect("the current source is in the list");
+        let tried = tried.into_iter().map(|(_, mirror)| mirror).collect();
+        Error::Request { what: self.blob.what.clone(), host, fault, tried }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for a message")]
+fn to_integer(rate: f64) -> u64 {
+    rate as u64
 }
 
 fn too_long(size: u64) -> Fault {

@@ -3,8 +3,10 @@
 //! ```text
 //! Registry::manifest, blob_bytes ─┐
 //! BlobStream (blob) ─► Fetch ─────┴─► request::get ─────────────► transport::send
-//!   several ranges      resumes,        authorization (auth,        connections, address check,
-//!   in order            mirrors         token), redirects           timeouts, rate
+//!   parts in order,     resumes,        authorization (auth,        connections, address check,
+//!   as many as the      mirrors, slow   token), redirects           timeouts, rate, limits of
+//!   network needs       connections                                 hosts
+//!   (width)             (pace)                                      (host_limit)
 //! ```
 //!
 //! No response of a registry is trusted. Bodies are bounded, and bytes are checked against digest and size.
@@ -23,23 +25,28 @@ mod basic;
 pub mod blob;
 mod challenge;
 pub mod error;
+mod extent;
 mod fetch;
 mod files;
+mod host_limit;
 pub mod hosts;
 mod min_rate;
+mod pace;
 mod rate;
 mod redirect;
 mod request;
 pub mod retry;
 mod scheme;
+mod source;
 mod tags;
 mod token;
 pub mod transport;
 mod warning;
+mod width;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -60,11 +67,12 @@ pub use self::transport::Timeouts;
 
 use self::auth::Session;
 use self::error::printable;
-use self::fetch::{Blob, Source};
 use self::hosts::Endpoint;
+use self::pace::Peers;
 use self::request::GetRequest;
 use self::retry::Attempts;
 use self::scheme::Schemes;
+use self::source::{Blob, Location, Source};
 use self::transport::{Origin, Reply, Transport};
 use self::warning::ShownWarnings;
 use larder_model::credential::Credential;
@@ -148,6 +156,9 @@ pub trait Observer: Send + Sync {
     /// Called when a request failed, before the wait for its next attempt.
     fn retried(&self, retry: &Retry);
 
+    /// Called when a connection that is much slower than others was closed, before its replacement opens.
+    fn replaced(&self, _replacement: &Replacement) {}
+
     /// Called once for each mirror that fails, before the next host is used. A mirror without the requested
     /// content does not fail.
     fn mirror_failed(&self, _host: &str, _reason: &str) {}
@@ -175,6 +186,19 @@ pub struct Retry {
     pub reason: String,
     /// Wait before the next attempt.
     pub wait: Duration,
+}
+
+/// A slow connection that is replaced by another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replacement {
+    /// Host to which the connection was.
+    pub host: String,
+    /// Description of the operation.
+    pub what: String,
+    /// Rate of the connection, bytes per second.
+    pub rate: u64,
+    /// Median rate of the connections to the host, bytes per second.
+    pub median: u64,
 }
 
 /// Selects a manifest of a repository.
@@ -213,8 +237,10 @@ pub(crate) struct Inner {
     schemes: Schemes,
     /// Mirrors whose failure was reported.
     failed: Mutex<HashSet<String>>,
-    /// Permits of [`Ranges::memory`], one per part.
+    /// Permits of [`Ranges::memory`], one per MiB.
     memory: Arc<Semaphore>,
+    /// Rates of connections, by host.
+    peers: Mutex<HashMap<String, Arc<Peers>>>,
     /// Bytes of blobs from registries, and from mirrors.
     received: [AtomicU64; 2],
 }
@@ -255,6 +281,7 @@ impl Registry {
             schemes: Schemes::default(),
             failed: Mutex::default(),
             memory,
+            peers: Mutex::default(),
             received: Default::default(),
         };
         Ok(Registry { inner: Arc::new(inner) })
@@ -404,9 +431,9 @@ impl Registry {
             let sources = endpoints
                 .into_iter()
                 .skip(skipped)
-                .map(|endpoint| Source::Registry(Box::new(endpoint)))
-                .chain(foreign.map(Source::Foreign));
-            let sources: Vec<Source> = sources.collect();
+                .map(|endpoint| Location::Registry(Box::new(endpoint)))
+                .chain(foreign.map(Location::Foreign));
+            let sources: Vec<Source> = sources.map(|location| Source::new(&self.inner, location)).collect();
             let what = format!("reading blob {} of {}", descriptor.digest, image.name());
             if sources.is_empty() {
                 let fault = Fault::NotFound("no other host is configured for it".into());
@@ -419,6 +446,11 @@ impl Registry {
                 path: format!("blobs/{}", descriptor.digest),
                 size: descriptor.size,
                 sources,
+                // After wrong bytes, one source at a time shows which is wrong.
+                spreads: skipped == 0,
+                arrived: AtomicU64::new(0),
+                ranged: AtomicBool::new(false),
+                unranged: AtomicBool::new(false),
             })
         }))
     }
@@ -434,13 +466,18 @@ impl Inner {
         (!self.transport.has_answered(host)).then(|| started.elapsed())
     }
 
-    /// Reports a failed mirror, and adds it to the mirrors that were tried.
-    pub(crate) fn skip(&self, host: String, fault: Fault, tried: &mut Vec<FailedMirror>) {
+    /// Returns the rates of the connections to a host.
+    pub(crate) fn peers(&self, host: &str) -> Arc<Peers> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(peers.entry(host.to_owned()).or_default())
+    }
+
+    /// Reports a failed mirror, once.
+    pub(crate) fn report(&self, host: &str, fault: &Fault) {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(fault, Fault::NotFound(_)) && failed.insert(host.clone()) {
-            self.observer.mirror_failed(&host, &fault.to_string());
+        if !matches!(fault, Fault::NotFound(_)) && failed.insert(host.to_owned()) {
+            self.observer.mirror_failed(host, &fault.to_string());
         }
-        tried.push(FailedMirror { host, fault });
     }
 
     /// Requests a small document from each endpoint in turn, with retries, and reads it whole. Returns the
@@ -482,7 +519,8 @@ impl Inner {
             if !is_followed {
                 return Err(Error::Request { what: what.to_owned(), host, fault, tried });
             }
-            self.skip(host, fault, &mut tried);
+            self.report(&host, &fault);
+            tried.push(FailedMirror { host, fault });
         }
         Err(Error::Setup(format!("no host is configured for {what}")))
     }

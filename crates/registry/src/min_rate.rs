@@ -16,11 +16,6 @@ impl MinRate {
     pub fn per_minute(bytes: u64) -> Self {
         MinRate { bytes, window: Duration::from_secs(60) }
     }
-
-    /// Returns the share of one of `parallel` streams.
-    fn share(self, parallel: usize) -> Self {
-        MinRate { bytes: self.bytes / u64::try_from(parallel).unwrap_or(u64::MAX).max(1), ..self }
-    }
 }
 
 /// Too few bytes in a window of time. Another source, or the same one later, might be faster.
@@ -38,39 +33,39 @@ pub struct Slow {
     pub least: MinRate,
 }
 
-/// Measures the rate of one stream. Only time spent waiting for the network counts, because the disk might be
-/// slow.
+/// Measures the rate of a blob while one of its connections waits. Only time spent waiting for the network
+/// counts, because the disk might be slow.
 #[derive(Debug)]
 pub(crate) struct RateMonitor {
     least: Option<MinRate>,
     waited: Duration,
-    bytes: u64,
+    /// Bytes of the blob received before the window.
+    before: u64,
 }
 
 impl RateMonitor {
-    /// Creates a monitor for one of `parallel` streams of a layer. Without `least`, any rate is accepted.
-    pub(crate) fn new(least: Option<MinRate>, parallel: usize) -> Self {
-        RateMonitor { least: least.map(|least| least.share(parallel)), waited: Duration::ZERO, bytes: 0 }
+    /// Creates a monitor for a blob of which `received` bytes are here. Without `least`, any rate is accepted.
+    pub(crate) fn new(least: Option<MinRate>, received: u64) -> Self {
+        RateMonitor { least, waited: Duration::ZERO, before: received }
     }
 
     /// Starts again with another source.
-    pub(crate) fn reset(&mut self) {
-        (self.waited, self.bytes) = (Duration::ZERO, 0);
+    pub(crate) fn reset(&mut self, received: u64) {
+        (self.waited, self.before) = (Duration::ZERO, received);
     }
 
-    /// Adds `bytes`, for which the network took `time`.
+    /// Adds the time for which a connection waited. `received` is the number of bytes over all connections.
     ///
     /// # Errors
     /// [`Slow`] at the end of a window with too few bytes.
-    pub(crate) fn count(&mut self, time: Duration, bytes: usize) -> Result<(), Slow> {
+    pub(crate) fn count(&mut self, time: Duration, received: u64) -> Result<(), Slow> {
         let Some(least) = self.least else { return Ok(()) };
         self.waited += time;
-        self.bytes += bytes as u64;
         if self.waited < least.window {
             return Ok(());
         }
-        let (bytes, waited) = (self.bytes, self.waited);
-        self.reset();
+        let (bytes, waited) = (received.saturating_sub(self.before), self.waited);
+        self.reset(received);
         if u128::from(bytes) * least.window.as_nanos() < u128::from(least.bytes) * waited.as_nanos() {
             return Err(Slow { bytes, waited, least });
         }
@@ -85,22 +80,19 @@ mod tests {
     #[test]
     fn each_window_must_have_its_bytes() {
         let second = Duration::from_secs(1);
-        for (parallel, each, slow) in [(1, 10, false), (1, 9, true), (4, 3, false), (4, 1, true)] {
-            let mut monitor = RateMonitor::new(Some(MinRate::per_minute(600)), parallel);
+        for (each, slow) in [(10, false), (9, true)] {
+            let mut monitor = RateMonitor::new(Some(MinRate::per_minute(600)), 0);
             for n in 1..=180 {
-                let counted = monitor.count(second, each);
-                assert_eq!(
-                    counted.is_err(),
-                    slow && n % 60 == 0,
-                    "{each} a second of {parallel}: second {n}"
-                );
+                let counted = monitor.count(second, n * each);
+                assert_eq!(counted.is_err(), slow && n % 60 == 0, "{each} a second: second {n}");
             }
         }
         // A fast window is no credit for the next one.
-        let mut monitor = RateMonitor::new(Some(MinRate::per_minute(600)), 1);
-        monitor.count(Duration::from_secs(60), 1_000_000).unwrap();
-        assert!(matches!(monitor.count(Duration::from_secs(90), 899), Err(Slow { bytes: 899, .. })));
-        monitor.count(Duration::from_secs(90), 900).unwrap();
-        RateMonitor::new(None, 1).count(Duration::from_secs(3600), 0).unwrap();
+        let mut monitor = RateMonitor::new(Some(MinRate::per_minute(600)), 1_000_000);
+        monitor.count(Duration::from_secs(60), 2_000_000).unwrap();
+        let slow = monitor.count(Duration::from_secs(90), 2_000_899);
+        assert!(matches!(slow, Err(Slow { bytes: 899, .. })));
+        monitor.count(Duration::from_secs(90), 2_001_799).unwrap();
+        RateMonitor::new(None, 0).count(Duration::from_secs(3600), 0).unwrap();
     }
 }

@@ -3,6 +3,7 @@
 mod absent;
 mod access;
 mod blobs;
+mod network;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,11 +38,15 @@ impl Credentials for Listed {
 }
 
 #[derive(Default)]
-struct Recorder(Mutex<Vec<Retry>>, Mutex<Vec<String>>);
+struct Recorder(Mutex<Vec<Retry>>, Mutex<Vec<String>>, Mutex<Vec<Replacement>>);
 
 impl Observer for Recorder {
     fn retried(&self, retry: &Retry) {
         self.0.lock().unwrap().push(retry.clone());
+    }
+
+    fn replaced(&self, replacement: &Replacement) {
+        self.2.lock().unwrap().push(replacement.clone());
     }
 
     fn mirror_failed(&self, host: &str, reason: &str) {

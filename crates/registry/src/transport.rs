@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use bytes::{Bytes, BytesMut};
 use oci_distribution::errors::OciEnvelope;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, Identity, StatusCode, Url};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::address::{self, AddressRefused, CheckedResolver, Rules, UnknownHost, Zone};
 use super::error::{Error, Fault, printable};
 use super::files::Files;
+use super::host_limit::{HostLimit, HostPermit};
 use super::hosts::{Tls, authority};
 use super::rate::Rate;
 use larder_model::causes::causes;
@@ -123,7 +123,7 @@ pub(crate) struct Transport {
     proxies: Arc<HashSet<String>>,
     files: Files,
     clients: Mutex<HashMap<Kind, Client>>,
-    permits: Mutex<HashMap<Origin, Arc<Semaphore>>>,
+    limits: Mutex<HashMap<Origin, Arc<HostLimit>>>,
     answers: Mutex<BTreeMap<(String, u16), u64>>,
 }
 
@@ -135,11 +135,11 @@ impl Transport {
             timeouts,
             rate: limit_rate.map(|rate| Arc::new(Rate::new(rate))),
             rules: Arc::new(rules),
-            per_host: per_host.clamp(1, Semaphore::MAX_PERMITS),
+            per_host,
             proxies: Arc::new(address::proxy_hosts(|name| std::env::var(name).ok())),
             files: Files::default(),
             clients: Mutex::default(),
-            permits: Mutex::default(),
+            limits: Mutex::default(),
             answers: Mutex::default(),
         }
     }
@@ -178,7 +178,9 @@ impl Transport {
         let client = client.map_err(|e| Fault::Invalid(e.to_string()))?;
         let host = authority(&outgoing.url);
         let waiting = Instant::now();
-        let permit = self.permit(&outgoing.url).await?;
+        let limit = self.limit(&outgoing.url);
+        let permit = limit.acquire().await;
+        let permit = permit.ok_or_else(|| Fault::transient("the client is shutting down"))?;
         if let Some(idle) = outgoing.idle {
             let micros = u64::try_from(waiting.elapsed().as_micros()).unwrap_or(u64::MAX);
             idle.fetch_add(micros, Ordering::Relaxed);
@@ -194,11 +196,18 @@ impl Transport {
         let silent = |_| Fault::Unreachable(no_data(patience));
         let response = response.map_err(silent)?.map_err(network)?;
         self.answered(host, response.status());
+        match response.status() {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                limit.overloaded(Instant::now())
+            }
+            _ => limit.answered(),
+        }
         Ok(Reply {
             response,
             read: self.timeouts.read,
             rate: self.rate.clone(),
             waited: Duration::ZERO,
+            silent: Duration::ZERO,
             _permit: permit,
         })
     }
@@ -233,13 +242,10 @@ impl Transport {
         }
     }
 
-    async fn permit(&self, url: &Url) -> Result<OwnedSemaphorePermit, Fault> {
-        let semaphore = {
-            let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
-            let host = permits.entry(Origin::of(url));
-            Arc::clone(host.or_insert_with(|| Arc::new(Semaphore::new(self.per_host))))
-        };
-        semaphore.acquire_owned().await.map_err(|_| Fault::transient("the client is shutting down"))
+    fn limit(&self, url: &Url) -> Arc<HostLimit> {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = limits.entry(Origin::of(url));
+        Arc::clone(limit.or_insert_with(|| Arc::new(HostLimit::new(self.per_host))))
     }
 
     fn client(&self, kind: Kind) -> Result<Client, Error> {
@@ -259,9 +265,12 @@ impl Transport {
             within: *within,
             port: *port,
             proxies: if *targets_proxy { Arc::default() } else { Arc::clone(&self.proxies) },
+            turn: AtomicUsize::new(0),
         };
         let mut builder = Client::builder()
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+            // Each part of a blob has a connection of its own, so that a slow one can be replaced.
+            .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
@@ -307,7 +316,18 @@ pub(crate) struct Reply {
     rate: Option<Arc<Rate>>,
     /// Time spent waiting for the body.
     waited: Duration,
-    _permit: OwnedSemaphorePermit,
+    /// Time since the last bytes of the body.
+    silent: Duration,
+    _permit: HostPermit,
+}
+
+/// What arrived of a body.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    Bytes(Bytes),
+    End,
+    /// Nothing yet.
+    Nothing,
 }
 
 impl Reply {
@@ -344,14 +364,35 @@ impl Reply {
 
     /// Returns the next bytes of the body, or `None` at its end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
+        loop {
+            match self.chunk_within(Duration::MAX).await? {
+                Arrival::Bytes(chunk) => return Ok(Some(chunk)),
+                Arrival::End => return Ok(None),
+                Arrival::Nothing => {}
+            }
+        }
+    }
+
+    /// Returns what arrives within `patience`.
+    pub(crate) async fn chunk_within(&mut self, patience: Duration) -> Result<Arrival, Fault> {
+        let limit = patience.min(self.read.saturating_sub(self.silent));
         let started = Instant::now();
-        let chunk = tokio::time::timeout(self.read, self.response.chunk()).await;
-        self.waited += started.elapsed();
-        let chunk = chunk.map_err(|_| Fault::transient(no_data(self.read)))?.map_err(network)?;
-        if let (Some(rate), Some(chunk)) = (&self.rate, &chunk) {
+        let chunk = tokio::time::timeout(limit, self.response.chunk()).await;
+        let waited = started.elapsed();
+        self.waited += waited;
+        let Ok(chunk) = chunk else {
+            self.silent += waited;
+            return match self.silent < self.read {
+                true => Ok(Arrival::Nothing),
+                false => Err(Fault::transient(no_data(self.read))),
+            };
+        };
+        self.silent = Duration::ZERO;
+        let Some(chunk) = chunk.map_err(network)? else { return Ok(Arrival::End) };
+        if let Some(rate) = &self.rate {
             rate.take(chunk.len()).await;
         }
-        Ok(chunk)
+        Ok(Arrival::Bytes(chunk))
     }
 
     /// Returns the time spent waiting for the body since the last call, and resets it.

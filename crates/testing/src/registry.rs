@@ -72,6 +72,31 @@ pub enum Fault {
     DribbleTags,
     /// Returns 200 and the whole blob for a Range request.
     IgnoreRange,
+    /// Does the same for this blob only.
+    IgnoreRangeOf(Digest),
+    /// Sends blobs at `slow` bytes per second on every connection whose number is a multiple of `every`, and
+    /// at `rate` on the others. Connections are numbered from 0 when their first blob is requested.
+    SlowConnections {
+        /// Interval of slow connections.
+        every: u64,
+        /// Rate of these, bytes per second.
+        slow: u64,
+        /// Rate of the others, bytes per second.
+        rate: u64,
+    },
+    /// Sends each blob at `rate` bytes per second, divided by the square of the number of blobs that are
+    /// being sent: more connections of a client are slower together.
+    Congested {
+        /// Rate of a single connection, bytes per second.
+        rate: u64,
+    },
+    /// Sends blobs at `rate` bytes per second once `after` bytes were sent in all.
+    SlowAfter {
+        /// Number of bytes at full speed.
+        after: u64,
+        /// Rate of each connection afterwards, bytes per second.
+        rate: u64,
+    },
     /// Answers the next `times` Range requests with 206, this Content-Range and the correct bytes.
     WrongContentRange {
         /// Value of the header.
@@ -160,6 +185,10 @@ struct State {
     issued: u32,
     seen: Vec<Seen>,
     served: HashMap<Digest, u64>,
+    /// Number of blobs that are being sent.
+    sending: u64,
+    /// Number of connections on which a blob was requested.
+    connections: u64,
 }
 
 impl fmt::Debug for State {
@@ -269,6 +298,11 @@ impl Registry {
     /// Returns the number of bytes of all blobs sent so far.
     pub fn served_total(&self) -> u64 {
         self.state().served.values().sum()
+    }
+
+    /// Returns the number of connections on which a blob was requested.
+    pub fn connections(&self) -> u64 {
+        self.state().connections
     }
 
     /// Returns the number of requests whose path contains `path`.

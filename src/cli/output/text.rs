@@ -96,6 +96,13 @@ pub(super) fn line_of(event: &Event) -> Option<String> {
             let seconds = Duration::from_millis(*wait_ms).as_secs_f64();
             format!("{host}{}: {}; retrying in {seconds:.1} s", escape(what), escape(reason))
         }
+        Event::ConnectionReplaced { host, what, rate, median } => format!(
+            "{}: slow connection to {} ({}/s, others {}/s) replaced",
+            escape(what),
+            escape(host),
+            ByteSize(*rate),
+            ByteSize(*median)
+        ),
         Event::Waiting { reason: Some(reason) } => format!("waiting: {}", escape(reason)),
         Event::Warning { message } => format!("warning: {}", escape(message)),
         _ => return None,

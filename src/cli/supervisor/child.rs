@@ -198,6 +198,7 @@ impl Child {
                     Err(fault) => break Some(fault),
                     Ok(Some(line)) => match line.event {
                         event @ (Event::Retried { .. }
+                        | Event::ConnectionReplaced { .. }
                         | Event::RegistryAnswers { .. }
                         | Event::Transferred { .. }) => events.emit(event),
                         event @ Event::Warning { .. } => self.warn(&events, event),

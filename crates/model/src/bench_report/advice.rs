@@ -6,7 +6,7 @@ use crate::job::LayerFormat;
 use crate::seal::Compression;
 
 /// Minimum size of a blob that is fetched by ranges, bytes (`registry::Ranges`).
-const MIN_RANGED_BYTES: u64 = 64 << 20;
+const MIN_RANGED_BYTES: u64 = 32 << 20;
 
 /// Files per second below which a disk is unusually slow; ordinary disks reach 30,000 to 100,000.
 const SLOW_CREATE_RATE: f64 = 10_000.0;
@@ -57,7 +57,8 @@ fn network(image: &MeasuredImage, settings: &Settings) -> String {
     let largest = image.layers.iter().map(|layer| layer.compressed_bytes).max().unwrap_or_default();
     let Settings { concurrency, connections_per_host, ranges_per_blob, .. } = settings;
     let mirror = "use a closer mirror (mirrors in [[registry.host]])";
-    if largest >= MIN_RANGED_BYTES && largest >= image.compressed_bytes() / 2 {
+    let can_grow = ranges_per_blob < connections_per_host;
+    if can_grow && largest >= MIN_RANGED_BYTES && largest >= image.compressed_bytes() / 2 {
         return format!(
             "Most of the bytes are in one layer. Increase registry.ranges_per_blob (here {ranges_per_blob}) to fetch it over \
              several connections, up to --connections-per-host (here {connections_per_host}), or {mirror}."

@@ -191,7 +191,7 @@ fn odd_spellings_of_an_address_are_the_address() {
 async fn resolved_addresses_are_checked() {
     let resolve = |rules: Rules, within, port, proxies: &[&str]| {
         let proxies = Arc::new(proxies.iter().map(|name| (*name).to_owned()).collect());
-        CheckedResolver { rules: Arc::new(rules), within, port, proxies }
+        CheckedResolver { rules: Arc::new(rules), within, port, proxies, turn: AtomicUsize::new(0) }
             .resolve("localhost".parse().unwrap())
     };
     let reason = |refused: Box<dyn std::error::Error + Send + Sync>| {
@@ -207,6 +207,22 @@ async fn resolved_addresses_are_checked() {
     assert!(resolve(tenant(), Zone::Public, None, &["localhost"]).await.is_ok(), "the daemon's proxy");
 }
 
+#[test]
+fn each_lookup_prefers_another_address_of_each_family() {
+    let addresses = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
+    let all = ["[::1]:0", "[::2]:0", "10.0.0.1:0", "10.0.0.2:0", "10.0.0.3:0"];
+    for (turn, expected) in [
+        (0, all),
+        (1, ["[::2]:0", "[::1]:0", "10.0.0.2:0", "10.0.0.3:0", "10.0.0.1:0"]),
+        (2, ["[::1]:0", "[::2]:0", "10.0.0.3:0", "10.0.0.1:0", "10.0.0.2:0"]),
+    ] {
+        let mut rotated = addresses(&all);
+        rotate(&mut rotated, turn);
+        assert_eq!(rotated, addresses(&expected), "{turn}");
+    }
+    rotate(&mut [], 1);
+}
+
 #[tokio::test]
 async fn an_unknown_host_differs_from_a_name_service_that_does_not_respond() {
     let resolver = CheckedResolver {
@@ -214,6 +230,7 @@ async fn an_unknown_host_differs_from_a_name_service_that_does_not_respond() {
         within: Zone::Public,
         port: None,
         proxies: Arc::default(),
+        turn: AtomicUsize::new(0),
     };
     // This is not a host name, so there is no query to a name service.
     let error = resolver.resolve("two words.invalid".parse().unwrap()).await.err().unwrap();

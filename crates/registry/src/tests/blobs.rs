@@ -55,21 +55,6 @@ async fn the_bytes_are_right_however_ranges_fail() {
 }
 
 #[tokio::test]
-async fn several_ranges_at_once_arrive_in_order() {
-    let ranges = Ranges { parallel: 4, min_size: 1, part_size: 100_000, memory: 300_000 };
-    let cut = fake::Fault::DropAt { digest: of_noise(), offsets: vec![50_000, 333_333, 1_000_001] };
-    for ignored in [false, true] {
-        let faults = [cut.clone()].into_iter().chain(ignored.then_some(fake::Fault::IgnoreRange)).collect();
-        let (got, server, digest) = blob_under(faults, Options { ranges: ranges.clone(), ..fast() }).await;
-        assert!(got.unwrap());
-        if !ignored {
-            assert_eq!(server.requests("blobs"), 11 + 3);
-            assert_eq!(server.served(&digest), SIZE);
-        }
-    }
-}
-
-#[tokio::test]
 async fn wrong_lengths_and_codings_are_corrupt() {
     for fault in
         [fake::Fault::Length(1), fake::Fault::Length(70_000), fake::Fault::ContentEncoding("gzip".into())]

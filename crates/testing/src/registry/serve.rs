@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,8 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE,
-    RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
+    ACCEPT_RANGES, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION,
+    RANGE, RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
 };
 use hyper::http::response::Builder;
 use hyper::service::service_fn;
@@ -31,9 +31,10 @@ pub(super) async fn serve(listener: std::net::TcpListener, address: SocketAddr, 
     while let Ok((stream, _)) = listener.accept().await {
         let state = Arc::clone(&state);
         connections.spawn(async move {
+            let number = OnceLock::new();
             let service = service_fn(|request| {
-                let state = Arc::clone(&state);
-                async move { Ok::<_, Infallible>(respond(request, address, state).await) }
+                let (state, number) = (Arc::clone(&state), &number);
+                async move { Ok::<_, Infallible>(respond(request, address, number, state).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new();
             // A client that disconnects is not an error of the server.
@@ -42,7 +43,12 @@ pub(super) async fn serve(listener: std::net::TcpListener, address: SocketAddr, 
     }
 }
 
-async fn respond(request: Request<Incoming>, address: SocketAddr, shared: Shared) -> Response<Body> {
+async fn respond(
+    request: Request<Incoming>,
+    address: SocketAddr,
+    number: &OnceLock<u64>,
+    shared: Shared,
+) -> Response<Body> {
     let (head, incoming) = request.into_parts();
     let path = head.uri.path().to_owned();
     let header = |name| head.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -87,7 +93,14 @@ async fn respond(request: Request<Incoming>, address: SocketAddr, shared: Shared
         return state.tags(repository);
     }
     match rest.split_once("/blobs/").and_then(|(_, digest)| digest.parse().ok()) {
-        Some(digest) => state.blob(&shared, &path, digest, range.as_deref()),
+        Some(digest) => {
+            // Connections without blobs do not count.
+            let connection = *number.get_or_init(|| {
+                state.connections += 1;
+                state.connections - 1
+            });
+            state.blob(&shared, &path, digest, range.as_deref(), connection)
+        }
         None => not_found(),
     }
 }
@@ -202,7 +215,14 @@ impl State {
         finish(status(StatusCode::OK), body)
     }
 
-    fn blob(&mut self, shared: &Shared, path: &str, digest: Digest, range: Option<&str>) -> Response<Body> {
+    fn blob(
+        &mut self,
+        shared: &Shared,
+        path: &str,
+        digest: Digest,
+        range: Option<&str>,
+        connection: u64,
+    ) -> Response<Body> {
         let Some(blob) = self.blobs.get(&digest).cloned() else {
             return not_found();
         };
@@ -217,11 +237,11 @@ impl State {
             content_range = Some(format!("bytes {from}-{last}/{}", blob.size));
         }
         let (mut broken, mut lengthened, mut encoding, mut pace) = (None, 0, None, None);
+        let mut is_whole = false;
         for fault in &mut self.faults {
             match fault {
-                Fault::IgnoreRange => {
-                    (first, end, code, content_range) = (0, blob.size, StatusCode::OK, None)
-                }
+                Fault::IgnoreRange => is_whole = true,
+                Fault::IgnoreRangeOf(of) if *of == digest => is_whole = true,
                 Fault::WrongContentRange { value, times } if *times > 0 && content_range.is_some() => {
                     *times -= 1;
                     content_range = Some(value.clone());
@@ -250,6 +270,12 @@ impl State {
             }
         }
         let mut response = status(code);
+        if is_whole {
+            (first, end, content_range) = (0, blob.size, None);
+            response = status(StatusCode::OK);
+        } else {
+            response = response.header(ACCEPT_RANGES, "bytes");
+        }
         if let Some(value) = content_range {
             response = response.header(CONTENT_RANGE, value);
         }
@@ -262,7 +288,14 @@ impl State {
         let end = end.saturating_add_signed(lengthened).max(first);
         finish(
             response,
-            body::blob(Arc::clone(shared), digest, blob, first, end, body::Delivery { broken, pace }),
+            body::blob(
+                Arc::clone(shared),
+                digest,
+                blob,
+                first,
+                end,
+                body::Delivery { broken, pace, connection },
+            ),
         )
     }
 }
