@@ -72,7 +72,7 @@ fn layers(timeline: &Timeline) -> Markup {
     html! {
         table {
             thead { tr {
-                @for head in ["Layer", "Source", "Compressed", "Size", "Fetch", "Unpack", "Commit"] { th scope="col" { (head) } }
+                @for head in ["Layer", "Source", "Compressed", "Size", "Fetch", "Unpack", "Wait", "Commit"] { th scope="col" { (head) } }
             } }
             tbody {
                 @for layer in &timeline.layers {
@@ -83,6 +83,7 @@ fn layers(timeline: &Timeline) -> Markup {
                         td { (ByteSize(layer.size)) }
                         td { (time(layer.download)) }
                         td { (time(layer.unpack)) }
+                        td { (time(layer.wait)) }
                         td { (time(layer.commit)) }
                     }
                 }
