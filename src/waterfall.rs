@@ -4,6 +4,7 @@
 //! `Content-Security-Policy` accepts it. A style sheet can replace its colours.
 
 pub mod file;
+pub mod roofline;
 
 use chrono::SecondsFormat;
 use maud::{Markup, html};
