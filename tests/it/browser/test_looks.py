@@ -1,0 +1,50 @@
+"""Accessibility, small screens, and screenshots."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from window import is_not_wider_than_its_window
+
+SIZES = [(360, 740), (1280, 800), (1920, 1080)]
+
+
+def pages(window, stage, tenant):
+    """Opens each page, and yields its name."""
+    window.open("/ui/sign-in")
+    yield "sign-in"
+    window.sign_in(tenant)
+    yield "list"
+    for name, path in [
+        ("cache", f"/ui/caches/{stage.available}"),
+        ("failed", f"/ui/caches/{stage.failed}"),
+        ("delete", f"/ui/caches/{stage.available}/delete"),
+        ("capacity", "/ui/capacity"),
+    ]:
+        window.open(path)
+        yield name
+    page = window.open("/ui/create")
+    page.get_by_label("Images", exact=True).fill("nginx:1.27\npython:3.13")
+    page.get_by_text("It fits.").wait_for()
+    yield "create"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_no_serious_finding(visit, stage, a, scheme):
+    # axe is a script that the policy of the pages forbids.
+    window = visit(color_scheme=scheme, bypass_csp=True)
+    findings = []
+    for name in pages(window, stage, a):
+        for found in Axe().run(window.page).response["violations"]:
+            print(f"{scheme} {name}: {found['impact']}: {found['id']}")
+            if found["impact"] in ("serious", "critical"):
+                nodes = [(node["target"], node["failureSummary"]) for node in found["nodes"]]
+                findings.append((name, found["id"], nodes))
+    assert findings == []
+
+
+@pytest.mark.parametrize("width, height", SIZES)
+def test_pages_fit_into_a_window(visit, stage, a, width, height):
+    window = visit(viewport={"width": width, "height": height})
+    for name in pages(window, stage, a):
+        is_not_wider_than_its_window(window.page)
+        window.shoot(f"{name}-{width}x{height}")
