@@ -13,7 +13,7 @@ use crate::harness::daemon::{Daemon, ROOMY, Tenant};
 use crate::harness::python::pytest;
 use crate::harness::registry::one_registry_for_all;
 use crate::harness::served::random;
-use crate::harness::{Need, isolated};
+use crate::harness::{Need, isolated, larder, succeed};
 
 const A: Tenant = Tenant("web-shop");
 const B: Tenant = Tenant("research");
@@ -86,11 +86,15 @@ fn the_pages_in_a_browser() {
             daemon.settle(tenant, id, "Available", LIMIT);
         }
         daemon.settle(A, &failed, "Failed", LIMIT);
+        let report = dir.path().join("report.html");
+        let mut command = larder();
+        command.args(["cache", "report", "storefront", "--html"]).arg(&report);
+        succeed(command.env("LARDER_HOST", daemon.endpoint()).env("LARDER_TOKEN", A.token()));
         let stage = json!({
             "endpoint": daemon.endpoint(), "tenants": [A.credentials(), B.credentials()],
             "available": available, "failed": failed, "foreign": foreign,
             "slow": format!("registry.example.com/{}:{}", SLOW.0, SLOW.1), "layers": SLOW_LAYERS.len() + 1,
-            "screenshots": screenshots(dir.path()),
+            "report": report, "screenshots": screenshots(dir.path()),
         });
         let files = ["test_cache.py", "test_access.py", "test_looks.py"];
         let printed = daemon.explain(|| pytest("browser", &files, &stage, LIMIT));

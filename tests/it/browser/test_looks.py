@@ -1,9 +1,11 @@
 """Accessibility, small screens, and screenshots."""
 
+from pathlib import Path
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from window import is_not_wider_than_its_window
+from window import expect, is_not_wider_than_its_window
 
 SIZES = [(360, 740), (1280, 800), (1920, 1080)]
 
@@ -28,18 +30,25 @@ def pages(window, stage, tenant):
     yield "create"
 
 
+def serious(page):
+    """Returns the findings of axe that keep someone from using the page."""
+    found = Axe().run(page).response["violations"]
+    return [
+        (each["id"], [(node["target"], node["failureSummary"]) for node in each["nodes"]])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_has_no_serious_finding(visit, stage, a, scheme):
     # axe is a script that the policy of the pages forbids.
     window = visit(color_scheme=scheme, bypass_csp=True)
-    findings = []
     for name in pages(window, stage, a):
-        for found in Axe().run(window.page).response["violations"]:
-            print(f"{scheme} {name}: {found['impact']}: {found['id']}")
-            if found["impact"] in ("serious", "critical"):
-                nodes = [(node["target"], node["failureSummary"]) for node in found["nodes"]]
-                findings.append((name, found["id"], nodes))
-    assert findings == []
+        assert serious(window.page) == [], name
+    page = window.open(Path(stage.report).as_uri())
+    expect(page.locator("svg.waterfall")).to_be_visible()
+    assert serious(page) == []
 
 
 @pytest.mark.parametrize("width, height", SIZES)

@@ -27,7 +27,8 @@ class Window:
         self.page = self.context.new_page()
 
     def _request(self, request):
-        if urlsplit(request.url).netloc != urlsplit(self.stage.endpoint).netloc:
+        address = urlsplit(request.url)
+        if address.scheme != "file" and address.netloc != urlsplit(self.stage.endpoint).netloc:
             self.problems.append(f"request to another origin: {request.url}")
 
     def _console(self, message):
