@@ -206,7 +206,8 @@ impl Recorder {
 }
 
 impl Timeline {
-    fn new(started_at: DateTime<Utc>) -> Self {
+    /// Creates the timeline of a build that has just started.
+    pub(crate) fn new(started_at: DateTime<Utc>) -> Self {
         Timeline {
             version: VERSION,
             started_at,
