@@ -40,9 +40,11 @@ packages=(
     # Tests: the systemd unit, and the daemon under its restrictions. Only the programs are used; systemd is
     # not started.
     systemd strace
-    # Tests: the vendor's SDK and the fuzzer of the API are installed from tests/requirements.txt into a
-    # Python environment.
+    # Tests: the vendor's SDK, the fuzzer of the API and the driver of the browser are installed from
+    # tests/requirements.txt into a Python environment.
     python3-venv
+    # Tests: the pages in a browser. The font gives pages the same size on every machine.
+    chromium fonts-dejavu-core
     # Tests: the API without an SDK.
     curl
     # Tests: scrapes the metrics, and checks the alert rules.

@@ -65,3 +65,5 @@ pub mod verify;
 pub mod version;
 pub mod volume;
 pub mod waterfall;
+
+mod document;

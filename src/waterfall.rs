@@ -4,6 +4,7 @@
 //! `Content-Security-Policy` accepts it. A style sheet can replace its colours.
 
 pub mod file;
+pub mod roofline;
 
 use chrono::SecondsFormat;
 use maud::{Markup, html};
@@ -33,7 +34,8 @@ fn look(stage: Stage) -> (&'static str, &'static str, &'static str) {
         Stage::Resolve => ("resolve", "#7a7f87", "w-resolve"),
         Stage::Network => ("fetch", "#2f6fd0", "w-network"),
         Stage::Unpack => ("unpack", "#c7761a", "w-unpack"),
-        Stage::Commit => ("wait and commit", "#2d8a4e", "w-commit"),
+        Stage::Wait => ("wait", "#9cc7ab", "w-wait"),
+        Stage::Commit => ("commit", "#2d8a4e", "w-commit"),
         Stage::Seal => ("sync and seal", "#8a4fc0", "w-seal"),
     }
 }
@@ -113,7 +115,7 @@ pub fn picture(timeline: &Timeline) -> Markup {
 pub fn legend() -> Markup {
     html! {
         ul.legend aria-label="Legend" {
-            @for stage in [Stage::Resolve, Stage::Network, Stage::Unpack, Stage::Commit, Stage::Seal] {
+            @for stage in Stage::ALL {
                 @let (name, colour, class) = look(stage);
                 li {
                     svg width="14" height="12" aria-hidden="true" { rect class=(class) fill=(colour) y="1" width="12" height="10" {} }
@@ -174,7 +176,8 @@ fn row(scale: Scale, row: usize, layer: &LayerTimeline) -> Markup {
         }
         @if let Some(span) = layer.download { (bar(scale, row, Stage::Network, span, &fetched)) }
         @if let Some(span) = layer.unpack { (bar(scale, row, Stage::Unpack, span, &format!("unpack {name}, {}", ByteSize(layer.size)))) }
-        @if let Some(span) = layer.commit { (bar(scale, row, Stage::Commit, span, &format!("wait for parents and commit {name}"))) }
+        @if let Some(span) = layer.wait { (bar(scale, row, Stage::Wait, span, &format!("wait of {name} for its parents"))) }
+        @if let Some(span) = layer.commit { (bar(scale, row, Stage::Commit, span, &format!("commit {name}"))) }
         @if layer.end_ms() == 0 { text x=(px(LABELS + 4.0)) y=(AXIS + row * ROW + 14) opacity="0.7" { "present" } }
     }
 }
@@ -234,7 +237,8 @@ mod tests {
                 download: span(200, 1200),
                 waited_ms: 800,
                 unpack: span(1200, 1500),
-                commit: span(1500, 1600),
+                wait: span(1500, 1550),
+                commit: span(1550, 1600),
             }],
             omitted: 0,
             syncs: vec![Span { start_ms: 1600, end_ms: 1700 }],
@@ -246,7 +250,7 @@ mod tests {
     #[test]
     fn every_stage_has_its_colour_and_its_numbers() {
         let text = picture(&timeline()).into_string();
-        for stage in [Stage::Resolve, Stage::Network, Stage::Unpack, Stage::Commit, Stage::Seal] {
+        for stage in Stage::ALL {
             let (_, colour, class) = look(stage);
             assert!(text.contains(&format!("class=\"{class}\" fill=\"{colour}\"")), "{class}: {text}");
         }

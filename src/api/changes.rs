@@ -142,25 +142,14 @@ fn event(change: &Change) -> Event {
 
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
-
     use super::*;
+    use crate::caches::record::tests::record;
     use crate::caches::service::Overview;
-    use larder_model::image_cache::Spec;
 
     fn listed(used_bytes: u64) -> Listed {
-        let spec = Spec {
-            name: "web".parse().unwrap(),
-            images: vec!["nginx".parse().unwrap()],
-            size_gib: 20,
-            retention_days: 0,
-            cluster: "c".into(),
-            pull_secrets: Vec::new(),
-        };
-        let tenant: TenantName = "team".parse().unwrap();
-        let record = Record::new(CacheId::random(), tenant.clone(), spec, DateTime::UNIX_EPOCH);
+        let record = record();
         let overview = Overview {
-            tenant,
+            tenant: record.tenant.clone(),
             ordered_at: record.created_at,
             expires_at: None,
             build: None,

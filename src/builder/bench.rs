@@ -54,6 +54,7 @@ use larder_model::event::{Event, Failure, Status};
 use larder_model::job::{LayerFormat, VolumeKind};
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
+use larder_model::timeline::Recorder;
 
 /// Size of a header in a tar, bytes. Each member has at least one.
 const TAR_HEADER: u64 = 512;
@@ -175,6 +176,14 @@ async fn measure_all(
     Ok(reports)
 }
 
+/// A regular build.
+struct Built {
+    took: Elapsed,
+    /// Number of members of each layer.
+    members: HashMap<Digest, u64>,
+    recorder: Recorder,
+}
+
 /// State that the stages of a run share.
 struct Bench {
     kind: Kind,
@@ -220,18 +229,19 @@ impl Bench {
         self.note(StageName::Hash, took, (Some(hashed), None), fraction);
 
         self.begin(Step::Together(self.kind))?;
-        let together = match self.kind {
-            Kind::Decode => self.decode(&stored).await?,
+        let (together, timeline) = match self.kind {
+            Kind::Decode => (self.decode(&stored).await?, None),
             Kind::Apply | Kind::Build => {
-                let (took, entries) = self.build().await?;
+                let built = self.build().await?;
                 for layer in &mut image.layers {
-                    layer.entries = entries.get(&layer.digest).copied();
+                    layer.entries = built.members.get(&layer.digest).copied();
                 }
                 self.disk(&image).await?;
-                took
+                (built.took, built.recorder.timeline().cloned().map(Box::new))
             }
         };
-        Ok(BenchReport::new(self.kind, image, self.settings(), self.stages, together))
+        let report = BenchReport::new(self.kind, image, self.settings(), self.stages, together);
+        Ok(BenchReport { timeline, ..report })
     }
 
     /// Fetches everything that a build requests from a registry: documents, then layers, which are stored.
@@ -289,8 +299,8 @@ impl Bench {
         })?
     }
 
-    /// Runs a regular build. Also returns the number of members of each layer.
-    async fn build(&self) -> Result<(Elapsed, HashMap<Digest, u64>), Vec<Failure>> {
+    /// Runs a regular build.
+    async fn build(&self) -> Result<Built, Vec<Failure>> {
         let source = if self.kind == Kind::Build { ImageSource::Registries } else { self.layout_source() };
         let mut order = self.order(source);
         let workdir = Arc::clone(&self.workdir);
@@ -303,10 +313,11 @@ impl Bench {
         let took = watch.took(Duration::ZERO);
         let (status, failures) = (outcome.status, outcome.failures.clone());
         events.emit(Event::Result(outcome));
-        let mut members = HashMap::new();
+        let mut built = Built { took, members: HashMap::new(), recorder: Recorder::default() };
         for line in lines {
+            built.recorder.take(&line);
             match line.event {
-                Event::LayerCommitted { blob, entries, .. } => drop(members.insert(blob, entries)),
+                Event::LayerCommitted { blob, entries, .. } => drop(built.members.insert(blob, entries)),
                 // These explain a slow build; other events were already reported.
                 event @ (Event::Retried { .. } | Event::ConnectionReplaced { .. }) => self.events.emit(event),
                 Event::Result(_) => break,
@@ -314,7 +325,7 @@ impl Bench {
             }
         }
         match status {
-            Status::Ok => Ok((took, members)),
+            Status::Ok => Ok(built),
             Status::Failed => Err(failures),
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
@@ -20,7 +20,7 @@ use super::share::{IdleTracker, Share};
 use super::source::Source;
 use larder_model::class::Class;
 use larder_model::digest::Digest;
-use larder_model::event::{Event, Failure};
+use larder_model::event::{Event, Failure, milliseconds};
 use larder_model::reference::ImageReference;
 
 /// Interval of progress events.
@@ -168,13 +168,9 @@ impl Pipeline {
             let link = progress.pending.remove(at);
             let Some(ready) = progress.ready.remove(&link.diff_id) else { return failed };
             let keep = progress.pending.iter().any(|other| other.diff_id == link.diff_id);
-            let event = Event::LayerCommitted {
-                blob: ready.blob.digest.clone(),
-                diff_id: Some(link.diff_id.clone()),
-                chain_id: link.chain_id.clone(),
-                size: ready.extracted.decoded.size,
-                entries: ready.extracted.applied.entries,
-            };
+            let (blob, size) = (ready.blob.digest.clone(), ready.extracted.decoded.size);
+            let entries = ready.extracted.applied.entries;
+            let started = Instant::now();
             let shared = Arc::clone(&self.shared);
             let committing = link.clone();
             let task = crate::blocking::spawn(move || commit::commit(&shared, &committing, ready, keep));
@@ -186,7 +182,14 @@ impl Pipeline {
                     if let Some(rest) = rest {
                         progress.ready.insert(link.diff_id.clone(), rest);
                     }
-                    self.events.emit(event);
+                    self.events.emit(Event::LayerCommitted {
+                        blob,
+                        diff_id: Some(link.diff_id),
+                        chain_id: link.chain_id.clone(),
+                        size,
+                        entries,
+                        elapsed_ms: milliseconds(started.elapsed()),
+                    });
                     if let Some(layer) = volume.layer(&link.chain_id) {
                         progress.publish.layer(layer);
                     }

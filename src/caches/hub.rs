@@ -135,19 +135,8 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use larder_model::image_cache::{Spec, Status};
-
-    fn record() -> Record {
-        let spec = Spec {
-            name: "web".parse().unwrap(),
-            images: vec!["nginx".parse().unwrap()],
-            size_gib: 20,
-            retention_days: 0,
-            cluster: "c".into(),
-            pull_secrets: Vec::new(),
-        };
-        Record::new(CacheId::random(), "team".parse().unwrap(), spec, DateTime::UNIX_EPOCH)
-    }
+    use crate::caches::record::tests::record;
+    use larder_model::image_cache::Status;
 
     async fn sequences(mut watch: Watch) -> Vec<u64> {
         let mut seen = Vec::new();

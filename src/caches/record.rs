@@ -330,11 +330,11 @@ impl Record {
 }
 
 #[cfg(test)]
-pub(in crate::caches) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Returns the record of a new cache of 20 GiB that expires after a day.
-    pub(in crate::caches) fn record() -> Record {
+    pub(crate) fn record() -> Record {
         let spec = Spec {
             name: "web".parse().unwrap(),
             images: vec!["nginx".parse().unwrap()],

@@ -19,7 +19,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use crate::config::log::{Format, Level as ConfigLevel};
 use crate::telemetry::{Destination, Level};
 
-pub(super) use bench::BenchKind;
+pub(super) use bench::{BenchKind, BenchOrder};
 use build::{BUILD_EXAMPLES, BUILD_USAGE};
 pub(super) use build::{BuildArgs, BuildOptions, CredentialArgs, DiskArgs, HostArgs, LayerArgs};
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CreateArgs, PlanArgs, StatusArgs};

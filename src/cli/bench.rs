@@ -1,12 +1,16 @@
 //! `larder bench`: measures the performance of this node.
 
+mod page;
+
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use super::args::{BenchKind, Output};
+use super::args::{BenchKind, BenchOrder, Output};
 use super::output::text::Text;
 use super::output::{Renderer as _, stdout, summary};
+use super::usage::UsageError;
 use super::{exit, merge, signals};
 use crate::blocking;
 use crate::builder::bench::{self, Request, Step, StepCallback};
@@ -14,6 +18,7 @@ use crate::builder::cancel::Cancel;
 use crate::builder::events;
 use crate::config::Config;
 use crate::telemetry::Console;
+use crate::waterfall::file;
 use larder_model::bench_report::{
     BenchFailed, BenchReport, Elapsed, Limit, LimitName, Range, Spread, Stage, VERSION, approximate,
 };
@@ -21,12 +26,16 @@ use larder_model::class::Class;
 use larder_model::count::counted;
 use larder_model::escape::escape;
 use larder_model::event::Failure;
+use larder_model::io_error::FileRole;
 use larder_model::size::ByteSize;
 
 /// Runs the command and returns its exit code.
 pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
-    let (kind, dir, runs, args) = kind.into_order();
+    let BenchOrder { kind, dir, runs, html, build: args } = kind.into_order();
     let output = args.options.output.format();
+    if let Some(error) = html.as_deref().and_then(no_directory) {
+        return exit::fail(console, error.class(), &error.to_string());
+    }
     let order = match merge::build_request(args, None, &config, merge::Purpose::Plan) {
         Ok(order) => order,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
@@ -52,7 +61,10 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
     }));
     runtime.shutdown_background();
     match measured {
-        Ok(report) => answer(&report, output, console),
+        Ok(report) => {
+            let code = answer(&report, output, console);
+            html.map_or(code, |path| code.max(write(&report, &path, console)))
+        }
         Err(failures) => refuse(failures, &cancel, output, console),
     }
 }
@@ -82,6 +94,21 @@ fn answer(report: &BenchReport, output: Output, console: &Console) -> u8 {
         },
     };
     stdout::print(console, &text)
+}
+
+/// Returns an error if the page cannot be written later, because its directory does not exist.
+fn no_directory(page: &Path) -> Option<UsageError> {
+    let parent = page.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let is_absent = parent.is_some_and(|parent| !parent.is_dir());
+    is_absent.then(|| UsageError::NoDirectoryForPage(page.display().to_string()))
+}
+
+/// Writes the page, and returns the exit code.
+fn write(report: &BenchReport, path: &Path, console: &Console) -> u8 {
+    match file::write(path, &page::page(report)) {
+        Ok(()) => 0,
+        Err(error) => exit::fail(console, error.class(FileRole::Given), &error.to_string()),
+    }
 }
 
 fn refuse(failures: Vec<Failure>, cancel: &Cancel, output: Output, console: &Console) -> u8 {

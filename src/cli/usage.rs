@@ -49,6 +49,9 @@ pub(super) enum UsageError {
     /// `--force` is given for a device.
     #[error("--force does not work with --volume-kind block: use --format-device, which erases the device")]
     ForceForBlock,
+    /// The directory of the page does not exist. This is found before the bench, which can take minutes.
+    #[error("--html {0}: its directory does not exist: create it, or use another one")]
+    NoDirectoryForPage(String),
     /// The directory of `--share` cannot be used.
     #[error(
         "--share {dir}: {reason}: use a directory that contains volumes/, and a --volume directly in that"

@@ -11,13 +11,14 @@ const PLAIN: [&str; 6] =
 
 /// Variables of Larder's tests and Makefile, and of its build script, which cargo sets for `cargo test` and
 /// `cargo run`.
-const DEVELOPMENT: [&str; 7] = [
+const DEVELOPMENT: [&str; 8] = [
     "LARDER_BENCH_DIR",
     "LARDER_BUILD_COMMIT",
     "LARDER_BUILD_COMPILER",
     "LARDER_BUILD_TARGET",
     "LARDER_PYTHON_ENV",
     "LARDER_REQUIRE_ALL",
+    "LARDER_SCREENSHOTS",
     "LARDER_UPDATE_DOCS",
 ];
 

@@ -266,7 +266,7 @@ impl Shown {
 fn origin(layer: &LayerDetails, tenant: &TenantName) -> Markup {
     html! {
         @match (layer.from, layer.origin) {
-            (Some(from), _) => { "copied from " a href={ "/ui/caches/" (from) "?tenant=" (tenant) } { "another cache" } }
+            (Some(from), _) => { "copied from " a #{ "from-" (layer.blob.hex()) } href={ "/ui/caches/" (from) "?tenant=" (tenant) } { "another cache" } }
             (None, Origin::Fetched) => "fetched",
             (None, Origin::Present) => "earlier attempt",
             (None, Origin::Reused) => "copied",

@@ -152,7 +152,7 @@ fn table(rows: &[Row], with_tenant: bool) -> Markup {
                     @for (row, share) in rows.iter().zip(shares(rows)) {
                         @let Listed { image_cache: cache, overview } = &row.listed;
                         tr {
-                            th scope="row" { a href=(address(cache.id, overview, with_tenant)) { (cache.name) } }
+                            th scope="row" { a #{ "c-" (cache.id) } href=(address(cache.id, overview, with_tenant)) { (cache.name) } }
                             @if with_tenant { td { (overview.tenant) } }
                             td { (status(cache.status)) }
                             td { (bytes(overview.reserved_bytes)) }

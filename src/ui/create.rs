@@ -11,7 +11,7 @@ use super::Ui;
 use super::form::Form;
 use super::guard::{Posted, Visitor};
 use super::layout::{Main, Menu, token};
-use super::respond::{go_to, page as respond_with, with_page};
+use super::respond::{failed, go_to, page as respond_with, with_page};
 use super::text::{bytes, lines};
 use crate::api::errors::Problem;
 use crate::api::wire::BuildingConfig;
@@ -19,9 +19,12 @@ use crate::api::wire::order::CreateRequest;
 use larder_model::digest::Digest;
 use larder_model::escape::escape;
 use larder_model::image_cache::spec::{MAX_IMAGES, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MIN_SIZE_GIB};
-use larder_model::image_cache::{CacheId, Spec, TenantName};
+use larder_model::image_cache::{CacheId, Spec};
 use larder_model::plan_report::PlanReport;
 use larder_model::sizing::FACTOR;
+
+/// Name of the cluster if an order can name any.
+const ANY_CLUSTER: &str = "local";
 
 /// A plan, and the bytes of its layers that caches of the tenant already have.
 #[derive(Debug)]
@@ -30,55 +33,63 @@ struct Planned {
     here: u64,
 }
 
-/// The state of the form below the fields.
-enum Below<'a> {
+/// The content of the section next to the form.
+enum Shown<'a> {
     Nothing,
     Plan(&'a Planned),
     Problem(&'a Problem),
 }
 
+/// The form as a visitor filled it.
+struct Filled {
+    visitor: Visitor,
+    form: Form,
+    /// The cluster that is meant if the form names none. `None` if the visitor must name one.
+    cluster: Option<String>,
+}
+
 /// Shows the form without a plan.
 pub(super) async fn page(State(ui): State<Arc<Ui>>, visitor: Visitor) -> Response {
     let form = visitor.query.clone();
-    main(&ui, &visitor, &form, &Below::Nothing).answer(&visitor)
+    match Filled::new(&ui, visitor, form).await {
+        Ok(filled) => filled.main(&Shown::Nothing).answer(&filled.visitor),
+        Err(problem) => failed(problem),
+    }
 }
 
 /// Creates a cache and leads to its page.
 pub(super) async fn create(State(ui): State<Arc<Ui>>, posted: Posted) -> Response {
-    let Posted { visitor, form } = posted;
+    let filled = match Filled::new(&ui, posted.visitor, posted.form).await {
+        Ok(filled) => filled,
+        Err(problem) => return failed(problem),
+    };
     let create = async {
-        let spec = spec(&ui, &form, form.get("name").to_owned())?;
-        Ok(ui.app.service().create(&visitor.tenant, spec, None).await?)
+        let spec = filled.spec(filled.form.get("name").to_owned())?;
+        Ok(ui.app.service().create(&filled.visitor.tenant, spec, None).await?)
     };
     match create.await {
         Ok(record) => go_to(&format!("/ui/caches/{}", record.id)),
-        Err(problem) => refused(&ui, &visitor, &form, problem),
+        Err(problem) => filled.refused(problem),
     }
 }
 
 /// Shows the plan of a cache: the whole page, or only the plan for the script.
 pub(super) async fn plan(State(ui): State<Arc<Ui>>, posted: Posted) -> Response {
-    let Posted { visitor, form } = posted;
-    match make_plan(&ui, &visitor.tenant, &form).await {
-        Ok(planned) if visitor.is_fragment => respond_with(below(&Below::Plan(&planned))),
-        Ok(planned) => main(&ui, &visitor, &form, &Below::Plan(&planned)).answer(&visitor),
-        Err(problem) => refused(&ui, &visitor, &form, problem),
+    let filled = match Filled::new(&ui, posted.visitor, posted.form).await {
+        Ok(filled) => filled,
+        Err(problem) => return failed(problem),
+    };
+    match make_plan(&ui, &filled).await {
+        Ok(planned) if filled.visitor.is_fragment => respond_with(section(&Shown::Plan(&planned))),
+        Ok(planned) => filled.main(&Shown::Plan(&planned)).answer(&filled.visitor),
+        Err(problem) => filled.refused(problem),
     }
 }
 
-/// Returns the form with a problem.
-fn refused(ui: &Ui, visitor: &Visitor, form: &Form, problem: Problem) -> Response {
-    let shown = Below::Problem(&problem);
-    let markup = match visitor.is_fragment {
-        true => below(&shown),
-        false => main(ui, visitor, form, &shown).whole(visitor),
-    };
-    with_page(problem, markup)
-}
-
-async fn make_plan(ui: &Ui, tenant: &TenantName, form: &Form) -> Result<Planned, Problem> {
+async fn make_plan(ui: &Ui, filled: &Filled) -> Result<Planned, Problem> {
     // A plan needs no name of its own.
-    let spec = spec(ui, form, format!("plan-{}", CacheId::random()))?;
+    let spec = filled.spec(format!("plan-{}", CacheId::random()))?;
+    let tenant = &filled.visitor.tenant;
     let _share = ui.app.take_plan(tenant)?;
     let report = ui.app.service().plan(tenant, spec).await?;
     let records = ui.app.service().records_of(tenant).await?;
@@ -92,58 +103,92 @@ async fn make_plan(ui: &Ui, tenant: &TenantName, form: &Form) -> Result<Planned,
     Ok(Planned { here, report })
 }
 
-/// Reads the order. Each line of a list is one item.
-fn spec(ui: &Ui, form: &Form, name: String) -> Result<Spec, Problem> {
-    let items = |field: &str| {
-        let lines = form.get(field).split_whitespace();
-        lines.map(str::to_owned).collect::<Vec<String>>()
-    };
-    let number = |field: &str, default: u32| match form.get(field) {
-        "" => Ok(default),
-        text => text.parse().map_err(|_| Problem::invalid(format!("{field}: want a number"))),
-    };
-    let cluster = match form.get("cluster") {
-        "" => cluster(ui),
-        given => given.to_owned(),
-    };
-    let order = CreateRequest {
-        name,
-        images: items("images"),
-        image_cache_size: number("image_cache_size", MIN_SIZE_GIB)?,
-        retention_days: number("retention_days", 0)?,
-        building_config: BuildingConfig { cluster, image_pull_secrets: items("image_pull_secrets") },
-    };
-    order.into_spec()
-}
-
-/// Returns the cluster that the form names by default.
-fn cluster(ui: &Ui) -> String {
-    ui.app.service().default_cluster().unwrap_or_else(|| "local".to_owned())
-}
-
-fn main(ui: &Ui, visitor: &Visitor, form: &Form, shown: &Below<'_>) -> Main {
-    let content = html! {
-        h1 { "Create an image cache" }
-        form #create.card method="post" action="/ui/create" data-plan="/ui/plan" {
-            (token(visitor))
-            (fields(form, &cluster(ui)))
-            div.actions {
-                button.primary { "Create" }
-                // The form of a plan needs no name.
-                button #do-plan formaction="/ui/plan" formnovalidate { "Show the plan" }
-            }
+/// Returns the cluster that a visitor means without naming one. A tenant learns no UID of the configuration
+/// from it: only that of its own newest cache.
+async fn known_cluster(ui: &Ui, visitor: &Visitor) -> Result<Option<String>, Problem> {
+    let service = ui.app.service();
+    match service.default_cluster() {
+        None => Ok(Some(ANY_CLUSTER.to_owned())),
+        first if visitor.is_admin() => Ok(first),
+        Some(_) => {
+            let records = service.records_of(&visitor.tenant).await?;
+            Ok(records.last().map(|stored| stored.record.spec.cluster.clone()))
         }
-        section #plan aria-live="polite" aria-label="Plan" { (below(shown)) }
-    };
-    Main { title: "Create an image cache".into(), menu: Menu::Create, live: None, content }
+    }
 }
 
-fn fields(form: &Form, cluster: &str) -> Markup {
+impl Filled {
+    async fn new(ui: &Ui, visitor: Visitor, form: Form) -> Result<Self, Problem> {
+        let cluster = known_cluster(ui, &visitor).await?;
+        Ok(Filled { visitor, form, cluster })
+    }
+
+    /// Reads the order. Each line of a list is one item.
+    fn spec(&self, name: String) -> Result<Spec, Problem> {
+        let items = |field: &str| {
+            let lines = self.form.get(field).split_whitespace();
+            lines.map(str::to_owned).collect::<Vec<String>>()
+        };
+        let number = |field: &str, default: u32| match self.form.get(field) {
+            "" => Ok(default),
+            text => text.parse().map_err(|_| Problem::invalid(format!("{field}: want a number"))),
+        };
+        let cluster = match (self.form.get("cluster"), &self.cluster) {
+            ("", Some(known)) => known.clone(),
+            ("", None) => return Err(Problem::invalid("enter the UID of the cluster")),
+            (given, _) => given.to_owned(),
+        };
+        let order = CreateRequest {
+            name,
+            images: items("images"),
+            image_cache_size: number("image_cache_size", MIN_SIZE_GIB)?,
+            retention_days: number("retention_days", 0)?,
+            building_config: BuildingConfig { cluster, image_pull_secrets: items("image_pull_secrets") },
+        };
+        order.into_spec()
+    }
+
+    /// Returns the form with a problem.
+    fn refused(&self, problem: Problem) -> Response {
+        let shown = Shown::Problem(&problem);
+        let markup = match self.visitor.is_fragment {
+            true => section(&shown),
+            false => self.main(&shown).whole(&self.visitor),
+        };
+        with_page(problem, markup)
+    }
+
+    fn main(&self, shown: &Shown<'_>) -> Main {
+        let content = html! {
+            h1 { "Create an image cache" }
+            div.split {
+                form #create.card method="post" action="/ui/create" data-plan="/ui/plan" {
+                    (token(&self.visitor))
+                    (fields(&self.form, self.cluster.as_deref()))
+                    div.actions {
+                        button.primary { "Create" }
+                        // The form of a plan needs no name.
+                        button #do-plan formaction="/ui/plan" formnovalidate { "Show the plan" }
+                    }
+                }
+                section #plan aria-live="polite" aria-label="Plan" { (section(shown)) }
+            }
+        };
+        Main { title: "Create an image cache".into(), menu: Menu::Create, live: None, content }
+    }
+}
+
+fn fields(form: &Form, cluster: Option<&str>) -> Markup {
     let value = |field: &str, default: &str| match form.get(field) {
         "" => default.to_owned(),
         given => given.to_owned(),
     };
     let size = MIN_SIZE_GIB.to_string();
+    let cluster_field = html! {
+        label for="cluster" { "UID of the cluster" }
+        input #cluster name="cluster" value=(value("cluster", cluster.unwrap_or_default()))
+            required[cluster.is_none()] spellcheck="false";
+    };
     html! {
         label for="name" { "Name" }
         input #name name="name" value=(form.get("name")) required maxlength="128" pattern="[a-z]([a-z0-9\\-]*[a-z0-9])?"
@@ -160,22 +205,22 @@ fn fields(form: &Form, cluster: &str) -> Markup {
         label for="days" { "Days until it expires; 0 means never" }
         input #days name="retention_days" type="number" min="0" max=(MAX_RETENTION_DAYS)
             value=(value("retention_days", "0")) required;
+        @if cluster.is_none() { (cluster_field) }
         details {
-            summary { "Cluster and pull secrets" }
-            label for="cluster" { "UID of the cluster" }
-            input #cluster name="cluster" value=(value("cluster", cluster)) spellcheck="false";
+            summary { @if cluster.is_some() { "Cluster and pull secrets" } @else { "Pull secrets" } }
+            @if cluster.is_some() { (cluster_field) }
             label for="secrets" { "Pull secrets, namespace:name, each on its own line" }
             textarea #secrets name="image_pull_secrets" rows="2" spellcheck="false" { (form.get("image_pull_secrets")) }
         }
     }
 }
 
-fn below(shown: &Below<'_>) -> Markup {
+fn section(shown: &Shown<'_>) -> Markup {
     html! {
         @match shown {
-            Below::Nothing => {},
-            Below::Problem(problem) => div.problem { (lines(problem.message())) },
-            Below::Plan(planned) => (plan_of(planned)),
+            Shown::Nothing => {},
+            Shown::Problem(problem) => div.problem { (lines(problem.message())) },
+            Shown::Plan(planned) => (plan_of(planned)),
         }
     }
 }

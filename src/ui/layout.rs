@@ -54,7 +54,7 @@ impl Main {
     pub(super) fn whole(&self, visitor: &Visitor) -> Markup {
         frame(
             &self.title,
-            html! {
+            &html! {
                 a.skip href="#main" { "Skip to the content" }
                 header {
                     nav aria-label="Larder" {

@@ -70,7 +70,7 @@ async fn list(ui: &Ui, visitor: &Visitor) -> Result<Main, Problem> {
         h1 { "Image caches" }
         p { (live) }
         @if count == 0 {
-            p { "There are no image caches. " a href="/ui/create" { "Create the first one" } "." }
+            p { "There are no image caches. " a #first href="/ui/create" { "Create the first one" } "." }
         } @else {
             (view.filter())
             @if shown.is_empty() { p { "No image cache matches the filter." } }
@@ -164,8 +164,8 @@ impl View {
                 }
                 @if let Some(sort) = self.sort { input type="hidden" name="sort" value=(sort); }
                 @if self.descending { input type="hidden" name="order" value="desc"; }
-                button { "Filter" }
-                @if !self.text.is_empty() || self.status.is_some() { a href="/ui/" { "Show all" } }
+                button #filter { "Filter" }
+                @if !self.text.is_empty() || self.status.is_some() { a #all href="/ui/" { "Show all" } }
             }
         }
     }
@@ -175,7 +175,7 @@ impl View {
         let sorted = (self.sort == Some(column)).then_some(direction);
         html! {
             th role="columnheader" scope="col" aria-sort=[sorted] {
-                a href=(self.sorted_by(column)) { (title) }
+                a #{ "by-" (column) } href=(self.sorted_by(column)) { (title) }
             }
         }
     }

@@ -1,5 +1,5 @@
 // The pages work without this script. It replaces <main> when a cache changes, and shows the plan while a
-// person types.
+// person types. An element of <main> that can have the focus needs an ID, by which it gets the focus back.
 "use strict";
 
 const FRAGMENT = { "X-Larder-Fragment": "1" };

@@ -104,6 +104,8 @@ fn form(problem: Option<&str>) -> Markup {
                 form.card method="post" action="/ui/sign-in" {
                     h2 { "With a token" }
                     label for="token" { "Token" }
+                    // Browsers store a password under a user name. Without a name, the field is not sent.
+                    input type="text" value="token" autocomplete="username" hidden readonly;
                     input #token type="password" name="token" required autocomplete="current-password";
                     button.primary { "Sign in" }
                 }

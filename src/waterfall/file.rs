@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, PreEscaped, html};
 
 use super::{describe, legend, picture};
+use crate::document::document;
 use larder_model::escape::escape;
 use larder_model::io_error::IoError;
 use larder_model::size::ByteSize;
@@ -20,38 +21,35 @@ pub type Fact = (&'static str, String);
 
 /// Returns a page with a title, facts, and the timeline of a build.
 pub fn page(title: &str, facts: &[Fact], timeline: Option<&Timeline>) -> String {
+    page_with(title, facts, &html! {}, timeline)
+}
+
+/// Returns a page with a title, facts, another section, and the timeline of a build.
+pub fn page_with(title: &str, facts: &[Fact], section: &Markup, timeline: Option<&Timeline>) -> String {
     let title = escape(title);
-    let markup = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                // A file that is opened from a disk or a mail must not load anything.
-                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
-                title { (title) }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                main {
-                    h1 { (title) }
-                    dl {
-                        @for (name, value) in facts {
-                            dt { (name) }
-                            dd { (escape(value)) }
-                        }
-                    }
-                    h2 { "Timeline" }
-                    @match timeline {
-                        None => p { "There is no timeline of a build." },
-                        Some(timeline) => (body(timeline)),
-                    }
+    let head = html! {
+        // A file that is opened from a disk or a mail must not load anything.
+        meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
+        style { (PreEscaped(STYLE)) }
+    };
+    let content = html! {
+        main {
+            h1 { (title) }
+            dl {
+                @for (name, value) in facts {
+                    dt { (name) }
+                    dd { (escape(value)) }
                 }
+            }
+            (section)
+            h2 { "Timeline" }
+            @match timeline {
+                None => p { "There is no timeline of a build." },
+                Some(timeline) => (body(timeline)),
             }
         }
     };
-    markup.into_string()
+    document(&title, &head, &content).into_string()
 }
 
 fn body(timeline: &Timeline) -> Markup {
@@ -72,7 +70,7 @@ fn layers(timeline: &Timeline) -> Markup {
     html! {
         table {
             thead { tr {
-                @for head in ["Layer", "Source", "Compressed", "Size", "Fetch", "Unpack", "Commit"] { th scope="col" { (head) } }
+                @for head in ["Layer", "Source", "Compressed", "Size", "Fetch", "Unpack", "Wait", "Commit"] { th scope="col" { (head) } }
             } }
             tbody {
                 @for layer in &timeline.layers {
@@ -83,6 +81,7 @@ fn layers(timeline: &Timeline) -> Markup {
                         td { (ByteSize(layer.size)) }
                         td { (time(layer.download)) }
                         td { (time(layer.unpack)) }
+                        td { (time(layer.wait)) }
                         td { (time(layer.commit)) }
                     }
                 }

@@ -89,7 +89,17 @@ fn every_kind_names_its_stages_and_what_binds() {
             let network = report.limits.iter().any(|limit| limit.limit == LimitName::Network);
             assert_eq!(network, kind == Kind::Build);
 
-            let said = succeed(&mut bench(word, &reference, dir.path()));
+            let out = tempfile::tempdir().unwrap();
+            let page = out.path().join("bench.html");
+            let said = succeed(bench(word, &reference, dir.path()).arg("--html").arg(&page));
+            let page = fs::read_to_string(page).unwrap();
+            for part in ["class=\"roofline\"", &format!("{word} took "), &reference, "network alone"] {
+                assert!(page.contains(part), "{word}: {part}: {page}");
+            }
+            // Only a build has a timeline.
+            assert_eq!(report.timeline.is_some(), kind.builds());
+            assert_eq!(page.contains("class=\"waterfall\""), kind.builds(), "{page}");
+            assert!(!page.contains("<script") && !page.contains("src=") && !page.contains("href="), "{page}");
             for stage in &report.stages {
                 assert!(said.contains(&format!("\n  {} ", stage.stage.word())), "{word}: {said}");
             }
@@ -128,6 +138,13 @@ fn runs_have_a_median_and_a_spread() {
         let single = report(&mut bench("decode", &reference, dir.path()));
         assert!(single.runs == 1 && single.together_spread.is_none());
     });
+}
+
+#[case]
+fn a_page_without_a_directory_is_refused_before_the_measurement() {
+    let mut bench = bench("decode", "127.0.0.1:9/none:1", Path::new("/tmp"));
+    let said = exits(64, bench.args(["--html", "/none/page.html"]));
+    assert!(said.contains("--html /none/page.html: its directory does not exist"), "{said}");
 }
 
 /// The files of earlier runs stay until the end, so space can end after the first run.

@@ -12,6 +12,7 @@ mod accepted;
 mod access;
 mod attach;
 mod bench;
+mod browser;
 mod build;
 mod cap;
 mod cli;

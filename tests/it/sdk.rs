@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
 use crate::harness::python::{program, pytest, succeed_within};
-use crate::harness::registry::Registry;
+use crate::harness::registry::{Registry, one_registry_for_all};
 use crate::harness::{Need, isolated};
 
 const NEEDS: &[Need] =
@@ -57,7 +57,7 @@ fn the_vendors_sdk() {
         stage["private"] = secret_image.into();
         let files =
             ["test_calls.py", "test_inputs.py", "test_signature.py", "test_tenants.py", "test_http.py"];
-        daemon.explain(|| pytest(&files, &stage, LIMIT));
+        daemon.explain(|| pytest("sdk", &files, &stage, LIMIT));
     });
 }
 
@@ -69,7 +69,7 @@ fn a_quota_holds() {
         let daemon = Daemon::start(&[A, B], &one_cluster("caches.max_per_tenant = 3"));
         let mut stage = stage(&daemon, &registry, &image);
         stage["quota"] = 3.into();
-        daemon.explain(|| pytest(&["test_quota.py"], &stage, LIMIT));
+        daemon.explain(|| pytest("sdk", &["test_quota.py"], &stage, LIMIT));
     });
 }
 
@@ -82,19 +82,11 @@ fn fifty_image_caches_at_once() {
         let mut stage = stage(&daemon, &registry, &image);
         stage["pid"] = daemon.pid().into();
         stage["limit"] = 300.into();
-        let printed = daemon.explain(|| pytest(&["test_load.py"], &stage, LIMIT));
+        let printed = daemon.explain(|| pytest("sdk", &["test_load.py"], &stage, LIMIT));
         for line in printed.lines().filter(|line| line.contains(" in s: ") || line.contains(" in MiB: ")) {
             eprintln!("{line}");
         }
     });
-}
-
-/// Redirects every host to this registry, so that no reference of the fuzzer leaves this machine.
-fn one_registry_for_all(dir: &Path, registry: &Registry) -> String {
-    let default = dir.join("_default");
-    fs::create_dir(&default).unwrap();
-    fs::write(default.join("hosts.toml"), format!("server = 'http://{}'\n", registry.host())).unwrap();
-    format!("registry.certs_d = '{}'\n", dir.display())
 }
 
 #[case]
@@ -103,7 +95,8 @@ fn a_fuzzer_causes_no_internal_error() {
         let registry = Registry::open();
         let image = registry.push(&small(), "team/small", "1");
         let dir = tempfile::tempdir().unwrap();
-        let certs_d = one_registry_for_all(dir.path(), &registry);
+        // No reference of the fuzzer leaves this machine.
+        let certs_d = one_registry_for_all(dir.path(), &registry.host());
         let more =
             "caches.build_retries = 0\ncaches.failed_retention_hours = 0\ncaches.max_per_tenant = 1000\n";
         let daemon = Daemon::start(&[A], &format!("{ROOMY}{more}log.level = 'debug'\n{certs_d}"));

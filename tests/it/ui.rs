@@ -244,6 +244,38 @@ fn caches_are_created_cancelled_and_deleted_by_forms() {
 }
 
 #[case]
+fn the_form_shows_only_a_cluster_that_the_tenant_has_used() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        image().push(&mut registry, "team/app", "1").unwrap();
+        let name = format!("{}/team/app:1", registry.host());
+        let daemon = Daemon::start(
+            &[A, B],
+            &format!("{ROOMY}[[cluster]]\nuid = 'first'\n[[cluster]]\nuid = 'here'\n"),
+        );
+        let (a, b) = (Browser::sign_in(&daemon, A), Browser::sign_in(&daemon, B));
+        let form = a.get("/ui/create");
+        assert!(form.contains("name=\"cluster\" value=\"\" required"), "{form}");
+        for path in ["/ui/create", "/ui/plan"] {
+            let refused = a.post(path, &format!("name=web&images={name}"));
+            assert!(refused.status == 400 && text(&refused).contains("enter the UID"), "{}", text(&refused));
+        }
+        a.create("web", &name);
+        assert!(a.get("/ui/create").contains("name=\"cluster\" value=\"here\""));
+        for form in [a.get("/ui/create"), b.get("/ui/create")] {
+            assert!(!form.contains("first"), "{form}");
+        }
+        assert!(!b.get("/ui/create").contains("here\""));
+        let again = a.post("/ui/create", &format!("name=again&images={name}"));
+        assert_eq!(again.status, 303, "{}", text(&again));
+        let mut socket = UnixStream::connect(daemon.config().with_file_name("larder.sock")).unwrap();
+        write!(socket, "GET /ui/create HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+        let form = std::io::read_to_string(socket).unwrap();
+        assert!(form.contains("name=\"cluster\" value=\"first\""), "{form}");
+    });
+}
+
+#[case]
 fn a_stream_reports_changes_of_own_caches() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A, B], ROOMY);

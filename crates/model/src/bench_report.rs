@@ -17,6 +17,7 @@ use super::event::Failure;
 use super::job::LayerFormat;
 use super::platform::Platform;
 use super::seal::Compression;
+use super::timeline::Timeline;
 
 pub use limits::{Limit, LimitName};
 pub use load::Load;
@@ -61,6 +62,9 @@ pub struct BenchReport {
     pub times_roofline: f64,
     /// Advice on how to reduce the build time.
     pub advice: String,
+    /// Timeline of the whole build, in the run that is closest to the median; `None` if no volume was built.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub timeline: Option<Box<Timeline>>,
 }
 
 /// The report of a bench that failed.
@@ -313,6 +317,7 @@ impl BenchReport {
             roofline_seconds,
             times_roofline,
             advice,
+            timeline: None,
         }
     }
 }

@@ -128,6 +128,9 @@ pub enum Event {
         size: u64,
         /// Number of members of the tar.
         entries: u64,
+        /// Duration of the commit, without the wait for the parents of the layer, milliseconds.
+        #[serde(default)]
+        elapsed_ms: u64,
     },
     /// A layer was already on the volume.
     LayerPresent {

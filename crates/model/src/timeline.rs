@@ -108,7 +108,10 @@ pub struct LayerTimeline {
     /// Extraction after the last byte has arrived.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub unpack: Option<Span>,
-    /// Wait for the parents of the layer, and the commit.
+    /// Wait for the parents of the layer, or for its turn to be committed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub wait: Option<Span>,
+    /// Commit. For a layer with several parents: from its first commit until its last one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub commit: Option<Span>,
 }
@@ -116,7 +119,7 @@ pub struct LayerTimeline {
 impl LayerTimeline {
     /// Returns the end of the last stage, or 0 for a layer without stages.
     pub fn end_ms(&self) -> u64 {
-        let spans = [self.download, self.unpack, self.commit];
+        let spans = [self.download, self.unpack, self.wait, self.commit];
         spans.into_iter().flatten().map(|span| span.end_ms).max().unwrap_or_default()
     }
 
@@ -175,13 +178,10 @@ impl Recorder {
                     layer.extracted(now, *received_ms, *waited_ms);
                 }
             }
-            Event::LayerCommitted { blob, size, .. } => {
+            Event::LayerCommitted { blob, size, elapsed_ms, .. } => {
                 if let Some(layer) = layer(timeline, &mut self.at, blob) {
                     layer.size = *size;
-                    let begun = layer.end_ms().min(now);
-                    // A layer of several chains is committed more than once.
-                    let start_ms = layer.commit.map_or(begun, |commit| commit.start_ms);
-                    layer.commit = Some(Span { start_ms, end_ms: now });
+                    layer.committed(now, *elapsed_ms);
                 }
             }
             Event::LayerPresent { blob, .. } => {
@@ -212,7 +212,8 @@ impl Recorder {
 }
 
 impl Timeline {
-    fn new(started_at: DateTime<Utc>) -> Self {
+    /// Creates the timeline of a build that has just started.
+    pub(crate) fn new(started_at: DateTime<Utc>) -> Self {
         Timeline {
             version: VERSION,
             started_at,
@@ -249,6 +250,18 @@ impl LayerTimeline {
         self.unpack = Some(Span { start_ms: received, end_ms: now });
         self.waited_ms = waited_ms.min(received.saturating_sub(start_ms));
     }
+
+    fn committed(&mut self, now: u64, elapsed_ms: u64) {
+        // A layer of several chains is committed more than once.
+        if let Some(commit) = &mut self.commit {
+            commit.end_ms = commit.end_ms.max(now);
+            return;
+        }
+        let ready = self.end_ms().min(now);
+        let start_ms = now.saturating_sub(elapsed_ms).max(ready);
+        self.wait = Some(Span { start_ms: ready, end_ms: start_ms });
+        self.commit = Some(Span { start_ms, end_ms: now });
+    }
 }
 
 /// Returns the row of a layer, and adds it if there is room.
@@ -274,6 +287,7 @@ fn layer<'a>(
         download: None,
         waited_ms: 0,
         unpack: None,
+        wait: None,
         commit: None,
     });
     timeline.layers.last_mut()
@@ -308,6 +322,16 @@ mod tests {
         recorder.timeline().unwrap().clone()
     }
 
+    pub(super) fn resolved(reference: &str) -> Event {
+        Event::Resolved {
+            reference: reference.into(),
+            manifest: blob("manifest"),
+            platform: crate::platform::Platform::new("linux", "amd64", ""),
+            layers: 1,
+            compressed_size: 1,
+        }
+    }
+
     pub(super) fn started(name: &str) -> Event {
         Event::LayerStarted { blob: blob(name), compressed_size: 100, images: vec!["a".into()], from: None }
     }
@@ -316,9 +340,9 @@ mod tests {
         Event::LayerExtracted { blob: blob(name), received_ms, waited_ms }
     }
 
-    pub(super) fn committed(name: &str) -> Event {
-        let blob = blob(name);
-        Event::LayerCommitted { chain_id: ChainId::base(&blob), blob, diff_id: None, size: 1000, entries: 1 }
+    pub(super) fn committed(name: &str, elapsed_ms: u64) -> Event {
+        let (blob, chain_id) = (blob(name), ChainId::base(&blob(name)));
+        Event::LayerCommitted { chain_id, blob, diff_id: None, size: 1000, entries: 1, elapsed_ms }
     }
 
     pub(super) fn sealed() -> Event {
@@ -332,16 +356,14 @@ mod tests {
             (10, started("b")),
             (50, Event::LayerProgress { blob: blob("a"), received: 60, written: 0 }),
             (300, extracted("a", 200, 150)),
-            (320, committed("a")),
+            (320, committed("a", 15)),
             (330, Event::Synced { layers: 1, elapsed_ms: 30 }),
             (400, sealed()),
         ]);
         let layer = &timeline.layers[0];
         let span = |start_ms, end_ms| Some(Span { start_ms, end_ms });
-        assert_eq!(
-            (layer.download, layer.unpack, layer.commit),
-            (span(0, 200), span(200, 300), span(300, 320))
-        );
+        assert_eq!((layer.download, layer.unpack), (span(0, 200), span(200, 300)));
+        assert_eq!((layer.wait, layer.commit), (span(300, 305), span(305, 320)));
         assert!(layer.waits_for_network());
         assert_eq!(timeline.syncs, [Span { start_ms: 300, end_ms: 330 }]);
         assert_eq!((timeline.seal, timeline.elapsed_ms), (span(320, 400), 400));
@@ -357,15 +379,16 @@ mod tests {
             Event::Retried { host: "h".repeat(9999), what: "x".into(), reason: "r".into(), wait_ms: 1 };
         let retries = (0..MAX_MARKS + 5).map(|_| (1, retry.clone()));
         // Events out of order, and with times before the start.
-        let odd = [(-50, extracted("0", u64::MAX, u64::MAX)), (-60, committed("0")), (-70, sealed())];
+        let odd =
+            [(-50, extracted("0", u64::MAX, u64::MAX)), (-60, committed("0", u64::MAX)), (-70, sealed())];
         let timeline = recorded(many.chain(retries).chain(odd));
         assert_eq!((timeline.layers.len(), timeline.omitted), (MAX_LAYERS, 5));
         assert_eq!((timeline.retries.len(), timeline.retries[0].host.len()), (MAX_MARKS, MAX_TEXT));
         for layer in &timeline.layers {
-            for span in [layer.download, layer.unpack, layer.commit].into_iter().flatten() {
+            for span in [layer.download, layer.unpack, layer.wait, layer.commit].into_iter().flatten() {
                 assert!(span.start_ms <= span.end_ms, "{layer:?}");
             }
         }
-        assert!(timeline.critical_path().len() <= 3 * MAX_LAYERS + 2);
+        assert!(timeline.critical_path().len() <= 5 * MAX_LAYERS + 3);
     }
 }

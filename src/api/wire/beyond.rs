@@ -107,7 +107,7 @@ pub struct BuildTimeline {
 /// The time that a stage takes on the critical path.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct StageTime {
-    /// `resolve`, `network`, `unpack`, `commit` or `seal`.
+    /// `resolve`, `network`, `unpack`, `wait`, `commit` or `seal`.
     #[schema(value_type = String)]
     pub stage: Stage,
     /// Duration on the critical path, milliseconds.

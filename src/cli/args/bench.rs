@@ -50,6 +50,9 @@ pub(in crate::cli) struct MeasureArgs {
     /// Number of runs; the report has the median and the spread of each figure
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     runs: u16,
+    /// Also write the report as a page with pictures to FILE
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -82,17 +85,39 @@ pub(in crate::cli) struct FillArgs {
     rootless: bool,
 }
 
+/// A benchmark as ordered on the command line.
+#[derive(Debug)]
+pub(in crate::cli) struct BenchOrder {
+    pub(in crate::cli) kind: Kind,
+    pub(in crate::cli) dir: PathBuf,
+    pub(in crate::cli) runs: u16,
+    /// The file for the page; `None` for no page.
+    pub(in crate::cli) html: Option<PathBuf>,
+    /// Arguments of the equivalent build.
+    pub(in crate::cli) build: BuildArgs,
+}
+
 impl BenchKind {
-    /// Returns the kind of benchmark, its directory, the number of runs, and the arguments of the equivalent
-    /// build.
-    pub(in crate::cli) fn into_order(self) -> (Kind, PathBuf, u16, BuildArgs) {
+    /// Returns the ordered benchmark.
+    pub(in crate::cli) fn into_order(self) -> BenchOrder {
         match self {
-            BenchKind::Decode(DecodeArgs { measure, dir }) => {
-                (Kind::Decode, dir.unwrap_or_else(std::env::temp_dir), measure.runs, measure.into())
-            }
-            BenchKind::Apply(args) => (Kind::Apply, args.dir.clone(), args.measure.runs, args.into()),
-            BenchKind::Build(args) => (Kind::Build, args.dir.clone(), args.measure.runs, args.into()),
+            BenchKind::Decode(DecodeArgs { mut measure, dir }) => BenchOrder {
+                kind: Kind::Decode,
+                dir: dir.unwrap_or_else(std::env::temp_dir),
+                runs: measure.runs,
+                html: measure.html.take(),
+                build: measure.into(),
+            },
+            BenchKind::Apply(args) => args.into_order(Kind::Apply),
+            BenchKind::Build(args) => args.into_order(Kind::Build),
         }
+    }
+}
+
+impl FillArgs {
+    fn into_order(mut self, kind: Kind) -> BenchOrder {
+        let (runs, html) = (self.measure.runs, self.measure.html.take());
+        BenchOrder { kind, dir: self.dir.clone(), runs, html, build: self.into() }
     }
 }
 

@@ -279,7 +279,14 @@ mod tests {
 
     fn committed(name: &str) -> Event {
         let chain_id = ChainId::base(&blob(name));
-        Event::LayerCommitted { blob: blob(name), diff_id: None, chain_id, size: 1, entries: 1 }
+        Event::LayerCommitted {
+            blob: blob(name),
+            diff_id: None,
+            chain_id,
+            size: 1,
+            entries: 1,
+            elapsed_ms: 1,
+        }
     }
 
     fn sealed() -> Event {

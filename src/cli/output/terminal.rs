@@ -199,6 +199,9 @@ mod tests {
             1
         );
         assert_eq!(show(Event::LayerProgress { blob: blob.clone(), received: 4, written: 9 }), 1);
-        assert_eq!(show(Event::LayerCommitted { blob, diff_id: None, chain_id, size: 9, entries: 1 }), 0);
+        assert_eq!(
+            show(Event::LayerCommitted { blob, diff_id: None, chain_id, size: 9, entries: 1, elapsed_ms: 1 }),
+            0
+        );
     }
 }

@@ -23,6 +23,8 @@ pub(crate) enum Need {
     Erofs,
     /// The packages of `tests/requirements.txt`.
     Python,
+    /// The packages of `tests/requirements.txt`, and the browser that they drive.
+    Chromium,
     /// The `larder` under test as a static program.
     Static,
 }
@@ -65,6 +67,7 @@ impl Need {
                 .exists()
                 .then_some(())
                 .ok_or_else(|| "there is no memory controller of cgroup v1".into()),
+            Need::Chromium => Need::Python.met().and_then(|()| Need::Program("chromium").met()),
             Need::Python => {
                 python::environment().join("bin/python").exists().then_some(()).ok_or_else(|| {
                     format!("{} is absent (scripts/install-deps.sh)", python::environment().display())

@@ -1,4 +1,5 @@
-//! Tests in Python, for tools that exist only there: the vendor's SDK and the fuzzer of HTTP APIs.
+//! Tests in Python, for tools that exist only there: the vendor's SDK, the fuzzer of HTTP APIs, and a
+//! driver of browsers.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,12 +26,12 @@ pub(crate) fn program(name: &str, dir: &Path) -> Command {
     command
 }
 
-/// Runs tests of `tests/it/sdk` against `stage`, within `limit`, and returns their output.
-pub(crate) fn pytest(files: &[&str], stage: &Value, limit: Duration) -> String {
+/// Runs tests of a directory in `tests/it` against `stage`, within `limit`, and returns their output.
+pub(crate) fn pytest(tests: &str, files: &[&str], stage: &Value, limit: Duration) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stage.json");
     fs::write(&path, stage.to_string()).unwrap();
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sdk");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(tests);
     let mut command = program("python", dir.path());
     command.args([
         "-m",

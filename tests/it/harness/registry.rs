@@ -242,3 +242,11 @@ fn spawn(dir: &Path, http: &str, auth: &str, address: SocketAddr) -> Option<Chil
     let _ = process.wait();
     None
 }
+
+/// Returns a setting that redirects every registry to `host`.
+pub(crate) fn one_registry_for_all(dir: &Path, host: &str) -> String {
+    let default = dir.join("_default");
+    fs::create_dir(&default).unwrap();
+    fs::write(default.join("hosts.toml"), format!("server = 'http://{host}'\n")).unwrap();
+    format!("registry.certs_d = '{}'\n", dir.display())
+}

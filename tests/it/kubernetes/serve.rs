@@ -157,6 +157,6 @@ fn the_vendors_sdk() {
         });
         let files =
             ["test_calls.py", "test_inputs.py", "test_signature.py", "test_tenants.py", "test_http.py"];
-        daemon.explain(|| pytest(&files, &stage, Duration::from_secs(600)));
+        daemon.explain(|| pytest("sdk", &files, &stage, Duration::from_secs(600)));
     });
 }

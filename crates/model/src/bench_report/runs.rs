@@ -42,7 +42,11 @@ impl BenchReport {
         }
         let BenchReport { kind, image, settings, stages, .. } = first;
         let combined = BenchReport::new(kind, image, settings, stages, median(&together));
-        Some(BenchReport { runs: runs.len(), together_spread: spread(&together), load, ..combined })
+        let distance = |run: &BenchReport| (run.together.wall_seconds - combined.together.wall_seconds).abs();
+        let (count, together_spread) = (runs.len(), spread(&together));
+        let closest = runs.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
+        let timeline = closest.and_then(|run| run.timeline);
+        Some(BenchReport { runs: count, together_spread, load, timeline, ..combined })
     }
 }
 

@@ -1,3 +1,5 @@
+use chrono::DateTime;
+
 use super::*;
 
 fn layer(name: &str, compression: Compression, compressed_bytes: u64, tar_bytes: u64) -> MeasuredLayer {
@@ -168,7 +170,9 @@ fn runs_have_medians_and_a_spread() {
         let together = Elapsed { wall_seconds: wall, processor_seconds: 2.0 * wall };
         let image = image(vec![layer]);
         let stages = stages(Kind::Build, &image, [(wall, 1.0); 6]);
-        BenchReport::new(Kind::Build, image, SETTINGS, stages, together)
+        let report = BenchReport::new(Kind::Build, image, SETTINGS, stages, together);
+        let start = DateTime::UNIX_EPOCH + std::time::Duration::from_secs_f64(wall);
+        BenchReport { timeline: Some(Box::new(Timeline::new(start))), ..report }
     };
     assert_eq!(BenchReport::of_runs(Vec::new(), None), None);
     assert_eq!(BenchReport::of_runs(vec![run(3.0)], None), Some(run(3.0)));
@@ -178,6 +182,8 @@ fn runs_have_medians_and_a_spread() {
     assert_eq!((report.runs, report.together.wall_seconds), (3, 4.0));
     let spread = report.together_spread.unwrap();
     assert_eq!((spread.wall_seconds, spread.processor_seconds.max), (Range { min: 3.0, max: 10.0 }, 20.0));
+    let timeline = report.timeline.as_ref().unwrap();
+    assert_eq!(timeline.started_at.timestamp(), 4, "of the run with the median");
     let network = &report.stages[0];
     assert_eq!((network.took.wall_seconds, network.per_second), (4.0, 250.0));
     assert_eq!(network.spread.unwrap().wall_seconds, Range { min: 3.0, max: 10.0 });

@@ -27,19 +27,26 @@ pub enum Stage {
     Network,
     /// Extraction: decompression, hashes and writes, during the transfer or after it.
     Unpack,
-    /// Wait for the parents of a layer, and its commit.
+    /// Wait of a layer: until it can start, or until it can be committed.
+    Wait,
+    /// Commit of a layer.
     Commit,
     /// Flush, and the seal of the volume.
     Seal,
 }
 
 impl Stage {
+    /// All stages, in the order of a build.
+    pub const ALL: [Stage; 6] =
+        [Stage::Resolve, Stage::Network, Stage::Unpack, Stage::Wait, Stage::Commit, Stage::Seal];
+
     /// Returns the name, as in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Stage::Resolve => "resolve",
             Stage::Network => "network",
             Stage::Unpack => "unpack",
+            Stage::Wait => "wait",
             Stage::Commit => "commit",
             Stage::Seal => "seal",
         }
@@ -47,7 +54,8 @@ impl Stage {
 }
 
 impl Timeline {
-    /// Returns the steps that determined the duration, in order of time. They do not overlap.
+    /// Returns the steps that determined the duration, in order of time. Each starts at the end of the one
+    /// before it.
     pub fn critical_path(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut until = self.elapsed_ms;
@@ -60,21 +68,26 @@ impl Timeline {
         let mut left: Vec<usize> = (0..self.layers.len()).collect();
         while let Some(at) = latest(&self.layers, &left, until) {
             left.retain(|other| *other != at);
-            let before = steps.len();
             for (stage, span) in stages(&self.layers[at]) {
-                let span = Span { start_ms: span.start_ms, end_ms: span.end_ms.min(until) };
+                let mut span = Span { start_ms: span.start_ms, end_ms: span.end_ms.min(until) };
+                // A layer that ended in the wait is a parent or was committed first. The wait is part of the
+                // path only after it, and what this layer did before the wait is not.
+                let parent = (stage == Stage::Wait).then(|| latest(&self.layers, &left, span.end_ms));
+                let ended = parent.flatten().map(|parent| self.layers[parent].end_ms());
+                let waited_for = ended.filter(|ended| *ended > span.start_ms);
+                span.start_ms = waited_for.unwrap_or(span.start_ms);
                 if span.start_ms < span.end_ms {
-                    steps.push(Step { stage, layer: Some(at), span });
+                    add(&mut steps, Step { stage, layer: Some(at), span });
                     until = span.start_ms;
                 }
-            }
-            if steps.len() == before {
-                break;
+                if waited_for.is_some() {
+                    break;
+                }
             }
         }
         let resolved = self.images.iter().map(|image| image.resolve.end_ms).max();
         if let Some(end_ms) = resolved.map(|end| end.min(until)).filter(|end| *end > 0) {
-            steps.push(Step { stage: Stage::Resolve, layer: None, span: Span { start_ms: 0, end_ms } });
+            add(&mut steps, Step { stage: Stage::Resolve, layer: None, span: Span { start_ms: 0, end_ms } });
         }
         steps.reverse();
         steps
@@ -94,6 +107,17 @@ impl Timeline {
     }
 }
 
+/// Adds a step before the others. A gap between them is a wait, for example for another build that fetches
+/// the same layer.
+fn add(steps: &mut Vec<Step>, step: Step) {
+    let next = steps.last().filter(|next| step.span.end_ms < next.span.start_ms);
+    if let Some(next) = next {
+        let span = Span { start_ms: step.span.end_ms, end_ms: next.span.start_ms };
+        steps.push(Step { stage: Stage::Wait, layer: next.layer, span });
+    }
+    steps.push(step);
+}
+
 /// Returns the layer among `left` that ended last, at `until` at the latest.
 fn latest(layers: &[LayerTimeline], left: &[usize], until: u64) -> Option<usize> {
     let ended = left.iter().copied().filter(|at| {
@@ -108,6 +132,7 @@ fn stages(layer: &LayerTimeline) -> impl Iterator<Item = (Stage, Span)> {
     let transfer = if layer.waits_for_network() { Stage::Network } else { Stage::Unpack };
     let stages = [
         layer.commit.map(|span| (Stage::Commit, span)),
+        layer.wait.map(|span| (Stage::Wait, span)),
         layer.unpack.map(|span| (Stage::Unpack, span)),
         layer.download.map(|span| (transfer, span)),
     ];
@@ -126,12 +151,12 @@ mod tests {
             (0, started("c")),
             (0, started("a")),
             (40, extracted("c", 30, 0)),
-            (50, committed("c")),
+            (50, committed("c", 10)),
             (100, extracted("a", 90, 80)),
-            (110, committed("a")),
+            (110, committed("a", 10)),
             (110, started("b")),
             (310, extracted("b", 100, 10)),
-            (330, committed("b")),
+            (330, committed("b", 15)),
             (400, sealed()),
         ]);
         let path: Vec<_> = timeline
@@ -147,29 +172,96 @@ mod tests {
                 (Stage::Commit, Some(1), 100, 110),
                 (Stage::Unpack, Some(2), 110, 210),
                 (Stage::Unpack, Some(2), 210, 310),
-                (Stage::Commit, Some(2), 310, 330),
+                (Stage::Wait, Some(2), 310, 315),
+                (Stage::Commit, Some(2), 315, 330),
                 (Stage::Seal, None, 330, 400),
             ]
         );
         assert_eq!(
             timeline.bound_by(),
-            [(Stage::Unpack, 210), (Stage::Network, 90), (Stage::Seal, 70), (Stage::Commit, 30)]
+            [
+                (Stage::Unpack, 210),
+                (Stage::Network, 90),
+                (Stage::Seal, 70),
+                (Stage::Commit, 25),
+                (Stage::Wait, 5)
+            ]
         );
     }
 
     #[test]
-    fn steps_do_not_overlap() {
+    fn a_wait_leads_to_the_layer_that_was_waited_for() {
+        let timeline = recorded([
+            (0, started("parent")),
+            (0, started("child")),
+            (100, extracted("child", 90, 80)),
+            (400, extracted("parent", 390, 380)),
+            (410, committed("parent", 10)),
+            (430, committed("child", 18)),
+            (450, sealed()),
+        ]);
+        let path: Vec<_> = timeline
+            .critical_path()
+            .into_iter()
+            .map(|step| (step.stage, step.layer, step.span.start_ms))
+            .collect();
+        assert_eq!(
+            path,
+            [
+                (Stage::Network, Some(0), 0),
+                (Stage::Unpack, Some(0), 390),
+                (Stage::Commit, Some(0), 400),
+                (Stage::Wait, Some(1), 410),
+                (Stage::Commit, Some(1), 412),
+                (Stage::Seal, None, 430),
+            ]
+        );
+        let wait = Span { start_ms: 100, end_ms: 412 };
+        assert_eq!(timeline.layers[1].wait, Some(wait));
+    }
+
+    #[test]
+    fn steps_follow_each_other() {
         let timeline = recorded([
             (5, started("a")),
             (6, started("b")),
             (300, extracted("a", 290, 280)),
             (310, extracted("b", 290, 280)),
-            (320, committed("b")),
-            (330, committed("a")),
+            (320, committed("b", 10)),
+            (330, committed("a", 10)),
         ]);
         let path = timeline.critical_path();
         for pair in path.windows(2) {
-            assert!(pair[0].span.end_ms <= pair[1].span.start_ms, "{path:?}");
+            assert!(pair[0].span.end_ms == pair[1].span.start_ms, "{path:?}");
         }
+    }
+
+    #[test]
+    fn a_layer_that_starts_late_waits() {
+        // `a` waits until another build has fetched it. `b` is committed at once after it, in no time.
+        let resolved = super::super::tests::resolved("app:1");
+        let timeline = recorded([
+            (0, started("c")),
+            (50, resolved),
+            (60, started("b")),
+            (100, extracted("b", 30, 30)),
+            (600, started("a")),
+            (640, extracted("a", 40, 0)),
+            (650, committed("a", 10)),
+            (650, committed("b", 0)),
+            (700, sealed()),
+        ]);
+        let path: Vec<_> =
+            timeline.critical_path().into_iter().map(|step| (step.stage, step.span.start_ms)).collect();
+        assert_eq!(
+            path,
+            [
+                (Stage::Resolve, 0),
+                (Stage::Wait, 50),
+                (Stage::Unpack, 600),
+                (Stage::Commit, 640),
+                (Stage::Seal, 650)
+            ]
+        );
     }
 }
