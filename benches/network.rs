@@ -59,7 +59,10 @@ fn main() {
         },
         Case { name: "20 MB/s on each connection", faults: vec![equally(20 * MB)] },
         Case { name: "n connections: 1/n² of 200 MB/s each", faults: vec![Fault::Congested { rate: FAST }] },
-        Case { name: "200 MB/s, ranges are ignored", faults: vec![Fault::IgnoreRangeOf(blob), equally(FAST)] },
+        Case {
+            name: "200 MB/s, ranges are ignored",
+            faults: vec![Fault::IgnoreRangeOf(blob), equally(FAST)],
+        },
     ];
     let mut results: Vec<Vec<Run>> = cases.iter().map(|_| Vec::new()).collect();
     for _ in 0..runs {

@@ -90,7 +90,7 @@ impl Fetch {
         }
     }
 
-    /// Creates a part that arrives before its turn, in memory. It fails with [`Fault::Range`] if a source does
+    /// Creates a part that arrives in memory before its turn. It fails with [`Fault::Range`] if a source does
     /// not honour ranges.
     pub(crate) fn ahead(blob: Arc<Blob>, extent: Arc<Extent>, part: usize) -> Self {
         Fetch { is_ahead: true, ..Fetch::new(blob, extent, part) }

@@ -44,7 +44,7 @@ pub(crate) struct RateMonitor {
 }
 
 impl RateMonitor {
-    /// Creates a monitor for a blob of which `received` bytes are here. Without `least`, any rate is accepted.
+    /// Creates a monitor for a blob of which `received` bytes are here. Without `least`, it accepts any rate.
     pub(crate) fn new(least: Option<MinRate>, received: u64) -> Self {
         RateMonitor { least, waited: Duration::ZERO, before: received }
     }

@@ -108,16 +108,16 @@ pub(crate) struct Straggling {
     pub(crate) median: f64,
 }
 
-/// Measures one connection.
+/// The measurement of one connection.
 #[derive(Debug)]
 pub(crate) struct Pace {
     window: Duration,
     started: Instant,
     waited: Duration,
     bytes: u64,
-    /// Rate in the previous window, if it was slow.
-    slow: Option<f64>,
-    /// `true` if the consumer can delay reading, so that only the time spent waiting for bytes shows the rate.
+    /// Rate in the previous window, if the network determined it.
+    previous: Option<f64>,
+    /// `true` if the consumer can delay reading, so that only the wait for bytes shows the rate.
     is_delayed: bool,
     transfer: Option<Transfer>,
 }
@@ -131,7 +131,7 @@ impl Pace {
             started: now,
             waited: Duration::ZERO,
             bytes: 0,
-            slow: None,
+            previous: None,
             is_delayed,
             transfer: None,
         }
@@ -167,22 +167,16 @@ impl Pace {
         let (rate, left) = (self.bytes as f64 / waited.max(1e-6), left as f64);
         (self.started, self.waited, self.bytes) = (now, Duration::ZERO, 0);
         if !is_bound {
-            self.slow = None;
+            self.previous = None;
             return Ok(());
         }
         let median = if has_alternative { peers.best() } else { peers.median() };
         self.transfer = Some(peers.add(rate, self.transfer));
-        let Some(median) = median.filter(|median| rate * SLOWER < *median) else {
-            self.slow = None;
-            return Ok(());
-        };
-        let previous = self.slow.replace(rate);
+        let (Some(median), Some(previous)) = (median, self.previous.replace(rate)) else { return Ok(()) };
+        let is_slow = previous.max(rate) * SLOWER < median && rate <= previous * GROWTH;
         let replaced = 2.0 * self.window.as_secs_f64() + left / median;
         let is_worth_it = left / rate.max(1.0) > replaced;
-        match previous {
-            Some(previous) if rate <= previous * GROWTH && is_worth_it => Err(Straggling { rate, median }),
-            _ => Ok(()),
-        }
+        if is_slow && is_worth_it { Err(Straggling { rate, median }) } else { Ok(()) }
     }
 }
 
@@ -261,7 +255,7 @@ mod tests {
         let mut replaced = 0;
         while windows(&peers, &[MB / 10; 2], LEFT).is_some() {
             replaced += 1;
-            assert!(replaced < KEPT, "a connection is not replaced for ever");
+            assert!(replaced < KEPT, "the replacements end");
         }
         assert!(replaced <= KEPT / 2, "{replaced}");
     }

@@ -321,12 +321,12 @@ pub(crate) struct Reply {
     _permit: HostPermit,
 }
 
-/// What arrived of a body.
+/// The next part of a body.
 #[derive(Debug)]
 pub(crate) enum Arrival {
     Bytes(Bytes),
     End,
-    /// Nothing yet.
+    /// No bytes within the given time.
     Nothing,
 }
 

@@ -71,8 +71,8 @@ impl Width {
         }
     }
 
-    /// Adds a wait of the consumer that ends now. `received` is the number of bytes received so far over all connections.
-    /// With `is_full`, connections had to stop because the consumer does not take their bytes yet.
+    /// Adds a wait of the consumer that ends now. `received` is the number of bytes over all connections so
+    /// far. With `is_full`, connections had to stop because the consumer does not take their bytes yet.
     pub(crate) fn waited(&mut self, now: Instant, time: Duration, received: u64, is_full: bool) {
         self.waited += time;
         let elapsed = now.saturating_duration_since(self.started);

@@ -94,9 +94,9 @@ impl Registry {
         Registry::start(dir, &tls, "", Authentication::None)
     }
 
-    /// Reports whether the registry's log contains a request over HTTP/2.
-    pub(crate) fn spoke_http2(&self) -> bool {
-        fs::read_to_string(self.dir.path().join("log")).unwrap().contains("HTTP/2.0")
+    /// Reports whether the registry's log contains a request over `protocol`.
+    pub(crate) fn spoke(&self, protocol: &str) -> bool {
+        fs::read_to_string(self.dir.path().join("log")).unwrap().contains(protocol)
     }
 
     fn start(dir: Arc<TempDir>, http: &str, auth: &str, authentication: Authentication) -> Self {

@@ -114,12 +114,16 @@ pub(super) fn blob(
                 return Some((failed, (at, due, Some(sending))));
             }
             let (piece, pause) = pace.unwrap_or((CHUNK, Duration::ZERO));
-            tokio::time::sleep(pause).await;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             let length = (stop - at).min(CHUNK).min(piece);
             if let Some(rate) = sending.rate(connection) {
                 due = due.max(Instant::now() - BURST)
                     + Duration::from_nanos(length * 1_000_000_000 / rate.max(1));
-                tokio::time::sleep_until(due).await;
+                if due > Instant::now() {
+                    tokio::time::sleep_until(due).await;
+                }
             }
             let real = blob.size.saturating_sub(at).min(length);
             let size = |bytes: u64| usize::try_from(bytes).expect("a chunk is small");
