@@ -92,6 +92,23 @@ impl Lower {
         Ok(shown)
     }
 
+    /// Returns the part of the topmost layer in the merged directory at a clean path, or `None` if the entry
+    /// is no directory. This is the first part that [`show`](Self::show) returns, but the layers below it are
+    /// not read.
+    ///
+    /// # Errors
+    /// The error of the file system or the image.
+    pub fn top(&self, path: &[u8]) -> io::Result<Option<Rc<Part>>> {
+        for layer in &self.layers {
+            match top_of(layer, path)? {
+                Top::Found(part) => return Ok(Some(part)),
+                Top::Hidden => return Ok(None),
+                Top::Absent => {}
+            }
+        }
+        Ok(None)
+    }
+
     /// Resolves the target of a hard link in the layer above. Follows symbolic links in parent positions
     /// within the view, but not the last component. Returns `None` if there is no such file.
     ///
@@ -127,6 +144,43 @@ impl resolve::Tree for &Lower {
     fn entry(&mut self, dir: &Self::Dir, name: &[u8], _at: &[u8]) -> io::Result<Entry<Self::Dir>> {
         entry(child(dir, name)?, name)
     }
+}
+
+/// The directory at a path in one layer.
+enum Top {
+    Found(Rc<Part>),
+    /// This layer hides the path in the layers below.
+    Hidden,
+    /// The layers below decide.
+    Absent,
+}
+
+fn top_of(root: &Rc<Part>, path: &[u8]) -> io::Result<Top> {
+    let mut at = Rc::clone(root);
+    let mut above: Vec<Rc<Part>> = Vec::new();
+    for name in path::components(path) {
+        match at.try_stat(name)? {
+            Some(stat) if stat.is_dir() => {}
+            Some(_) => return Ok(Top::Hidden),
+            None => {
+                for part in &above {
+                    if is_opaque(part)? {
+                        return Ok(Top::Hidden);
+                    }
+                }
+                return Ok(Top::Absent);
+            }
+        }
+        let dir = at.open_dir(name)?;
+        at = Rc::new(Part { layer: root.layer, dir });
+        above.push(Rc::clone(&at));
+    }
+    Ok(Top::Found(at))
+}
+
+/// Reports whether a directory hides those of the same name in the layers below.
+fn is_opaque(dir: &StoredDir) -> io::Result<bool> {
+    Ok(dir.xattr_self(OPAQUE_XATTR)?.is_some_and(|value| value == b"y"))
 }
 
 /// Converts an entry of the merged view for [`resolve`](resolve::resolve).
@@ -185,7 +239,7 @@ pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<LowerEntry> {
             });
         }
         let dir = part.open_dir(name)?;
-        let opaque = dir.xattr_self(OPAQUE_XATTR)?.is_some_and(|value| value == b"y");
+        let opaque = is_opaque(&dir)?;
         found.push(Rc::new(Part { layer: part.layer, dir }));
         if opaque {
             break;

@@ -215,9 +215,16 @@ impl<T: OwnTree> Planner<'_, T> {
     /// Plans the metadata of directories that the tar does not describe.
     fn inherited(&mut self) -> Result<(), Error> {
         let hidden = hidden(self.directories);
+        // Nothing is below a directory that the lower layers do not have.
+        let mut absent: HashSet<&[u8]> = HashSet::new();
         for (path, directory) in self.directories {
-            if directory.metadata.is_none() && !directory.recreated && !hidden.contains(path.as_slice()) {
-                self.inherit(path)?;
+            let is_implied = directory.metadata.is_none() && !directory.recreated;
+            if !is_implied || hidden.contains(path.as_slice()) {
+                continue;
+            }
+            let is_absent = !path.is_empty() && absent.contains(path::split(path).0);
+            if is_absent || !self.inherit(path)? {
+                absent.insert(path);
             }
         }
         let copies = std::mem::take(&mut self.plan.copies);
@@ -235,12 +242,13 @@ impl<T: OwnTree> Planner<'_, T> {
         Ok(())
     }
 
-    fn inherit(&mut self, path: &[u8]) -> Result<(), Error> {
-        if let LowerEntry::Directory(parts) = show(self.lower, path)? {
-            let metadata = parts[0].metadata_self().context("reading the attributes of", path)?;
-            self.plan.inherited.insert(path.to_vec(), metadata);
-        }
-        Ok(())
+    /// Takes the metadata of the lower directory at `path`. Returns `false` if there is none.
+    fn inherit(&mut self, path: &[u8]) -> Result<bool, Error> {
+        let found = self.lower.top(path).context("searching the lower layers for", path)?;
+        let Some(dir) = found else { return Ok(false) };
+        let metadata = dir.metadata_self().context("reading the attributes of", path)?;
+        self.plan.inherited.insert(path.to_vec(), metadata);
+        Ok(true)
     }
 }
 

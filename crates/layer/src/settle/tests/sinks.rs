@@ -130,7 +130,9 @@ fn mounted(layers: &Lower) -> BTreeMap<Vec<u8>, Shown> {
     let mut pending = vec![Vec::new()];
     while let Some(at) = pending.pop() {
         let LowerEntry::Directory(parts) = layers.show(&at).unwrap() else { panic!("not a directory") };
+        let top = layers.top(&at).unwrap().map(|part| (part.layer, part.metadata_self().unwrap()));
         let mut metadata = parts[0].metadata_self().unwrap();
+        assert_eq!(top, Some((parts[0].layer, metadata.clone())), "{}", at.escape_ascii());
         if at.is_empty() {
             // The time of the root alone does not require a fixup.
             metadata.mtime = Timestamp::default();
@@ -141,6 +143,7 @@ fn mounted(layers: &Lower) -> BTreeMap<Vec<u8>, Shown> {
                 pending.push(at);
                 continue;
             };
+            assert!(layers.top(&at).unwrap().is_none(), "{}", at.escape_ascii());
             let content = match stat.file_type {
                 FileType::Symlink => dir.read_link(&name).unwrap(),
                 _ => {
