@@ -12,12 +12,15 @@
 # result would depend on how it avoids inodes that were just freed. The tools take turns; registry and tool
 # share the processors. Prints a table of medians for each image. Needs root.
 # Usage: compare.sh [IMAGE...]; RUNS (3), TOOLS, LARDER and TMPDIR are taken from the environment. BASE names
-# another larder program, which the tools larder_base and larder_erofs_base run.
+# another larder program, which the tools larder_base and larder_erofs_base run. CONTAINERD names a directory
+# with the containerd and ctr of version 2.2 or newer, which the tools containerd_new and containerd_new_erofs
+# run with ranges and parallel unpacking; it uses igzip (package isal) and mkfs.erofs 1.8 or newer from PATH.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
 larder=$(realpath "${LARDER:-$here/../target/release/larder}")
 base=$(realpath "${BASE:-$larder}")
+containerd=${CONTAINERD:-/usr/bin}
 runs=${RUNS:-3}
 read -ra tools <<<"${TOOLS:-larder larder_erofs podman_pull containerd_pull skopeo_umoci}"
 
@@ -104,12 +107,44 @@ containerd_pull() {
     wait "$daemon" || true
     return "$status"
 }
+# Pulls with the newest containerd, which unpacks with a snapshotter while it downloads.
+pull_with_new_containerd() { # directory, reference, snapshotter, differ
+    cat >"$1/config.toml" <<TOML
+version = 3
+root = "$1/root"
+state = "$1/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+[grpc]
+address = "$1/socket"
+[ttrpc]
+address = "$1/ttrpc"
+[plugins."io.containerd.transfer.v1.local"]
+max_concurrent_downloads = 8
+max_concurrent_unpacks = 4
+concurrent_layer_fetch_buffer = 8388608
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux"
+snapshotter = "$3"
+differ = "$4"
+TOML
+    "$containerd/containerd" --config "$1/config.toml" 2>"$1/log" &
+    local daemon=$! status=0
+    until "$containerd/ctr" --address "$1/socket" version >/dev/null 2>&1; do sleep 0.02; done
+    "$containerd/ctr" --address "$1/socket" images pull --plain-http --snapshotter "$3" "$2" || status=$?
+    kill "$daemon"
+    wait "$daemon" || true
+    ((status == 0)) || tail -n 20 "$1/log" >&2
+    return "$status"
+}
+containerd_new() { pull_with_new_containerd "$1" "$2" overlayfs walking; }
+containerd_new_erofs() { pull_with_new_containerd "$1" "$2" erofs erofs; }
 skopeo_umoci() {
     skopeo copy --quiet --insecure-policy --src-tls-verify=false "docker://$2" "oci:$1/layout:files" &&
         umoci unpack --image "$1/layout:files" "$1/bundle"
 }
 export -f larder larder_erofs larder_base larder_erofs_base podman_pull containerd_pull skopeo_umoci
-export larder base
+export -f pull_with_new_containerd containerd_new containerd_new_erofs
+export larder base containerd
 
 # Appends wall seconds, cpu seconds and the peak KiB of the largest process.
 measure() { # tool, image
