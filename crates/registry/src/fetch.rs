@@ -13,10 +13,10 @@ use super::error::{Error, FailedMirror, Fault};
 use super::extent::Extent;
 use super::min_rate::RateMonitor;
 use super::pace::{Comparison, Pace, Straggling};
+use super::reply::{Arrival, Reply};
 use super::request::{self, GetRequest};
 use super::retry::Attempts;
 use super::source::{Blob, Location, Source};
-use super::transport::{Arrival, Reply};
 use super::{Replacement, Retry};
 
 /// Maximum number of connections for one range. An honest network does not fail more often.

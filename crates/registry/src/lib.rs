@@ -31,9 +31,12 @@ mod files;
 mod host_limit;
 pub mod hosts;
 mod min_rate;
+mod network_error;
+mod observer;
 mod pace;
 mod rate;
 mod redirect;
+mod reply;
 mod request;
 pub mod retry;
 mod scheme;
@@ -62,6 +65,7 @@ pub use self::blob::{BlobStream, Ranges};
 pub use self::error::{CredentialsError, Error, FailedMirror, Fault};
 pub use self::hosts::Hosts;
 pub use self::min_rate::{MinRate, Slow};
+pub use self::observer::{NoopObserver, Observer, Replacement, Retry};
 pub use self::retry::{Retries, Unreachable};
 pub use self::transport::Timeouts;
 
@@ -69,11 +73,12 @@ use self::auth::Session;
 use self::error::printable;
 use self::hosts::Endpoint;
 use self::pace::Peers;
+use self::reply::Reply;
 use self::request::GetRequest;
 use self::retry::Attempts;
 use self::scheme::Schemes;
 use self::source::{Blob, Location, Source};
-use self::transport::{Origin, Reply, Transport};
+use self::transport::{Origin, Transport};
 use self::warning::ShownWarnings;
 use larder_model::credential::Credential;
 use larder_model::digest::{Digest, Hasher};
@@ -149,56 +154,6 @@ impl Credentials for Anonymous {
     ) -> BoxFuture<'a, Result<Vec<Credential>, CredentialsError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
-}
-
-/// Callbacks for retries and warnings.
-pub trait Observer: Send + Sync {
-    /// Called when a request failed, before the wait for its next attempt.
-    fn retried(&self, retry: &Retry);
-
-    /// Called when a connection that is much slower than others was closed, before its replacement opens.
-    fn replaced(&self, _replacement: &Replacement) {}
-
-    /// Called once for each mirror that fails, before the next host is used. A mirror without the requested
-    /// content does not fail.
-    fn mirror_failed(&self, _host: &str, _reason: &str) {}
-
-    /// Called once for each new warning that a host sends for the user. The text is escaped and truncated.
-    fn warned(&self, _host: &str, _text: &str) {}
-}
-
-/// An observer that ignores everything.
-#[derive(Clone, Copy, Debug)]
-pub struct NoopObserver;
-
-impl Observer for NoopObserver {
-    fn retried(&self, _: &Retry) {}
-}
-
-/// A request that will be retried. Contains no secret and no URL query.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Retry {
-    /// Host that received the request.
-    pub host: String,
-    /// Description of the operation.
-    pub what: String,
-    /// Reason of the failure.
-    pub reason: String,
-    /// Wait before the next attempt.
-    pub wait: Duration,
-}
-
-/// A slow connection that is replaced by another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replacement {
-    /// Host to which the connection was.
-    pub host: String,
-    /// Description of the operation.
-    pub what: String,
-    /// Rate of the connection, bytes per second.
-    pub rate: u64,
-    /// Median rate of the connections to the host, bytes per second.
-    pub median: u64,
 }
 
 /// Selects a manifest of a repository.

@@ -4,7 +4,7 @@ use reqwest::header::LOCATION;
 use reqwest::{StatusCode, Url};
 
 use super::error::{Fault, clean_url};
-use super::transport::Reply;
+use super::reply::Reply;
 
 /// Maximum number of redirects followed for one request.
 pub(super) const MAX_HOPS: usize = 10;

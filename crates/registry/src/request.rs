@@ -11,8 +11,9 @@ use super::auth::{Issuer, Session};
 use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::{Endpoint, Tls};
 use super::redirect::{self, MAX_HOPS};
+use super::reply::Reply;
 use super::token::Audience;
-use super::transport::{Origin, Outgoing, Reply};
+use super::transport::{Origin, Outgoing};
 use super::{Inner, challenge, retry};
 
 /// Maximum number of 401 responses for one request: many credentials can match.

@@ -11,7 +11,8 @@ use super::address::{self, Zone};
 use super::basic::basic;
 use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::Tls;
-use super::transport::{Origin, Outgoing, Reply, Transport};
+use super::reply::Reply;
+use super::transport::{Origin, Outgoing, Transport};
 use super::{redirect, retry};
 use larder_model::credential::Credential;
 
