@@ -75,12 +75,13 @@ fn fuzz_targets_depend_on_small_crates() {
 }
 
 #[test]
-fn only_two_crates_have_unsafe_code() {
+fn only_three_crates_have_unsafe_code() {
     for entry in fs::read_dir(root().join("crates")).unwrap() {
         let path = entry.unwrap().path();
         let forbids =
             fs::read_to_string(path.join("src/lib.rs")).unwrap().contains("#![forbid(unsafe_code)]");
-        assert_eq!(forbids, !path.ends_with("sys") && !path.ends_with("isal"), "{}", path.display());
+        let may_have = ["sys", "isal", "sha256"].iter().any(|name| path.ends_with(name));
+        assert_eq!(forbids, !may_have, "{}", path.display());
     }
     for file in ["src/lib.rs", "src/main.rs"] {
         assert!(fs::read_to_string(root().join(file)).unwrap().contains("#![forbid(unsafe_code)]"), "{file}");
