@@ -298,12 +298,25 @@ impl<B: BufRead, R: Record> Reader<B, R> {
 
     /// Reads one block; `None` at the end of the stream.
     fn block(&mut self) -> Result<Option<Block>, Error> {
-        let mut bytes = Vec::with_capacity(BLOCK);
-        self.raw_into(&mut bytes, BLOCK as u64)?;
-        match Block::try_from(&bytes[..]) {
-            Ok(block) => Ok(Some(block)),
-            Err(_) if bytes.is_empty() => Ok(None),
-            Err(_) => Err(self.fault(Fault::Truncated("a header"))),
+        let mut block = [0; BLOCK];
+        let mut filled = 0;
+        while filled < BLOCK {
+            let position = &self.position;
+            let bytes = self
+                .input
+                .fill_buf()
+                .map_err(|source| Error::Input { position: position.clone(), source })?;
+            let length = bytes.len().min(BLOCK - filled);
+            block[filled..filled + length].copy_from_slice(&bytes[..length]);
+            if self.raw_some(length as u64)? == 0 {
+                break;
+            }
+            filled += length;
+        }
+        match filled {
+            BLOCK => Ok(Some(block)),
+            0 => Ok(None),
+            _ => Err(self.fault(Fault::Truncated("a header"))),
         }
     }
 
