@@ -89,7 +89,8 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             return Ok(None);
         }
         self.skip_rest()?;
-        self.position = Position { index: self.count, path: Vec::new() };
+        self.position.index = self.count;
+        self.position.path.clear();
         let mut extended = Extended::default();
         loop {
             let Some(block) = self.header_block(&extended)? else {
@@ -296,6 +297,18 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok(())
     }
 
+    /// Records `length` bytes as raw bytes; fewer only at the end of the stream.
+    fn raw_skip(&mut self, length: u64) -> Result<(), Error> {
+        let mut left = length;
+        while left > 0 {
+            match self.raw_some(left)? {
+                0 => break,
+                n => left -= n,
+            }
+        }
+        Ok(())
+    }
+
     /// Reads one block; `None` at the end of the stream.
     fn block(&mut self) -> Result<Option<Block>, Error> {
         let mut block = [0; BLOCK];
@@ -361,7 +374,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     fn member(&mut self, header: &Header<'_>, extended: Extended) -> Result<Member, Error> {
         let mut pax = extended.pax.unwrap_or_default();
         let path = extended.long_name.or_else(|| pax.path.take()).unwrap_or_else(|| header.path());
-        self.position.path = path;
+        self.position.path.extend_from_slice(&path);
         self.within("members", self.count + 1, self.limits.max_entries)?;
         let numbers = header.numbers().map_err(|fault| self.fault(fault))?;
         let flag = header.typeflag();
@@ -374,7 +387,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             .and_then(|mode| Ok((mode & 0o7777, number::id(uid, "uid")?, number::id(gid, "gid")?)))
             .map_err(|fault| self.fault(fault))?;
         let mut member = Member {
-            path: Vec::new(),
+            path,
             kind,
             // Masked to twelve bits above.
             mode: u32::try_from(mode).unwrap_or_default(),
@@ -394,7 +407,10 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
         self.within("bytes in a path", self.position.path.len() as u64, self.limits.max_path as u64)?;
         self.record.header().map_err(|source| Error::Record { position: self.position.clone(), source })?;
-        member.path.clone_from(&self.position.path);
+        // The map of a sparse file may come with another name.
+        if member.path != self.position.path {
+            member.path.clone_from(&self.position.path);
+        }
         self.count += 1;
         Ok(member)
     }
