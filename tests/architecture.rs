@@ -162,7 +162,7 @@ fn root() -> &'static Path {
 fn table(head: &str) -> Edges {
     let text = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
     let rows = text.lines().skip_while(|line| *line != head).skip(2).take_while(|line| line.starts_with('|'));
-    let names = Regex::new("`([a-z-]+)`").unwrap();
+    let names = Regex::new("`([a-z0-9-]+)`").unwrap();
     let edges: Edges = rows
         .map(|row| {
             let mut names = names.captures_iter(row).map(|found| found[1].to_owned());
