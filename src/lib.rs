@@ -36,7 +36,8 @@
 //! | [`larder_secrets`] | pull secrets and docker configs, with the rules of the kubelet's keyring |
 //! | [`larder_layer`] | blocking: decompression, hashes, tar members, and the writers of a layer's tree |
 //! | [`larder_containerd_api`] | containerd's API, generated from its protobuf files |
-//! | `larder_isal` | safe interface to ISA-L, Intel's gzip decoder |
+//! | `larder_isal` | safe interface to ISA-L, Intel's gzip decoder and encoder |
+//! | `larder_sha256` | SHA-256 of two streams at once on one core |
 //! | `larder_testing` | test only: builders of layers and images, a faulty registry |
 //! | `larder_fake_kubernetes` | test only: a faulty Kubernetes API server |
 //!

@@ -75,12 +75,13 @@ fn fuzz_targets_depend_on_small_crates() {
 }
 
 #[test]
-fn only_two_crates_have_unsafe_code() {
+fn only_three_crates_have_unsafe_code() {
     for entry in fs::read_dir(root().join("crates")).unwrap() {
         let path = entry.unwrap().path();
         let forbids =
             fs::read_to_string(path.join("src/lib.rs")).unwrap().contains("#![forbid(unsafe_code)]");
-        assert_eq!(forbids, !path.ends_with("sys") && !path.ends_with("isal"), "{}", path.display());
+        let may_have = ["sys", "isal", "sha256"].iter().any(|name| path.ends_with(name));
+        assert_eq!(forbids, !may_have, "{}", path.display());
     }
     for file in ["src/lib.rs", "src/main.rs"] {
         assert!(fs::read_to_string(root().join(file)).unwrap().contains("#![forbid(unsafe_code)]"), "{file}");
@@ -161,7 +162,7 @@ fn root() -> &'static Path {
 fn table(head: &str) -> Edges {
     let text = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
     let rows = text.lines().skip_while(|line| *line != head).skip(2).take_while(|line| line.starts_with('|'));
-    let names = Regex::new("`([a-z-]+)`").unwrap();
+    let names = Regex::new("`([a-z0-9-]+)`").unwrap();
     let edges: Edges = rows
         .map(|row| {
             let mut names = names.captures_iter(row).map(|found| found[1].to_owned());

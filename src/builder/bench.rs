@@ -224,8 +224,9 @@ impl Bench {
         }
 
         self.begin(Step::Stage(StageName::Hash))?;
-        let (hashed, cancel) = (image.hashed_bytes(), self.cancel.clone());
-        let (took, fraction) = blocking(move || decode::hash(hashed, &cancel)).await?;
+        let (hashed, together) = (image.hashed_bytes(), image.hashed_together_bytes());
+        let cancel = self.cancel.clone();
+        let (took, fraction) = blocking(move || decode::hash(hashed, together, &cancel)).await?;
         self.note(StageName::Hash, took, (Some(hashed), None), fraction);
 
         self.begin(Step::Together(self.kind))?;

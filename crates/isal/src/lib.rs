@@ -1,9 +1,13 @@
-//! A safe interface to ISA-L, Intel's deflate decoder in assembly. No crate offers its streaming form without
-//! losing bytes at the end of an input or of a member (benches/README.md).
+//! A safe interface to ISA-L, Intel's deflate decoder and encoder in assembly. No crate offers the streaming
+//! form of the decoder without losing bytes at the end of an input or of a member (benches/README.md).
 //!
-//! Only [`Isal::inflate`] exchanges data with C; everything around it is safe.
+//! Only [`Isal::inflate`] and [`GzipEncoder::deflate`] exchange data with C; everything around them is safe.
 
 #![cfg(target_arch = "x86_64")]
+
+mod deflate;
+
+pub use self::deflate::{Deflated, GzipEncoder, MIN_OUTPUT};
 
 use std::mem::MaybeUninit;
 use std::{fmt, ptr};

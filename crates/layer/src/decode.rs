@@ -2,16 +2,19 @@
 //! way.
 //!
 //! ```text
-//! ChunkSource ──► sha256/512 of the blob ──► gzip | zstd | nothing ──► sha256 of the tar ──► BufRead
+//! ChunkSource ──► gzip | zstd | nothing ──► BufRead
+//!      └──► sha256/512 of the blob └──► sha256 of the tar
 //! ```
-//! Magic bytes determine the compression, because media types are unverified claims. A buffer is hashed right
-//! after it is filled, while it is in the core's cache. If cores are idle, a large layer is decompressed on
-//! one core, ahead of the reader, and hashed on another. Buffers are shared with the hasher and the reader
-//! without copying.
+//! Magic bytes determine the compression, because media types are unverified claims. A buffer of tar is
+//! hashed right after it is filled, together with the bytes of the blob that it comes from: all are in the
+//! core's cache, and two hashes are computed in less time together than one after the other. If cores are
+//! idle, a large layer is decompressed on one core, ahead of the reader, and hashed on another. Buffers are
+//! shared with the hasher and the reader without copying.
 
 mod ahead;
 mod error;
 mod gzip;
+mod hashes;
 mod hashing;
 mod inflater;
 mod pool;

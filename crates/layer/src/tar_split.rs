@@ -11,6 +11,7 @@
 //! memory for only one piece.
 
 mod assemble;
+mod gzip;
 mod read;
 mod rewrite;
 mod write;

@@ -1,8 +1,9 @@
 //! The report of `larder bench`: time of each stage alone, time of the whole build, and the bottleneck.
 //!
 //! ```text
-//! each stage alone ──► limits: lower bounds for the time of any schedule of the same work ──► the largest is the roofline
-//! whole build ──────────────────────────────────────────────────────────────────────────────► time / roofline
+//! each stage alone ──► limits: lower bounds for the time of any schedule of the same work ──► the largest is
+//! the roofline whole build ──────────────────────────────────────────────────────────────────────────────►
+//! time / roofline
 //! ```
 
 mod advice;
@@ -166,6 +167,12 @@ impl MeasuredImage {
     pub fn hashed_bytes(&self) -> u64 {
         self.layers.iter().map(MeasuredLayer::hashed_bytes).sum()
     }
+
+    /// Returns the number of hashed bytes for which there is a byte of the other hash of the same layer, so
+    /// that both are hashed together.
+    pub fn hashed_together_bytes(&self) -> u64 {
+        self.layers.iter().map(MeasuredLayer::hashed_together_bytes).sum()
+    }
 }
 
 impl MeasuredLayer {
@@ -175,6 +182,13 @@ impl MeasuredLayer {
         match self.compression {
             Compression::None => self.tar_bytes,
             Compression::Gzip | Compression::Zstd => self.compressed_bytes + self.tar_bytes,
+        }
+    }
+
+    fn hashed_together_bytes(&self) -> u64 {
+        match self.compression {
+            Compression::None => 0,
+            Compression::Gzip | Compression::Zstd => 2 * self.compressed_bytes.min(self.tar_bytes),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! System calls of Larder. All `unsafe` code of the project is here and in `larder-isal`.
+//! System calls of Larder. All `unsafe` code of the project is here, in `larder-isal` and in
+//! `larder-sha256`.
 //!
 //! Functions take directory descriptors and single names. No path is resolved twice, and nothing outside a
 //! deliberately opened directory can be reached. Names are bytes, because Linux does not define an encoding

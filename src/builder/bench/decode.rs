@@ -15,8 +15,9 @@ use larder_layer::decode::{self, Decoded, Decoder, inflate_only};
 use larder_layer::limits::Ratio;
 use larder_model::bench_report::{Elapsed, MeasuredLayer};
 use larder_model::class::Class;
-use larder_model::digest::{Algorithm, Hasher};
+use larder_model::digest::Algorithm;
 use larder_model::event::Failure;
+use larder_sha256::{Sha256, update_both};
 
 /// Size of the hashed buffer, bytes. It equals the chunk size of a decoder and fits the cache of a core.
 const BUFFER: usize = 256 << 10;
@@ -130,19 +131,24 @@ fn fail(change: &ChangeSet, class: Class, message: String) -> Failure {
     Failure { layer, ..Failure::job(class, message) }
 }
 
-/// Computes the sha256 of `bytes` bytes, or of a fraction of them. Also returns that fraction.
-pub(super) fn hash(bytes: u64, cancel: &Cancel) -> Result<(Elapsed, f64), Failure> {
+/// Computes the sha256 of `bytes` bytes, or of a fraction of them. Also returns that fraction. As in a build,
+/// `together` of the bytes belong to two hashes that are computed together.
+pub(super) fn hash(bytes: u64, together: u64, cancel: &Cancel) -> Result<(Elapsed, f64), Failure> {
     let buffer = vec![0x5a; BUFFER];
     let some = bytes.min(MAX_HASHED);
-    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let (mut blob, mut tar) = (Sha256::new(), Sha256::new());
     let mut left = some;
     let watch = Stopwatch::start();
     while left > 0 {
         super::check_cancelled(cancel)?;
-        let length = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-        hasher.update(&buffer[..length]);
-        left -= length as u64;
+        let length = left.min(BUFFER as u64);
+        let half = u128::from(length) * u128::from(together) / u128::from(bytes) / 2;
+        let (of_blob, of_all) =
+            (usize::try_from(half).unwrap_or(0), usize::try_from(length).unwrap_or(BUFFER));
+        let (blob_bytes, tar_bytes) = buffer[..of_all].split_at(of_blob.min(of_all));
+        update_both(&mut blob, blob_bytes, &mut tar, tar_bytes);
+        left -= length;
     }
-    std::hint::black_box(hasher.finish());
+    std::hint::black_box((blob.finish(), tar.finish()));
     Ok((watch.took(Duration::ZERO), super::fraction(some, bytes)))
 }

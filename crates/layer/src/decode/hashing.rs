@@ -1,5 +1,5 @@
-//! The two hashes of a blob. They are computed on the caller's thread after a buffer is filled, or on another
-//! core while the next one is filled.
+//! The place of a blob's two hashes: the caller's thread, after a buffer is filled, or another core while the
+//! next one is filled.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -7,33 +7,14 @@ use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 
+use super::hashes::Hashes;
 use super::{Error, MIN_BYTES_FOR_THREAD};
 use crate::cores::Cores;
-use larder_model::digest::{Algorithm, Digest, Hasher};
+use larder_model::digest::{Algorithm, Digest};
 
 /// Maximum number of buffers and chunks queued for the hashing thread. Bounds memory and absorbs short-term
 /// differences in speed.
 const WAITING: usize = 8;
-
-#[derive(Clone)]
-struct Hashes {
-    blob: Hasher,
-    /// `None` if the blob is the tar and its digest is sha256 already.
-    tar: Option<Hasher>,
-}
-
-impl Hashes {
-    fn update(&mut self, piece: &Piece) {
-        match piece {
-            Piece::Blob(bytes) => self.blob.update(bytes),
-            Piece::Tar(bytes) => {
-                if let Some(tar) = &mut self.tar {
-                    tar.update(bytes);
-                }
-            }
-        }
-    }
-}
 
 enum Piece {
     Blob(Bytes),
@@ -58,8 +39,8 @@ enum Location {
 
 impl Hashing {
     pub(super) fn new(algorithm: Algorithm) -> Self {
-        let hashes = Hashes { blob: Hasher::new(algorithm), tar: Some(Hasher::new(Algorithm::Sha256)) };
-        Hashing { location: Location::CallerThread(Box::new(hashes)), cores: None, one: false, size: 0 }
+        let location = Location::CallerThread(Box::new(Hashes::new(algorithm)));
+        Hashing { location, cores: None, one: false, size: 0 }
     }
 
     /// Creates a `Hashing` that hashes nothing and has no digests.
@@ -75,11 +56,8 @@ impl Hashing {
     /// Notes that the blob is an uncompressed tar, so that one hash can serve for both if the algorithm is
     /// sha256.
     pub(super) fn set_plain(&mut self) {
-        if let Location::CallerThread(hashes) = &mut self.location
-            && matches!(hashes.blob, Hasher::Sha256(_))
-        {
-            hashes.tar = None;
-            self.one = true;
+        if let Location::CallerThread(hashes) = &mut self.location {
+            self.one = hashes.share();
         }
     }
 
@@ -113,7 +91,7 @@ impl Hashing {
             {
                 self.location = moved;
             } else {
-                hashes.update(&piece);
+                update(hashes, piece);
                 return Ok(());
             }
         }
@@ -126,7 +104,7 @@ impl Hashing {
 
     /// Returns the digests of the blob and of the tar.
     pub(super) fn finish(self) -> Result<(Digest, Digest), Error> {
-        let Hashes { blob, tar } = match self.location {
+        let hashes = match self.location {
             Location::Disabled => return Err(Error::Failed),
             Location::CallerThread(hashes) => *hashes,
             Location::OwnThread(sender, thread) => {
@@ -134,8 +112,7 @@ impl Hashing {
                 thread.join().map_err(|_| Error::Failed)?
             }
         };
-        let blob = blob.finish();
-        Ok((blob.clone(), tar.map_or(blob, Hasher::finish)))
+        Ok(hashes.finish())
     }
 }
 
@@ -149,7 +126,14 @@ fn moved(hashes: &Hashes) -> Option<Location> {
 
 fn hash(mut hashes: Hashes, pieces: &Receiver<Piece>) -> Hashes {
     while let Ok(piece) = pieces.recv() {
-        hashes.update(&piece);
+        update(&mut hashes, piece);
     }
     hashes
+}
+
+fn update(hashes: &mut Hashes, piece: Piece) {
+    match piece {
+        Piece::Blob(bytes) => hashes.blob(bytes),
+        Piece::Tar(bytes) => hashes.tar(&bytes),
+    }
 }

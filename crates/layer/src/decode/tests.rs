@@ -82,6 +82,9 @@ fn every_form_gives_the_same_tar() {
             assert_eq!(decoded.diff_id, Digest::sha256(&tar));
             assert_eq!(decoded.blob.algorithm(), Algorithm::Sha512);
             assert_eq!((decoded.blob_size, decoded.size), (blob.len() as u64, tar.len() as u64));
+            let both = Decoder::new(Chunks(blob.clone(), chunk), Algorithm::Sha256, Ratio::default());
+            let want = Decoded { blob: Digest::sha256(&blob), ..decoded };
+            assert_eq!(both.finish().unwrap(), want);
         }
     }
 }
@@ -128,6 +131,19 @@ fn damage_and_garbage_are_corrupt() {
         [zstd_frame(tar), b"trailing".to_vec()].concat(),
     ] {
         assert!(matches!(decode(&blob, 100), Err(Error::Corrupt { .. })));
+    }
+}
+
+#[test]
+fn the_digest_of_a_blob_covers_what_cannot_be_decoded() {
+    let tar = content();
+    let bad = [gzip(&tar), b"not a member".to_vec(), vec![3; 3 << 20]].concat();
+    for chunk in [1 << 20, 16 << 10, 4093] {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let mut decoder = Decoder::new(Chunks(bad.clone(), chunk), algorithm, Ratio::default());
+            assert!(io::copy(&mut decoder, &mut io::sink()).is_err());
+            assert_eq!(decoder.blob().unwrap(), (Hasher::digest_of(algorithm, &bad), bad.len() as u64));
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::parents::{Cache, LayerDir, Lookup};
+use self::parents::{Cache, Lookup};
 use super::fitting::{fitting, relinked};
 use crate::applied::{Applied, Directory, LowerLink};
 use crate::apply::{Failure, Sink, members};
@@ -116,10 +116,19 @@ pub fn apply<'a, B: BufRead, R: Record>(
 
 /// A name in a directory of the layer.
 struct Destination {
-    parent: LayerDir,
-    name: Vec<u8>,
+    parent: InodeId,
     /// Path of the member, with symbolic links resolved.
     at: Vec<u8>,
+}
+
+impl Destination {
+    fn name(&self) -> &[u8] {
+        path::split(&self.at).1
+    }
+
+    fn parts(&self) -> (InodeId, &[u8], &[u8]) {
+        (self.parent, self.name(), &self.at)
+    }
 }
 
 struct Layer<'a> {
@@ -149,9 +158,8 @@ impl Sink for Layer<'_> {
 
     fn destination(&mut self, clean: &[u8]) -> Result<Destination, Error> {
         let parent = self.parent(clean)?;
-        let (_, name) = path::split(clean);
-        let at = path::join(&parent.path, name);
-        Ok(Destination { parent, name: name.to_vec(), at })
+        let at = path::join(&parent.path, path::split(clean).1);
+        Ok(Destination { parent: parent.id, at })
     }
 
     fn file<B: BufRead, R: Record>(
@@ -165,7 +173,7 @@ impl Sink for Layer<'_> {
         self.without_content.remove(&destination.at);
         let metadata = fitting(&destination.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
-        let body = writer.file(destination.parent.id, &destination.name, &metadata);
+        let body = writer.file(destination.parent, destination.name(), &metadata);
         let body = fill(reader, body.map_err(|e| explain(&destination.at, e))?, &destination.at, written)?;
         reader.end_file(&destination.at).map_err(Failure::Tar)?;
         body.end().map_err(|e| explain(&destination.at, e))?;
@@ -184,19 +192,19 @@ impl Sink for Layer<'_> {
         self.without_content.insert(&destination.at);
         let metadata = fitting(&destination.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
-        let body = writer.sparse(destination.parent.id, &destination.name, &metadata, size, map);
+        let body = writer.sparse(destination.parent, destination.name(), &metadata, size, map);
         let body = fill(reader, body.map_err(|e| explain(&destination.at, e))?, &destination.at, written)?;
         body.end().map_err(|e| explain(&destination.at, e))?;
         Ok(())
     }
 
     fn directory(&mut self, destination: &Destination, metadata: Metadata) -> Result<(), Error> {
-        let Destination { parent, name, at } = destination;
+        let (parent, name, at) = destination.parts();
         self.count_memory(at, metadata.xattr_bytes())?;
-        let recreated = match self.writer.lookup(parent.id, name) {
+        let recreated = match self.writer.lookup(parent, name) {
             Some(id) if self.writer.file_type(id) == FileType::Directory => {
                 self.describe_plainly(at, id, &metadata)?;
-                self.directories.entry(at.clone()).or_default().metadata = Some(metadata);
+                self.directories.entry(at.to_vec()).or_default().metadata = Some(metadata);
                 return Ok(());
             }
             Some(id) => self.writer.is_whiteout(id),
@@ -204,9 +212,9 @@ impl Sink for Layer<'_> {
         };
         self.make_room(destination)?;
         let plain = Metadata { xattrs: Vec::new(), ..metadata };
-        self.writer.directory(parent.id, name, &plain).map_err(|e| explain(at, e))?;
+        self.writer.directory(parent, name, &plain).map_err(|e| explain(at, e))?;
         let metadata = Some(Metadata { xattrs: metadata.xattrs, ..plain });
-        self.directories.insert(at.clone(), Directory { metadata, opaque: false, recreated });
+        self.directories.insert(at.to_vec(), Directory { metadata, opaque: false, recreated });
         Ok(())
     }
 
@@ -216,10 +224,10 @@ impl Sink for Layer<'_> {
         target: &[u8],
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let Destination { parent, name, at } = destination;
+        let (parent, name, at) = destination.parts();
         self.make_room(destination)?;
         let metadata = fitting(at, FileType::Symlink, metadata, &mut self.lost)?;
-        self.writer.symlink(parent.id, name, &metadata, target).map_err(|e| explain(at, e))?;
+        self.writer.symlink(parent, name, &metadata, target).map_err(|e| explain(at, e))?;
         Ok(())
     }
 
@@ -230,7 +238,7 @@ impl Sink for Layer<'_> {
         (major, minor): (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let Destination { parent, name, at } = destination;
+        let (parent, name, at) = destination.parts();
         let special = match file_type {
             FileType::CharDevice => Special::CharDevice(major, minor),
             FileType::BlockDevice => Special::BlockDevice(major, minor),
@@ -238,7 +246,7 @@ impl Sink for Layer<'_> {
         };
         self.make_room(destination)?;
         let metadata = fitting(at, file_type, metadata, &mut self.lost)?;
-        self.writer.special(parent.id, name, &metadata, special).map_err(|e| explain(at, e))?;
+        self.writer.special(parent, name, &metadata, special).map_err(|e| explain(at, e))?;
         Ok(())
     }
 
@@ -249,7 +257,7 @@ impl Sink for Layer<'_> {
         metadata: Metadata,
     ) -> Result<(), Error> {
         let hostile = |fault| Error::hostile(&destination.at, fault);
-        let Destination { parent, name, at } = destination;
+        let (parent, name, at) = destination.parts();
         let (target_parent, target_name) = path::split(target);
         let source = match self.walk(target_parent, at, false)? {
             Lookup::Missing(resolved) => {
@@ -270,21 +278,21 @@ impl Sink for Layer<'_> {
             return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
         }
         // Removing the existing entry would also remove the target of the link.
-        if target_at.strip_prefix(at.as_slice()).is_some_and(|below| below.starts_with(b"/")) {
+        if target_at.strip_prefix(at).is_some_and(|below| below.starts_with(b"/")) {
             return Err(hostile(Fault::LinkMissing(escape(&target_at))));
         }
         // A link to its own name stays as it is; replacing it would lose the file.
-        if *at != target_at {
+        if at != target_at {
             self.make_room(destination)?;
-            self.writer.link(parent.id, name, id).map_err(|e| explain(at, e))?;
+            self.writer.link(parent, name, id).map_err(|e| explain(at, e))?;
             self.without_content.insert(at);
         }
         self.describe_again(at, id, &metadata)
     }
 
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
-        let parent = self.parent(clean)?;
-        self.directories.entry(parent.path).or_default().opaque = true;
+        let path = self.parent(clean)?.path.clone();
+        self.directories.entry(path).or_default().opaque = true;
         Ok(())
     }
 
@@ -292,8 +300,8 @@ impl Sink for Layer<'_> {
     /// the entries of the lower directory.
     fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
         let parent = self.parent(clean)?;
-        let at = path::join(&parent.path, hidden);
-        match self.writer.lookup(parent.id, hidden) {
+        let (at, parent) = (path::join(&parent.path, hidden), parent.id);
+        match self.writer.lookup(parent, hidden) {
             Some(id) if self.writer.file_type(id) == FileType::Directory => {
                 self.directories.entry(at).or_default().recreated = true;
             }
@@ -302,7 +310,7 @@ impl Sink for Layer<'_> {
             None => {
                 let whiteout = Metadata { mode: 0, ..Metadata::implied() };
                 self.writer
-                    .special(parent.id, hidden, &whiteout, Special::CharDevice(0, 0))
+                    .special(parent, hidden, &whiteout, Special::CharDevice(0, 0))
                     .map_err(|e| explain(&at, e))?;
             }
         }
@@ -338,11 +346,11 @@ impl<'a> Layer<'a> {
 
     /// Removes the existing entry at the path of a member.
     fn make_room(&mut self, destination: &Destination) -> Result<(), Error> {
-        let Destination { parent, name, at } = destination;
+        let (parent, name, at) = destination.parts();
         if !self.lower_links.is_empty() {
             self.lower_links.remove(at);
         }
-        let Some(id) = self.writer.lookup(parent.id, name) else { return Ok(()) };
+        let Some(id) = self.writer.lookup(parent, name) else { return Ok(()) };
         match self.writer.file_type(id) {
             FileType::Directory => {
                 self.cache.forget();
@@ -353,7 +361,7 @@ impl<'a> Layer<'a> {
             FileType::Symlink => self.cache.forget(),
             _ => self.discard(id, at)?,
         }
-        self.writer.remove(parent.id, name).map_err(|e| explain(at, e))
+        self.writer.remove(parent, name).map_err(|e| explain(at, e))
     }
 
     fn discard_below(&mut self, directory: InodeId, at: &[u8]) -> Result<(), Error> {
@@ -389,12 +397,12 @@ impl<'a> Layer<'a> {
         target: Vec<u8>,
         metadata: Metadata,
     ) -> Result<(), Error> {
-        let Destination { parent, name, at } = destination;
-        if self.writer.lookup(parent.id, name).is_some_and(|id| !self.writer.is_whiteout(id)) {
+        let (parent, name, at) = destination.parts();
+        if self.writer.lookup(parent, name).is_some_and(|id| !self.writer.is_whiteout(id)) {
             self.make_room(destination)?;
         }
         self.count_memory(at, target.len() + metadata.xattr_bytes())?;
-        self.lower_links.insert(at.clone(), LowerLink { target, metadata });
+        self.lower_links.insert(at.to_vec(), LowerLink { target, metadata });
         Ok(())
     }
 

@@ -169,11 +169,26 @@ pub(super) fn c_string(bytes: &[u8]) -> &[u8] {
 /// of signed ones (Sun).
 fn checksums(block: &Block) -> (i64, i64) {
     const FIELD: std::ops::Range<usize> = 148..156;
-    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
-    let high = block.iter().filter(|b| **b >= 0x80).count();
-    let field: u32 = block[FIELD].iter().map(|b| u32::from(*b)).sum();
-    let field_high = block[FIELD].iter().filter(|b| **b >= 0x80).count();
-    let unsigned = i64::from(sum) - i64::from(field) + 8 * i64::from(b' ');
-    let negative = i64::try_from(high - field_high).unwrap_or(0);
+    let mut block = *block;
+    block[FIELD].fill(b' ');
+    // The sum of 256 bytes fits in 16 bits, of which a vector has twice as many as of 32.
+    let (halves, _) = block.as_chunks::<256>();
+    let sum = |of: fn(u8) -> u16| -> i64 {
+        halves.iter().map(|half| i64::from(half.iter().map(|b| of(*b)).sum::<u16>())).sum()
+    };
+    let (unsigned, negative) = (sum(u16::from), sum(|b| u16::from(b >> 7)));
     (unsigned, unsigned - 256 * negative)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_all_bytes() {
+        assert_eq!(checksums(&[0; BLOCK]), (8 * 32, 8 * 32));
+        assert_eq!(checksums(&[1; BLOCK]), (504 + 8 * 32, 504 + 8 * 32));
+        assert_eq!(checksums(&[0xff; BLOCK]), (504 * 255 + 8 * 32, 8 * 32 - 504));
+        assert_eq!(checksums(&[0x80; BLOCK]), (504 * 128 + 8 * 32, 8 * 32 - 504 * 128));
+    }
 }

@@ -89,7 +89,8 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             return Ok(None);
         }
         self.skip_rest()?;
-        self.position = Position { index: self.count, path: Vec::new() };
+        self.position.index = self.count;
+        self.position.path.clear();
         let mut extended = Extended::default();
         loop {
             let Some(block) = self.header_block(&extended)? else {
@@ -296,14 +297,39 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         Ok(())
     }
 
+    /// Records `length` bytes as raw bytes; fewer only at the end of the stream.
+    fn raw_skip(&mut self, length: u64) -> Result<(), Error> {
+        let mut left = length;
+        while left > 0 {
+            match self.raw_some(left)? {
+                0 => break,
+                n => left -= n,
+            }
+        }
+        Ok(())
+    }
+
     /// Reads one block; `None` at the end of the stream.
     fn block(&mut self) -> Result<Option<Block>, Error> {
-        let mut bytes = Vec::with_capacity(BLOCK);
-        self.raw_into(&mut bytes, BLOCK as u64)?;
-        match Block::try_from(&bytes[..]) {
-            Ok(block) => Ok(Some(block)),
-            Err(_) if bytes.is_empty() => Ok(None),
-            Err(_) => Err(self.fault(Fault::Truncated("a header"))),
+        let mut block = [0; BLOCK];
+        let mut filled = 0;
+        while filled < BLOCK {
+            let position = &self.position;
+            let bytes = self
+                .input
+                .fill_buf()
+                .map_err(|source| Error::Input { position: position.clone(), source })?;
+            let length = bytes.len().min(BLOCK - filled);
+            block[filled..filled + length].copy_from_slice(&bytes[..length]);
+            if self.raw_some(length as u64)? == 0 {
+                break;
+            }
+            filled += length;
+        }
+        match filled {
+            BLOCK => Ok(Some(block)),
+            0 => Ok(None),
+            _ => Err(self.fault(Fault::Truncated("a header"))),
         }
     }
 
@@ -348,7 +374,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     fn member(&mut self, header: &Header<'_>, extended: Extended) -> Result<Member, Error> {
         let mut pax = extended.pax.unwrap_or_default();
         let path = extended.long_name.or_else(|| pax.path.take()).unwrap_or_else(|| header.path());
-        self.position.path = path;
+        self.position.path.extend_from_slice(&path);
         self.within("members", self.count + 1, self.limits.max_entries)?;
         let numbers = header.numbers().map_err(|fault| self.fault(fault))?;
         let flag = header.typeflag();
@@ -361,7 +387,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             .and_then(|mode| Ok((mode & 0o7777, number::id(uid, "uid")?, number::id(gid, "gid")?)))
             .map_err(|fault| self.fault(fault))?;
         let mut member = Member {
-            path: Vec::new(),
+            path,
             kind,
             // Masked to twelve bits above.
             mode: u32::try_from(mode).unwrap_or_default(),
@@ -381,7 +407,10 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
         self.within("bytes in a path", self.position.path.len() as u64, self.limits.max_path as u64)?;
         self.record.header().map_err(|source| Error::Record { position: self.position.clone(), source })?;
-        member.path.clone_from(&self.position.path);
+        // The map of a sparse file may come with another name.
+        if member.path != self.position.path {
+            member.path.clone_from(&self.position.path);
+        }
         self.count += 1;
         Ok(member)
     }

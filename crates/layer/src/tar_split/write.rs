@@ -2,9 +2,8 @@ use std::io::{self, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 
+use super::gzip::GzipWriter;
 use super::{MAX_SEGMENT, crc};
 use crate::tar;
 
@@ -14,7 +13,7 @@ const BATCH: usize = 32 << 10;
 
 /// Writes a tar-split into `W` while the tar is read.
 pub struct TarSplit<W: Write> {
-    out: GzEncoder<W>,
+    out: GzipWriter<W>,
     segment: Vec<u8>,
     /// Complete lines that are not compressed yet.
     lines: Vec<u8>,
@@ -32,7 +31,7 @@ impl<W: Write> TarSplit<W> {
     /// Creates an empty tar-split. Writes to `out` come in pieces of about 32 KiB.
     pub fn new(out: W) -> Self {
         TarSplit {
-            out: GzEncoder::new(out, Compression::fast()),
+            out: GzipWriter::new(out),
             segment: Vec::with_capacity(MAX_SEGMENT),
             lines: Vec::with_capacity(2 * BATCH),
             position: 0,
@@ -128,25 +127,81 @@ impl<W: Write> tar::Record for TarSplit<W> {
 
 /// Appends a JSON string (RFC 8259, section 7).
 fn write_string(line: &mut Vec<u8>, text: &str) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     line.push(b'"');
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => line.extend_from_slice(&[b'\\', byte]),
-            0..=0x1f => {
-                let (high, low) = (DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]);
-                line.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
-            }
-            _ => line.push(byte),
-        }
+    // Without a branch per byte, because nearly no name needs an escape.
+    if text.bytes().fold(false, |needed, byte| needed | is_escaped(byte)) {
+        text.bytes().for_each(|byte| write_escaped(line, byte));
+    } else {
+        line.extend_from_slice(text.as_bytes());
     }
     line.push(b'"');
 }
 
+fn is_escaped(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+fn write_escaped(line: &mut Vec<u8>, byte: u8) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    match byte {
+        b'"' | b'\\' => line.extend_from_slice(&[b'\\', byte]),
+        _ if is_escaped(byte) => {
+            let (high, low) = (DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]);
+            line.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+        }
+        _ => line.push(byte),
+    }
+}
+
+/// Appends `bytes` in base64. Most of a header and of padding is zeros, which are not encoded byte by byte.
 fn write_base64(line: &mut Vec<u8>, bytes: &[u8]) {
+    /// Size of a group of bytes whose base64 has no padding.
+    const GROUP: usize = 24;
+    /// Length of the base64 of a group.
+    const ENCODED: usize = GROUP / 3 * 4;
     let start = line.len();
-    line.resize(start + bytes.len().div_ceil(3) * 4, 0);
-    // The slice has exactly the length that padded base64 needs.
-    let written = BASE64.encode_slice(bytes, &mut line[start..]).unwrap_or(0);
-    line.truncate(start + written);
+    // `A` stands for six bits that are zero (RFC 4648, section 4).
+    line.resize(start + bytes.len().div_ceil(3) * 4, b'A');
+    let out = &mut line[start..];
+    let (groups, tail) = bytes.as_chunks::<GROUP>();
+    let mut at = 0;
+    while let Some(skipped) = groups[at..].iter().position(|group| *group != [0; GROUP]) {
+        at += skipped;
+        let run = groups[at..].iter().take_while(|group| **group != [0; GROUP]).count();
+        encode(groups[at..at + run].as_flattened(), &mut out[at * ENCODED..(at + run) * ENCODED]);
+        at += run;
+    }
+    encode(tail, &mut out[groups.len() * ENCODED..]);
+}
+
+/// Encodes `bytes` into `out`, which has exactly the length of their padded base64.
+fn encode(bytes: &[u8], out: &mut [u8]) {
+    let written = BASE64.encode_slice(bytes, out);
+    debug_assert!(written.is_ok());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn base64_of_any_zeros(runs in prop::collection::vec((any::<bool>(), 0usize..100), 0..12), line in any::<Vec<u8>>()) {
+            let bytes: Vec<u8> = runs.iter().flat_map(|&(zeros, length)| {
+                (0..length).map(move |i| if zeros { 0 } else { i.to_le_bytes()[0] | 1 })
+            }).collect();
+            let mut written = line.clone();
+            write_base64(&mut written, &bytes);
+            prop_assert_eq!(written, [line, BASE64.encode(&bytes).into_bytes()].concat());
+        }
+
+        #[test]
+        fn strings_are_json(text in any::<String>()) {
+            let mut line = Vec::new();
+            write_string(&mut line, &text);
+            prop_assert_eq!(serde_json::from_slice::<String>(&line).unwrap(), text);
+        }
+    }
 }

@@ -92,6 +92,7 @@ fn only_what_counts_is_a_limit() {
     assert_eq!(seconds(&build, LimitName::LayerHash), Some(0.9));
     assert_eq!(seconds(&build, LimitName::LayerCreate), Some(0.25));
     assert_eq!(build.image.hashed_bytes(), 1000);
+    assert_eq!(build.image.hashed_together_bytes(), 800);
     assert!(build.limits.is_sorted_by(|a, b| a.seconds >= b.seconds));
 
     let apply = report(Kind::Apply, image(layers.clone()), SETTINGS, took);

@@ -13,7 +13,7 @@ use crate::resolve::{self, Directory as Resolved, Entry, ResolveError, resolve_d
 use larder_sys::FileType;
 
 /// A directory and its path with symbolic links resolved.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct LayerDir {
     pub(super) path: Vec<u8>,
     pub(super) id: InodeId,
@@ -29,33 +29,41 @@ pub(super) enum Lookup {
 }
 
 /// The parent of the last member. The next member is usually in the same directory.
-#[derive(Debug, Default)]
-pub(super) struct Cache(Option<(Vec<u8>, LayerDir)>);
+#[derive(Debug)]
+pub(super) struct Cache {
+    /// Path of the parent as in the member's.
+    path: Vec<u8>,
+    dir: LayerDir,
+}
+
+/// The root, which is at its path in every layer.
+impl Default for Cache {
+    fn default() -> Self {
+        Cache { path: Vec::new(), dir: LayerDir { path: Vec::new(), id: InodeId::ROOT } }
+    }
+}
 
 impl Cache {
     /// Clears the cache after a directory or a symbolic link was removed, because paths may now lead
     /// elsewhere.
     pub(super) fn forget(&mut self) {
-        self.0 = None;
+        *self = Cache::default();
     }
 }
 
 impl Layer<'_> {
     /// Returns the parent of a member, and creates it if the tar only implies it.
-    pub(super) fn parent(&mut self, member: &[u8]) -> Result<LayerDir, Error> {
+    pub(super) fn parent(&mut self, member: &[u8]) -> Result<&LayerDir, Error> {
         let (parent, _) = path::split(member);
-        if let Some((path, dir)) = &self.cache.0
-            && path == parent
-        {
-            return Ok(dir.clone());
-        }
-        match self.walk(parent, member, true)? {
-            Lookup::Found(dir) => {
-                self.cache.0 = Some((parent.to_vec(), dir.clone()));
-                Ok(dir)
+        if self.cache.path != parent {
+            match self.walk(parent, member, true)? {
+                Lookup::Found(dir) => self.cache = Cache { path: parent.to_vec(), dir },
+                Lookup::Missing(at) => {
+                    return Err(Error::hostile(member, Fault::ParentKind(escape(&at))));
+                }
             }
-            Lookup::Missing(at) => Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
         }
+        Ok(&self.cache.dir)
     }
 
     /// Returns the directory at a path that exists and contains no symbolic link.

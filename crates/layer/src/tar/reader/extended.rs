@@ -38,7 +38,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         if body.len() as u64 != size {
             return Err(self.fault(Fault::Truncated("an extended header")));
         }
-        self.raw_into(&mut Vec::new(), padding_of(size))?;
+        self.raw_skip(padding_of(size))?;
         if flag == Typeflag(b'g') {
             // A global header between an extended header and its member is rejected, because readers
             // interpret it differently.
@@ -49,11 +49,9 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             return Ok(());
         }
         extended.last = Some(flag);
-        let name = c_string(&body);
-        let name = (!name.is_empty()).then(|| name.to_vec());
         match flag.0 {
-            b'L' => extended.long_name = name,
-            b'K' => extended.long_link = name,
+            b'L' => extended.long_name = name(body),
+            b'K' => extended.long_link = name(body),
             _ => {
                 let pax = Pax::parse(&body, self.limits.max_sparse_regions);
                 extended.pax = Some(pax.map_err(|fault| self.fault(fault))?);
@@ -61,4 +59,10 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
         Ok(())
     }
+}
+
+/// Returns the name that the body of an extended header contains; `None` if it is empty.
+fn name(mut body: Vec<u8>) -> Option<Vec<u8>> {
+    body.truncate(c_string(&body).len());
+    (!body.is_empty()).then_some(body)
 }
