@@ -123,8 +123,9 @@ impl Fetch {
 
     /// Connects if necessary, and reads from the connection.
     async fn step(&mut self, at: u64, end: u64) -> Result<Reading, Fault> {
-        // The range was extended beyond the end of the response.
-        if self.response.as_ref().is_some_and(|response| response.at == response.until) {
+        // The response ends before the range: the range was extended, or the server sends less.
+        let is_over = self.response.as_ref().is_some_and(|response| response.at == response.until);
+        if is_over && self.connections < MAX_CONNECTIONS {
             self.response = None;
         }
         if self.response.is_none() {
@@ -330,12 +331,16 @@ impl Fetch {
 
     /// Returns the error of the source that comes last by configuration. The others are its mirrors.
     fn error(&self, fault: Fault) -> Error {
-        let current = (self.order[self.position], FailedMirror { host: self.source().host(), fault });
-        let mut tried = self.tried.clone();
-        tried.push(current);
-        tried.sort_by_key(|(at, _)| *at);
-        let (_, FailedMirror { host, fault }) = tried.pop().expect("the current source is in the list");
-        let tried = tried.into_iter().map(|(_, mirror)| mirror).collect();
+        let mut decisive = (self.order[self.position], FailedMirror { host: self.source().host(), fault });
+        let mut others = self.tried.clone();
+        for other in &mut others {
+            if other.0 > decisive.0 {
+                std::mem::swap(other, &mut decisive);
+            }
+        }
+        others.sort_by_key(|(at, _)| *at);
+        let tried = others.into_iter().map(|(_, mirror)| mirror).collect();
+        let (_, FailedMirror { host, fault }) = decisive;
         Error::Request { what: self.blob.what.clone(), host, fault, tried }
     }
 }

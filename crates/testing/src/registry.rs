@@ -74,6 +74,11 @@ pub enum Fault {
     IgnoreRange,
     /// Does the same for this blob only.
     IgnoreRangeOf(Digest),
+    /// Answers a Range request with at most this many bytes of the range, and a correct Content-Range.
+    ShortRanges {
+        /// Maximum number of bytes.
+        bytes: u64,
+    },
     /// Sends blobs at `slow` bytes per second on every connection whose number is a multiple of `every`, and
     /// at `rate` on the others. Connections are numbered from 0 when their first blob is requested.
     SlowConnections {

@@ -66,12 +66,14 @@ async fn more_connections_are_used_while_they_help() {
 }
 
 #[tokio::test]
-async fn a_registry_that_slows_down_busy_clients_gets_few_connections() {
+async fn a_registry_that_slows_down_busy_clients_gets_few_requests() {
     let server = fake::Registry::start().await;
     server.fault(fake::Fault::Congested { rate: 20_000_000 });
     fetch(&server, options(32 * MIB), &noise(LENGTH)).await;
-    let connections = server.connections();
-    assert!(connections <= 4, "{connections}: more than a trial with a second one");
+    // With 8 connections, there would be 24 parts of a MiB. A trial with more connections ends, but a busy
+    // machine can make its result look good.
+    let requests = server.requests("blobs");
+    assert!(requests < 20, "{requests}");
 }
 
 #[tokio::test]
@@ -143,4 +145,16 @@ async fn the_bytes_are_right_however_parts_fail() {
             assert!(recorder.1.lock().unwrap().is_empty(), "{name}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_server_that_answers_with_less_than_the_range_ends() {
+    let server = fake::Registry::start().await;
+    let bytes = noise(LENGTH / 8);
+    // After the first cut, each response has a quarter of a MiB.
+    let cut = fake::Fault::DropAt { digest: Digest::sha256(&bytes), offsets: vec![MIB] };
+    server.fault(cut);
+    server.fault(fake::Fault::ShortRanges { bytes: MIB / 4 });
+    fetch(&server, options(32 * MIB), &bytes).await;
+    assert!(server.requests("blobs") <= 12, "{}", server.requests("blobs"));
 }

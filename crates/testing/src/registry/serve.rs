@@ -240,6 +240,10 @@ impl State {
         let mut is_whole = false;
         for fault in &mut self.faults {
             match fault {
+                Fault::ShortRanges { bytes } if content_range.is_some() => {
+                    end = end.min(first + *bytes);
+                    content_range = Some(format!("bytes {first}-{}/{}", end - 1, blob.size));
+                }
                 Fault::IgnoreRange => is_whole = true,
                 Fault::IgnoreRangeOf(of) if *of == digest => is_whole = true,
                 Fault::WrongContentRange { value, times } if *times > 0 && content_range.is_some() => {
