@@ -24,7 +24,7 @@ const B: Tenant = Tenant("team-b");
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Patterns of what differs between two runs, and replacements of the same width: tables stay aligned.
-const FILTERS: [(&str, &str); 10] = [
+const FILTERS: [(&str, &str); 11] = [
     (r"127\.0\.0\.1:\d{5}", "127.0.0.1:50000"),
     (r"/tmp/\.tmp\w{6}", "/tmp/.tmpXXXXXX"),
     (r"[0-9a-f]{64}", "0000000000000000000000000000000000000000000000000000000000000000"),
@@ -35,6 +35,8 @@ const FILTERS: [(&str, &str); 10] = [
     // Lines of progress, at least one.
     (r"(?m)(^0/1 layers, .*\n)+", "0/1 layers, 300 KiB of 618.04 KiB, 200 KiB/s, 2 s left\n"),
     (r"(?m)in \d+ s$", "in 2 s"),
+    // Seconds of a layer in tables.
+    (r"\d\.\d      committed", "0.0      committed"),
     // Ages in tables.
     (r"\b(\d\ds|\ds ) ", "1s  "),
 ];

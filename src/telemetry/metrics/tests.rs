@@ -28,6 +28,7 @@ fn all() -> String {
     metrics.node_caches(|_| 0);
     metrics.registry_requests("r.example.com", 200, 1);
     metrics.registry_retry("r.example.com");
+    metrics.registry_replacement("r.example.com");
     metrics.api("GET", "/healthz", 200, Duration::ZERO);
     metrics.encode(Exposition::OpenMetrics)
 }
