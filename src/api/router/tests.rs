@@ -456,5 +456,8 @@ async fn every_route_is_described() {
     assert_eq!(create["security"].as_array().unwrap().len(), 3);
     let request = &document["components"]["schemas"]["CreateRequest"];
     assert_eq!(request["required"], json!(["name", "images", "building_config"]));
+    // A cache without a build has no timeline.
+    let timeline = &document["components"]["schemas"]["BuildTimeline"]["properties"]["timeline"];
+    assert_eq!(timeline["type"], json!(["object", "null"]));
     host.service.stop().await;
 }

@@ -95,7 +95,7 @@ pub struct Planned {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct BuildTimeline {
     /// Null if no build has started since the daemon knows the cache.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub timeline: Option<Box<Timeline>>,
     /// Steps that determined the duration, in order of time.
     #[schema(value_type = Vec<Object>)]
