@@ -87,7 +87,10 @@ fn an_interrupted_build_resumes() {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::new(dir.path(), 256 * MIB);
         let mut command = onto(&served, &device, 256 * MIB);
-        let mut filling = Filling::start(command.args(["--limit-rate", "150KiB/s", "--concurrency", "1"]), served.beside("events"));
+        let mut filling = Filling::start(
+            command.args(["--limit-rate", "150KiB/s", "--concurrency", "1"]),
+            served.beside("events"),
+        );
         assert!(filling.told("layer_committed", 2));
         filling.supervisor.kill();
         device.wait_until_free();
