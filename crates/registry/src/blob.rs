@@ -21,6 +21,9 @@ const MIB: u64 = 1 << 20;
 const FIRST_PART: u64 = 4 * MIB;
 /// Maximum size of a part, in bytes.
 const MAX_PART: u64 = 8 * MIB;
+/// Size of a part that needs no memory, in bytes. While other blobs use the whole budget, a blob consists of
+/// these, so the pause between two requests must be short in comparison.
+const DIRECT_PART: u64 = 2 * MAX_PART;
 /// Number of chunks of the first part that wait for the consumer.
 const CHUNKS: usize = 4;
 
@@ -195,7 +198,7 @@ impl BlobStream {
     /// Removes the first part, which failed. If its source does not honour ranges, the rest of the blob is
     /// fetched as one stream. All other errors are returned.
     fn fail_front(&mut self, error: Error) -> Result<(), Error> {
-        let front = self.parts.pop_front().filter(|part| matches!(part.chunks, Chunks::All { .. }));
+        let front = self.parts.pop_front().filter(|part| !part.is_direct());
         match (front, &error) {
             (Some(front), Error::Request { fault: Fault::Range(_), .. }) => {
                 self.parts.clear();
@@ -259,9 +262,8 @@ impl BlobStream {
     /// Starts a part that the consumer reads as it arrives, so a blob makes progress even if other blobs use
     /// the whole budget.
     fn start_alone(&mut self, blob: &Arc<Blob>) {
-        let ranges = &blob.inner.options.ranges;
         let is_split = self.width.get() > 1 && !blob.lacks_ranges();
-        let end = if is_split { blob.size.min(self.planned + ranges.part_size(None, 1)) } else { blob.size };
+        let end = if is_split { blob.size.min(self.planned + DIRECT_PART) } else { blob.size };
         let extent = Extent::new(self.planned, end);
         let mut fetch = Fetch::new(Arc::clone(blob), Arc::clone(&extent), self.started);
         let (sender, chunks) = channel(CHUNKS);
